@@ -1,0 +1,1 @@
+"""Hydra configuration, shipped in the wheel as the package ``d2v.conf``."""

@@ -1,0 +1,24 @@
+"""d2v: pretrain data2vec encoders. ``import d2v`` is cheap: a name is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from d2v.version import __version__
+
+_LAZY = {
+    "Batch": "d2v.types",
+    "Data2Vec2": "d2v.models.data2vec2",
+    "Encoder": "d2v.nn.encoder",
+    "TokenMask": "d2v.types",
+    "load_encoder": "d2v.interop.native",
+}
+
+__all__ = ["Batch", "Data2Vec2", "Encoder", "TokenMask", "__version__", "load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'd2v' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

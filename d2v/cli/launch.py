@@ -1,0 +1,106 @@
+"""Runs a command under Hydra and turns what users can mend into one clear message instead of a stack trace."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from d2v.cli.run_dir import run_dir
+
+TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
+
+OmegaConf.register_new_resolver("d2v.run_dir", run_dir, use_cache=True, replace=True)
+
+
+class UserError(Exception):
+    """Something the user can mend; the message says what and how."""
+
+
+@contextmanager
+def configuring() -> Iterator[None]:
+    """While a command is being set up, wrong values are the user's to mend; later, errors keep their stack trace."""
+    try:
+        yield
+    except MissingMandatoryValue as error:
+        raise UserError(f"a value is missing: give {error.full_key}=VALUE") from error
+    except InstantiationException as error:
+        cause = error.__cause__
+        expected = (ValueError, OSError, ImportError, KeyError)
+        message = str(cause) if isinstance(cause, expected) else str(error)
+        raise UserError(message) from error
+    except (ValueError, OSError, ImportError, OmegaConfBaseException) as error:
+        raise UserError(str(error)) from error
+
+
+def run(command: str) -> int:
+    """Run ``d2v COMMAND`` with ``sys.argv``.
+
+    Returns:
+        The exit status.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
+    logging.captureWarnings(True)
+    module = importlib.import_module(f"d2v.cli.{command}")
+    from d2v.data.bad_samples import TooManyBadSamples
+    from d2v.lit.callbacks.health import Collapse
+
+    try:
+        getattr(module, command)()
+    except (UserError, Collapse, TooManyBadSamples) as error:
+        return _report(str(error), error)
+    except HydraException as error:
+        return _report(_explain(error, sys.argv[1:]), error)
+    return 0
+
+
+def _report(message: str, error: BaseException) -> int:
+    if os.environ.get(TRACEBACK) == "1":
+        raise error
+    print(f"d2v: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _explain(error: Exception, arguments: list[str]) -> str:
+    """Hydra's message, and for an unknown key the nearest known one."""
+    message = str(error)
+    if error.__cause__ is not None:
+        message += f"\n{str(error.__cause__).splitlines()[0]}"
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    if unknown:
+        known = _known_keys(arguments)
+        close = difflib.get_close_matches(unknown[1], known, n=3, cutoff=0.6)
+        message = f"unknown key {unknown[1]!r}."
+        message += f" Did you mean {' or '.join(close)}?" if close else " --cfg job lists the known ones."
+    return message
+
+
+def _known_keys(arguments: list[str]) -> list[str]:
+    """Every key of the command's configuration with its groups chosen as the user did."""
+    from hydra import compose, initialize_config_module
+
+    command = sys.argv[0].removeprefix("d2v-")
+    choices = [a for a in arguments if re.fullmatch(r"[a-z]+=[\w/]+", a)]
+    with initialize_config_module("d2v.conf", version_base="1.3"):
+        try:
+            config = compose(command, overrides=choices)
+        except HydraException:
+            config = compose(command)
+    return list(_leaves(OmegaConf.to_container(config), ""))
+
+
+def _leaves(node: object, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            name = f"{prefix}.{key}" if prefix else str(key)
+            yield name
+            yield from _leaves(value, name)

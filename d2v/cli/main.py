@@ -1,0 +1,123 @@
+"""The ``d2v`` command. Help is answered without importing anything heavy."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from d2v.version import __version__
+
+COMMANDS = {
+    "pretrain": "train an encoder by data2vec 2.0",
+    "evaluate": "probe a frozen encoder: kNN and linear, beside raw pixels and the untrained encoder",
+    "extract": "write features to .safetensors or .npz",
+    "export": "write an encoder as a folder that d2v.load_encoder reads",
+    "info": "show versions, hardware and what a checkpoint holds",
+}
+
+EXAMPLES = {
+    "pretrain": [
+        ("d2v pretrain", "the tiny recipe on the images that ship with d2v"),
+        ("d2v pretrain experiment=image_base data=image_folder data.root=DIR", "ViT-B on your own images"),
+        ("d2v pretrain trainer.max_steps=500 optim.lr=2e-3 seed=1", "override anything"),
+        ("d2v pretrain -m seed=0,1,2", "several runs"),
+        ("d2v pretrain resume=auto", "continue the newest run of this very command"),
+        ("d2v pretrain init_from=PATH", "start a new run from a checkpoint's weights"),
+        ("d2v pretrain callbacks=probe logger=wandb", "online kNN probe, metrics in wandb"),
+        ("d2v pretrain --cfg job", "print the configuration and stop"),
+    ],
+    "evaluate": [
+        ("d2v evaluate checkpoint=RUN", "linear and kNN probes on the run's own data"),
+        ("d2v evaluate checkpoint=RUN probe=knn probe.layers=average", "kNN on the average of all layers"),
+        ("d2v evaluate checkpoint=RUN data=image_folder data.root=DIR", "on other data (DIR/train, DIR/val)"),
+    ],
+    "extract": [
+        ("d2v extract checkpoint=RUN output=features.safetensors", "mean patch token of the last layer"),
+        ("d2v extract checkpoint=RUN output=features.npz layers=all pool=cls split=val", "CLS token of every layer"),
+    ],
+    "export": [
+        ("d2v export checkpoint=RUN output=DIR", "the student, for d2v.load_encoder(DIR)"),
+        ("d2v export checkpoint=RUN output=DIR network=teacher", "its moving average"),
+    ],
+    "info": [("d2v info", "versions and hardware"), ("d2v info checkpoint=RUN", "what a checkpoint holds")],
+}
+
+GROUPS = {
+    "pretrain": ["model", "mask", "data", "optim", "schedule", "ema", "trainer", "callbacks", "logger", "debug"],
+    "evaluate": ["probe", "data"],
+    "extract": ["data"],
+    "export": [],
+    "info": [],
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(general_help())
+        return
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"d2v {__version__}")
+        return
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        sys.exit(f"d2v: unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}.")
+    if any(argument in ("-h", "--help") for argument in rest):
+        print(command_help(command))
+        return
+    # A waiting OpenMP thread that spins takes the core from whoever works: costly wherever cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.argv = [f"d2v-{command}", *rest]
+    launch = importlib.import_module("d2v.cli.launch")
+    sys.exit(launch.run(command))
+
+
+def general_help() -> str:
+    """What ``d2v --help`` prints."""
+    lines = [f"d2v {__version__}: pretrain data2vec encoders", "", "usage: d2v COMMAND [key=value ...]", ""]
+    lines += [f"  {name:10} {text}" for name, text in COMMANDS.items()]
+    lines += ["", "d2v COMMAND --help lists its configuration and examples; d2v --version prints the version."]
+    return "\n".join(lines)
+
+
+def command_help(command: str) -> str:
+    """What ``d2v COMMAND --help`` prints: examples, experiments, groups and their options."""
+    lines = [f"d2v {command}: {COMMANDS[command]}", "", f"usage: d2v {command} [key=value ...]", "", "examples:"]
+    lines += [f"  {example}\n      {text}" for example, text in EXAMPLES[command]]
+    if command == "pretrain":
+        lines += ["", "experiments (experiment=NAME):"]
+        lines += [f"  {name:14} {_about(_conf() / 'experiment' / f'{name}.yaml')}" for name in options("experiment")]
+    if GROUPS[command]:
+        lines += ["", "configuration groups (GROUP=OPTION):"]
+        lines += [f"  {group:14} {', '.join(options(group))}" for group in GROUPS[command]]
+    lines += [
+        "",
+        f"d2v {command} --cfg job prints every key with its value; --hydra-help shows Hydra's own options (multirun, "
+        "launchers, completion).",
+    ]
+    return "\n".join(lines)
+
+
+def options(group: str) -> list[str]:
+    """The options of a configuration group."""
+    folder = _conf() / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def _conf() -> Path:
+    spec = importlib.util.find_spec("d2v.conf")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def _about(path: Path) -> str:
+    """An experiment's own words: its second line."""
+    return path.read_text().splitlines()[1].removeprefix("#").strip()

@@ -1,0 +1,82 @@
+"""``d2v pretrain``: compose, instantiate, fit."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from d2v.cli.launch import configuring
+from d2v.interop.native import init_from
+from d2v.lit import setup
+from d2v.lit.callbacks.checkpoint import CheckpointEvery, newest_intact_checkpoint
+from d2v.lit.data import PretrainDataModule
+from d2v.lit.pretrain import PretrainModule
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="pretrain")
+def pretrain(cfg: DictConfig) -> None:
+    """Train an encoder; whatever a user can have got wrong is checked before the first step."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    with configuring():
+        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        setup.quiet_libraries()
+        L.seed_everything(cfg.seed, verbose=False)
+        checkpoint = find_checkpoint(cfg.resume, run_dir)
+        data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
+        if cfg.init_from and checkpoint is None:
+            init_from(model, cfg.init_from)
+        trainer = setup.make_trainer(cfg.trainer)
+        split = setup.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
+        trainer.accumulate_grad_batches = split.accumulate
+        num_workers = setup.choose_workers(cfg.num_workers, trainer)
+        threads = setup.set_threads(cfg.num_threads, num_workers)
+        datamodule = PretrainDataModule(data, mask, split.micro_batch_size, num_workers, cfg.seed)
+        optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
+        module = PretrainModule(model, optim, schedule, ema, cfg.seed, config)
+        needs_data = {name for name, node in cfg.callbacks.items() if "data" in node}
+        for name, node in cfg.callbacks.items():
+            trainer.callbacks.append(instantiate(node, **({"data": data} if name in needs_data else {})))
+        trainer.loggers = [instantiate(node) for node in cfg.logger.values()]
+    if trainer.is_global_zero:
+        OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
+        setup.write_run_record(run_dir / "run.json", setup.describe_run(cfg.seed))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+        print(setup.summary(model, data, mask, split, trainer, threads, num_workers, run_dir), flush=True)
+    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    report_end(trainer, run_dir)
+
+
+def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
+    """The checkpoint to go on from, or None to start anew (said aloud under resume=auto)."""
+    if not resume:
+        return None
+    if resume != "auto" and Path(resume).is_file():
+        return Path(resume)
+    checkpoint = newest_intact_checkpoint(run_dir / "checkpoints")
+    if checkpoint is None and resume != "auto":
+        raise FileNotFoundError(f"resume={resume}: no intact checkpoint there; give a .ckpt file or a run's folder")
+    if checkpoint is None:
+        log.warning("resume=auto: no run of this command has a checkpoint yet; starting a new one")
+    else:
+        log.info("resuming from %s", checkpoint)
+    return checkpoint
+
+
+def report_end(trainer: L.Trainer, run_dir: Path) -> None:
+    """Say where things are."""
+    if not trainer.is_global_zero:
+        return
+    saver = next((c for c in trainer.callbacks if isinstance(c, CheckpointEvery)), None)
+    if saver is not None and saver.stop_signal is not None:
+        print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
+    print(f"run: {run_dir}")

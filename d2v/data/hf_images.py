@@ -1,0 +1,196 @@
+"""Images of Hugging Face data sets, map-style and streaming.
+
+``datasets`` is an optional dependency, imported only when a source is made. Its own image decoding is switched off: an
+undecodable row must be a ``BadSample`` and not the end of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from d2v.data.bad_samples import BadSample
+from d2v.data.image_sources import decode_image
+
+
+class HFImages:
+    """Images of a Hugging Face data set.
+
+    Args:
+        path: name on the Hub, or a local directory of parquet files, images, or what ``save_to_disk`` wrote.
+        split: for example "train".
+        image_column: found from the features if None.
+        label_column: the only column of class labels if None; no labels if there is no such column.
+
+    Raises:
+        FileNotFoundError: no such data set.
+        ValueError: ``datasets`` is not installed, or split or columns do not exist or are ambiguous.
+    """
+
+    class_names: tuple[str, ...] | None
+
+    def __init__(
+        self, path: str, split: str = "train", image_column: str | None = None, label_column: str | None = None
+    ) -> None:
+        data = _load_hf(path, split, streaming=False)
+        self._image_column = _image_column(path, data.features, image_column)
+        label_column = _label_column(path, data.features, label_column)
+        self._labels = None if label_column is None else np.asarray(data.with_format("numpy")[label_column][:])
+        self.class_names = None if label_column is None else _class_names(data.features[label_column])
+        self._records = _undecoded(data, self._image_column)
+        self._name = f"{path}/{split}"
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def load(self, index: int) -> Image.Image:
+        """The decoded image of a row. Raises BadSample."""
+        return _decode_record(self._records[index][self._image_column])
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the data set has a column of labels."""
+        return self._labels is not None
+
+    def label(self, index: int) -> int | None:
+        """The row's class, or None if it has none (some test sets say -1)."""
+        if self._labels is None or self._labels[index] < 0:
+            return None
+        return int(self._labels[index])
+
+    def name(self, index: int) -> str:
+        """The row's number."""
+        return f"{self._name}[{index}]"
+
+
+class HFImageStream:
+    """Images of a Hugging Face data set, read in the order they are stored, without downloading all first.
+
+    Args:
+        path: name on the Hub, or a local directory of parquet files or images.
+        split: for example "train".
+        image_column: found from the features if None.
+
+    Raises:
+        FileNotFoundError: no such data set.
+        ValueError: ``datasets`` is not installed, or split or column do not exist or are ambiguous.
+    """
+
+    def __init__(self, path: str, split: str = "train", image_column: str | None = None) -> None:
+        data = _load_hf(path, split, streaming=True)
+        features = data.features or data._resolve_features().features  # some formats tell only with their first rows
+        self._image_column = _image_column(path, features, image_column)
+        self._records = _undecoded(data, self._image_column)
+        self._name = f"{path}/{split}"
+
+    def __iter__(self) -> Iterator[Any]:
+        # Not iter(self._records): inside a data worker that would give this worker's share of the files only.
+        for rows in self._records.iter(batch_size=1):
+            yield rows[self._image_column][0]
+
+    def decode(self, record: Any) -> Image.Image:
+        """The decoded image of a record. Raises BadSample."""
+        return _decode_record(record)
+
+    def name(self, index: int) -> str:
+        """The row's number."""
+        return f"{self._name}[{index}]"
+
+
+def _load_hf(path: str, split: str, streaming: bool) -> Any:
+    """A ``datasets.Dataset`` or ``IterableDataset``."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"data.path={path}: needs the package datasets; pip install 'd2v[hf]'") from error
+
+    local = Path(path).expanduser()
+    if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+        return _load_saved(path, split, streaming)
+    if not local.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+        raise FileNotFoundError(f"data.path={path}: no such directory")
+    try:
+        return datasets.load_dataset(str(local) if local.is_dir() else path, split=split, streaming=streaming)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"data.path={path}: neither a local directory of parquet or image files nor a data set on the Hugging Face "
+            f"Hub that this machine can reach; check the name, the network and `hf auth login` ({error})"
+        ) from error
+    except ValueError as error:
+        if "split" not in str(error).lower():
+            raise
+        raise ValueError(f"data.split={split}: no such split of data.path={path} ({error})") from error
+
+
+def _load_saved(path: str, split: str, streaming: bool) -> Any:
+    """What ``save_to_disk`` wrote: one data set, or one for each split."""
+    import datasets
+
+    data = datasets.load_from_disk(str(Path(path).expanduser()))
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise ValueError(f"data.split={split}: no such split of data.path={path}; it has {', '.join(data)}")
+        data = data[split]
+    return data.to_iterable_dataset() if streaming else data
+
+
+def _image_column(path: str, features: dict[str, Any], column: str | None) -> str:
+    """The column to read, checked or found."""
+    import datasets
+
+    if column is not None:
+        if column not in features:
+            raise ValueError(f"data.image_column={column}: {path} has the columns {', '.join(features)}")
+        return column
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    # Parquet files written without Hugging Face's metadata: a struct that holds the file.
+    images = images or [name for name, feature in features.items() if isinstance(feature, dict) and "bytes" in feature]
+    if len(images) != 1:
+        raise ValueError(
+            f"data.image_column=null: {path} has {len(images)} columns of images; "
+            f"set data.image_column to one of {', '.join(images or features)}"
+        )
+    return images[0]
+
+
+def _label_column(path: str, features: dict[str, Any], column: str | None) -> str | None:
+    """The column of class labels, checked or found, or None."""
+    import datasets
+
+    if column is not None:
+        feature = features.get(column)
+        if not isinstance(feature, datasets.ClassLabel) and "int" not in str(getattr(feature, "dtype", "")):
+            raise ValueError(
+                f"data.label_column={column}: not a column of class labels or integers; "
+                f"{path} has the columns {', '.join(features)}"
+            )
+        return column
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(labels) > 1:
+        raise ValueError(
+            f"data.label_column=null: {path} has {len(labels)} columns of class labels; "
+            f"set data.label_column to one of {', '.join(labels)}"
+        )
+    return labels[0] if labels else None
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    names = getattr(feature, "names", None)  # plain integers have none
+    return None if names is None else tuple(names)
+
+
+def _undecoded(data: Any, image_column: str) -> Any:
+    """Only the images of a data set, as {"bytes": ..., "path": ...}."""
+    import datasets
+
+    return data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+
+
+def _decode_record(record: dict[str, Any] | None) -> Image.Image:
+    if record is None or (record["bytes"] is None and not record["path"]):
+        raise BadSample("no image in this row")
+    return decode_image(record["path"] if record["bytes"] is None else record["bytes"])

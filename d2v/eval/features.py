@@ -1,0 +1,294 @@
+"""From a frozen encoder to what the probes read: features, labels and sample ids; and the probes' results as files.
+
+A sample's vector is the mean over its patch tokens or its CLS token, read after any block, or from the mean over all
+blocks: data2vec's targets average blocks, and its last block is not always its best.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from d2v.types import Batch, EncoderOutput
+
+Layers = Literal["last", "average", "all"] | int
+Pool = Literal["mean", "cls", "none"]
+
+_LAYER_NAMES = ("last", "average", "all")
+_POOL_NAMES = ("mean", "cls", "none")
+
+
+@dataclass(frozen=True)
+class Features:
+    """A data set as an encoder sees it, on the CPU.
+
+    Attributes:
+        features: float32; (N, D), or (N, L, D) for all L blocks; ``pool="none"`` keeps a token axis before D.
+        labels: (N,) int64 class labels, or None where the batches had none.
+        sample_ids: (N,) int64, which sample of the data set each row is.
+        skipped: samples that could not be read and were replaced, as "name: reason".
+    """
+
+    features: Tensor
+    labels: Tensor | None
+    sample_ids: Tensor
+    skipped: tuple[str, ...] = ()
+
+
+def extract(
+    encoder: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    layers: Layers = "last",
+    pool: Pool = "mean",
+    device: torch.device | str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Features:
+    """Encode every batch, unmasked, in eval and inference mode; the encoder's training flags are restored.
+
+    Args:
+        encoder: called as ``encoder(batch, return_layers=bool)``, returns an ``EncoderOutput``.
+        batches: what to encode. Masks in the batches are ignored: probes read whole samples.
+        layers: "last", the encoder's final features; "average", the mean over all blocks' outputs; "all", every
+            block's output, stacked; or one block's index, 0 the first, negative from the end.
+        pool: "mean" over the patch tokens that are not padding; "cls", the first prefix token; "none", all tokens,
+            prefix tokens first.
+        device: where the encoder is; the batches are moved there. Default: the device of its first parameter.
+        progress: called after each batch with the number of samples encoded so far.
+
+    Returns:
+        The features of all samples, in the order of the batches.
+
+    Raises:
+        ValueError: an unknown ``layers`` or ``pool``, a block the encoder lacks, ``pool="cls"`` without a prefix
+            token, no batches, labels in some batches only, or token counts that differ under ``pool="none"``.
+    """
+    _check_options(layers, pool)
+    device = _device_of(encoder) if device is None else torch.device(device)
+    features: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    sample_ids: list[Tensor] = []
+    skipped: list[str] = []
+    num_samples = 0
+    with eval_mode(encoder), torch.inference_mode():
+        for batch in batches:
+            on_device = replace(batch, mask=None).to(device, non_blocking=True)
+            out: EncoderOutput = encoder(on_device, return_layers=layers != "last")
+            pooled = pool_tokens(_select_layers(out, layers), out.num_prefix_tokens, pool, on_device.padding_mask)
+            features.append(pooled.float().cpu())
+            labels.append(batch.labels)
+            sample_ids.append(batch.sample_ids)
+            skipped.extend(batch.skipped)
+            num_samples += len(batch.sample_ids)
+            if progress is not None:
+                progress(num_samples)
+    # Concatenated outside inference mode: inside, the results could never be saved for a backward pass.
+    return Features(_concatenate(features), _concatenate_labels(labels), torch.cat(sample_ids).cpu(), tuple(skipped))
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """``module.eval()`` for a while; every submodule gets its own training flag back (a teacher stays in eval)."""
+    flags = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in flags:
+            submodule.training = training
+
+
+def pool_tokens(x: Tensor, num_prefix_tokens: int, pool: Pool, padding_mask: Tensor | None = None) -> Tensor:
+    """One vector a sample from its tokens.
+
+    Args:
+        x: (N, ..., P + T, D) tokens, prefix tokens first.
+        num_prefix_tokens: P.
+        pool: see `extract`.
+        padding_mask: (N, T) bool, True = padding, left out of the mean; None where nothing is padded.
+
+    Returns:
+        (N, ..., D), or ``x`` itself for ``pool="none"``.
+
+    Raises:
+        ValueError: ``pool="cls"`` with P = 0, or a padding mask that does not fit the tokens.
+    """
+    if pool == "none":
+        return x
+    if pool == "cls":
+        if num_prefix_tokens == 0:
+            raise ValueError("probe.pool=cls, but this encoder has no prefix token: set probe.pool=mean")
+        return x[..., 0, :]
+    patches = x[..., num_prefix_tokens:, :].float()
+    if padding_mask is None:
+        return patches.mean(-2)
+    if padding_mask.shape != (x.shape[0], patches.shape[-2]):
+        raise ValueError(
+            f"padding mask of shape {tuple(padding_mask.shape)} for {x.shape[0]} samples of {patches.shape[-2]} tokens"
+        )
+    real = ~padding_mask.view(x.shape[0], *[1] * (x.ndim - 3), -1, 1)
+    # where, not a product: padded positions may hold NaN, and NaN * 0 is NaN.
+    return patches.where(real, 0).sum(-2) / real.sum(-2).clamp(min=1)
+
+
+def standardize(train_x: Tensor, val_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Zero mean and unit variance per feature, with the training set's statistics (scikit-learn's StandardScaler).
+
+    Args:
+        train_x: (N, D) float.
+        val_x: (V, D) float.
+
+    Returns:
+        Both as float32. A feature that is constant on the training set is centred and not scaled.
+    """
+    train = train_x.double()
+    mean, std = train.mean(0), train.std(0, correction=0)
+    # Below float32's resolution a spread is rounding noise, which dividing by it would turn into a feature.
+    std = torch.where(std > torch.finfo(torch.float32).eps * mean.abs(), std, 1.0)
+    return ((train - mean) / std).float(), ((val_x.double() - mean) / std).float()
+
+
+def check_probe_data(train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor) -> None:
+    """Refuse what no probe can read.
+
+    Raises:
+        ValueError: features that are not (N, D), labels that are not (N,), an empty set, different numbers of
+            features or samples, or values that are not finite.
+    """
+    for name, x, y in (("training", train_x, train_y), ("validation", val_x, val_y)):
+        if x.ndim != 2 or y.shape != x.shape[:1]:
+            raise ValueError(
+                f"a probe reads (N, D) features and (N,) labels, got {name} features of shape {tuple(x.shape)}"
+                f" and labels of shape {tuple(y.shape)}"
+            )
+        if x.numel() == 0:
+            raise ValueError(f"the {name} set is empty: features of shape {tuple(x.shape)}")
+        finite = x.isfinite().all(1)
+        if not finite.all():
+            raise ValueError(
+                f"{int((~finite).sum())} of {len(x)} {name} samples have NaN or infinite features:"
+                " the encoder has diverged or overflowed; probe an earlier checkpoint, or extract in float32"
+            )
+    if train_x.shape[1] != val_x.shape[1]:
+        raise ValueError(f"{train_x.shape[1]} training features, but {val_x.shape[1]} validation features")
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """One line of a results table; accuracies and their standard deviations over seeds are fractions, 0 to 1.
+
+    Attributes:
+        name: what was probed, for example "data2vec 2.0, 50k steps".
+        linear: accuracy of the linear probe, or None if it was not run.
+        knn: accuracy of the kNN probe, or None if it was not run.
+        linear_std: its standard deviation over seeds, or None for a single run.
+        knn_std: its standard deviation over seeds, or None for a single run.
+    """
+
+    name: str
+    linear: float | None = None
+    knn: float | None = None
+    linear_std: float | None = None
+    knn_std: float | None = None
+
+
+def probe_table(rows: Iterable[ProbeRow]) -> str:
+    """A GitHub Markdown table of accuracies in percent, with "± std" where a standard deviation is known."""
+    cells = [("features", "linear (%)", "kNN (%)")]
+    for row in rows:
+        name = row.name.replace("|", "\\|").replace("\n", " ")
+        cells.append((name, _percent(row.linear, row.linear_std), _percent(row.knn, row.knn_std)))
+    name_width, *widths = (max(len(line[column]) for line in cells) for column in range(3))
+    lines = [
+        "| "
+        + " | ".join([line[0].ljust(name_width), *(c.rjust(w) for c, w in zip(line[1:], widths, strict=True))])
+        + " |"
+        for line in cells
+    ]
+    rule = "|" + "|".join(["-" * (name_width + 2), *("-" * (w + 1) + ":" for w in widths)]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def save_results(path: Path | str, rows: Iterable[ProbeRow], **context: Any) -> Path:
+    """Write probe results, and what they were computed from, as JSON.
+
+    Args:
+        path: the file, usually ``results.json``; missing folders are made, an existing file is replaced.
+        rows: the results; accuracies stay fractions.
+        context: whatever identifies the run (checkpoint, data, seeds), JSON values only.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
+        TypeError: a value in ``context`` is no JSON value.
+    """
+    path = Path(path)
+    results: Mapping[str, Any] = {**context, "probes": [asdict(row) for row in rows]}
+    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def _check_options(layers: Layers, pool: Pool) -> None:
+    if not (layers in _LAYER_NAMES or (isinstance(layers, int) and not isinstance(layers, bool))):
+        raise ValueError(f"probe.layers={layers!r}: choose one of {', '.join(_LAYER_NAMES)}, or a block's index")
+    if pool not in _POOL_NAMES:
+        raise ValueError(f"probe.pool={pool!r}: choose one of {', '.join(_POOL_NAMES)}")
+
+
+def _device_of(encoder: nn.Module) -> torch.device:
+    parameter = next(encoder.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _select_layers(out: EncoderOutput, layers: Layers) -> Tensor:
+    """(N, P + T, D), or (N, L, P + T, D) for all blocks."""
+    if layers == "last":
+        return out.x
+    depth = len(out.hidden_states)
+    if depth == 0:
+        raise ValueError(f"probe.layers={layers}, but this encoder returned no hidden states: set probe.layers=last")
+    if layers == "all":
+        return torch.stack(out.hidden_states, dim=1)
+    if layers == "average":
+        # In float32: a sum over many blocks loses bits in half precision.
+        return torch.stack(out.hidden_states).float().mean(0)
+    assert isinstance(layers, int)
+    if not -depth <= layers < depth:
+        raise ValueError(f"probe.layers={layers}, but this encoder has {depth} blocks: choose {-depth} to {depth - 1}")
+    return out.hidden_states[layers]
+
+
+def _concatenate(features: Sequence[Tensor]) -> Tensor:
+    if not features:
+        raise ValueError("there were no batches to extract features from: is the data set, or its split, empty?")
+    shapes = {x.shape[1:] for x in features}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"batches gave features of shapes {sorted(tuple(s) for s in shapes)} a sample, which cannot be one tensor:"
+            " set probe.pool=mean, or pad every batch to one length"
+        )
+    return torch.cat(list(features))
+
+
+def _concatenate_labels(labels: Sequence[Tensor | None]) -> Tensor | None:
+    present = [y for y in labels if y is not None]
+    if present and len(present) < len(labels):
+        raise ValueError(f"only {len(present)} of {len(labels)} batches have labels: label all samples or none")
+    return torch.cat(present).cpu() if present else None
+
+
+def _percent(accuracy: float | None, std: float | None) -> str:
+    if accuracy is None:
+        return "–"
+    return f"{100 * accuracy:.1f}" if std is None else f"{100 * accuracy:.1f} ± {100 * std:.1f}"

@@ -1,0 +1,146 @@
+"""Linear probe: multinomial logistic regression on frozen, standardised features.
+
+The protocol of CLIP (arXiv:2103.00020, appendix A): L-BFGS, the L2 strength chosen on a part held out of the training
+set, then a fit on all of it. We deviate in standardising the features, which lets one coarse grid of strengths serve
+every encoder: on raw Fashion-MNIST pixels (first 8,000 test images to train, last 2,000 to test) it finds 83.0 %.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from d2v.eval.features import check_probe_data, standardize
+
+_INNER_FRACTION = 0.2  # of the training set, held out to choose C
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """What a linear probe found.
+
+    Attributes:
+        accuracy: fraction of validation samples classified correctly, 0 to 1.
+        c: the inverse L2 strength chosen (scikit-learn's C: larger regularises less).
+        converged: whether the final fit reached its tolerance within ``max_iter`` iterations.
+        num_iterations: L-BFGS iterations of the final fit.
+        inner_accuracies: accuracy on the held-out part of the training set for every C tried; empty if there was
+            only one. The best C at an end of the grid asks for a wider grid.
+    """
+
+    accuracy: float
+    c: float
+    converged: bool
+    num_iterations: int
+    inner_accuracies: dict[float, float] = field(default_factory=dict)
+
+
+def linear_probe(
+    train_x: Tensor,
+    train_y: Tensor,
+    val_x: Tensor,
+    val_y: Tensor,
+    c_grid: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    seed: int = 0,
+    *,
+    max_iter: int = 500,
+) -> LinearProbe:
+    """Fit a linear classifier on the training features and measure it on the validation features.
+
+    C is chosen on a held-out fifth of the training set, the smallest of equally good ones; the classifier is then
+    fitted to all of it. The validation set is used once, at the end.
+
+    Args:
+        train_x: (N, D) float features.
+        train_y: (N,) int class labels; any integers.
+        val_x: (V, D) float features.
+        val_y: (V,) int class labels. A class that is missing from ``train_y`` is never predicted.
+        c_grid: values of C to try; C multiplies the loss summed over samples, so the best one falls as N grows.
+        seed: of the split that chooses C.
+        max_iter: L-BFGS iterations a fit may take. Stopping early regularises, and is reported, not warned about.
+
+    Returns:
+        The accuracy and how it came about.
+
+    Raises:
+        ValueError: an empty grid or a C that is not positive, fewer than two classes, too few samples to hold any
+            out, or data no probe can read (see `d2v.eval.features.check_probe_data`).
+    """
+    check_probe_data(train_x, train_y, val_x, val_y)
+    grid = _check_grid(c_grid)
+    train_labels, val_labels = train_y.cpu().numpy(), val_y.cpu().numpy()
+    num_classes = len(np.unique(train_labels))
+    if num_classes < 2:
+        raise ValueError(f"a linear probe needs at least two classes, the {len(train_x)} training samples have one")
+
+    inner_accuracies: dict[float, float] = {}
+    if len(grid) > 1:
+        inner_accuracies = _score_grid(train_x.cpu(), train_labels, grid, seed, max_iter)
+    # max takes the first of equals, and the grid ascends: the strongest regularisation.
+    c = max(inner_accuracies, key=lambda c: inner_accuracies[c]) if inner_accuracies else grid[0]
+
+    model = LogisticRegression(C=c, max_iter=max_iter)
+    train_features, val_features = (x.numpy() for x in standardize(train_x.cpu(), val_x.cpu()))
+    converged = _fit(model, train_features, train_labels)
+    accuracy = float(np.mean(model.predict(val_features) == val_labels))
+    return LinearProbe(accuracy, c, converged, int(model.n_iter_.max()), inner_accuracies)
+
+
+def _check_grid(c_grid: Sequence[float]) -> list[float]:
+    grid = sorted({float(c) for c in c_grid})
+    if not grid or not all(0 < c < math.inf for c in grid):
+        raise ValueError(f"probe.c_grid={list(c_grid)} must hold at least one value, all positive and finite")
+    return grid
+
+
+def _score_grid(train_x: Tensor, labels: np.ndarray, grid: list[float], seed: int, max_iter: int) -> dict[float, float]:
+    """Accuracy on a held-out part of the training set for every C."""
+    is_inner_val = _split_stratified(labels, seed)
+    if not is_inner_val.any():
+        raise ValueError(
+            f"{len(labels)} training samples, one a class, leave none to choose C on:"
+            " set probe.c_grid to a single value"
+        )
+    # The standardisation, too, must not see the held-out part.
+    fit_x, held_out_x = (x.numpy() for x in standardize(train_x[~is_inner_val], train_x[is_inner_val]))
+    accuracies = {}
+    for c in grid:
+        # No warm start: where the solver stops early, that is part of what is being chosen.
+        model = LogisticRegression(C=c, max_iter=max_iter)
+        _fit(model, fit_x, labels[~is_inner_val])
+        accuracies[c] = float(np.mean(model.predict(held_out_x) == labels[is_inner_val]))
+    return accuracies
+
+
+def _split_stratified(labels: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) bool, True = held out: a fifth of every class, rounded up, but never a class's last sample.
+
+    scikit-learn's stratified splits refuse classes with a single sample.
+    """
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held_out[members[: min(math.ceil(_INNER_FRACTION * len(members)), len(members) - 1)]] = True
+    return held_out
+
+
+def _fit(model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> bool:
+    """Fit in place; True if the solver converged. Only that one warning is turned into the result."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(x, y)
+    converged = True
+    for warning in caught:
+        if issubclass(warning.category, ConvergenceWarning):
+            converged = False
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return converged

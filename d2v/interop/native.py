@@ -1,0 +1,172 @@
+"""Our own files: training checkpoints, and the folders an encoder is exported to. Loading executes nothing."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from d2v.models.data2vec2 import Data2Vec2
+from d2v.nn.encoder import Encoder
+from d2v.version import __version__
+
+Network = Literal["student", "teacher"]
+
+WEIGHTS, CONFIG, CARD = "encoder.safetensors", "config.yaml", "README.md"
+
+
+def build(node: Any) -> Any:
+    """What a configuration node describes: ``_target_`` is the class, the other keys its arguments, recursively.
+
+    Args:
+        node: plain containers, from a checkpoint or an export; only classes of d2v are built.
+
+    Raises:
+        ValueError: ``_target_`` lies outside d2v.
+    """
+    if isinstance(node, Mapping):
+        built = {key: build(value) for key, value in node.items() if key != "_target_"}
+        if "_target_" not in node:
+            return built
+        module, _, name = node["_target_"].rpartition(".")
+        if not module.startswith("d2v."):
+            raise ValueError(f"_target_={node['_target_']}: only parts of d2v can be built from a file")
+        return getattr(importlib.import_module(module), name)(**built)
+    if isinstance(node, list | tuple):
+        return [build(value) for value in node]
+    return node
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training checkpoint holds for its readers.
+
+    Attributes:
+        config: the run's resolved configuration, plain containers.
+        state: the model's state dict.
+        step: optimizer steps done.
+    """
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    step: int
+
+    @classmethod
+    def load(cls, path: str | Path) -> Checkpoint:
+        """Read a ``.ckpt`` file, weights only.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or no checkpoint of a d2v run.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint={path}: no such file; give a .ckpt file, a run's folder or an export")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds for damaged or foreign files
+            raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
+        if not isinstance(content, dict) or "d2v" not in content:
+            raise ValueError(f"checkpoint={path}: not written by a d2v run (no 'd2v' entry)")
+        state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
+        return cls(content["d2v"]["config"], state, content["global_step"])
+
+    def build_model(self) -> Data2Vec2:
+        """The model with its weights."""
+        model = build(self.config["model"])
+        load_exactly(model, self.state)
+        return model
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict in which every name and shape fits.
+
+    Raises:
+        ValueError: naming what is missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"left over {name}" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, the model {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise ValueError(f"the weights do not fit the model ({len(problems)} differences):\n  {shown}")
+    module.load_state_dict(dict(state))
+
+
+def init_from(model: Data2Vec2, path: str | Path) -> None:
+    """Start ``model`` from other weights: a checkpoint's, all of them, or an export's, for student and teacher alike.
+
+    Raises:
+        FileNotFoundError, ValueError: there is nothing readable, or it does not fit.
+    """
+    path = resolve_checkpoint(path)
+    if path.is_dir():
+        state = load_file(path / WEIGHTS)
+        load_exactly(model.student, state)
+        load_exactly(model.teacher, state)
+    else:
+        load_exactly(model, Checkpoint.load(path).state)
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """The checkpoint file or export folder that ``path`` means; a run's folder means its newest intact checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / WEIGHTS).exists():
+        checkpoints = sorted((path / "checkpoints" if (path / "checkpoints").is_dir() else path).glob("*.ckpt"))
+        if not checkpoints:
+            raise FileNotFoundError(f"checkpoint={path}: holds neither {WEIGHTS} nor checkpoints/*.ckpt")
+        return checkpoints[-1]
+    return path
+
+
+def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path, card: str) -> Path:
+    """Write an encoder as a folder: weights, the configuration that rebuilds it, and a model card.
+
+    Args:
+        encoder: the student or the teacher.
+        config: plain containers: ``encoder`` (the node that builds it) and anything worth keeping beside it.
+        folder: made if need be.
+        card: Markdown.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt", "d2v_version": __version__})
+    OmegaConf.save(OmegaConf.create(dict(config)), folder / CONFIG)
+    (folder / CARD).write_text(card)
+    return folder
+
+
+def load_encoder(path: str | Path, network: Network = "student") -> Encoder:
+    """An encoder, in eval mode, from a folder of ``d2v export``, a checkpoint or a run's folder.
+
+    Args:
+        path: the folder or file.
+        network: which of a checkpoint's two networks; an export holds one.
+
+    Raises:
+        FileNotFoundError, ValueError: there is nothing readable, or it does not fit together.
+    """
+    path = resolve_checkpoint(path)
+    if path.is_dir():
+        encoder: Encoder = build(OmegaConf.to_container(OmegaConf.load(path / CONFIG), resolve=True)["encoder"])
+        load_exactly(encoder, load_file(path / WEIGHTS))
+    else:
+        encoder = getattr(Checkpoint.load(path).build_model(), network)
+    return encoder.eval().requires_grad_(False)

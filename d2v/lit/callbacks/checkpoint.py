@@ -1,0 +1,120 @@
+"""Saving: every so often, at the end, and when asked to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+import zipfile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from d2v.lit.steps import ends_step
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointEvery(Checkpoint):
+    """Writes ``checkpoints/step-00001000.ckpt``, keeps the newest few, and stops cleanly when told to.
+
+    SIGTERM or the first Ctrl-C ends the run after the optimizer step under way, with a checkpoint; a second Ctrl-C
+    ends it at once.
+
+    Args:
+        dirpath: folder of the checkpoints.
+        every_n_steps: optimizer steps between two.
+        every_n_minutes: also save when this many minutes have passed since the last; None for never.
+        keep: how many to keep, newest first; -1 for all.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self, dirpath: str | Path, every_n_steps: int = 1000, every_n_minutes: float | None = 30.0, keep: int = 2
+    ) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"callbacks.checkpoint.every_n_steps={every_n_steps}: must be at least 1")
+        if keep == 0 or keep < -1:
+            raise ValueError(f"callbacks.checkpoint.keep={keep}: choose -1 (all) or at least 1")
+        self.dirpath = Path(dirpath)
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self.keep = keep
+        self.stop_signal: int | None = None
+        self._saved_step = -1
+        self._saved_at = time.monotonic()
+        self._previous_handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over SIGTERM and Ctrl-C; a resumed run's checkpoint needs no second copy."""
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous_handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop_signal = number
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time; stop if told to. Only between optimizer steps: gradients are not saved."""
+        if not ends_step(trainer, batch_idx):
+            return
+        step = trainer.global_step
+        minutes = (time.monotonic() - self._saved_at) / 60
+        overdue = self.every_n_minutes is not None and minutes >= self.every_n_minutes
+        if step % self.every_n_steps == 0 or overdue:
+            self._save(trainer)
+        if self.stop_signal is not None:
+            log.info("%s: stopping after step %d", signal.Signals(self.stop_signal).name, step)
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what has not been saved yet, and give the signals back."""
+        self._save(trainer)
+        self._restore_handlers()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the signals back; a run that failed inside a step is not saved."""
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        while self._previous_handlers:
+            signal.signal(*self._previous_handlers.popitem())
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if trainer.global_step == self._saved_step:
+            return
+        self.dirpath.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(self.dirpath / f"step-{trainer.global_step:08d}.ckpt")
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        if trainer.is_global_zero and self.keep > 0:
+            for path in list_checkpoints(self.dirpath)[self.keep :]:
+                path.unlink()
+
+
+def list_checkpoints(dirpath: Path) -> list[Path]:
+    """A folder's checkpoints, newest step first."""
+    return sorted(dirpath.glob("step-*.ckpt"), reverse=True)
+
+
+def newest_intact_checkpoint(dirpath: Path) -> Path | None:
+    """The newest checkpoint whose contents match their checksums; damaged ones are named in the log and passed over."""
+    for path in list_checkpoints(dirpath):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            damaged = str(error)
+        if damaged is None:
+            return path
+        log.warning("%s is damaged (%s): falling back to the one before", path, damaged)
+    return None

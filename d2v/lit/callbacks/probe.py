@@ -1,0 +1,86 @@
+"""Is it learning? kNN accuracy of the frozen student on labelled images, while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader, Subset
+
+from d2v.eval.features import Features, Layers, Pool, extract
+from d2v.eval.knn import knn_accuracy
+from d2v.lit.pretrain import PretrainModule
+from d2v.lit.steps import ends_step
+
+
+class OnlineKNN(L.Callback):
+    """Logs ``probe/knn`` (0 to 1) every so many optimizer steps; rank 0 computes it.
+
+    Args:
+        data: where the labelled images come from (:class:`d2v.data.images.ImageData`).
+        every_n_steps: optimizer steps between two probes.
+        max_train: training images the neighbours are looked for in, spread evenly over the data set.
+        max_val: images to classify, likewise.
+        batch_size: images encoded at a time.
+        layers: which features to read, see :func:`d2v.eval.features.extract`.
+        pool: how, likewise.
+
+    Raises:
+        ValueError: the data set has no labels to probe with.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        every_n_steps: int = 1000,
+        max_train: int = 5000,
+        max_val: int = 1000,
+        batch_size: int = 256,
+        layers: Layers = "last",
+        pool: Pool = "mean",
+    ) -> None:
+        if data.probe_train is None or data.val is None:
+            raise ValueError(
+                "callbacks=probe needs labelled training and validation images: set data.val_root (or data.val_split), "
+                "use class folders, or choose callbacks=default"
+            )
+        self.every_n_steps = every_n_steps
+        self.layers, self.pool = layers, pool
+        self._loaders = {
+            split: DataLoader(
+                _evenly(data.eval_dataset(split), limit), batch_size=batch_size, collate_fn=data.eval_collate
+            )
+            for split, limit in (("train", max_train), ("val", max_val))
+        }
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Probe if it is time."""
+        if ends_step(trainer, batch_idx) and trainer.global_step % self.every_n_steps == 0:
+            self._probe(pl_module)
+
+    @rank_zero_only
+    def _probe(self, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PretrainModule)
+        train, val = self._features(pl_module, "train"), self._features(pl_module, "val")
+        assert train.labels is not None
+        assert val.labels is not None
+        accuracy = knn_accuracy(train.features, train.labels, val.features, val.labels)
+        pl_module.log("probe/knn", accuracy, rank_zero_only=True)
+
+    def _features(self, pl_module: PretrainModule, split: str) -> Features:
+        return extract(
+            pl_module.model.student,
+            self._loaders[split],
+            layers=self.layers,
+            pool=self.pool,
+            device=pl_module.device,
+        )
+
+
+def _evenly(dataset: Any, limit: int) -> Subset[Any]:
+    ids = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().long()
+    return Subset(dataset, ids.tolist())

@@ -1,0 +1,127 @@
+"""Where metrics go: a CSV file that survives resuming, and Weights & Biases with a run that goes on."""
+
+from __future__ import annotations
+
+import csv
+import uuid
+from argparse import Namespace
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class CSVLogger(Logger):
+    """One row a logged step in ``metrics.csv``, appended as it happens.
+
+    Lightning's own CSV logger deletes the file when a run is resumed; this one keeps it. Steps that are done again
+    after a resume appear again, later rows being the valid ones.
+
+    Args:
+        save_dir: folder of ``metrics.csv``.
+    """
+
+    def __init__(self, save_dir: str | Path) -> None:
+        super().__init__()
+        self._path = Path(save_dir) / "metrics.csv"
+        self._columns: list[str] = []
+        self._row: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """Empty: the folder is the run's own."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: resumed runs share the file."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """Folder of ``metrics.csv``."""
+        return str(self._path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the resolved configuration lies beside the file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Collect a step's metrics; the row is written when the next step begins."""
+        if self._row and self._row["step"] != step:
+            self.save()
+        self._row.update(metrics, step=step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Append the pending row; rewrite the file if it brings new columns."""
+        if not self._row:
+            return
+        if not self._columns and self._path.exists():
+            with self._path.open(newline="") as file:
+                self._columns = next(csv.reader(file), [])
+        new = [key for key in self._row if key not in self._columns]
+        if new:
+            self._add_columns(new)
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(self._row)
+        self._row = {}
+
+    def _add_columns(self, new: list[str]) -> None:
+        rows: list[dict[str, str]] = []
+        if self._path.exists():
+            with self._path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        self._columns = sorted({*self._columns, *new} - {"step"})
+        self._columns.insert(0, "step")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self._path.with_suffix(".csv.tmp")
+        with scratch.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        scratch.replace(self._path)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is pending."""
+        self.save()
+
+
+def tensorboard_logger(save_dir: str | Path) -> TensorBoardLogger:
+    """TensorBoard event files in ``save_dir/tensorboard``.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise ImportError("logger=tensorboard needs it: pip install 'd2v[tensorboard]', or choose logger=csv")
+    return TensorBoardLogger(save_dir=str(save_dir), name="tensorboard", version="")
+
+
+def wandb_logger(save_dir: str | Path, project: str = "d2v", name: str | None = None, **kwargs: Any) -> WandbLogger:
+    """A Weights & Biases logger whose run is resumed with ours: its id is kept in the run's folder.
+
+    Args:
+        save_dir: the run's folder.
+        project: wandb project.
+        name: wandb run name.
+        **kwargs: for :class:`lightning.pytorch.loggers.WandbLogger`, for example ``offline=True``.
+
+    Raises:
+        ImportError: wandb is not installed.
+    """
+    if find_spec("wandb") is None:
+        raise ImportError("logger=wandb needs wandb: pip install 'd2v[wandb]', or choose logger=csv")
+    folder = Path(save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    id_file = folder / "wandb_id.txt"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:8] + "\n")
+    return WandbLogger(
+        save_dir=str(folder), project=project, name=name, id=id_file.read_text().strip(), resume="allow", **kwargs
+    )

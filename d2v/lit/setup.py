@@ -1,0 +1,198 @@
+"""From what a user asks for to what this machine should do: precision, threads, accumulation, run records."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+
+from d2v.version import __version__
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """How a global batch is spread: ``micro_batch_size * accumulate * world_size`` samples an optimizer step."""
+
+    micro_batch_size: int
+    accumulate: int
+    world_size: int
+
+
+def split_batch(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchSplit:
+    """Derive gradient accumulation.
+
+    Args:
+        global_batch_size: samples per optimizer step, over all devices; what a recipe fixes.
+        micro_batch_size: at most so many samples on a device at a time; None for all of its share at once.
+        world_size: devices.
+
+    Raises:
+        ValueError: the global batch cannot be spread evenly.
+    """
+    if global_batch_size < 1 or global_batch_size % world_size:
+        below = max(1, global_batch_size // world_size) * world_size
+        raise ValueError(
+            f"global_batch_size={global_batch_size} cannot be spread over {world_size} devices; "
+            f"choose a multiple, such as {below}"
+        )
+    if micro_batch_size is not None and micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size={micro_batch_size}: must be at least 1, or null for no accumulation")
+    share = global_batch_size // world_size
+    limit = share if micro_batch_size is None else min(micro_batch_size, share)
+    micro = next(size for size in range(limit, 0, -1) if share % size == 0)
+    return BatchSplit(micro, share // micro, world_size)
+
+
+def choose_precision(precision: str, accelerator: str) -> str:
+    """``auto`` becomes bf16-mixed where the hardware computes in bfloat16 (CPUs with AMX included), else 32-true.
+
+    Args:
+        precision: "auto" or one that keeps float32 weights: "32-true", "bf16-mixed", "16-mixed".
+        accelerator: "cpu", "cuda" or "mps".
+
+    Raises:
+        ValueError: a precision whose weights are not float32: the teacher's average needs them.
+    """
+    allowed = ("auto", "32-true", "bf16-mixed", "16-mixed")
+    if str(precision) not in allowed:
+        raise ValueError(f"trainer.precision={precision}: choose one of {', '.join(allowed)}")
+    if precision != "auto":
+        return str(precision)
+    if accelerator == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = accelerator == "cpu" and torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def available_cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_workers(num_workers: int | str, trainer: L.Trainer) -> int:
+    """``auto``: no worker where a CPU does the training (it has the cores), else one a core, at most 10."""
+    if num_workers == "auto":
+        return 0 if isinstance(trainer.accelerator, CPUAccelerator) else min(10, available_cores())
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise ValueError(f"num_workers={num_workers}: give a number from 0 on, or auto")
+    return num_workers
+
+
+def set_threads(num_threads: int | str, num_workers: int) -> int:
+    """Compute threads: ``auto`` leaves a core to each data worker. One thread too many makes a step far slower.
+
+    Returns:
+        Threads in use; OMP_NUM_THREADS, where set, has the last word over ``auto``.
+    """
+    if num_threads == "auto":
+        if "OMP_NUM_THREADS" in os.environ:
+            return torch.get_num_threads()
+        num_threads = max(1, available_cores() - num_workers)
+    if not isinstance(num_threads, int) or num_threads < 1:
+        raise ValueError(f"num_threads={num_threads}: give a number from 1 on, or auto")
+    torch.set_num_threads(num_threads)
+    return num_threads
+
+
+def describe_run(seed: int) -> dict[str, Any]:
+    """What one needs to repeat a run: command, code revision, versions, machine, seed."""
+    packages = ("torch", "torchvision", "timm", "lightning", "hydra-core", "omegaconf", "numpy")
+    return {
+        "d2v": __version__,
+        "command": sys.argv,
+        "git": _git_revision(Path(__file__).parent),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "cores": available_cores(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "seed": seed,
+    }
+
+
+def write_run_record(path: Path, record: dict[str, Any]) -> None:
+    """Write or, after a resume, extend ``run.json``: a list, one entry a start."""
+    entries = json.loads(path.read_text()) if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([*entries, record], indent=2) + "\n")
+
+
+def _git_revision(folder: Path) -> dict[str, Any] | None:
+    """Revision and whether files differ from it; None outside a git checkout."""
+    try:
+        run = [["git", "-C", str(folder), *args] for args in (["rev-parse", "HEAD"], ["status", "--porcelain"])]
+        revision, status = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in run)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"revision": revision.strip(), "dirty": bool(status.strip())}
+
+
+def make_trainer(node: Any) -> L.Trainer:
+    """Lightning's trainer with our settings where they are not a matter of taste.
+
+    Args:
+        node: the ``trainer`` configuration, keyword arguments of ``lightning.Trainer``; ``precision`` may be "auto".
+    """
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    accelerator = str(arguments.get("accelerator", "auto"))
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    arguments["precision"] = choose_precision(arguments["precision"], {"gpu": "cuda"}.get(accelerator, accelerator))
+    if arguments["max_steps"] < 1:
+        raise ValueError(f"trainer.max_steps={arguments['max_steps']}: give the number of optimizer steps, at least 1")
+    return L.Trainer(
+        **arguments,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+
+
+def summary(
+    model: Any, data: Any, mask: Any, split: BatchSplit, trainer: L.Trainer, threads: int, workers: int, run_dir: Path
+) -> str:
+    """What is about to run, in a few lines: sizes, batch arithmetic, epochs, masked fraction, CLS weight, machine."""
+    def millions(module: torch.nn.Module) -> str:
+        return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f}M"
+
+    num_tokens = math.prod(data.token_grid)
+    visible = mask.num_visible(num_tokens)
+    batch = split.micro_batch_size * split.accumulate * split.world_size
+    samples = "streamed" if data.num_samples is None else f"{data.num_samples:,} samples"
+    epochs = "" if data.num_samples is None else f" = {trainer.max_steps * batch / data.num_samples:.1f} epochs"
+    lines = [
+        f"model     encoder {millions(model.student)}, decoder {millions(model.decoders)} parameters; teacher: its average",
+        f"data      {samples}, {num_tokens} tokens each; {mask.num_masks} masks a sample, "
+        f"{visible} tokens visible, {1 - visible / num_tokens:.1%} masked",
+        f"batch     {batch} = {split.micro_batch_size} x {split.accumulate} accumulated x {split.world_size} devices; "
+        f"{trainer.max_steps:,} steps{epochs}",
+        f"loss      scale {model.loss_scale:.4g}, CLS weight {model.cls_loss_weight:g}",
+        f"machine   {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, {trainer.precision}, "
+        f"{threads} threads, {workers} data workers",
+        f"run       {run_dir}",
+    ]
+    return "\n".join(lines)
+
+
+def quiet_libraries() -> None:
+    """Lightning's tips and notices about our own choices are noise to a user."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)

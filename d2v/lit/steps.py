@@ -1,0 +1,20 @@
+"""Optimizer steps as seen from micro-batches: which of them end a step, which steps are logged."""
+
+from __future__ import annotations
+
+import lightning as L
+
+
+def is_logged(trainer: L.Trainer, step: int) -> bool:
+    """Whether optimizer step ``step`` (the first is 1) is logged: the first and every ``log_every_n_steps``-th."""
+    return step == 1 or step % trainer.log_every_n_steps == 0
+
+
+def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether micro-batch ``batch_idx`` was the last of its optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def is_logged_step(trainer: L.Trainer, batch_idx: int) -> bool:
+    """In ``on_train_batch_end``: whether an optimizer step has just ended that is logged."""
+    return ends_step(trainer, batch_idx) and is_logged(trainer, trainer.global_step)

@@ -1,0 +1,66 @@
+"""The Transformer block of data2vec 2.0, which also hands out the MLP's output, the raw material of the targets."""
+
+from __future__ import annotations
+
+from timm.layers import Attention, DropPath, Mlp
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Self-attention and MLP, post-norm as in all released models, or pre-norm.
+
+    Args:
+        dim: features D.
+        num_heads: attention heads; must divide ``dim``.
+        mlp_ratio: hidden width of the MLP over ``dim``.
+        norm_first: False: ``x = norm1(x + attn(x)); x = norm2(x + mlp(x))`` (released models).
+            True: ``x = x + attn(norm1(x)); x = x + mlp(norm2(x))``.
+        norm_eps: epsilon of the LayerNorms.
+        drop_rate: dropout after the attention's projection.
+        attn_drop_rate: dropout on attention weights.
+        mlp_drop_rate: dropout inside the MLP.
+        post_mlp_drop_rate: dropout on the MLP's output, before the residual is added.
+        drop_path_rate: probability of dropping either branch for a sample.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        norm_first: bool = False,
+        norm_eps: float = 1e-6,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        mlp_drop_rate: float = 0.0,
+        post_mlp_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.attn = Attention(dim, num_heads, qkv_bias=True, attn_drop=attn_drop_rate, proj_drop=drop_rate)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=mlp_drop_rate)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.post_mlp_drop = nn.Dropout(post_mlp_drop_rate)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor, attn_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One block.
+
+        Args:
+            x: (N, T, D).
+            attn_bias: added to the attention logits, broadcastable to (N, heads, T, T), or None.
+
+        Returns:
+            The block's output and the MLP's output before dropout, residual and norm, both (N, T, D).
+        """
+        if self.norm_first:
+            x = x + self.drop_path(self.attn(self.norm1(x), attn_mask=attn_bias))
+            mlp_output = self.mlp(self.norm2(x))
+            x = x + self.drop_path(self.post_mlp_drop(mlp_output))
+        else:
+            x = self.norm1(x + self.drop_path(self.attn(x, attn_mask=attn_bias)))
+            mlp_output = self.mlp(x)
+            x = self.norm2(x + self.drop_path(self.post_mlp_drop(mlp_output)))
+        return x, mlp_output

@@ -1,0 +1,151 @@
+"""The encoder: a frontend for each modality, then Transformer blocks shared by all, data2vec 2.0 (arXiv:2212.07525).
+
+N views = B samples x M masks, T tokens, K visible, P prefix tokens, D features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from d2v.nn.block import Block
+from d2v.nn.frontends.base import Frontend
+from d2v.types import Batch, EncoderOutput, TokenMask
+
+
+class Encoder(nn.Module):
+    """Student or teacher.
+
+    Args:
+        frontends: one for every modality, by its name.
+        embed_dim: features D.
+        depth: Transformer blocks shared by the modalities; the targets come from these.
+        num_heads: attention heads.
+        prenet_depth: blocks of each modality's own before the shared ones.
+        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
+        norm_first: pre-norm blocks instead of post-norm (all released models are post-norm).
+        norm_eps: epsilon of the LayerNorms.
+        drop_rate: dropout after attention projections.
+        attn_drop_rate: dropout on attention weights.
+        mlp_drop_rate: dropout inside MLPs.
+        post_mlp_drop_rate: dropout on MLP outputs.
+        drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``embed_dim``, or a frontend has another width.
+    """
+
+    def __init__(
+        self,
+        frontends: Mapping[str, Frontend],
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        prenet_depth: int = 0,
+        mlp_ratio: float = 4.0,
+        norm_first: bool = False,
+        norm_eps: float = 1e-6,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        mlp_drop_rate: float = 0.0,
+        post_mlp_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"model.encoder.num_heads={num_heads} does not divide model.encoder.embed_dim={embed_dim}; "
+                "choose a number of heads that does"
+            )
+        for modality, frontend in frontends.items():
+            if frontend.embed_dim != embed_dim:
+                raise ValueError(
+                    f"model.encoder.frontends.{modality}.embed_dim={frontend.embed_dim} must equal "
+                    f"model.encoder.embed_dim={embed_dim}"
+                )
+        self.embed_dim = embed_dim
+        self.norm_first = norm_first
+        drop_path_rates = torch.linspace(0, drop_path_rate, prenet_depth + depth).tolist()
+
+        def make_blocks(rates: list[float]) -> nn.ModuleList:
+            return nn.ModuleList(
+                Block(
+                    embed_dim,
+                    num_heads,
+                    mlp_ratio,
+                    norm_first,
+                    norm_eps,
+                    drop_rate,
+                    attn_drop_rate,
+                    mlp_drop_rate,
+                    post_mlp_drop_rate,
+                    rate,
+                )
+                for rate in rates
+            )
+
+        self.frontends = nn.ModuleDict(frontends)
+        self.input_norms = nn.ModuleDict(
+            {
+                modality: nn.LayerNorm(embed_dim, eps=norm_eps)
+                for modality, frontend in frontends.items()
+                if frontend.input_norm and not norm_first
+            }
+        )
+        self.prenets = nn.ModuleDict({modality: make_blocks(drop_path_rates[:prenet_depth]) for modality in frontends})
+        self.blocks = make_blocks(drop_path_rates[prenet_depth:])
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if norm_first else nn.Identity()
+        for blocks in (self.prenets, self.blocks):
+            blocks.apply(_init_linear)
+
+    def frontend(self, modality: str) -> Frontend:
+        """The frontend of ``modality``; KeyError naming those there are."""
+        if modality not in self.frontends:
+            raise KeyError(f"no frontend for modality {modality!r}: this encoder has {sorted(self.frontends)}")
+        frontend = self.frontends[modality]
+        assert isinstance(frontend, Frontend)
+        return frontend
+
+    def context(self, modality: str, x_BTD: Tensor, mask: TokenMask | None = None) -> Tensor:
+        """Everything between local features and the shared blocks: drop masked tokens, prefix, norm, prenet.
+
+        Args:
+            modality: whose frontend and prenet to use.
+            x_BTD: (B, T, D) from the frontend's ``embed``.
+            mask: M masks a sample, or None to see everything.
+
+        Returns:
+            (N, P + K, D), or (B, P + T, D) without a mask.
+        """
+        x = self.frontend(modality).tokens(x_BTD, mask)
+        if modality in self.input_norms:
+            x = self.input_norms[modality](x)
+        for block in self.prenets[modality]:
+            x, _ = block(x)
+        return x
+
+    def forward(self, batch: Batch, return_layers: bool = False) -> EncoderOutput:
+        """Features of whole, unmasked samples.
+
+        Args:
+            batch: its mask, if any, is ignored.
+            return_layers: also return every shared block's output.
+        """
+        frontend = self.frontend(batch.modality)
+        x = self.context(batch.modality, frontend.embed(batch.inputs))
+        hidden_states: list[Tensor] = []
+        for block in self.blocks:
+            x, _ = block(x)
+            if return_layers:
+                hidden_states.append(x)
+        return EncoderOutput(self.norm(x), tuple(hidden_states), frontend.num_prefix_tokens)
+
+
+def _init_linear(module: nn.Module) -> None:
+    """N(0, .02) weights and zero biases, as BERT and the reference."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,64 @@
+"""Images: non-overlapping patches and fixed 2-d positions, data2vec 2.0 (arXiv:2212.07525), sec. 4.1."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from d2v.nn.frontends.base import Frontend
+from d2v.nn.positions import sincos_2d
+
+
+class ImageFrontend(Frontend):
+    """Patch embedding with sine-cosine positions and one CLS token.
+
+    Args:
+        embed_dim: features D, a multiple of 4.
+        img_size: height and width of an image in pixels.
+        patch_size: side of a patch in pixels; must divide ``img_size``.
+        in_chans: colour channels.
+        num_prefix_tokens: 1 for the CLS token; 0 for none.
+
+    Raises:
+        ValueError: the patch does not divide the image.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_prefix_tokens: int = 1,
+    ) -> None:
+        super().__init__(embed_dim, num_prefix_tokens)
+        if patch_size < 1 or img_size < patch_size or img_size % patch_size:
+            raise ValueError(
+                f"model.encoder.frontends.image.patch_size={patch_size} does not divide data.img_size={img_size}; "
+                f"choose data.img_size={max(1, round(img_size / max(1, patch_size))) * max(1, patch_size)} "
+                "or another patch_size"
+            )
+        self.img_size = img_size
+        self.patch_size = patch_size
+        self.in_chans = in_chans
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        nn.init.xavier_uniform_(self.proj.weight.view(embed_dim, -1))
+        side = img_size // patch_size
+        self.register_buffer("positions", sincos_2d((side, side), embed_dim))
+
+    def token_grid(self, inputs: Tensor) -> tuple[int, int]:
+        """Patches per column and per row of (B, C, H, W) images."""
+        return inputs.shape[-2] // self.patch_size, inputs.shape[-1] // self.patch_size
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(B, C, H, W) images -> (B, T, D) patch features with positions, row-major.
+
+        Raises:
+            ValueError: the images have another size or number of channels than the frontend was built for.
+        """
+        expected = (self.in_chans, self.img_size, self.img_size)
+        if tuple(inputs.shape[1:]) != expected:
+            raise ValueError(
+                f"images of shape {tuple(inputs.shape[1:])} reached an encoder built for {expected} "
+                "(data.in_chans, data.img_size, data.img_size)"
+            )
+        return self.proj(inputs).flatten(2).transpose(1, 2) + self.positions

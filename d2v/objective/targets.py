@@ -1,0 +1,38 @@
+"""What the student predicts: the mean of the teacher's top-K layers, data2vec 2.0 (arXiv:2212.07525), sec. 3.1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TARGET_NORMS = ("instance", "layer")
+
+
+def check_target_norms(name: str, norms: Sequence[str]) -> tuple[str, ...]:
+    """The norms as a tuple; ValueError naming config key ``name`` if one is unknown."""
+    for norm in norms:
+        if norm not in TARGET_NORMS:
+            raise ValueError(f"{name}={list(norms)}: unknown norm {norm!r}; choose from {list(TARGET_NORMS)} or []")
+    return tuple(norms)
+
+
+def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Zero mean, unit biased variance over time, per sample and channel; no affine. (B, T, D) -> (B, T, D)."""
+    var, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(var + eps)
+
+
+def normalize_targets(x: Tensor, norms: Sequence[str]) -> Tensor:
+    """Apply ``norms`` in order, in float32.
+
+    Args:
+        x: (B, T, D) one layer's output or the average of several, prefix tokens stripped.
+        norms: any of "instance" (over tokens, :func:`instance_norm`) and "layer" (over features, no affine).
+    """
+    x = x.float()
+    for norm in norms:
+        x = instance_norm(x) if norm == "instance" else F.layer_norm(x, x.shape[-1:])
+    return x

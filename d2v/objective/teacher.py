@@ -1,0 +1,42 @@
+"""The teacher: an exponential moving average of the student, data2vec (arXiv:2202.03555), sec. 3.2.
+
+It is a plain submodule: saved, moved and loaded with the model, never trained, always in eval mode, always float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def make_teacher(student: ModuleT) -> ModuleT:
+    """A float32 copy of ``student`` that takes no gradient."""
+    return copy.deepcopy(student).float().eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """teacher <- decay * teacher + (1 - decay) * student; buffers are copied.
+
+    Args:
+        teacher: made by :func:`make_teacher` from ``student``: same parameters, same names.
+        student: the network being trained.
+        decay: in [0, 1]; 1 freezes the teacher.
+
+    Raises:
+        ValueError: ``decay`` is not in [0, 1], or the two networks differ in their parameters.
+    """
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(f"ema_decay={decay}: must lie in [0, 1]")
+    averages, values = dict(teacher.named_parameters()), dict(student.named_parameters())
+    if averages.keys() != values.keys():
+        raise ValueError(f"teacher and student differ in {sorted(averages.keys() ^ values.keys())}")
+    if decay < 1.0 and averages:
+        torch._foreach_lerp_(list(averages.values()), [values[name].float() for name in averages], 1.0 - decay)
+    for name, buffer in student.named_buffers():
+        teacher.get_buffer(name).copy_(buffer)

@@ -1,0 +1,143 @@
+"""What flows between the parts: a batch with its masks, an encoder's output, a loss.
+
+Every tensor's shape uses B samples, M masks a sample, N = B*M masked views (sample-major: sample 0's M masks first),
+T tokens, K visible tokens, P prefix (CLS) tokens, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """N masks over T tokens, every one with the same number of masked tokens.
+
+    Attributes:
+        mask: (N, T) bool, True = masked = to predict.
+        ids_keep: (N, K) int64, the visible tokens of each row, ascending.
+        ids_mask: (N, T - K) int64, the masked tokens of each row, ascending.
+        ids_restore: (N, T) int64: token t of the full row is entry ``ids_restore[:, t]`` of ``[visible, masked]``.
+        num_masks: M, the masks each sample has; row n masks sample n // M.
+    """
+
+    mask: Tensor
+    ids_keep: Tensor
+    ids_mask: Tensor
+    ids_restore: Tensor
+    num_masks: int
+
+    @classmethod
+    def from_bool(cls, mask: Tensor, num_masks: int = 1) -> TokenMask:
+        """Index tensors for a boolean mask.
+
+        Args:
+            mask: (N, T) bool, True = masked; N a multiple of ``num_masks``.
+            num_masks: masks per sample, M.
+
+        Raises:
+            ValueError: rows mask different numbers of tokens, all of them or none, or N is no multiple of M.
+        """
+        if mask.dtype != torch.bool or mask.ndim != 2:
+            raise ValueError(f"a mask is a 2-d bool tensor, got {mask.dtype} of shape {tuple(mask.shape)}")
+        if mask.shape[0] % num_masks:
+            raise ValueError(f"{mask.shape[0]} mask rows cannot be {num_masks} masks for every sample")
+        counts = mask.sum(1)
+        num_masked, num_tokens = int(counts[0]), mask.shape[1]
+        if not bool((counts == num_masked).all()):
+            raise ValueError(f"every row must mask equally many tokens, got counts {sorted(set(counts.tolist()))}")
+        if not 0 < num_masked < num_tokens:
+            raise ValueError(f"{num_masked} of {num_tokens} tokens masked: keep at least one and mask at least one")
+        ids_shuffle = torch.argsort(mask.to(torch.uint8), dim=1, stable=True)
+        ids_keep, ids_mask = ids_shuffle.split([num_tokens - num_masked, num_masked], dim=1)
+        return cls(mask, ids_keep.contiguous(), ids_mask.contiguous(), torch.argsort(ids_shuffle, dim=1), num_masks)
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> TokenMask:
+        return TokenMask(f(self.mask), f(self.ids_keep), f(self.ids_mask), f(self.ids_restore), self.num_masks)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a collate function makes and a model reads.
+
+    Attributes:
+        modality: the key of the frontend (and decoder) that reads ``inputs``, for example "image".
+        inputs: image (B, C, H, W) float32.
+        sample_ids: (B,) int64, which sample of the data set each row is.
+        mask: the M masks of every sample; None where nothing is masked (evaluation).
+        padding_mask: (B, T) bool, True = padding, ignore; None where nothing is padded.
+        labels: (B,) int64 class labels, or None.
+        skipped: samples that could not be read and were replaced, as "name: reason".
+    """
+
+    modality: str
+    inputs: Tensor
+    sample_ids: Tensor
+    mask: TokenMask | None = None
+    padding_mask: Tensor | None = None
+    labels: Tensor | None = None
+    skipped: tuple[str, ...] = field(default=())
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            self.modality,
+            f(self.inputs),
+            f(self.sample_ids),
+            None if self.mask is None else self.mask._map(f),
+            None if self.padding_mask is None else f(self.padding_mask),
+            None if self.labels is None else f(self.labels),
+            self.skipped,
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (called by the data loader)."""
+        return self._map(lambda t: t.pin_memory())
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What an encoder returns.
+
+    Attributes:
+        x: (N, P + T', D) final features, prefix tokens first; T' is K under a mask, T without.
+        hidden_states: the (N, P + T', D) output of every shared block, or () if not asked for.
+        num_prefix_tokens: P.
+    """
+
+    x: Tensor
+    hidden_states: tuple[Tensor, ...]
+    num_prefix_tokens: int
+
+    @property
+    def patch_tokens(self) -> Tensor:
+        """(N, T', D) final features without the prefix tokens."""
+        return self.x[:, self.num_prefix_tokens :]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A forward pass's loss, as sums, so that any number of devices and micro-batches can be combined exactly.
+
+    Attributes:
+        loss_sum: scalar, the sum of all loss terms; the loss is ``loss_sum / count``.
+        count: scalar int64, masked tokens in the batch.
+        terms: each loss term's share of ``loss_sum``, detached.
+        target_std: scalar, standard deviation of the targets over masked tokens, mean over features.
+        pred_std: scalar, the same of the predictions.
+        features: (B, D) detached: the student's mean visible token of each sample's first mask, to watch for collapse.
+    """
+
+    loss_sum: Tensor
+    count: Tensor
+    terms: dict[str, Tensor]
+    target_std: Tensor
+    pred_std: Tensor
+    features: Tensor

@@ -1,0 +1,237 @@
+"""Hugging Face data sets in local directories, map-style and streaming."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from d2v.data.bad_samples import BadSample
+from d2v.data.image_datasets import StreamImages
+from d2v.data.images import HFImages, HFImageStream, ImageData, hf_images
+from d2v.data.sampler import BatchPlan
+from d2v.objective.masking import InverseBlockMask
+
+datasets = pytest.importorskip("datasets")
+
+MASK = InverseBlockMask(num_masks=2, mask_ratio=0.6, mask_length=2)
+BAD = (4, 5)  # rows that do not decode
+ROWS = 23
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def rows(count: int = ROWS) -> list[dict]:
+    return [{"bytes": b"" if i in BAD else png(i), "path": None} for i in range(count)]
+
+
+def table(count: int = ROWS) -> datasets.Dataset:
+    features = datasets.Features(
+        {"id": datasets.Value("string"), "img": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])}
+    )
+    columns = {"id": [str(i) for i in range(count)], "img": rows(count), "label": [i % 2 for i in range(count)]}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A directory as the Hub has them: two files of the train split, one of validation."""
+    root = tmp_path / "set"
+    root.mkdir()
+    whole = table()
+    whole.select(range(10)).to_parquet(root / "train-00000-of-00002.parquet")
+    whole.select(range(10, ROWS)).to_parquet(root / "train-00001-of-00002.parquet")
+    whole.select(range(4)).to_parquet(root / "validation-00000-of-00001.parquet")
+    return str(root)
+
+
+def test_parquet(parquet):
+    source = HFImages(parquet)
+    assert len(source) == ROWS
+    assert source.class_names == ("even", "odd")
+    assert [source.label(i) for i in range(3)] == [0, 1, 0]
+    assert np.array_equal(np.asarray(source.load(12)), np.asarray(Image.open(io.BytesIO(png(12)))))
+    assert source.name(12) == f"{parquet}/train[12]"
+    with pytest.raises(BadSample, match="empty file"):
+        source.load(BAD[0])
+
+
+def test_saved_to_disk(tmp_path):
+    table().save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": table(), "val": table(3)}).save_to_disk(tmp_path / "several")
+    assert len(HFImages(str(tmp_path / "one"))) == ROWS
+    assert len(HFImages(str(tmp_path / "several"), "val")) == 3
+    assert len(list(HFImageStream(str(tmp_path / "several"), "train"))) == ROWS
+    with pytest.raises(ValueError, match=r"data\.split=test: no such split of .*it has train, val"):
+        HFImages(str(tmp_path / "several"), "test")
+
+
+def test_image_directories(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "set" / "train" / name).mkdir(parents=True)
+        (tmp_path / "set" / "train" / name / "0.png").write_bytes(png(0))
+    source = HFImages(str(tmp_path / "set"))
+    assert (len(source), source.class_names, source.label(1)) == (2, ("a", "b"), 1)
+    assert source.load(1).size == (24, 20)
+
+
+def test_columns_are_found_or_asked_for(tmp_path):
+    images = table(4)
+    two = images.add_column("copy", images.cast_column("img", datasets.Image(decode=False))["img"][:])
+    two = two.cast_column("copy", datasets.Image())
+    two.save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"data\.image_column=null: .* has 2 columns of images; .* of img, copy"):
+        HFImages(str(tmp_path / "two"))
+    assert len(HFImages(str(tmp_path / "two"), image_column="copy")) == 4
+    images.select_columns(["id"]).save_to_disk(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"data\.image_column=null: .* has 0 columns of images"):
+        HFImages(str(tmp_path / "none"))
+    images.save_to_disk(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"data\.image_column=image: .* has the columns id, img, label"):
+        HFImages(str(tmp_path / "one"), image_column="image")
+    with pytest.raises(ValueError, match=r"data\.label_column=id: not a column of class labels or integers"):
+        HFImages(str(tmp_path / "one"), label_column="id")
+
+
+def test_parquet_without_hugging_face_metadata(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({"image": rows(4), "fine": [3, 1, -1, 2]}), tmp_path / "set" / "train.parquet")
+    source = HFImages(str(tmp_path / "set"), label_column="fine")
+    assert source.load(0).size == (24, 20)
+    assert [source.label(i) for i in range(4)] == [3, 1, None, 2]
+    assert (source.has_labels, source.class_names) == (True, None)
+    assert not HFImages(str(tmp_path / "set")).has_labels
+    assert hf_images(str(tmp_path / "set")).probe_train is None
+    with pytest.raises(ValueError, match=r"data\.val_split=train: .* has no column of class labels"):
+        hf_images(str(tmp_path / "set"), val_split="train")
+
+
+def test_errors(parquet, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"data\.path=\./gone: no such directory"):
+        hf_images("./gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"data\.path=.*empty: neither a local directory of parquet"):
+        hf_images(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match=r"data\.split=tset: no such split"):
+        hf_images(parquet, "tset")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"data\.path=.*: needs the package datasets; pip install 'd2v\[hf\]'"):
+        hf_images(parquet)
+
+
+def test_map_style_data(parquet):
+    data = hf_images(parquet, val_split="validation", img_size=32)
+    assert (data.streaming, data.num_samples, len(data.val)) == (False, ROWS, 4)
+    sample = data.pretrain_dataset(0)[(0, BAD[0])]
+    assert sample.key.index == BAD[-1] + 1
+    assert sample.skipped == tuple(f"{parquet}/train[{i}]: empty file" for i in BAD)
+    assert data.eval_collate([data.eval_dataset("val")[i] for i in range(4)]).labels.tolist() == [0, 1, 0, 1]
+
+
+# --- streaming
+
+
+def stream(data: ImageData, **plan: int) -> StreamImages:
+    full_plan = BatchPlan(**({"micro_batch_size": 4, "num_batches": 16} | plan))
+    return data.pretrain_stream(MASK, 5, full_plan)
+
+
+def batches(data: ImageData, workers: int = 0, **plan: int) -> list:
+    return list(DataLoader(stream(data, **plan), batch_size=None, num_workers=workers))
+
+
+def assert_same(a: list, b: list) -> None:
+    assert len(a) == len(b) > 0
+    for x, y in zip(a, b, strict=True):
+        assert torch.equal(x.inputs, y.inputs)
+        assert torch.equal(x.sample_ids, y.sample_ids)
+        assert torch.equal(x.mask.mask, y.mask.mask)
+        assert x.skipped == y.skipped
+
+
+@pytest.fixture
+def streamed(parquet):
+    return hf_images(parquet, streaming=True, img_size=32, shuffle_buffer=8)
+
+
+def test_a_stream_gives_every_row_once_an_epoch(streamed):
+    assert (streamed.streaming, streamed.num_samples, streamed.class_names) == (True, None, None)
+    found = batches(streamed, num_batches=3 * ROWS, micro_batch_size=1)
+    epochs = torch.cat([batch.sample_ids for batch in found]).reshape(3, ROWS).tolist()
+    good = set(range(ROWS)) - set(BAD)
+    for epoch in epochs:
+        assert set(epoch) == good  # a bad row's place is taken by the row after it
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != sorted(epochs[0])
+    named = {entry for batch in found for entry in batch.skipped}
+    assert {name.rpartition("/")[2] for name in named} == {f"train[{i}]: empty file" for i in BAD}
+
+
+def test_a_buffer_of_one_keeps_the_order(parquet):
+    found = batches(hf_images(parquet, streaming=True, img_size=32, shuffle_buffer=1), num_batches=2)
+    assert torch.cat([batch.sample_ids for batch in found]).tolist() == [0, 1, 2, 3, 6, 6, 6, 7]
+
+
+def test_the_number_of_workers_changes_nothing(streamed):
+    assert_same(batches(streamed), batches(streamed, workers=2))
+
+
+def test_a_resumed_stream_goes_on_where_it_stopped(streamed):
+    whole = batches(streamed)
+    for start in (1, 5, 6, 13):  # 13 * 4 rows: in the third epoch
+        assert_same(batches(streamed, start_batch=start), whole[start:])
+    assert_same(batches(streamed, start_batch=7, workers=2), whole[7:])
+    assert len(stream(streamed, start_batch=7)) == 16
+    assert batches(streamed, start_batch=16) == []
+
+
+def test_a_resumed_stream_reads_only_one_epoch_to_count(streamed, monkeypatch):
+    passes = []
+    read = HFImageStream.__iter__
+    monkeypatch.setattr(HFImageStream, "__iter__", lambda self: passes.append(1) or read(self))
+    next(iter(stream(streamed, start_batch=100, num_batches=200)))
+    assert len(passes) == 2
+
+
+def test_ranks_share_the_stream(streamed):
+    whole = batches(streamed, micro_batch_size=8, num_batches=4)
+    for split in ({"world_size": 2, "micro_batch_size": 4}, {"world_size": 4, "micro_batch_size": 2}):
+        ranks = [batches(streamed, num_batches=4, rank=rank, **split) for rank in range(split["world_size"])]
+        for step, batch in enumerate(whole):
+            assert torch.equal(torch.cat([rank[step].inputs for rank in ranks]), batch.inputs)
+            assert torch.equal(torch.cat([rank[step].mask.mask for rank in ranks]), batch.mask.mask)
+
+
+def test_an_empty_stream_says_so(tmp_path):
+    (tmp_path / "set").mkdir()
+    table(0).to_parquet(tmp_path / "set" / "train.parquet")
+    with pytest.raises(ValueError, match=r"the stream has no rows; check data\.path and data\.split"):
+        batches(hf_images(str(tmp_path / "set"), streaming=True))
+
+
+def test_streams_and_map_style_data_are_not_mixed_up(streamed, parquet):
+    with pytest.raises(ValueError, match=r"data\.streaming=true: use pretrain_stream"):
+        streamed.pretrain_dataset(0)
+    with pytest.raises(ValueError, match=r"data\.streaming=false: use pretrain_dataset"):
+        stream(hf_images(parquet))
+    with pytest.raises(ValueError, match=r"data\.shuffle_buffer=0: must be at least 1"):
+        hf_images(parquet, streaming=True, shuffle_buffer=0)

@@ -1,0 +1,199 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from d2v.eval.features import (
+    ProbeRow,
+    check_probe_data,
+    eval_mode,
+    extract,
+    pool_tokens,
+    probe_table,
+    save_results,
+    standardize,
+)
+from d2v.types import Batch, EncoderOutput, TokenMask
+
+DEPTH, DIM = 3, 8
+
+
+class Encoder(nn.Module):
+    """Tokens are image rows; block i adds 1; dropout shows whether it runs in eval mode."""
+
+    def __init__(self, num_prefix_tokens: int = 1) -> None:
+        super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
+        self.embed = nn.Linear(4, DIM)
+        self.dropout = nn.Dropout(0.5)
+        self.frozen = nn.Dropout(0.5).eval()
+        self.asked_for_layers: list[bool] = []
+
+    def forward(self, batch: Batch, return_layers: bool) -> EncoderOutput:
+        assert batch.mask is None
+        assert not self.frozen.training
+        self.asked_for_layers.append(return_layers)
+        x = self.embed(batch.inputs[:, 0])
+        prefix = x.new_full((len(x), self.num_prefix_tokens, DIM), 7.0)
+        x = self.dropout(torch.cat([prefix, x], dim=1))
+        layers = tuple(x + i for i in range(DEPTH))
+        return EncoderOutput(x * 2, layers if return_layers else (), self.num_prefix_tokens)
+
+
+def make_batches(*sizes: int, labelled: bool = True, num_tokens: int = 5) -> list[Batch]:
+    generator, batches, start = torch.Generator().manual_seed(0), [], 0
+    for size in sizes:
+        ids = torch.arange(start, start + size) + 100
+        images = torch.randn(size, 1, num_tokens, 4, generator=generator)
+        batches.append(Batch("image", images, ids, labels=ids % 3 if labelled else None))
+        start += size
+    return batches
+
+
+def tokens_of(encoder: Encoder, batches: list[Batch]) -> Tensor:
+    """(N, T, D), computed with none of the tested code."""
+    return torch.cat([encoder.embed(b.inputs[:, 0]) for b in batches]).detach()
+
+
+def test_last_layer_mean_over_patches() -> None:
+    encoder, batches = Encoder(), make_batches(4, 4, 2)
+    features = extract(encoder, batches)
+    torch.testing.assert_close(features.features, 2 * tokens_of(encoder, batches).mean(1))
+    assert features.sample_ids.tolist() == list(range(100, 110))
+    assert features.labels is not None
+    assert features.labels.tolist() == [i % 3 for i in range(100, 110)]
+    assert encoder.asked_for_layers == [False] * 3
+
+
+def test_layers() -> None:
+    encoder, batches = Encoder(), make_batches(4, 2)
+    tokens = tokens_of(encoder, batches).mean(1)
+    torch.testing.assert_close(extract(encoder, batches, layers="average").features, tokens + 1)
+    torch.testing.assert_close(extract(encoder, batches, layers=0).features, tokens)
+    torch.testing.assert_close(extract(encoder, batches, layers=-1).features, tokens + 2)
+    every = extract(encoder, batches, layers="all").features
+    assert every.shape == (6, DEPTH, DIM)
+    torch.testing.assert_close(every, torch.stack([tokens, tokens + 1, tokens + 2], dim=1))
+    assert all(encoder.asked_for_layers)
+
+
+def test_pooling() -> None:
+    encoder, batches = Encoder(num_prefix_tokens=2), make_batches(4, 2)
+    assert extract(encoder, batches, pool="cls").features.eq(14).all()
+    assert extract(encoder, batches, pool="cls", layers="all").features.shape == (6, DEPTH, DIM)
+    tokens = extract(encoder, batches, pool="none").features
+    assert tokens.shape == (6, 2 + 5, DIM)
+    torch.testing.assert_close(tokens[:, 2:], 2 * tokens_of(encoder, batches))
+    assert extract(encoder, batches, pool="none", layers="all").features.shape == (6, DEPTH, 2 + 5, DIM)
+
+
+@pytest.mark.parametrize("shape", [(3, 1 + 4, 2), (3, 6, 1 + 4, 2)])
+def test_padding_is_left_out_of_the_mean(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    padding_mask = torch.tensor([[False] * 4, [False, False, False, True], [False, True, True, True]])
+    expected = torch.stack([x[n, ..., 1 : 1 + real, :].mean(-2) for n, real in enumerate((4, 3, 1))])
+    x[1, ..., -1, :] = torch.nan
+    torch.testing.assert_close(pool_tokens(x, 1, "mean", padding_mask), expected)
+    with pytest.raises(ValueError, match=r"padding mask of shape \(3, 3\) for 3 samples of 4 tokens"):
+        pool_tokens(x, 1, "mean", padding_mask[:, 1:])
+
+
+def test_masks_are_ignored_and_skipped_samples_kept() -> None:
+    encoder, (batch,) = Encoder(), make_batches(4)
+    mask = TokenMask.from_bool(torch.eye(5, dtype=torch.bool)[:4])
+    masked = replace(batch, mask=mask, skipped=("a.png: truncated",))
+    features = extract(encoder, [masked, batch])
+    assert features.skipped == ("a.png: truncated",)
+    torch.testing.assert_close(features.features[:4], features.features[4:])
+
+
+def test_training_flags_are_restored_one_by_one_even_after_an_error() -> None:
+    encoder = Encoder()
+    extract(encoder, make_batches(2))
+    assert (encoder.training, encoder.dropout.training, encoder.frozen.training) == (True, True, False)
+    with eval_mode(encoder):
+        assert not any(module.training for module in encoder.modules())
+    with pytest.raises(ValueError, match="no batches"):
+        extract(encoder, [])
+    with pytest.raises(ValueError, match=r"probe\.layers=9"):
+        extract(encoder, make_batches(2), layers=9)
+    assert (encoder.training, encoder.dropout.training, encoder.frozen.training) == (True, True, False)
+
+
+def test_features_are_ordinary_float32_tensors() -> None:
+    encoder = Encoder().bfloat16()
+    batches = [replace(b, inputs=b.inputs.bfloat16()) for b in make_batches(4)]
+    features = extract(encoder, batches, layers="average").features
+    assert features.dtype == torch.float32
+    assert not features.is_inference()
+    nn.Linear(DIM, 2)(features).sum().backward()
+
+
+def test_progress_and_unlabelled_batches() -> None:
+    seen: list[int] = []
+    features = extract(Encoder(), make_batches(4, 4, 2, labelled=False), progress=seen.append)
+    assert seen == [4, 8, 10]
+    assert features.labels is None
+
+
+def test_errors_name_the_setting() -> None:
+    batches = make_batches(2, 2)
+    with pytest.raises(ValueError, match=r"probe\.pool=cls.*set probe\.pool=mean"):
+        extract(Encoder(num_prefix_tokens=0), batches, pool="cls")
+    with pytest.raises(ValueError, match=r"probe\.pool='max'"):
+        extract(Encoder(), batches, pool="max")  # type: ignore[arg-type]
+    for layers in ("first", True, None):
+        with pytest.raises(ValueError, match=r"probe\.layers="):
+            extract(Encoder(), batches, layers=layers)  # type: ignore[arg-type]
+    for index in (DEPTH, -DEPTH - 1):
+        with pytest.raises(ValueError, match=rf"probe\.layers={index}, .*3 blocks: choose -3 to 2"):
+            extract(Encoder(), batches, layers=index)
+    with pytest.raises(ValueError, match="no batches"):
+        extract(Encoder(), [])
+    with pytest.raises(ValueError, match="only 1 of 2 batches have labels"):
+        extract(Encoder(), [batches[0], replace(batches[1], labels=None)])
+    with pytest.raises(ValueError, match=r"set probe\.pool=mean"):
+        extract(Encoder(), make_batches(2) + make_batches(2, num_tokens=6), pool="none")
+
+
+def test_standardize() -> None:
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 10, 100]) + 5
+    train, val = standardize(x[:40], x[40:])
+    torch.testing.assert_close(train.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(train.std(0, correction=0), torch.ones(3))
+    torch.testing.assert_close(val, (x[40:] - x[:40].mean(0)) / x[:40].std(0, correction=0))
+
+
+def test_standardize_does_not_amplify_rounding_noise() -> None:
+    constant = torch.full((50, 1), 1000.0)
+    constant[::2] += 6e-5  # the next float32
+    train, val = standardize(torch.cat([constant, torch.zeros(50, 1)], dim=1), torch.full((2, 2), 1000.5))
+    assert train.abs().max() < 1e-3
+    assert val.isfinite().all()
+
+
+def test_check_probe_data_accepts_what_is_fine() -> None:
+    check_probe_data(torch.zeros(3, 2), torch.zeros(3), torch.zeros(1, 2), torch.zeros(1))
+
+
+def test_table() -> None:
+    table = probe_table([ProbeRow("raw | pixels", 0.83, 0.824), ProbeRow("data2vec 2.0", 0.891, None, 0.0021, None)])
+    assert table == (
+        "| features      | linear (%) | kNN (%) |\n"
+        "|---------------|-----------:|--------:|\n"
+        "| raw \\| pixels |       83.0 |    82.4 |\n"
+        "| data2vec 2.0  | 89.1 ± 0.2 |       – |\n"
+    )
+
+
+def test_results_are_written_as_json(tmp_path) -> None:
+    path = save_results(tmp_path / "run" / "results.json", [ProbeRow("raw", 0.5, knn_std=0.1)], seeds=[0, 1])
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "seeds": [0, 1],
+        "probes": [{"name": "raw", "linear": 0.5, "knn": None, "linear_std": None, "knn_std": 0.1}],
+    }
+    with pytest.raises(ValueError, match="JSON"):
+        save_results(path, [ProbeRow("diverged", float("nan"))])
+    assert "raw" in path.read_text(encoding="utf-8")
