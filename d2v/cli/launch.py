@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import logging
 import os
 import re
 import sys
@@ -49,7 +48,6 @@ def run(command: str) -> int:
         The exit status.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
-    logging.captureWarnings(True)
     module = importlib.import_module(f"d2v.cli.{command}")
     from d2v.data.bad_samples import TooManyBadSamples
     from d2v.lit.callbacks.health import Collapse

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -170,6 +171,7 @@ def summary(
     model: Any, data: Any, mask: Any, split: BatchSplit, trainer: L.Trainer, threads: int, workers: int, run_dir: Path
 ) -> str:
     """What is about to run, in a few lines: sizes, batch arithmetic, epochs, masked fraction, CLS weight, machine."""
+
     def millions(module: torch.nn.Module) -> str:
         return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f}M"
 
@@ -179,7 +181,7 @@ def summary(
     samples = "streamed" if data.num_samples is None else f"{data.num_samples:,} samples"
     epochs = "" if data.num_samples is None else f" = {trainer.max_steps * batch / data.num_samples:.1f} epochs"
     lines = [
-        f"model     encoder {millions(model.student)}, decoder {millions(model.decoders)} parameters; teacher: its average",
+        f"model     encoder {millions(model.student)}, decoder {millions(model.decoders)} parameters; teacher: an average",
         f"data      {samples}, {num_tokens} tokens each; {mask.num_masks} masks a sample, "
         f"{visible} tokens visible, {1 - visible / num_tokens:.1%} masked",
         f"batch     {batch} = {split.micro_batch_size} x {split.accumulate} accumulated x {split.world_size} devices; "
@@ -193,6 +195,8 @@ def summary(
 
 
 def quiet_libraries() -> None:
-    """Lightning's tips and notices about our own choices are noise to a user."""
+    """Silence notices about what is meant to be so: the teacher in eval mode, few data workers on a CPU."""
+    for message in ("Found .* in eval mode", ".*does not have many workers", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)

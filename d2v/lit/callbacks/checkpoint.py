@@ -94,7 +94,7 @@ class CheckpointEvery(Checkpoint):
         if trainer.global_step == self._saved_step:
             return
         self.dirpath.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(self.dirpath / f"step-{trainer.global_step:08d}.ckpt")
+        trainer.save_checkpoint(self.dirpath / f"step-{trainer.global_step:08d}.ckpt", weights_only=False)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero and self.keep > 0:
             for path in list_checkpoints(self.dirpath)[self.keep :]:

@@ -1,0 +1,50 @@
+"""``d2v extract``: features of a data set, as a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+
+from d2v.cli.launch import configuring
+from d2v.cli.loading import best_device, load_data, load_trained
+from d2v.eval.features import Features
+from d2v.eval.features import extract as extract_features
+from d2v.lit.setup import set_threads
+
+
+@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="extract")
+def extract(cfg: DictConfig) -> None:
+    """Write features, sample ids, names and, where there are any, labels."""
+    with configuring():
+        set_threads(cfg.num_threads, num_workers=0)
+        output = Path(cfg.output)
+        if output.suffix not in (".safetensors", ".npz"):
+            raise ValueError(f"output={output}: the name must end in .safetensors or .npz")
+        trained = load_trained(cfg.checkpoint, cfg.network)
+        data = load_data(cfg, trained)
+        dataset = data.eval_dataset(cfg.split)
+        loader = DataLoader(dataset, batch_size=cfg.batch_size, collate_fn=data.eval_collate)
+    features = extract_features(trained.encoder.to(best_device()), loader, layers=cfg.layers, pool=cfg.pool)
+    names = [dataset.source.name(i) for i in features.sample_ids.tolist()]
+    write(output, features, names)
+    print(f"{tuple(features.features.shape)} features, {len(features.skipped)} samples skipped: {output}")
+    for entry in features.skipped:
+        print(f"skipped {entry}")
+
+
+def write(path: Path, features: Features, names: list[str]) -> None:
+    """Write ``features``, ``sample_ids``, ``labels`` and ``names`` (in .safetensors: JSON in the metadata)."""
+    tensors = {"features": features.features, "sample_ids": features.sample_ids}
+    if features.labels is not None:
+        tensors["labels"] = features.labels
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        np.savez(path, names=np.array(names), **{key: value.numpy() for key, value in tensors.items()})
+    else:
+        save_file(tensors, path, metadata={"names": json.dumps(names)})

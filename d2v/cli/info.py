@@ -1,0 +1,34 @@
+"""``d2v info``: versions, hardware, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from d2v.cli.launch import configuring
+from d2v.cli.loading import load_trained
+from d2v.lit.setup import choose_precision, describe_run
+
+
+@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="info")
+def info(cfg: DictConfig) -> None:
+    """Print what one needs to know before asking for help."""
+    run = describe_run(seed=0)
+    print(f"d2v {run['d2v']}, Python {run['python']}, {run['platform']}")
+    print(", ".join(f"{name} {version}" for name, version in run["packages"].items()))
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"{run['device']}, {run['cores']} cores, precision auto = {choose_precision('auto', accelerator)}")
+    if cfg.checkpoint is None:
+        return
+    with configuring():
+        trained = load_trained(cfg.checkpoint, "student")
+    node = trained.encoder_node
+    print(f"\n{trained.path}")
+    print(f"step {trained.step}" if trained.step is not None else "an export")
+    parameters = sum(p.numel() for p in trained.encoder.parameters())
+    print(
+        f"encoder: {parameters:,} parameters, {node['prenet_depth']} + {node['depth']} blocks, "
+        f"width {node['embed_dim']}, {node['num_heads']} heads; modalities: {', '.join(node['frontends'])}"
+    )
+    print(f"data: {trained.data_node}")
