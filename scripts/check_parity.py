@@ -280,7 +280,7 @@ def check_training(case: Case) -> Iterator[Check]:
         with torch.no_grad():
             for parameter in trained:
                 if parameter.grad is not None:
-                    parameter -= spec["sgd_lr"] * parameter.grad
+                    parameter.sub_(parameter.grad, alpha=spec["sgd_lr"])
         decay = ema_decay(step + 1, cfg["ema_decay"], cfg["ema_end_decay"], cfg["ema_anneal_end_step"])
         yield f"ema_decay/{step}", relative_error(decay, spec["ema_decay_after_step"][step]), FORWARD
         model.update_teacher(decay)

@@ -20,7 +20,7 @@ from d2v.eval.linear import linear_probe
 from d2v.lit.setup import set_threads
 from d2v.nn.encoder import Encoder
 
-Split = tuple[Tensor, Tensor]  # features (N, D), labels (N,)
+Labelled = tuple[Tensor, Tensor]  # features (N, D), labels (N,)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="evaluate")
@@ -39,9 +39,11 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.baselines:
         rows.append(_probe("raw pixels", data.raw("train"), data.raw("val"), cfg))
         untrained = trained.untrained(cfg.seed)
-        rows.append(_probe("untrained encoder", *(_features(untrained, loaders[s], cfg) for s in loaders), cfg))
+        train, val = (_features(untrained, loader, cfg) for loader in loaders.values())
+        rows.append(_probe("untrained encoder", train, val, cfg))
     name = "pretrained encoder" if trained.step is None else f"pretrained encoder, {trained.step} steps"
-    rows.append(_probe(name, *(_features(trained.encoder, loaders[s], cfg) for s in loaders), cfg))
+    train, val = (_features(trained.encoder, loader, cfg) for loader in loaders.values())
+    rows.append(_probe(name, train, val, cfg))
     table = probe_table(rows)
     print(table)
     (run_dir / "results.md").write_text(table)
@@ -49,7 +51,7 @@ def evaluate(cfg: DictConfig) -> None:
     print(f"results: {path}")
 
 
-def _features(encoder: Encoder, loader: Any, cfg: DictConfig) -> Split:
+def _features(encoder: Encoder, loader: Any, cfg: DictConfig) -> Labelled:
     encoder.to(best_device())
     features = extract(encoder, loader, layers=cfg.probe.layers, pool=cfg.probe.pool)
     if features.labels is None:
@@ -59,7 +61,7 @@ def _features(encoder: Encoder, loader: Any, cfg: DictConfig) -> Split:
     return features.features, features.labels
 
 
-def _probe(name: str, train: Split, val: Split, cfg: DictConfig) -> ProbeRow:
+def _probe(name: str, train: Labelled, val: Labelled, cfg: DictConfig) -> ProbeRow:
     torch.manual_seed(cfg.seed)
     probe = cfg.probe
     linear = linear_probe(*train, *val, c_grid=probe.c_grid, seed=cfg.seed).accuracy if probe.linear else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import hydra
 import numpy as np
@@ -45,6 +46,7 @@ def write(path: Path, features: Features, names: list[str]) -> None:
         tensors["labels"] = features.labels
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
-        np.savez(path, names=np.array(names), **{key: value.numpy() for key, value in tensors.items()})
+        arrays: dict[str, Any] = {key: value.numpy() for key, value in tensors.items()}
+        np.savez(path, names=np.array(names), **arrays)
     else:
         save_file(tensors, path, metadata={"names": json.dumps(names)})

@@ -121,3 +121,7 @@ def _conf() -> Path:
 def _about(path: Path) -> str:
     """An experiment's own words: its second line."""
     return path.read_text().splitlines()[1].removeprefix("#").strip()
+
+
+if __name__ == "__main__":
+    main()

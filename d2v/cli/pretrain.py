@@ -34,7 +34,12 @@ def pretrain(cfg: DictConfig) -> None:
         data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
         if cfg.init_from and checkpoint is None:
             init_from(model, cfg.init_from)
-        trainer = setup.make_trainer(cfg.trainer)
+        needs_data = {name for name, node in cfg.callbacks.items() if "data" in node}
+        callbacks = [
+            instantiate(node, **({"data": data} if name in needs_data else {})) for name, node in cfg.callbacks.items()
+        ]
+        loggers = [instantiate(node) for node in cfg.logger.values()]
+        trainer = setup.make_trainer(cfg.trainer, callbacks, loggers)
         split = setup.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
         trainer.accumulate_grad_batches = split.accumulate
         num_workers = setup.choose_workers(cfg.num_workers, trainer)
@@ -42,18 +47,18 @@ def pretrain(cfg: DictConfig) -> None:
         datamodule = PretrainDataModule(data, mask, split.micro_batch_size, num_workers, cfg.seed)
         optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
         module = PretrainModule(model, optim, schedule, ema, cfg.seed, config)
-        needs_data = {name for name, node in cfg.callbacks.items() if "data" in node}
-        for name, node in cfg.callbacks.items():
-            trainer.callbacks.append(instantiate(node, **({"data": data} if name in needs_data else {})))
-        trainer.loggers = [instantiate(node) for node in cfg.logger.values()]
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
         setup.write_run_record(run_dir / "run.json", setup.describe_run(cfg.seed))
-        for logger in trainer.loggers:
+        for logger in loggers:
             logger.log_hyperparams(config)
         print(setup.summary(model, data, mask, split, trainer, threads, num_workers, run_dir), flush=True)
     trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-    report_end(trainer, run_dir)
+    if trainer.is_global_zero:
+        saver = next((c for c in callbacks if isinstance(c, CheckpointEvery)), None)
+        if saver is not None and saver.stop_signal is not None:
+            print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
+        print(f"run: {run_dir}")
 
 
 def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
@@ -70,13 +75,3 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
     else:
         log.info("resuming from %s", checkpoint)
     return checkpoint
-
-
-def report_end(trainer: L.Trainer, run_dir: Path) -> None:
-    """Say where things are."""
-    if not trainer.is_global_zero:
-        return
-    saver = next((c for c in trainer.callbacks if isinstance(c, CheckpointEvery)), None)
-    if saver is not None and saver.stop_signal is not None:
-        print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
-    print(f"run: {run_dir}")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 _RANKME_EPS = 1e-7  # the paper's, for float32
-_STD_EPS = 1e-6  # fairseq's, on the variance
 
 
 def effective_rank(features: Tensor) -> Tensor:
@@ -39,26 +38,6 @@ def effective_rank(features: Tensor) -> Tensor:
     sigma = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     p = sigma / sigma.sum().clamp(min=torch.finfo(sigma.dtype).tiny) + _RANKME_EPS
     return torch.exp(-(p * p.log()).sum()).float()
-
-
-def feature_std(x: Tensor) -> Tensor:
-    """The reference's collapse measure: ``sqrt(var + 1e-6)`` of each feature over samples, averaged over features.
-
-    fairseq, examples/data2vec/models/data2vec2.py, ``compute_var``: the unbiased variance. Constant features give
-    1e-3, not 0; so does a single sample.
-
-    Args:
-        x: (N, D) float, for example the targets at all masked tokens of a batch.
-
-    Returns:
-        0-dim float32.
-
-    Raises:
-        ValueError: x is not (N, D), or empty.
-    """
-    _check(x)
-    variance = x.detach().float().var(0, correction=min(1, len(x) - 1))
-    return (variance + _STD_EPS).sqrt().mean()
 
 
 def relative_spread(features: Tensor) -> Tensor:

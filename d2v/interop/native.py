@@ -165,7 +165,8 @@ def load_encoder(path: str | Path, network: Network = "student") -> Encoder:
     """
     path = resolve_checkpoint(path)
     if path.is_dir():
-        encoder: Encoder = build(OmegaConf.to_container(OmegaConf.load(path / CONFIG), resolve=True)["encoder"])
+        config: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG), resolve=True)
+        encoder: Encoder = build(config["encoder"])
         load_exactly(encoder, load_file(path / WEIGHTS))
     else:
         encoder = getattr(Checkpoint.load(path).build_model(), network)

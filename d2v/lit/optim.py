@@ -35,4 +35,4 @@ def adamw(
             {"params": [p for name, p in parameters if name not in exempt], "weight_decay": weight_decay},
             {"params": [p for name, p in parameters if name in exempt], "weight_decay": 0.0},
         ]
-    return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)

@@ -48,7 +48,7 @@ class PretrainModule(L.LightningModule):
         self.seed = seed
         self.config = config or {}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW or whatever ``optim`` makes, with its learning rate stepped every optimizer step."""
         optimizer = self.optim((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
@@ -58,9 +58,7 @@ class PretrainModule(L.LightningModule):
         """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""
         self._seed_step(batch_idx)
         out = self.model(batch)
-        count = out.count
-        if self.trainer.world_size > 1:
-            count = self.all_gather(out.count).sum()
+        count = self.trainer.strategy.reduce(out.count.clone(), reduce_op="sum")
         loss = out.loss_sum * self.trainer.world_size / count
         if self.should_log:
             mask = batch.mask

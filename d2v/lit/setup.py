@@ -141,11 +141,13 @@ def _git_revision(folder: Path) -> dict[str, Any] | None:
     return {"revision": revision.strip(), "dirty": bool(status.strip())}
 
 
-def make_trainer(node: Any) -> L.Trainer:
+def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
     """Lightning's trainer with our settings where they are not a matter of taste.
 
     Args:
         node: the ``trainer`` configuration, keyword arguments of ``lightning.Trainer``; ``precision`` may be "auto".
+        callbacks: in the order they are to be called.
+        loggers: where metrics go.
     """
     arguments = {key: value for key, value in node.items() if key != "_target_"}
     accelerator = str(arguments.get("accelerator", "auto"))
@@ -157,7 +159,8 @@ def make_trainer(node: Any) -> L.Trainer:
     return L.Trainer(
         **arguments,
         max_epochs=-1,
-        logger=False,
+        callbacks=callbacks,
+        logger=loggers or False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -7,7 +7,8 @@ import lightning as L
 
 def is_logged(trainer: L.Trainer, step: int) -> bool:
     """Whether optimizer step ``step`` (the first is 1) is logged: the first and every ``log_every_n_steps``-th."""
-    return step == 1 or step % trainer.log_every_n_steps == 0
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's logger connector
+    return step == 1 or step % every == 0
 
 
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:

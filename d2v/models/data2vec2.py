@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
-from d2v.objective.losses import regression_loss_sum
+from d2v.objective.losses import feature_std, regression_loss_sum
 from d2v.objective.targets import check_target_norms, normalize_targets
 from d2v.objective.teacher import make_teacher, update_teacher
 from d2v.types import Batch, LossOutput
@@ -146,9 +146,3 @@ class Data2Vec2(nn.Module):
         super().train(mode)
         self.teacher.eval()
         return self
-
-
-@torch.no_grad()
-def feature_std(x: Tensor) -> Tensor:
-    """sqrt(var + 1e-6) over all but the last dimension, mean over features: the reference's "target_var"."""
-    return (x.float().flatten(0, -2).var(dim=0) + 1e-6).sqrt().mean()

@@ -122,7 +122,9 @@ class Encoder(nn.Module):
         x = self.frontend(modality).tokens(x_BTD, mask)
         if modality in self.input_norms:
             x = self.input_norms[modality](x)
-        for block in self.prenets[modality]:
+        prenet = self.prenets[modality]
+        assert isinstance(prenet, nn.ModuleList)
+        for block in prenet:
             x, _ = block(x)
         return x
 

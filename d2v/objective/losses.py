@@ -1,7 +1,11 @@
-"""The regression loss: data2vec 2.0 (arXiv:2212.07525), sec. 3.1; smooth L1: data2vec (arXiv:2202.03555), eq. 2."""
+"""The regression loss, data2vec 2.0 (arXiv:2212.07525), sec. 3.1, and the spread of what it compares.
+
+Smooth L1 is that of data2vec 1.0 (arXiv:2202.03555), eq. 2.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,3 +26,19 @@ def regression_loss_sum(pred: Tensor, target: Tensor, scale: float, beta: float 
     if beta == 0:
         return F.mse_loss(pred, target, reduction="sum") * scale
     return F.smooth_l1_loss(pred, target, reduction="sum", beta=beta) * scale
+
+
+@torch.no_grad()
+def feature_std(x: Tensor) -> Tensor:
+    """Spread of targets or predictions: ``sqrt(var + 1e-6)`` of each feature, averaged over features.
+
+    The reference logs it as "target_var" and "pred_var"; the variance is unbiased.
+
+    Args:
+        x: (..., D) float; all leading dimensions are samples.
+
+    Returns:
+        0-dim float32; 1e-3 for constant features.
+    """
+    x = x.detach().float().flatten(0, -2)
+    return (x.var(dim=0, correction=min(1, len(x) - 1)) + 1e-6).sqrt().mean()

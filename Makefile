@@ -1,0 +1,56 @@
+# Everything runs in .venv, which the first target that needs it makes. `make` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODALITY ?= image
+SEED ?= 0
+# One process a core, one thread a process: more threads than cores make every test many times slower.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast parity lint format type wheel-test clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamps are files, so that an unchanged pyproject.toml installs nothing again.
+$(VENV)/.demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[plots]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	touch $@ $(VENV)/.demo
+
+install: $(VENV)/.dev ## install d2v with every extra and the development tools into .venv
+
+demo: $(VENV)/.demo ## pretrain for a few minutes on the images that ship, probe, draw pictures (MODALITY=image SEED=0)
+	$(BIN)/python scripts/demo.py $(MODALITY) --seed $(SEED)
+
+test: $(VENV)/.dev ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.dev ## run the tests that take no longer than a few seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu and not net'
+
+parity: $(VENV)/.dev ## compare with what the authors' code computed (GOLDEN=tests/golden)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/check_parity.py $(or $(GOLDEN),tests/golden)
+
+lint: $(VENV)/.dev ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev ## put style in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(VENV)/.dev ## check types
+	$(BIN)/mypy
+
+wheel-test: $(VENV)/.dev ## build the wheel, install it elsewhere, use it there
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_wheel.py
+
+clean: ## remove what building and testing leave behind
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
