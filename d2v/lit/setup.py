@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from d2v.version import __version__
 
@@ -161,8 +162,8 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
         max_epochs=-1,
         callbacks=callbacks,
         logger=loggers or False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
@@ -184,7 +185,7 @@ def summary(
     samples = "streamed" if data.num_samples is None else f"{data.num_samples:,} samples"
     epochs = "" if data.num_samples is None else f" = {trainer.max_steps * batch / data.num_samples:.1f} epochs"
     lines = [
-        f"model     encoder {millions(model.student)}, decoder {millions(model.decoders)} parameters; teacher: an average",
+        f"model     encoder {millions(model.student)}, decoder {millions(model.decoders)} parameters",
         f"data      {samples}, {num_tokens} tokens each; {mask.num_masks} masks a sample, "
         f"{visible} tokens visible, {1 - visible / num_tokens:.1%} masked",
         f"batch     {batch} = {split.micro_batch_size} x {split.accumulate} accumulated x {split.world_size} devices; "
