@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,8 @@ def pretrain(cfg: DictConfig) -> None:
         data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
         if cfg.init_from and checkpoint is None:
             init_from(model, cfg.init_from)
-        needs_data = {name for name, node in cfg.callbacks.items() if "data" in node}
-        callbacks = [
-            instantiate(node, **({"data": data} if name in needs_data else {})) for name, node in cfg.callbacks.items()
-        ]
+        callbacks = [instantiate(node) for node in cfg.callbacks.values()]
+        callbacks = [c(data=data) if isinstance(c, partial) else c for c in callbacks]
         loggers = [instantiate(node) for node in cfg.logger.values()]
         trainer = setup.make_trainer(cfg.trainer, callbacks, loggers)
         split = setup.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)

@@ -63,7 +63,8 @@ class PretrainModule(L.LightningModule):
         if self.should_log:
             mask = batch.mask
             assert mask is not None
-            self.log("train/loss", loss.detach(), prog_bar=True)
+            self.log("step", self.trainer.global_step + 1.0)  # what loggers take for the step: the first is 1
+            self.log("train/loss", loss.detach())
             self.log_dict({f"train/loss_{name}": value / out.count for name, value in out.terms.items()})
             self.log("train/masked_fraction", mask.ids_mask.shape[1] / mask.mask.shape[1])
             self.log_dict({"train/target_std": out.target_std, "train/pred_std": out.pred_std})

@@ -27,7 +27,7 @@ class Collapse(RuntimeError):
 class HealthMonitor(L.Callback):
     """Logs ``train/effective_rank`` (RankMe) and ``train/relative_spread`` of the student's features.
 
-    Measured over the samples of the last optimizer steps, one mean-pooled view of each: by rank 0's share.
+    Measured over the samples of the last optimizer steps, one mean-pooled view of each; averaged over ranks.
 
     Args:
         window: samples to measure over, as far as they have been seen.
@@ -46,34 +46,63 @@ class HealthMonitor(L.Callback):
             self._features.popleft()
         if is_logged_step(trainer, batch_idx):
             features = torch.cat(list(self._features))
-            pl_module.log("train/effective_rank", effective_rank(features))
-            pl_module.log("train/relative_spread", relative_spread(features))
+            pl_module.log("train/effective_rank", effective_rank(features), sync_dist=True)
+            pl_module.log("train/relative_spread", relative_spread(features), sync_dist=True)
 
 
 class CollapseGuard(L.Callback):
     """Stops a run whose features have collapsed, with advice.
 
+    Judged on ``train/relative_spread``, which a fresh encoder has from its inputs (about .5 for images) and a healthy
+    run keeps: a collapsed one falls towards 0, whatever the loss does.
+
     Args:
-        min_spread: the run is stopped when ``train/relative_spread`` stays below this share of its highest value so
-            far ...
+        min_spread: the run is stopped when the spread stays below this share of what it was at first ...
         patience: ... for this many logged steps in a row.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
-    def __init__(self, min_spread: float = 0.1, patience: int = 3) -> None:
+    def __init__(self, min_spread: float = 0.2, patience: int = 3) -> None:
+        if not 0 < min_spread < 1:
+            raise ValueError(f"callbacks.collapse_guard.min_spread={min_spread}: must lie between 0 and 1")
+        if patience < 1:
+            raise ValueError(f"callbacks.collapse_guard.patience={patience}: must be at least 1")
         self.min_spread = min_spread
         self.patience = patience
-        self.highest = 0.0
-        self.below = 0
+        self.first: float | None = None
+        self.num_below = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
-        return {"highest": self.highest, "below": self.below}
+        """What a resumed run judges by."""
+        return {"first": self.first, "num_below": self.num_below}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.highest, self.below = state_dict["highest"], state_dict["below"]
+        self.first, self.num_below = state_dict["first"], state_dict["num_below"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Judge each newly logged spread."""
+        """Judge every newly logged spread.
+
+        Raises:
+            Collapse: on every rank at once, since the spread is averaged over them.
+        """
+        if not is_logged_step(trainer, batch_idx):
+            return
+        spread = float(trainer.callback_metrics["train/relative_spread"])
+        if self.first is None:
+            self.first = spread
+        # not >=: a NaN is no spread either
+        self.num_below = 0 if spread >= self.min_spread * self.first else self.num_below + 1
+        if self.num_below >= self.patience:
+            raise Collapse(
+                f"the features have collapsed at step {trainer.global_step}: different samples' features differ by "
+                f"{spread:.3g} of their size, {self.first:.3g} at the start (train/relative_spread, below "
+                f"callbacks.collapse_guard.min_spread={self.min_spread} of it at {self.patience} logged steps in a "
+                "row). What helps, in this order: a lower optim.lr; a longer schedule.warmup_steps; "
+                "trainer.gradient_clip_val=4; a slower teacher (ema.decay_start, ema.decay_end closer to 1); instance "
+                "norm in model.layer_norms. To go on regardless: '~callbacks.collapse_guard'."
+            )

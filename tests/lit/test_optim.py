@@ -1,0 +1,66 @@
+"""Parameter groups: each trainable parameter once, nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from d2v.lit.optim import adamw
+from d2v.lit.pretrain import PretrainModule
+from d2v.models.data2vec2 import Data2Vec2
+
+
+def _optimizer(model: Data2Vec2, **options: object) -> torch.optim.Optimizer:
+    module = PretrainModule(
+        model, lambda named: adamw(named, lr=1e-3, **options), lambda step: 1.0, lambda step: 0.9
+    )  # type: ignore[arg-type]
+    return module.configure_optimizers()["optimizer"]
+
+
+@pytest.mark.parametrize("exempt", [False, True])
+def test_every_trainable_parameter_exactly_once(make_model, exempt: bool) -> None:  # type: ignore[no-untyped-def]
+    model = make_model()
+    model.decoders["image"].proj.bias.requires_grad_(False)  # frozen: not to be trained
+    optimizer = _optimizer(model, exempt_norms_and_biases=exempt)
+    ids = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {id(p) for p in model.parameters() if p.requires_grad}
+    never = [*model.teacher.parameters(), *model.buffers(), model.decoders["image"].proj.bias]
+    assert not set(ids) & {id(tensor) for tensor in never}
+    assert all(p.requires_grad for p in [*model.student.parameters()])
+
+
+def test_default_decays_everything_as_the_released_runs(make_model) -> None:  # type: ignore[no-untyped-def]
+    (group,) = _optimizer(make_model(), weight_decay=0.05).param_groups
+    assert group["weight_decay"] == 0.05
+
+
+def test_exemption_covers_norms_biases_and_prefix_tokens(make_model) -> None:  # type: ignore[no-untyped-def]
+    model = make_model()
+    decayed, exempt = _optimizer(model, weight_decay=0.05, exempt_norms_and_biases=True).param_groups
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.05, 0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    exempt_names = {names[id(p)] for p in exempt["params"]}
+    norms = {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm) and not path.startswith("teacher")
+        for name, _ in module.named_parameters()
+    }
+    assert norms
+    assert norms <= exempt_names
+    assert "student.frontends.image.prefix_tokens" in exempt_names
+    assert all(
+        name in norms or name.endswith(("bias", "prefix_tokens")) for name in exempt_names
+    ), exempt_names
+    assert all(name.endswith("weight") for name in (names[id(p)] for p in decayed["params"]))
+
+
+def test_options_reach_adamw() -> None:
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    optimizer = adamw([("p", parameter)], lr=0.1, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.3)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    (group,) = optimizer.param_groups
+    assert (group["lr"], tuple(group["betas"]), group["eps"], group["weight_decay"]) == (0.1, (0.8, 0.9), 1e-5, 0.3)
+    assert group["fused"]

@@ -1,0 +1,128 @@
+"""What the machine should do: accumulation, precision, threads, workers, run records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d2v.lit import setup
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((8, None, 1), (8, 1, 1)),
+        ((8, 2, 1), (2, 4, 1)),
+        ((8, 100, 1), (8, 1, 1)),
+        ((256, 16, 16), (16, 1, 16)),
+        ((256, 16, 1), (16, 16, 1)),
+        ((12, 5, 1), (4, 3, 1)),  # the largest divisor below the limit
+        ((7, 4, 1), (1, 7, 1)),
+    ],
+)
+def test_split_batch(arguments: tuple[int, int | None, int], expected: tuple[int, int, int]) -> None:
+    split = setup.split_batch(*arguments)
+    assert (split.micro_batch_size, split.accumulate, split.world_size) == expected
+
+
+@given(st.integers(1, 64), st.none() | st.integers(1, 64), st.integers(1, 8))
+def test_split_batch_covers_the_global_batch_exactly(per_device: int, limit: int | None, world_size: int) -> None:
+    split = setup.split_batch(per_device * world_size, limit, world_size)
+    assert split.micro_batch_size * split.accumulate * split.world_size == per_device * world_size
+    assert limit is None or split.micro_batch_size <= limit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((0, None, 1), ["global_batch_size=0"]),
+        ((-4, None, 2), ["global_batch_size=-4"]),
+        ((10, None, 4), ["global_batch_size=10", "4 devices", "8"]),
+        ((8, 0, 1), ["micro_batch_size=0", "null"]),
+    ],
+)
+def test_split_batch_names_key_value_and_fix(arguments: tuple[int, int | None, int], words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        setup.split_batch(*arguments)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_choose_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda fast=fast: fast)
+        assert setup.choose_precision("auto", "cpu") == expected
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda fast=fast, **_: fast)
+        assert setup.choose_precision("auto", "cuda") == expected
+        assert setup.choose_precision("auto", "mps") == "32-true"
+    for precision in ("32-true", "bf16-mixed", "16-mixed"):
+        assert setup.choose_precision(precision, "cpu") == precision
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "16", "64", "fast"])
+def test_choose_precision_keeps_weights_in_float32(precision: str) -> None:
+    with pytest.raises(ValueError, match=rf"trainer\.precision={precision}.*bf16-mixed"):
+        setup.choose_precision(precision, "cpu")
+
+
+def test_set_threads_leaves_cores_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(setup, "available_cores", lambda: 4)
+    for num_workers, expected in ((0, 4), (1, 3), (3, 1), (9, 1)):
+        assert setup.set_threads("auto", num_workers) == expected
+        assert torch.get_num_threads() == expected
+    assert setup.set_threads(2, num_workers=4) == 2
+    assert torch.get_num_threads() == 2
+
+
+def test_set_threads_auto_leaves_omp_num_threads_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(setup, "available_cores", lambda: 4)
+    assert setup.set_threads("auto", 0) == torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, "many", 1.5])
+def test_set_threads_names_key_value_and_fix(value: object) -> None:
+    with pytest.raises(ValueError, match=rf"num_threads={value}.*auto"):
+        setup.set_threads(value, 0)  # type: ignore[arg-type]
+
+
+def test_choose_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    assert setup.choose_workers("auto", trainer) == 0
+    assert setup.choose_workers(3, trainer) == 3
+    gpu = SimpleNamespace(accelerator=object())
+    for cores, expected in ((4, 4), (64, 10)):
+        monkeypatch.setattr(setup, "available_cores", lambda cores=cores: cores)
+        assert setup.choose_workers("auto", gpu) == expected  # type: ignore[arg-type]
+    for value in (-1, "many", 1.5):
+        with pytest.raises(ValueError, match=rf"num_workers={value}.*auto"):
+            setup.choose_workers(value, trainer)  # type: ignore[arg-type]
+
+
+def test_run_record_grows_by_an_entry_a_start(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "run.json"
+    for seed in (3, 4):
+        setup.write_run_record(path, setup.describe_run(seed))
+    first, second = json.loads(path.read_text())
+    assert (first["seed"], second["seed"]) == (3, 4)
+    assert {"d2v", "command", "git", "python", "packages", "platform", "cores", "device"} <= first.keys()
+    assert {"torch", "lightning", "hydra-core"} <= first["packages"].keys()
+
+
+def test_summary_shows_the_arithmetic(runs: ModuleType, tmp_path: Path) -> None:
+    result = runs.d2v_command(
+        "pretrain", f"output_dir={tmp_path}", *runs.TINY, "micro_batch_size=2", "trainer.max_steps=2"
+    )
+    assert result.status in (0, None), result.err
+    # of 16 tokens int(16 * .2) = 3 are visible
+    for words in ("4 = 2 x 2 accumulated x 1 devices", "8,000 samples", "16 tokens", "3 tokens visible", "81.2% masked"):
+        assert words in result.out
+    assert "CLS weight 2.56" in result.out

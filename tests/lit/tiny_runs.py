@@ -1,0 +1,214 @@
+"""Runs small enough for tests: overrides, the command line inside this process, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+from PIL import Image
+
+import d2v.cli.launch  # registers the resolver that the configuration uses
+from d2v.cli import main as command_line
+from d2v.lit import setup
+from d2v.lit.data import PretrainDataModule
+from d2v.lit.pretrain import PretrainModule
+
+assert d2v.cli.launch is not None
+
+MODEL = [
+    "model.encoder.embed_dim=32",
+    "model.encoder.depth=1",
+    "model.encoder.prenet_depth=1",
+    "model.encoder.num_heads=2",
+    "model.decoders.image.decoder_dim=16",
+    "model.decoders.image.depth=1",
+    "model.decoders.image.groups=4",
+    "model.average_top_k_layers=1",
+]
+TINY = [
+    *MODEL,
+    "model.encoder.frontends.image.patch_size=7",  # 4 x 4 tokens
+    "mask.num_masks=2",
+    "mask.mask_length=2",
+    "global_batch_size=4",
+    "trainer.max_steps=4",
+    "trainer.log_every_n_steps=1",
+    "trainer.precision=32-true",
+    "trainer.accelerator=cpu",
+    "schedule.warmup_steps=1",
+    "optim.lr=0.01",
+    "num_threads=1",
+    "callbacks.checkpoint.keep=-1",
+    "ema.decay_start=0.9",
+    "ema.decay_end=0.99",
+    "ema.anneal_steps=5",
+]
+NOISE = [
+    "model.encoder.drop_rate=0.1",
+    "model.encoder.attn_drop_rate=0.1",
+    "model.encoder.mlp_drop_rate=0.1",
+    "model.encoder.post_mlp_drop_rate=0.1",
+    "model.encoder.drop_path_rate=0.2",
+    "model.decoders.image.mask_noise_std=0.5",
+    "model.decoders.image.input_drop_rate=0.1",
+]
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    status: Any
+    out: str
+    err: str
+
+
+def d2v_command(*arguments: str | Path) -> Result:
+    """``d2v ARGUMENTS`` in this process: what it prints and its exit status; process-wide state is put back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    argv, environment = sys.argv, dict(os.environ)
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = ["d2v", *map(str, arguments)]
+    status: Any = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                command_line.main()
+            except SystemExit as error:
+                status = error.code
+                if isinstance(status, str):  # what the interpreter does with it
+                    print(status, file=sys.stderr)
+                    status = 1
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+        sys.argv = argv
+        os.environ.clear()
+        os.environ.update(environment)
+        for handler in root.handlers:
+            if handler not in handlers:
+                handler.close()
+        root.handlers[:], root.level = handlers, level
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def pretrain(output_dir: Path, *overrides: str) -> Path:
+    """A tiny run that must succeed.
+
+    Returns:
+        The run's folder.
+    """
+    result = d2v_command("pretrain", f"output_dir={output_dir}", *TINY, *overrides)
+    assert result.status in (0, None), result.err
+    return Path(result.out.rpartition("run: ")[2].strip())
+
+
+@contextlib.contextmanager
+def configuration(command: str, *overrides: str) -> Iterator[DictConfig]:
+    """The configuration that ``d2v COMMAND OVERRIDES`` would use; interpolations can be resolved inside the context."""
+    with initialize_config_module("d2v.conf", version_base="1.3"):
+        cfg = compose(command, overrides=[*overrides], return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = "RUN"
+            cfg.hydra.job.num = 0
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        try:
+            yield cfg
+        finally:
+            HydraConfig.instance().cfg = None
+
+
+class Fit(NamedTuple):
+    """The pieces of a run."""
+
+    module: PretrainModule
+    datamodule: PretrainDataModule
+    trainer: L.Trainer
+
+
+def fit(*overrides: str, callbacks: list[L.Callback] | None = None, loggers: list[Any] | None = None) -> Fit:
+    """Train the tiny model by the pieces, without the command line, with these callbacks only."""
+    setup.quiet_libraries()
+    with configuration("pretrain", *TINY, *overrides) as cfg:
+        L.seed_everything(cfg.seed, verbose=False)
+        data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
+        trainer = setup.make_trainer(cfg.trainer, callbacks or [], loggers or [])
+        split = setup.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
+        trainer.accumulate_grad_batches = split.accumulate
+        optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
+        module = PretrainModule(model, optim, schedule, ema, cfg.seed)
+        datamodule = PretrainDataModule(data, mask, split.micro_batch_size, 0, cfg.seed)
+    trainer.fit(module, datamodule)
+    return Fit(module, datamodule, trainer)
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of ``metrics.csv``."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoints(run: Path) -> list[str]:
+    """Names of a run's checkpoints, oldest first."""
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def load(run: Path, step: int) -> dict[str, Any]:
+    """A run's checkpoint, without executing anything."""
+    return torch.load(run / "checkpoints" / f"step-{step:08d}.ckpt", weights_only=True)
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Where two nested containers differ, tensors compared bit by bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = [f"{path}.{key}" for key in a.keys() ^ b.keys()]
+        return found + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}.{key}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        if len(a) != len(b):
+            return [path]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}[{i}]")]
+    return [] if a == b else [path]
+
+
+def image_folder(root: Path, train: int = 12, val: int = 6, size: int = 20) -> Path:
+    """Class directories ``train`` and ``val`` of a dark and a bright class, so many images each."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for name, brightness in (("dark", 60), ("light", 190)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(rng.normal(brightness, 30, (size, size)), 0, 255).astype("uint8")
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def folder_data(root: Path) -> list[str]:
+    """Overrides that train on :func:`image_folder`."""
+    return [
+        "data=image_folder",
+        f"data.root={root}",
+        "data.img_size=28",
+        "data.in_chans=1",
+        "data.mean=[0.5]",
+        "data.std=[0.5]",
+    ]
