@@ -22,6 +22,7 @@ from d2v.eval.figures import plot_curves, plot_masks, plot_pca
 from d2v.interop.native import Checkpoint, build
 
 EXPERIMENTS = {"image": "image_tiny"}
+MAX_TIME = "00:00:06:00"  # of training; the recipe takes less on two quiet cores
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def main() -> None:
         f"experiment={EXPERIMENTS[args.modality]}",
         f"seed={args.seed}",
         f"hydra.run.dir={run_dir}",
+        f"trainer.max_time={MAX_TIME}",
         *args.overrides,
     )
     d2v("evaluate", f"checkpoint={run_dir}", f"hydra.run.dir={run_dir}/evaluate", f"seed={args.seed}")

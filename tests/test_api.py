@@ -13,8 +13,8 @@ import pytest
 import d2v
 
 HEAVY = (
-    "torch", "torchvision", "numpy", "timm", "lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets", "wandb",
-    "sklearn", "matplotlib", "safetensors", "tensorboard", "PIL",
+    "torch", "torchvision", "numpy", "timm", "lightning", "pytorch_lightning", "hydra", "omegaconf", "datasets",
+    "wandb", "sklearn", "matplotlib", "safetensors", "tensorboard", "PIL",
 )  # fmt: skip
 
 
@@ -28,13 +28,15 @@ def loaded_by(statement: str) -> set[str]:
 def test_importing_d2v_is_cheap() -> None:
     loaded = loaded_by("import d2v; d2v.__version__")
     assert "d2v" in loaded
-    assert loaded.isdisjoint(HEAVY)
+    assert loaded & set(HEAVY) == set()
 
 
 def test_the_library_needs_neither_trainer_nor_command_line() -> None:
     loaded = loaded_by("import d2v; [getattr(d2v, name) for name in d2v.__all__]")
     assert "torch" in loaded
-    assert loaded.isdisjoint({"lightning", "pytorch_lightning", "hydra", "datasets", "wandb", "sklearn", "matplotlib"})
+    # wandb is not listed: timm imports it wherever it is installed.
+    heavy = {"lightning", "pytorch_lightning", "hydra", "datasets", "sklearn", "matplotlib", "tensorboard"}
+    assert loaded & heavy == set()
 
 
 def test_at_most_ten_public_names_all_of_which_resolve() -> None:

@@ -356,7 +356,6 @@ def test_losses_fall_when_trained_on_one_batch(make_model: MakeModel, make_batch
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.slow
 def test_compiles_without_graph_breaks(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model(cls_loss_weight=0.1, drop_path_rate=0.0)
     torch._dynamo.reset()

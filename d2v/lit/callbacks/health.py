@@ -6,7 +6,6 @@ image gets the same features. What dies in a collapse is how much different samp
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from typing import Any
 
@@ -15,9 +14,7 @@ import torch
 from torch import Tensor
 
 from d2v.eval.health import effective_rank, relative_spread
-from d2v.lit.steps import is_logged_step
-
-log = logging.getLogger(__name__)
+from d2v.lit.steps import ends_step, is_logged
 
 
 class Collapse(RuntimeError):
@@ -25,84 +22,83 @@ class Collapse(RuntimeError):
 
 
 class HealthMonitor(L.Callback):
-    """Logs ``train/effective_rank`` (RankMe) and ``train/relative_spread`` of the student's features.
+    """Logs ``train/effective_rank`` (RankMe) and ``train/relative_spread``, and stops a run that has collapsed.
 
-    Measured over the samples of the last optimizer steps, one mean-pooled view of each; averaged over ranks.
+    Measured over the samples of the last optimizer steps, one mean-pooled view of each, and averaged over ranks. A
+    fresh encoder has a spread from its inputs (about .5 for images) and a healthy run keeps it; a collapsed one falls
+    to almost 0, whatever its loss, its targets and its predictions do.
 
     Args:
         window: samples to measure over, as far as they have been seen.
-    """
-
-    def __init__(self, window: int = 512) -> None:
-        self.window = window
-        self._features: deque[Tensor] = deque()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Keep the batch's features; measure when metrics are logged."""
-        self._features.append(outputs["features"])
-        while sum(map(len, self._features)) - len(self._features[0]) >= self.window:
-            self._features.popleft()
-        if is_logged_step(trainer, batch_idx):
-            features = torch.cat(list(self._features))
-            pl_module.log("train/effective_rank", effective_rank(features), sync_dist=True)
-            pl_module.log("train/relative_spread", relative_spread(features), sync_dist=True)
-
-
-class CollapseGuard(L.Callback):
-    """Stops a run whose features have collapsed, with advice.
-
-    Judged on ``train/relative_spread``, which a fresh encoder has from its inputs (about .5 for images) and a healthy
-    run keeps: a collapsed one falls towards 0, whatever the loss does.
-
-    Args:
-        min_spread: the run is stopped when the spread stays below this share of what it was at first ...
-        patience: ... for this many logged steps in a row.
+        check_every_n_steps: optimizer steps between two looks at the spread.
+        min_spread: the run is stopped when the spread stays below this share of what it was at first; None for never.
+        patience: for this many looks in a row.
 
     Raises:
         ValueError: a number out of range.
     """
 
-    def __init__(self, min_spread: float = 0.2, patience: int = 3) -> None:
-        if not 0 < min_spread < 1:
-            raise ValueError(f"callbacks.collapse_guard.min_spread={min_spread}: must lie between 0 and 1")
-        if patience < 1:
-            raise ValueError(f"callbacks.collapse_guard.patience={patience}: must be at least 1")
+    def __init__(
+        self, window: int = 512, check_every_n_steps: int = 10, min_spread: float | None = 0.2, patience: int = 3
+    ) -> None:
+        for name, value in (("window", window), ("check_every_n_steps", check_every_n_steps), ("patience", patience)):
+            if value < 1:
+                raise ValueError(f"callbacks.health.{name}={value}: must be at least 1")
+        if min_spread is not None and not 0 < min_spread < 1:
+            raise ValueError(f"callbacks.health.min_spread={min_spread}: must lie between 0 and 1, or be null")
+        self.window = window
+        self.check_every_n_steps = check_every_n_steps
         self.min_spread = min_spread
         self.patience = patience
-        self.first: float | None = None
-        self.num_below = 0
+        self._features: deque[Tensor] = deque()
+        self._first_spread: float | None = None
+        self._num_below = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run judges by."""
-        return {"first": self.first, "num_below": self.num_below}
+        return {"first_spread": self._first_spread, "num_below": self._num_below}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.first, self.num_below = state_dict["first"], state_dict["num_below"]
+        self._first_spread, self._num_below = state_dict["first_spread"], state_dict["num_below"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Judge every newly logged spread.
+        """Keep the batch's features; look at them when it is time.
 
         Raises:
-            Collapse: on every rank at once, since the spread is averaged over them.
+            Collapse: on every rank at once.
         """
-        if not is_logged_step(trainer, batch_idx):
+        self._features.append(outputs["features"])
+        while sum(map(len, self._features)) - len(self._features[0]) >= self.window:
+            self._features.popleft()
+        if not ends_step(trainer, batch_idx):
             return
-        spread = float(trainer.callback_metrics["train/relative_spread"])
-        if self.first is None:
-            self.first = spread
-        # not >=: a NaN is no spread either
-        self.num_below = 0 if spread >= self.min_spread * self.first else self.num_below + 1
-        if self.num_below >= self.patience:
+        step = trainer.global_step
+        logged = is_logged(trainer, step)
+        if not logged and step % self.check_every_n_steps:
+            return
+        features = torch.cat(list(self._features))
+        spread = trainer.strategy.reduce(relative_spread(features), reduce_op="mean")
+        if logged:
+            pl_module.log("train/effective_rank", effective_rank(features), sync_dist=True)
+            pl_module.log("train/relative_spread", spread)
+        self._judge(float(spread), step)
+
+    def _judge(self, spread: float, step: int) -> None:
+        if self.min_spread is None:
+            return
+        if self._first_spread is None:
+            self._first_spread = spread
+        alive = spread >= self.min_spread * self._first_spread  # false for NaN
+        self._num_below = 0 if alive else self._num_below + 1
+        if self._num_below >= self.patience:
             raise Collapse(
-                f"the features have collapsed at step {trainer.global_step}: different samples' features differ by "
-                f"{spread:.3g} of their size, {self.first:.3g} at the start (train/relative_spread, below "
-                f"callbacks.collapse_guard.min_spread={self.min_spread} of it at {self.patience} logged steps in a "
-                "row). What helps, in this order: a lower optim.lr; a longer schedule.warmup_steps; "
-                "trainer.gradient_clip_val=4; a slower teacher (ema.decay_start, ema.decay_end closer to 1); instance "
-                "norm in model.layer_norms. To go on regardless: '~callbacks.collapse_guard'."
+                f"the features have collapsed at step {step}: different samples' features differ by {spread:.3g} of "
+                f"their size, at the start by {self._first_spread:.3g} (train/relative_spread; limit: "
+                f"callbacks.health.min_spread={self.min_spread} of the start). What helps, in this order: a lower "
+                "optim.lr; a longer schedule.warmup_steps; trainer.gradient_clip_val=4; a slower teacher "
+                "(ema.decay_start and ema.decay_end closer to 1); instance norm in model.layer_norms. "
+                "callbacks.health.min_spread=null goes on regardless."
             )

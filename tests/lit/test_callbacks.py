@@ -1,0 +1,210 @@
+"""Health, collapse guard, online probe, throughput, progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from d2v.eval.features import extract
+from d2v.eval.health import effective_rank, relative_spread
+from d2v.eval.knn import knn_accuracy
+from d2v.interop.native import load_encoder
+from d2v.lit.callbacks import health
+from d2v.lit.callbacks.health import Collapse, CollapseGuard, HealthMonitor
+from d2v.lit.callbacks.probe import OnlineKNN
+
+
+class Log:
+    """A module and trainer that only keep what is logged."""
+
+    def __init__(self, accumulate: int = 1, every: int = 1) -> None:
+        self.trainer: Any = SimpleNamespace(
+            accumulate_grad_batches=accumulate, log_every_n_steps=every, global_step=0, callback_metrics={}
+        )
+        self.logged: list[dict[str, float]] = []
+
+    def log(self, name: str, value: Any, **_: Any) -> None:
+        self.trainer.callback_metrics[name] = torch.as_tensor(value)
+        self.logged[-1][name] = float(value)
+
+    def end_batch(self, callback: Any, features: torch.Tensor | None = None) -> None:
+        """A micro-batch ends."""
+        batch_idx = getattr(self, "batch_idx", -1) + 1
+        self.batch_idx = batch_idx
+        self.logged.append({})
+        self.trainer.global_step = (batch_idx + 1) // self.trainer.accumulate_grad_batches
+        callback.on_train_batch_end(self.trainer, self, {"features": features}, None, batch_idx)
+
+
+def _features(seed: int, n: int = 8, d: int = 6, spread: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 1 + spread * torch.randn(n, d, generator=generator)
+
+
+def test_health_is_measured_over_the_window() -> None:
+    log, monitor = Log(), HealthMonitor(window=20)
+    batches = [_features(i) for i in range(6)]
+    for i, features in enumerate(batches):
+        log.end_batch(monitor, features)
+        # the fewest newest batches that hold 20 samples: 3 of 8
+        expected = torch.cat(batches[max(0, i - 2) : i + 1])
+        assert log.logged[-1]["train/effective_rank"] == pytest.approx(float(effective_rank(expected)))
+        assert log.logged[-1]["train/relative_spread"] == pytest.approx(float(relative_spread(expected)))
+
+
+def test_health_tells_a_collapse_from_scale() -> None:
+    values = []
+    for spread, scale in ((1.0, 1.0), (1.0, 1e-3), (1e-3, 1.0)):
+        log, monitor = Log(), HealthMonitor()
+        log.end_batch(monitor, scale * _features(0, n=64, spread=spread))
+        values.append(log.logged[-1]["train/relative_spread"])
+    assert values[1] == pytest.approx(values[0], rel=1e-4)
+    assert values[2] < 0.01 * values[0]
+
+
+def test_health_is_logged_with_the_other_metrics() -> None:
+    log, monitor = Log(accumulate=2, every=3), HealthMonitor()
+    for i in range(12):
+        log.end_batch(monitor, _features(i))
+    assert [i + 1 for i, logged in enumerate(log.logged) if logged] == [2, 6, 12]  # micro-batches ending 1, 3, 6
+
+
+def _guard_run(spreads: list[float], guard: CollapseGuard) -> Log:
+    log = Log()
+    for spread in spreads:
+        log.trainer.callback_metrics["train/relative_spread"] = torch.tensor(spread)
+        log.end_batch(guard)
+    return log
+
+
+@pytest.mark.parametrize("end", [0.0, 0.01, float("nan")])
+def test_guard_stops_a_collapse_with_advice(end: float) -> None:
+    with pytest.raises(Collapse) as error:
+        _guard_run([0.5, 0.5, 0.3, end, end, end, end], CollapseGuard(patience=3))
+    message = str(error.value)
+    assert "step 6" in message
+    for advice in ("optim.lr", "warmup", "ema", "collapse_guard"):
+        assert advice in message
+
+
+@pytest.mark.parametrize(
+    "spreads",
+    [
+        [0.5] * 20,
+        [0.5, 0.4, 0.3, 0.2, 0.15, 0.2, 0.3, 0.4],  # a dip while it warms up
+        [0.5, 0.01, 0.01, 0.5, 0.01, 0.01, 0.5],  # outliers, never three in a row
+        [0.1, 0.2, 0.4, 0.8, 0.9],
+    ],
+)
+def test_guard_does_not_cry_wolf(spreads: list[float]) -> None:
+    _guard_run(spreads, CollapseGuard(patience=3))
+
+
+def test_guard_goes_on_where_it_was() -> None:
+    guard = CollapseGuard(patience=3)
+    _guard_run([0.5, 0.001, 0.001], guard)
+    resumed = CollapseGuard(patience=3)
+    resumed.load_state_dict(guard.state_dict())
+    with pytest.raises(Collapse):
+        _guard_run([0.001], resumed)
+
+
+def test_a_collapsed_run_ends_with_advice_not_a_stack_trace(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spreads = iter([0.5, 0.5] + [1e-4] * 20)
+    monkeypatch.setattr(health, "relative_spread", lambda features: torch.tensor(next(spreads)))
+    result = runs.d2v_command("pretrain", f"output_dir={tmp_path}", *runs.TINY, "trainer.max_steps=20")
+    assert result.status == 1
+    assert "d2v: error: " in result.err
+    assert "optim.lr" in result.err
+    assert "Traceback" not in result.err + result.out
+    (run,) = (tmp_path / "image_tiny").iterdir()
+    assert len(runs.metrics(run)) < 8  # early
+
+
+def test_online_knn_is_the_accuracy_of_the_checkpoint(runs: ModuleType, images: Path, tmp_path: Path) -> None:
+    common = [*runs.folder_data(images), "callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=4"]
+    run = runs.pretrain(
+        tmp_path, *common, "callbacks=probe", "callbacks.probe.every_n_steps=2", "callbacks.checkpoint.keep=-1"
+    )
+    logged = {int(row["step"]): float(row["probe/knn"]) for row in runs.metrics(run) if row["probe/knn"]}
+    assert len(logged) == 2
+    assert all(0 <= accuracy <= 1 for accuracy in logged.values())
+    with runs.configuration("pretrain", *runs.TINY, *common) as cfg:
+        from hydra.utils import instantiate
+
+        data = instantiate(cfg.data, _convert_="all")
+    for step, accuracy in zip((2, 4), logged.values(), strict=True):
+        encoder = load_encoder(run / "checkpoints" / f"step-{step:08d}.ckpt")
+        train, val = (
+            extract(
+                encoder,
+                torch.utils.data.DataLoader(data.eval_dataset(split), batch_size=64, collate_fn=data.eval_collate),
+            )
+            for split in ("train", "val")
+        )
+        assert train.labels is not None
+        assert val.labels is not None
+        assert accuracy == pytest.approx(knn_accuracy(train.features, train.labels, val.features, val.labels))
+
+
+def test_probing_changes_nothing(runs: ModuleType, images: Path, tmp_path: Path) -> None:
+    common = [*runs.folder_data(images), *runs.NOISE]
+    plain = runs.pretrain(tmp_path / "plain", *common)
+    probed = runs.pretrain(tmp_path / "probed", *common, "callbacks=probe", "callbacks.probe.every_n_steps=1")
+    assert not runs.differences(runs.load(plain, 4)["state_dict"], runs.load(probed, 4)["state_dict"])
+
+
+def test_probe_results_survive_a_sparser_log(runs: ModuleType, images: Path, tmp_path: Path) -> None:
+    run = runs.pretrain(
+        tmp_path, *runs.folder_data(images), "trainer.log_every_n_steps=3",
+        "callbacks=probe", "callbacks.probe.every_n_steps=2",
+    )  # fmt: skip
+    assert len([row for row in runs.metrics(run) if row.get("probe/knn")]) == 2
+
+
+def test_probe_needs_labels() -> None:
+    with pytest.raises(ValueError, match=r"callbacks=probe.*data\.val_root.*callbacks=default"):
+        OnlineKNN(data=SimpleNamespace(probe_train=None, val=None))
+
+
+@pytest.mark.parametrize("micro_batch_size", ["null", "2"])
+def test_throughput_is_a_rate_and_a_share(runs: ModuleType, tmp_path: Path, micro_batch_size: str) -> None:
+    run = runs.pretrain(
+        tmp_path, "trainer.max_steps=6", "trainer.log_every_n_steps=2", f"micro_batch_size={micro_batch_size}"
+    )
+    rows = runs.metrics(run)
+    assert rows
+    for row in rows:
+        assert 0 < float(row["perf/samples_per_s"]) < 1e6
+        assert 0 <= float(row["perf/data_wait_fraction"]) <= 1
+
+
+def test_throughput_sees_slow_data(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    from d2v.data.image_datasets import PretrainCollate
+
+    collate = PretrainCollate.__call__
+
+    def slow(self: Any, samples: Any) -> Any:
+        time.sleep(0.2)
+        return collate(self, samples)
+
+    monkeypatch.setattr(PretrainCollate, "__call__", slow)
+    rows = runs.metrics(runs.pretrain(tmp_path, "trainer.max_steps=3"))
+    assert float(rows[-2]["perf/data_wait_fraction"]) > 0.3
+    assert float(rows[-2]["perf/samples_per_s"]) < 4 / 0.2
+
+
+def test_progress_shows_loss_speed_wait_and_time_left(runs: ModuleType, tmp_path: Path) -> None:
+    result = runs.d2v_command("pretrain", f"output_dir={tmp_path}", *runs.TINY, "trainer.max_steps=2")
+    lines = [line for line in result.err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
+    for words in ("loss ", "samples/s", "data wait", "left"):
+        assert words in lines[-1]

@@ -1,0 +1,124 @@
+"""metrics.csv: complete, readable, and kept when a run goes on. TensorBoard and wandb files are read back."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from d2v.lit import loggers
+from d2v.lit.loggers import CSVLogger
+
+
+def _rows(folder: Path) -> list[dict[str | None, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_of_a_step_share_a_row(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path / "new" / "folder")
+    logger.log_metrics({"train/loss": 2.0}, step=1)
+    logger.log_metrics({"probe/knn": 0.5}, step=1)
+    logger.log_metrics({"train/loss": 1.0}, step=2)
+    logger.finalize("success")
+    assert _rows(tmp_path / "new" / "folder") == [
+        {"step": "1", "probe/knn": "0.5", "train/loss": "2.0"},
+        {"step": "2", "probe/knn": "", "train/loss": "1.0"},
+    ]
+
+
+def test_new_columns_keep_old_rows(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    for step in (1, 2):
+        logger.log_metrics({"b": float(step)}, step=step)
+    logger.log_metrics({"a": 7.0, "b": 3.0}, step=3)
+    logger.log_metrics({"c": 8.0}, step=4)
+    logger.save()
+    rows = _rows(tmp_path)
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["b"] for row in rows] == ["1.0", "2.0", "3.0", ""]
+    assert [row["a"] for row in rows] == ["", "", "7.0", ""]
+    assert [row["c"] for row in rows] == ["", "", "", "8.0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_rows_are_on_disk_when_the_next_step_begins(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.log_metrics({"a": 2.0}, step=2)
+    assert [row["step"] for row in _rows(tmp_path)] == ["1"]
+
+
+def test_a_resumed_run_appends(tmp_path: Path) -> None:
+    for first in (1, 3):
+        logger = CSVLogger(tmp_path)
+        for step in (first, first + 1):
+            logger.log_metrics({"a": float(step)}, step=step)
+        logger.finalize("success")
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"a": 5.0, "new": 1.0}, step=5)
+    logger.finalize("success")
+    rows = _rows(tmp_path)
+    assert [row["a"] for row in rows] == ["1.0", "2.0", "3.0", "4.0", "5.0"]
+    assert [row["new"] for row in rows] == ["", "", "", "", "1.0"]
+
+
+@pytest.mark.parametrize("torn", ["2,0.2", "2", "2,", "2,0.25\r"])
+@pytest.mark.parametrize("new_column", [False, True])
+def test_a_line_torn_by_a_kill_costs_no_other(tmp_path: Path, torn: str, new_column: bool) -> None:
+    (tmp_path / "metrics.csv").write_text(f"step,a\r\n1,0.5\r\n{torn}", newline="")
+    logger = CSVLogger(tmp_path)
+    extra = {"b": 1.0} if new_column else {}
+    for step in (2, 3):
+        logger.log_metrics({"a": step / 8, **extra}, step=step)
+    logger.finalize("success")
+    rows = _rows(tmp_path)
+    assert None not in {key for row in rows for key in row}  # no row has more fields than columns
+    assert rows[0]["a"] == "0.5"
+    assert [(row["step"], row["a"]) for row in rows[-2:]] == [("2", "0.25"), ("3", "0.375")]
+
+
+def test_an_empty_file_left_by_a_kill_gets_a_header(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("")
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.finalize("success")
+    assert _rows(tmp_path) == [{"step": "1", "a": "1.0"}]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_missing_package_is_named_with_the_fix(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda package: None)
+    with pytest.raises(ImportError, match=rf"logger={name}.*pip install 'd2v\[{name}\]'.*logger=csv"):
+        getattr(loggers, f"{name}_logger")(tmp_path)
+
+
+def test_wandb_keeps_its_run_id_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(loggers, "find_spec", lambda package: True)
+    monkeypatch.setattr(loggers, "WandbLogger", lambda **kwargs: seen.append(kwargs))
+    for _ in range(2):
+        loggers.wandb_logger(tmp_path / "run", offline=True)
+    loggers.wandb_logger(tmp_path / "other", offline=True)
+    first, again, other = seen
+    assert first["id"] == again["id"] != other["id"]
+    assert first["resume"] == "allow"
+    assert first["offline"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own
+def test_tensorboard_file_holds_what_was_logged(runs: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = runs.pretrain(tmp_path, "logger=tensorboard", "trainer.max_steps=3")
+    (events,) = run.rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    rows = runs.metrics(run)
+    for key in ("train/loss", "train/effective_rank", "train/grad_norm", "perf/samples_per_s"):
+        scalars = accumulator.Scalars(key)
+        assert [scalar.value for scalar in scalars] == [pytest.approx(float(row[key]), rel=1e-5) for row in rows]
+        assert [scalar.step for scalar in scalars] == [int(row["step"]) for row in rows]
