@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from d2v.cli.launch import configuring
+from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.eval.features import ProbeRow, extract, probe_table, save_results
 from d2v.eval.knn import knn_accuracy
@@ -35,6 +35,7 @@ def evaluate(cfg: DictConfig) -> None:
             split: DataLoader(data.eval_dataset(split), batch_size=cfg.batch_size, collate_fn=data.eval_collate)
             for split in ("train", "val")
         }
+    print(f"checkpoint: {trained.path}")
     rows = []
     if cfg.baselines:
         rows.append(_probe("raw pixels", data.raw("train"), data.raw("val"), cfg))
@@ -67,3 +68,7 @@ def _probe(name: str, train: Labelled, val: Labelled, cfg: DictConfig) -> ProbeR
     linear = linear_probe(*train, *val, c_grid=probe.c_grid, seed=cfg.seed).accuracy if probe.linear else None
     knn = knn_accuracy(*train, *val, k=probe.k, temperature=probe.temperature) if probe.knn else None
     return ProbeRow(name, linear, knn)
+
+
+if __name__ == "__main__":
+    run("evaluate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from d2v.cli.launch import configuring
+from d2v.cli.launch import configuring, run
 from d2v.cli.loading import Trained, load_trained
 from d2v.interop.native import save_encoder
 from d2v.version import __version__
@@ -59,3 +59,7 @@ def model_card(trained: Trained, network: str) -> str:
         data=data["_target_"].rpartition(".")[2],
         version=__version__,
     )
+
+
+if __name__ == "__main__":
+    run("export")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from d2v.cli.launch import configuring
+from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.eval.features import Features
 from d2v.eval.features import extract as extract_features
@@ -29,7 +29,7 @@ def extract(cfg: DictConfig) -> None:
             raise ValueError(f"output={output}: the name must end in .safetensors or .npz")
         trained = load_trained(cfg.checkpoint, cfg.network)
         data = load_data(cfg, trained)
-        dataset = data.eval_dataset(cfg.split)
+        dataset = data.eval_dataset(("train" if data.val is None else "val") if cfg.split == "auto" else cfg.split)
         loader = DataLoader(dataset, batch_size=cfg.batch_size, collate_fn=data.eval_collate)
     features = extract_features(trained.encoder.to(best_device()), loader, layers=cfg.layers, pool=cfg.pool)
     names = [dataset.source.name(i) for i in features.sample_ids.tolist()]
@@ -50,3 +50,7 @@ def write(path: Path, features: Features, names: list[str]) -> None:
         np.savez(path, names=np.array(names), **arrays)
     else:
         save_file(tensors, path, metadata={"names": json.dumps(names)})
+
+
+if __name__ == "__main__":
+    run("extract")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import hydra
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from d2v.cli.launch import configuring
+from d2v.cli.launch import configuring, run
 from d2v.cli.loading import load_trained
 from d2v.lit.setup import choose_precision, describe_run
 
@@ -31,4 +33,8 @@ def info(cfg: DictConfig) -> None:
         f"encoder: {parameters:,} parameters, {node['prenet_depth']} + {node['depth']} blocks, "
         f"width {node['embed_dim']}, {node['num_heads']} heads; modalities: {', '.join(node['frontends'])}"
     )
-    print(f"data: {trained.data_node}")
+    print(f"data:\n{textwrap.indent(OmegaConf.to_yaml(trained.data_node), '  ')}", end="")
+
+
+if __name__ == "__main__":
+    run("info")

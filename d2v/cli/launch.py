@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
@@ -76,7 +77,9 @@ def _explain(error: Exception, arguments: list[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:
         known = _known_keys(arguments)
-        close = difflib.get_close_matches(unknown[1], known, n=3, cutoff=0.6)
+        leaf = unknown[1].rpartition(".")[2]
+        close = [key for key in known if key.rpartition(".")[2] == leaf]
+        close += [key for key in difflib.get_close_matches(unknown[1], known, n=3, cutoff=0.6) if key not in close]
         message = f"unknown key {unknown[1]!r}."
         message += f" Did you mean {' or '.join(close)}?" if close else " --cfg job lists the known ones."
     return message
@@ -86,7 +89,7 @@ def _known_keys(arguments: list[str]) -> list[str]:
     """Every key of the command's configuration with its groups chosen as the user did."""
     from hydra import compose, initialize_config_module
 
-    command = sys.argv[0].removeprefix("d2v-")
+    command = Path(sys.argv[0]).stem
     choices = [a for a in arguments if re.fullmatch(r"[a-z]+=[\w/]+", a)]
     with initialize_config_module("d2v.conf", version_base="1.3"):
         try:

@@ -74,7 +74,8 @@ def main() -> None:
         return
     # A waiting OpenMP thread that spins takes the core from whoever works: costly wherever cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.argv = [f"d2v-{command}", *rest]
+    # Lightning starts a process for every further device by running sys.argv anew: it must name a file that can be run.
+    sys.argv = [str(Path(__file__).with_name(f"{command}.py")), *rest]
     launch = importlib.import_module("d2v.cli.launch")
     sys.exit(launch.run(command))
 

@@ -13,10 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from d2v.cli.launch import configuring
-from d2v.interop.native import init_from
+from d2v.cli.launch import configuring, run
+from d2v.interop.native import init_from, newest_intact_checkpoint
 from d2v.lit import setup
-from d2v.lit.callbacks.checkpoint import CheckpointEvery, newest_intact_checkpoint
+from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.data import PretrainDataModule
 from d2v.lit.pretrain import PretrainModule
 
@@ -33,7 +33,9 @@ def pretrain(cfg: DictConfig) -> None:
         L.seed_everything(cfg.seed, verbose=False)
         checkpoint = find_checkpoint(cfg.resume, run_dir)
         data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
-        if cfg.init_from and checkpoint is None:
+        if cfg.init_from and checkpoint is not None:
+            log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", cfg.init_from)
+        elif cfg.init_from:
             init_from(model, cfg.init_from)
         callbacks = [instantiate(node) for node in cfg.callbacks.values()]
         callbacks = [c(data=data) if isinstance(c, partial) else c for c in callbacks]
@@ -57,6 +59,8 @@ def pretrain(cfg: DictConfig) -> None:
         saver = next((c for c in callbacks if isinstance(c, CheckpointEvery)), None)
         if saver is not None and saver.stop_signal is not None:
             print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
+        if checkpoint is not None and trainer.global_step >= cfg.trainer.max_steps:
+            print(f"the run has all of its trainer.max_steps={cfg.trainer.max_steps} steps")
         print(f"run: {run_dir}")
 
 
@@ -74,3 +78,7 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
     else:
         log.info("resuming from %s", checkpoint)
     return checkpoint
+
+
+if __name__ == "__main__":
+    run("pretrain")

@@ -148,16 +148,17 @@ class ImageData:
         return StreamImages(stream, self.in_chans, self._pretrain_transform(), collate, plan, self.shuffle_buffer)
 
     def eval_dataset(self, split: EvalSplit, img_size: int | None = None) -> EvalImages:
-        """The evaluation view of every labelled image, for a ``DataLoader`` with ``eval_collate``.
+        """The evaluation view of every image, for a ``DataLoader`` with ``eval_collate``.
 
         Args:
-            split: "train" (``probe_train``) or "val".
+            split: "train" (``probe_train``, or all training images if none has a label) or "val".
             img_size: side of the views, pixels; the data's own if None.
 
         Raises:
             ValueError: there is no such split.
         """
-        source = {"train": self.probe_train, "val": self.val}.get(split)
+        unlabelled = None if self.streaming else self._train_images()
+        source = {"train": self.probe_train or unlabelled, "val": self.val}.get(split)
         if source is None:
             raise ValueError(
                 f"split={split!r}: this data has no such labelled images; set data.val_root or data.val_split, and for "

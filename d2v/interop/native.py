@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.encoder import Encoder
 from d2v.version import __version__
+
+log = logging.getLogger(__name__)
 
 Network = Literal["student", "teacher"]
 
@@ -128,11 +132,31 @@ def resolve_checkpoint(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.is_dir() and not (path / WEIGHTS).exists():
-        checkpoints = sorted((path / "checkpoints" if (path / "checkpoints").is_dir() else path).glob("*.ckpt"))
-        if not checkpoints:
-            raise FileNotFoundError(f"checkpoint={path}: holds neither {WEIGHTS} nor checkpoints/*.ckpt")
-        return checkpoints[-1]
+        folder = path / "checkpoints"
+        checkpoint = newest_intact_checkpoint(folder if folder.is_dir() else path)
+        if checkpoint is None:
+            raise FileNotFoundError(f"checkpoint={path}: holds neither {WEIGHTS} nor an intact checkpoints/step-*.ckpt")
+        return checkpoint
     return path
+
+
+def list_checkpoints(dirpath: Path) -> list[Path]:
+    """A folder's checkpoints, newest step first."""
+    return sorted(dirpath.glob("step-*.ckpt"), reverse=True)
+
+
+def newest_intact_checkpoint(dirpath: Path) -> Path | None:
+    """The newest checkpoint whose contents match their checksums; damaged ones are named in the log and passed over."""
+    for path in list_checkpoints(dirpath):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            damaged = str(error)
+        if damaged is None:
+            return path
+        log.warning("%s is damaged (%s): falling back to the one before", path, damaged)
+    return None
 
 
 def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path, card: str) -> Path:

@@ -114,7 +114,7 @@ def describe_run(seed: int) -> dict[str, Any]:
     packages = ("torch", "torchvision", "timm", "lightning", "hydra-core", "omegaconf", "numpy")
     return {
         "d2v": __version__,
-        "command": sys.argv,
+        "command": ["d2v", Path(sys.argv[0]).stem, *sys.argv[1:]],
         "git": _git_revision(Path(__file__).parent),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},

@@ -14,7 +14,7 @@ from d2v.eval.health import effective_rank, relative_spread
 from d2v.eval.knn import knn_accuracy
 from d2v.interop.native import load_encoder
 from d2v.lit.callbacks import health
-from d2v.lit.callbacks.health import Collapse, CollapseGuard, HealthMonitor
+from d2v.lit.callbacks.health import Collapse, HealthMonitor
 from d2v.lit.callbacks.probe import OnlineKNN
 
 
@@ -23,21 +23,23 @@ class Log:
 
     def __init__(self, accumulate: int = 1, every: int = 1) -> None:
         self.trainer: Any = SimpleNamespace(
-            accumulate_grad_batches=accumulate, log_every_n_steps=every, global_step=0, callback_metrics={}
+            accumulate_grad_batches=accumulate,
+            log_every_n_steps=every,
+            global_step=0,
+            strategy=SimpleNamespace(reduce=lambda value, **_: value),
         )
+        self.batch_idx = -1
         self.logged: list[dict[str, float]] = []
 
     def log(self, name: str, value: Any, **_: Any) -> None:
-        self.trainer.callback_metrics[name] = torch.as_tensor(value)
         self.logged[-1][name] = float(value)
 
-    def end_batch(self, callback: Any, features: torch.Tensor | None = None) -> None:
+    def end_batch(self, callback: Any, features: torch.Tensor) -> None:
         """A micro-batch ends."""
-        batch_idx = getattr(self, "batch_idx", -1) + 1
-        self.batch_idx = batch_idx
+        self.batch_idx += 1
         self.logged.append({})
-        self.trainer.global_step = (batch_idx + 1) // self.trainer.accumulate_grad_batches
-        callback.on_train_batch_end(self.trainer, self, {"features": features}, None, batch_idx)
+        self.trainer.global_step = (self.batch_idx + 1) // self.trainer.accumulate_grad_batches
+        callback.on_train_batch_end(self.trainer, self, {"features": features}, None, self.batch_idx)
 
 
 def _features(seed: int, n: int = 8, d: int = 6, spread: float = 1.0) -> torch.Tensor:
@@ -73,22 +75,25 @@ def test_health_is_logged_with_the_other_metrics() -> None:
     assert [i + 1 for i, logged in enumerate(log.logged) if logged] == [2, 6, 12]  # micro-batches ending 1, 3, 6
 
 
-def _guard_run(spreads: list[float], guard: CollapseGuard) -> Log:
-    log = Log()
-    for spread in spreads:
-        log.trainer.callback_metrics["train/relative_spread"] = torch.tensor(spread)
-        log.end_batch(guard)
+def _watch(monitor: HealthMonitor, spreads: list[float], every: int = 1, accumulate: int = 1) -> Log:
+    """A run whose features have these spreads around 1."""
+    log = Log(accumulate, every)
+    for i, spread in enumerate(spreads):
+        log.end_batch(monitor, _features(i, n=64, spread=spread))
     return log
 
 
-@pytest.mark.parametrize("end", [0.0, 0.01, float("nan")])
+@pytest.mark.parametrize("end", [0.0, 0.02, float("nan")])
 def test_guard_stops_a_collapse_with_advice(end: float) -> None:
+    log = Log()
+    monitor = HealthMonitor(window=64, check_every_n_steps=1, patience=3)
     with pytest.raises(Collapse) as error:
-        _guard_run([0.5, 0.5, 0.3, end, end, end, end], CollapseGuard(patience=3))
+        for i, spread in enumerate([0.5, 0.5, 0.3, end, end, end, end]):
+            log.end_batch(monitor, _features(i, n=64, spread=spread))
+    assert log.trainer.global_step == 6
     message = str(error.value)
-    assert "step 6" in message
-    for advice in ("optim.lr", "warmup", "ema", "collapse_guard"):
-        assert advice in message
+    for words in ("step 6", "optim.lr", "warmup", "ema.", "callbacks.health.min_spread"):
+        assert words in message
 
 
 @pytest.mark.parametrize(
@@ -101,16 +106,36 @@ def test_guard_stops_a_collapse_with_advice(end: float) -> None:
     ],
 )
 def test_guard_does_not_cry_wolf(spreads: list[float]) -> None:
-    _guard_run(spreads, CollapseGuard(patience=3))
+    _watch(HealthMonitor(window=64, check_every_n_steps=1, patience=3), spreads)
+
+
+def test_guard_looks_more_often_than_the_log() -> None:
+    """A collapse between two logged steps is not missed; only ends of optimizer steps count."""
+    with pytest.raises(Collapse, match="step 12"):
+        _watch(HealthMonitor(window=64, check_every_n_steps=4), [0.5] * 4 + [0.001] * 60, every=1000, accumulate=2)
+
+
+def test_guard_can_be_switched_off() -> None:
+    _watch(HealthMonitor(window=64, check_every_n_steps=1, min_spread=None), [0.5, *[0.0] * 8])
 
 
 def test_guard_goes_on_where_it_was() -> None:
-    guard = CollapseGuard(patience=3)
-    _guard_run([0.5, 0.001, 0.001], guard)
-    resumed = CollapseGuard(patience=3)
-    resumed.load_state_dict(guard.state_dict())
+    monitor = HealthMonitor(window=64, check_every_n_steps=1, patience=3)
+    _watch(monitor, [0.5, 0.001, 0.001])
+    resumed = HealthMonitor(window=64, check_every_n_steps=1, patience=3)
+    resumed.load_state_dict(monitor.state_dict())
     with pytest.raises(Collapse):
-        _guard_run([0.001], resumed)
+        _watch(resumed, [0.001])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"window": 0}, {"check_every_n_steps": 0}, {"patience": 0}, {"min_spread": 0.0}, {"min_spread": 1.5}],
+)
+def test_guard_options_out_of_range(options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"callbacks\.health\.{name}={value}.*must"):
+        HealthMonitor(**options)
 
 
 def test_a_collapsed_run_ends_with_advice_not_a_stack_trace(
@@ -124,7 +149,7 @@ def test_a_collapsed_run_ends_with_advice_not_a_stack_trace(
     assert "optim.lr" in result.err
     assert "Traceback" not in result.err + result.out
     (run,) = (tmp_path / "image_tiny").iterdir()
-    assert len(runs.metrics(run)) < 8  # early
+    assert 2 <= len(runs.metrics(run)) < 8  # early, and what was logged is there
 
 
 def test_online_knn_is_the_accuracy_of_the_checkpoint(runs: ModuleType, images: Path, tmp_path: Path) -> None:

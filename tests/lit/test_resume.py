@@ -17,7 +17,6 @@ import pytest
 import torch
 
 N = 3
-DETERMINED = ("train/",)  # columns of metrics.csv that do not depend on the clock
 
 
 def _same_end(runs: ModuleType, resumed: Path, whole: Path, step: int) -> None:

@@ -45,6 +45,8 @@ TINY = [
     "model.encoder.frontends.image.patch_size=7",  # 4 x 4 tokens
     "mask.num_masks=2",
     "mask.mask_length=2",
+    "mask.mask_ratio=0.8",
+    "mask.mask_ratio_adjust=0.07",
     "global_batch_size=4",
     "trainer.max_steps=4",
     "trainer.log_every_n_steps=1",
@@ -57,6 +59,8 @@ TINY = [
     "ema.decay_start=0.9",
     "ema.decay_end=0.99",
     "ema.anneal_steps=5",
+    "callbacks.health.check_every_n_steps=1",
+    "callbacks.health.min_spread=0.001",
 ]
 NOISE = [
     "model.encoder.drop_rate=0.1",

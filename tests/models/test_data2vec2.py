@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from d2v.models.data2vec2 import Data2Vec2, feature_std
+from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.decoders import ConvDecoder2d
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.image import ImageFrontend
@@ -387,11 +387,3 @@ def test_refusals_name_key_value_and_fix() -> None:
         make(layer_norms=["batch"])
     with pytest.raises(ValueError, match=r"model\.target_norms=.*'group'"):
         make(target_norms=["group"])
-
-
-def test_feature_std_is_the_mean_standard_deviation_over_features() -> None:
-    x = torch.randn(3, 400, 5) * torch.tensor([0.5, 1, 2, 3, 4])
-    flat = x.reshape(-1, 5)
-    assert feature_std(x).item() == pytest.approx(flat.std(0).mean().item(), rel=1e-4)
-    assert feature_std(torch.ones(2, 3, 4)).item() == pytest.approx(1e-3, rel=1e-4)
-    assert feature_std(x.bfloat16()).dtype == torch.float32

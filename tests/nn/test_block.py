@@ -85,13 +85,14 @@ def test_a_bias_of_minus_infinity_hides_a_token() -> None:
     torch.testing.assert_close(module(x, bias)[0][:, :4], module(x[:, :4])[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize(
     "flag", ["drop_rate", "attn_drop_rate", "mlp_drop_rate", "post_mlp_drop_rate", "drop_path_rate"]
 )
 @torch.no_grad()
-def test_every_rate_acts_in_training_only(flag: str) -> None:
-    module, x = block(**{flag: 0.5}), torch.randn(64, 5, 12)
-    plain = block()
+def test_every_rate_acts_in_training_only(flag: str, norm_first: bool) -> None:
+    module, x = block(norm_first=norm_first, **{flag: 0.5}), torch.randn(64, 5, 12)
+    plain = block(norm_first=norm_first)
     plain.load_state_dict(module.state_dict())
     torch.testing.assert_close(module(x), plain(x))
     module.train()

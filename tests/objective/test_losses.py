@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from d2v.objective.losses import regression_loss_sum
+from d2v.objective.losses import feature_std, regression_loss_sum
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 4.0])
@@ -44,3 +44,12 @@ def test_gradient_is_twice_the_scaled_error() -> None:
     pred, target = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
     regression_loss_sum(pred, target, 0.5).backward()
     torch.testing.assert_close(pred.grad, (pred - target).detach())
+
+
+def test_feature_std_is_the_mean_standard_deviation_over_features() -> None:
+    x = torch.randn(3, 400, 5) * torch.tensor([0.5, 1, 2, 3, 4])
+    flat = x.reshape(-1, 5)
+    assert feature_std(x).item() == pytest.approx(flat.std(0).mean().item(), rel=1e-4)
+    assert feature_std(torch.ones(2, 3, 4)).item() == pytest.approx(1e-3, rel=1e-4)
+    assert feature_std(x.bfloat16()).dtype == torch.float32
+    assert feature_std(torch.randn(1, 1, 5)).item() == pytest.approx(1e-3, rel=1e-4)  # one row has no spread

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import time
-import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from d2v.interop.native import list_checkpoints
 from d2v.lit.steps import ends_step
 
 log = logging.getLogger(__name__)
@@ -99,22 +99,3 @@ class CheckpointEvery(Checkpoint):
         if trainer.is_global_zero and self.keep > 0:
             for path in list_checkpoints(self.dirpath)[self.keep :]:
                 path.unlink()
-
-
-def list_checkpoints(dirpath: Path) -> list[Path]:
-    """A folder's checkpoints, newest step first."""
-    return sorted(dirpath.glob("step-*.ckpt"), reverse=True)
-
-
-def newest_intact_checkpoint(dirpath: Path) -> Path | None:
-    """The newest checkpoint whose contents match their checksums; damaged ones are named in the log and passed over."""
-    for path in list_checkpoints(dirpath):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            damaged = str(error)
-        if damaged is None:
-            return path
-        log.warning("%s is damaged (%s): falling back to the one before", path, damaged)
-    return None
