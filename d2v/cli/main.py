@@ -120,8 +120,8 @@ def _conf() -> Path:
 
 
 def _about(path: Path) -> str:
-    """An experiment's own words: its second line."""
-    return path.read_text().splitlines()[1].removeprefix("#").strip()
+    """An experiment's own words: its third line, after its command and its package."""
+    return path.read_text().splitlines()[2].removeprefix("#").strip()
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ MODEL = [
     "model.decoders.image.depth=1",
     "model.decoders.image.groups=4",
     "model.average_top_k_layers=1",
+    "model.cls_loss_weight=2.56",
 ]
 TINY = [
     *MODEL,
