@@ -64,7 +64,7 @@ def plot_curves(metrics: Path | str | Mapping[str, Sequence[float | None]], path
     """A pretraining run at a glance: loss, spread of targets and predictions, effective rank, and online kNN accuracy.
 
     Args:
-        metrics: Lightning's ``metrics.csv``, or its columns: "step" (optimizer steps) and any of "train/loss",
+        metrics: a run's ``metrics.csv``, or its columns: "step" (optimizer steps) and any of "train/loss",
             "train/target_std", "train/pred_std", "train/effective_rank", "probe/knn" (a fraction, 0 to 1), with None
             where a row lacks a metric. Where steps repeat, because the run was resumed from an earlier step, the
             later rows hold. Panels without values are left out.
@@ -193,7 +193,7 @@ def _read_csv(path: Path) -> dict[str, list[float | None]]:
 def _series(columns: Mapping[str, Sequence[float | None]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """A metric's steps, ascending, and values; a row overrules earlier rows of the same and of later steps."""
     if "step" not in columns:
-        raise ValueError(f"no step column, only {', '.join(columns)}: log with Lightning's CSVLogger")
+        raise ValueError(f"no step column, only {', '.join(columns)}: give the metrics.csv of a d2v run")
     points: list[tuple[float, float]] = []
     try:
         for step, value in zip(columns["step"], columns[name], strict=True):
