@@ -41,6 +41,8 @@ def main() -> None:
         f"seed={args.seed}",
         f"hydra.run.dir={run_dir}",
         f"trainer.max_time={MAX_TIME}",
+        "callbacks=probe",
+        "callbacks.probe.every_n_steps=500",
         *args.overrides,
     )
     d2v("evaluate", f"checkpoint={run_dir}", f"hydra.run.dir={run_dir}/evaluate", f"seed={args.seed}")

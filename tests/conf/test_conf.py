@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import d2v.conf
 import lightning as L
 import pytest
 import torch
@@ -22,7 +23,6 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch.overrides import TorchFunctionMode
 
-import d2v.conf
 from d2v.cli.main import COMMANDS, GROUPS, options
 
 CONF = Path(d2v.conf.__file__).parent
@@ -57,7 +57,8 @@ def test_experiment_takes_a_step(runs: ModuleType, tmp_path: Path, name: str) ->
     runs.image_folder(tmp_path / "imagenet", train=2, val=1, size=32)
     result = runs.d2v_command(
         "pretrain", f"experiment={name}", f"output_dir={tmp_path / 'out'}", *runs.MODEL, "global_batch_size=2",
-        "num_threads=1", "num_workers=0", "trainer.accelerator=cpu", "trainer.max_steps=1", "trainer.log_every_n_steps=1",
+        "num_threads=1", "num_workers=0", "trainer.accelerator=cpu", "trainer.max_steps=1",
+        "trainer.log_every_n_steps=1",
     )  # fmt: skip
     assert result.status in (0, None), result.err
     (run,) = (tmp_path / "out" / name).iterdir()

@@ -85,12 +85,8 @@ def _watch(monitor: HealthMonitor, spreads: list[float], every: int = 1, accumul
 
 @pytest.mark.parametrize("end", [0.0, 0.02, float("nan")])
 def test_guard_stops_a_collapse_with_advice(end: float) -> None:
-    log = Log()
-    monitor = HealthMonitor(window=64, check_every_n_steps=1, patience=3)
     with pytest.raises(Collapse) as error:
-        for i, spread in enumerate([0.5, 0.5, 0.3, end, end, end, end]):
-            log.end_batch(monitor, _features(i, n=64, spread=spread))
-    assert log.trainer.global_step == 6
+        _watch(HealthMonitor(window=64, check_every_n_steps=1, patience=3), [0.5, 0.5, 0.3, end, end, end, end])
     message = str(error.value)
     for words in ("step 6", "optim.lr", "warmup", "ema.", "callbacks.health.min_spread"):
         assert words in message

@@ -12,9 +12,7 @@ from d2v.models.data2vec2 import Data2Vec2
 
 
 def _optimizer(model: Data2Vec2, **options: object) -> torch.optim.Optimizer:
-    module = PretrainModule(
-        model, lambda named: adamw(named, lr=1e-3, **options), lambda step: 1.0, lambda step: 0.9
-    )  # type: ignore[arg-type]
+    module = PretrainModule(model, lambda named: adamw(named, lr=1e-3, **options), lambda step: 1.0, lambda step: 0.9)  # type: ignore[arg-type]
     return module.configure_optimizers()["optimizer"]
 
 
@@ -51,9 +49,7 @@ def test_exemption_covers_norms_biases_and_prefix_tokens(make_model) -> None:  #
     assert norms
     assert norms <= exempt_names
     assert "student.frontends.image.prefix_tokens" in exempt_names
-    assert all(
-        name in norms or name.endswith(("bias", "prefix_tokens")) for name in exempt_names
-    ), exempt_names
+    assert all(name in norms or name.endswith(("bias", "prefix_tokens")) for name in exempt_names), exempt_names
     assert all(name.endswith("weight") for name in (names[id(p)] for p in decayed["params"]))
 
 

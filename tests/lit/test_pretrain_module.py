@@ -83,7 +83,9 @@ def test_teacher_is_the_average_of_the_students_after_each_step(runs: ModuleType
     watcher = Watcher()
     result = runs.fit("trainer.max_steps=3", f"micro_batch_size={micro_batch_size}", callbacks=[watcher])
     # every student starts as the teacher does: rebuild the start from an untrained fit
-    start = runs.fit("trainer.max_steps=1", "optim.lr=0", "optim.weight_decay=0", "ema.decay_start=1", "ema.decay_end=1")
+    start = runs.fit(
+        "trainer.max_steps=1", "optim.lr=0", "optim.weight_decay=0", "ema.decay_start=1", "ema.decay_end=1"
+    )
     average = {k: p.detach().clone().double() for k, p in start.module.model.student.named_parameters()}
     assert len(watcher.students) == 3
     for step, student in enumerate(watcher.students, start=1):

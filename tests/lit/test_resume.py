@@ -156,9 +156,7 @@ def test_auto_takes_the_newest_run_of_this_very_command(runs: ModuleType, tmp_pa
 
 
 def test_auto_starts_anew_when_there_is_nothing_and_says_so(runs: ModuleType, tmp_path: Path) -> None:
-    result = runs.d2v_command(
-        "pretrain", f"output_dir={tmp_path}", *runs.TINY, "trainer.max_steps=1", "resume=auto"
-    )
+    result = runs.d2v_command("pretrain", f"output_dir={tmp_path}", *runs.TINY, "trainer.max_steps=1", "resume=auto")
     assert result.status in (0, None), result.err
     assert "starting a new one" in result.out + result.err
 

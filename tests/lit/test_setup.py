@@ -123,6 +123,12 @@ def test_summary_shows_the_arithmetic(runs: ModuleType, tmp_path: Path) -> None:
     )
     assert result.status in (0, None), result.err
     # of 16 tokens int(16 * .2) = 3 are visible
-    for words in ("4 = 2 x 2 accumulated x 1 devices", "8,000 samples", "16 tokens", "3 tokens visible", "81.2% masked"):
+    for words in (
+        "4 = 2 x 2 accumulated x 1 devices",
+        "8,000 samples",
+        "16 tokens",
+        "3 tokens visible",
+        "81.2% masked",
+    ):
         assert words in result.out
     assert "CLS weight 2.56" in result.out

@@ -1,0 +1,114 @@
+"""Help answers at once, imports nothing heavy and hides nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import d2v.conf
+import pytest
+
+from d2v import __version__
+from d2v.cli.main import COMMANDS
+
+CONF = Path(d2v.conf.__file__).parent
+
+_PROGRAM = """
+import runpy, sys
+sys.argv = ["d2v", *sys.argv[1:]]
+try:
+    runpy.run_module("d2v.cli.main", run_name="__main__")
+finally:
+    heavy = {"torch", "lightning", "hydra", "omegaconf", "numpy", "datasets", "wandb", "timm", "transformers", "yaml"}
+    print("HEAVY", *sorted(heavy & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], [], ["--version"], *([name, "--help"] for name in COMMANDS), ["pretran"]], ids=" ".join
+)
+def test_help_is_fast_and_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    before = os.times()
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _PROGRAM, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    after = os.times()
+    assert "HEAVY\n" in result.stdout, result.stdout + result.stderr
+    # processor time, since a busy machine makes any wall-clock limit fail
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_general_help_lists_the_commands(runs: ModuleType) -> None:
+    for arguments in (["--help"], ["-h"], ["help"], []):
+        result = runs.d2v_command(*arguments)
+        assert result.status in (0, None)
+        assert set(COMMANDS) == {"pretrain", "evaluate", "extract", "export", "info"}
+        for name, text in COMMANDS.items():
+            assert re.search(rf"^  {name} +{re.escape(text)}", result.out, re.MULTILINE)
+    assert runs.d2v_command("--version").out == f"d2v {__version__}\n"
+
+
+def test_pretrain_help_lists_experiments_groups_and_examples(runs: ModuleType) -> None:
+    text = runs.d2v_command("pretrain", "--help").out
+    files = list(CONF.rglob("*.yaml"))
+    assert len(files) > 20
+    for path in files:
+        group, *rest = path.relative_to(CONF).with_suffix("").parts
+        if rest and group != "probe":
+            assert "/".join(rest) in text, path
+            assert group in text, path
+    for words in ("d2v pretrain -m seed=0,1,2", "resume=auto", "init_from=", "--cfg job", "data.root=DIR"):
+        assert words in text
+    experiment = next(line for line in text.splitlines() if line.strip().startswith("image_base "))
+    assert "ViT-B/16" in experiment
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_example_is_a_command_that_composes(
+    runs: ModuleType, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = re.findall(rf"^  (d2v {command}.*)$", runs.d2v_command(command, "--help").out, re.MULTILINE)
+    assert examples
+    for example in examples:
+        overrides = [word for word in example.split()[2:] if word not in ("-m", "--cfg", "job")]
+        overrides = [word.replace("seed=0,1,2", "seed=0") for word in overrides]
+        with runs.configuration(command, *overrides):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("pretran", "pretrain"), ("evalute", "evaluate"), ("exprot", "export"), ("train", "pretrain")]
+)
+def test_unknown_command_did_you_mean(runs: ModuleType, typed: str, meant: str) -> None:
+    result = runs.d2v_command(typed)
+    assert result.status == 1
+    assert f"unknown command {typed!r}" in result.err
+    assert f"Did you mean {meant!r}" in result.err
+    for name in COMMANDS:
+        assert name in result.err
+
+
+def test_unknown_command_with_nothing_near(runs: ModuleType) -> None:
+    result = runs.d2v_command("xyzzy")
+    assert result.status == 1
+    assert "Did you mean" not in result.err
+    assert "Commands: pretrain" in result.err
+
+
+def test_cfg_job_prints_the_configuration_and_stops(runs: ModuleType, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    start = time.monotonic()
+    result = runs.d2v_command("pretrain", "--cfg", "job", f"output_dir={tmp_path / 'out'}", "optim.lr=0.5")
+    assert result.status in (0, None), result.err
+    config = OmegaConf.create(result.out)
+    assert config.optim.lr == 0.5
+    assert {"model", "mask", "data", "trainer", "seed", "resume"} <= set(config)
+    assert not (tmp_path / "out").exists()
+    assert time.monotonic() - start < 300
