@@ -44,7 +44,7 @@ class TokenMask:
         """
         if mask.dtype != torch.bool or mask.ndim != 2:
             raise ValueError(f"a mask is a 2-d bool tensor, got {mask.dtype} of shape {tuple(mask.shape)}")
-        if mask.shape[0] % num_masks:
+        if num_masks < 1 or len(mask) == 0 or len(mask) % num_masks:
             raise ValueError(f"{mask.shape[0]} mask rows cannot be {num_masks} masks for every sample")
         counts = mask.sum(1)
         num_masked, num_tokens = int(counts[0]), mask.shape[1]

@@ -191,7 +191,7 @@ def group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def relative_error(ours: Tensor | float, theirs: Tensor | float) -> float:
     """Largest absolute difference over the largest magnitude of ``theirs``; infinite if shapes differ or not finite."""
     a, b = torch.as_tensor(ours, dtype=torch.float64), torch.as_tensor(theirs, dtype=torch.float64)
-    if a.shape != b.shape or not bool(torch.isfinite(a).all()):
+    if a.shape != b.shape or not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
         return float("inf")
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
 
@@ -248,7 +248,7 @@ def check_case(case: Case) -> Iterator[Check]:
     if {names[term] for term in out.terms} != set(spec["losses"]):
         yield f"loss terms {sorted(spec['losses'])}", float("inf"), FORWARD
     for term, value in out.terms.items():
-        yield f"loss/{term}", relative_error(value / out.count, spec["losses"][names[term]]), FORWARD
+        yield f"loss/{term}", relative_error(value / out.count, spec["losses"].get(names[term], float("nan"))), FORWARD
     yield "sample_size", relative_error(out.count, float(spec["sample_size"])), 0.0
     yield "masked_fraction", relative_error(mask.mask.double().mean(), spec["masked_pct"]), FORWARD
     yield "target_std", relative_error(out.target_std, spec["target_var"]), FORWARD
@@ -285,7 +285,10 @@ def check_training(case: Case) -> Iterator[Check]:
         yield f"ema_decay/{step}", relative_error(decay, spec["ema_decay_after_step"][step]), FORWARD
         model.update_teacher(decay)
     state = model.state_dict()
-    for name, value in to_d2v_state(group(tensors, "teacher_after/"), "teacher").items():
+    teacher_after = to_d2v_state(group(tensors, "teacher_after/"), "teacher")
+    if not teacher_after:
+        yield "teacher_after (none given)", float("inf"), TRAINED
+    for name, value in teacher_after.items():
         yield f"teacher_after/{name}", relative_error(state[name], value), TRAINED
     with torch.no_grad():
         features = model.eval().student(case.batch).x

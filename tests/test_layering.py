@@ -206,12 +206,11 @@ SHARED = [
     for path in sorted((REPO / "d2v" / layer).rglob("*.py"))
     if path.parent.name != "frontends" or path.stem == "base"
 ]
-NAMES_A_MODALITY = pytest.mark.xfail(strict=True, reason="its errors spell out the keys of one modality's decoder")
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, id=module_name(p), marks=[NAMES_A_MODALITY] if p.stem == "decoders" else []) for p in SHARED],
+    [pytest.param(p, id=module_name(p)) for p in SHARED],
 )
 def test_shared_code_names_no_modality(path: Path) -> None:
     assert modality_words(path.read_text()) == []

@@ -1,4 +1,4 @@
-"""The wheel is complete: built from what git knows, installed elsewhere, used from a folder that is not the checkout."""
+"""The wheel is complete: built from what git knows, installed elsewhere, used from outside the checkout."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_works_installed_from_any_directory(wheel: Path, tmp_path: Path) -> None
         "model.average_top_k_layers=1", "mask.num_masks=2", "global_batch_size=4", "trainer.max_steps=2",
         "num_threads=1", "trainer.accelerator=cpu", "output_dir=runs",
     ]  # fmt: skip
-    result = _run([sys.executable, "-c", _PROGRAM, *tiny], work, D2V_DATA="unused", **paths)
+    result = _run([sys.executable, "-c", _PROGRAM, *tiny], work, **paths)
     assert f"EXPERIMENTS {experiments}\n" in result.stdout
     assert experiments > 0
     assert len(list(work.rglob("step-00000002.ckpt"))) == 1

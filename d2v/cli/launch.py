@@ -10,20 +10,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.errors import HydraException, InstantiationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from d2v.cli.run_dir import run_dir
+from d2v.data.bad_samples import TooManyBadSamples
+from d2v.lit.callbacks.health import Collapse
 
 TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
 
 OmegaConf.register_new_resolver("d2v.run_dir", run_dir, use_cache=True, replace=True)
 
 
-class UserError(Exception):
-    """Something the user can mend; the message says what and how."""
+_MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError, MisconfigurationException)
 
 
 @contextmanager
@@ -32,14 +35,30 @@ def configuring() -> Iterator[None]:
     try:
         yield
     except MissingMandatoryValue as error:
-        raise UserError(f"a value is missing: give {error.full_key}=VALUE") from error
+        fail(f"a value is missing: give {error.full_key}=VALUE", error)
     except InstantiationException as error:
         cause = error.__cause__
-        expected = (ValueError, OSError, ImportError, KeyError)
-        message = str(cause) if isinstance(cause, expected) else str(error)
-        raise UserError(message) from error
-    except (ValueError, OSError, ImportError, OmegaConfBaseException) as error:
-        raise UserError(str(error)) from error
+        fail(str(cause if isinstance(cause, ValueError | OSError | ImportError) else error), error)
+    except OmegaConfBaseException as error:
+        fail(str(error).splitlines()[0], error)
+    except _MENDABLE as error:
+        fail(str(error), error)
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """While a command runs, only what it found wrong with the data or the run itself is the user's to mend."""
+    try:
+        yield
+    except (Collapse, TooManyBadSamples) as error:
+        fail(str(error), error)
+
+
+def fail(message: str, error: BaseException) -> NoReturn:
+    """End the process with one message, or with the stack trace if D2V_TRACEBACK=1."""
+    if os.environ.get(TRACEBACK) == "1":
+        raise error
+    raise SystemExit(f"d2v: error: {message}") from error
 
 
 def run(command: str) -> int:
@@ -50,23 +69,11 @@ def run(command: str) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
     module = importlib.import_module(f"d2v.cli.{command}")
-    from d2v.data.bad_samples import TooManyBadSamples
-    from d2v.lit.callbacks.health import Collapse
-
     try:
         getattr(module, command)()
-    except (UserError, Collapse, TooManyBadSamples) as error:
-        return _report(str(error), error)
     except HydraException as error:
-        return _report(_explain(error, sys.argv[1:]), error)
+        fail(_explain(error, sys.argv[1:]), error)
     return 0
-
-
-def _report(message: str, error: BaseException) -> int:
-    if os.environ.get(TRACEBACK) == "1":
-        raise error
-    print(f"d2v: error: {message}", file=sys.stderr)
-    return 1
 
 
 def _explain(error: Exception, arguments: list[str]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
-from d2v.interop.native import CONFIG, Checkpoint, Network, build, load_encoder, resolve_checkpoint
+from d2v.interop.native import Checkpoint, Network, build, load_encoder, load_export_config, resolve_checkpoint
 from d2v.nn.encoder import Encoder
 
 _INPUT_KEYS = ("img_size", "in_chans", "mean", "std", "crop_pct")  # what inputs look like is the encoder's to say
@@ -53,7 +53,7 @@ def load_trained(path: str, network: Network) -> Trained:
         raise ValueError(f"network={network}: choose student or teacher")
     found = resolve_checkpoint(path)
     if found.is_dir():
-        config: Any = OmegaConf.to_container(OmegaConf.load(found / CONFIG), resolve=True)
+        config = load_export_config(found)
         return Trained(load_encoder(found), found, config["encoder"], config["data"], None)
     checkpoint = Checkpoint.load(found)
     encoder = getattr(checkpoint.build_model(), network).eval().requires_grad_(False)

@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from d2v.cli.launch import configuring, run
+from d2v.cli.checks import PRETRAIN, check_ranges
+from d2v.cli.launch import configuring, run, running
 from d2v.interop.native import init_from, newest_intact_checkpoint
 from d2v.lit import setup
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
@@ -29,6 +30,7 @@ def pretrain(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with configuring():
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        check_ranges(cfg, PRETRAIN)
         setup.quiet_libraries()
         L.seed_everything(cfg.seed, verbose=False)
         checkpoint = find_checkpoint(cfg.resume, run_dir)
@@ -54,7 +56,8 @@ def pretrain(cfg: DictConfig) -> None:
         for logger in loggers:
             logger.log_hyperparams(config)
         print(setup.summary(model, data, mask, split, trainer, threads, num_workers, run_dir), flush=True)
-    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    with running():
+        trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero:
         saver = next((c for c in callbacks if isinstance(c, CheckpointEvery)), None)
         if saver is not None and saver.stop_signal is not None:

@@ -26,7 +26,7 @@ def effective_rank(features: Tensor) -> Tensor:
         features: (N, D) float.
 
     Returns:
-        0-dim float32: about 1 (all features on a line, or all zero) to min(N, D).
+        0-dim float32: about 1 (all features on a line, or all zero) to min(N, D); NaN if a feature is not finite.
 
     Raises:
         ValueError: the features are not (N, D), or empty.
@@ -34,10 +34,11 @@ def effective_rank(features: Tensor) -> Tensor:
     _check(features)
     x = features.detach().double()
     gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
-    # Rounding can make zero eigenvalues slightly negative.
-    sigma = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    finite = gram.isfinite().all()
+    # Rounding can make zero eigenvalues slightly negative; the solver refuses what is not finite.
+    sigma = torch.linalg.eigvalsh(gram.nan_to_num(0.0, 0.0, 0.0)).clamp(min=0).sqrt()
     p = sigma / sigma.sum().clamp(min=torch.finfo(sigma.dtype).tiny) + _RANKME_EPS
-    return torch.exp(-(p * p.log()).sum()).float()
+    return torch.where(finite, torch.exp(-(p * p.log()).sum()), torch.nan).float()
 
 
 def relative_spread(features: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor
 _MODALITIES = {"IMAGE": "image"}
 
 _RULES = [
-    (r"modality_encoders\.(\w+)\.context_encoder\.norm\.", r"{enc}input_norms.\1."),
-    (r"modality_encoders\.(\w+)\.context_encoder\.blocks\.", r"{enc}prenets.\1."),
-    (r"modality_encoders\.(\w+)\.local_encoder\.proj\.", r"{enc}frontends.\1.proj."),
-    (r"modality_encoders\.(\w+)\.fixed_positional_encoder\.positions$", r"{enc}frontends.\1.positions"),
-    (r"modality_encoders\.(\w+)\.extra_tokens$", r"{enc}frontends.\1.prefix_tokens"),
-    (r"modality_encoders\.(\w+)\.decoder\.blocks\.(\d+)\.0\.", r"decoders.\1.convs.\2."),
-    (r"modality_encoders\.(\w+)\.decoder\.proj\.", r"decoders.\1.proj."),
+    (r"modality_encoders\.({modality})\.context_encoder\.norm\.", r"{enc}input_norms.\1."),
+    (r"modality_encoders\.({modality})\.context_encoder\.blocks\.", r"{enc}prenets.\1."),
+    (r"modality_encoders\.({modality})\.local_encoder\.proj\.", r"{enc}frontends.\1.proj."),
+    (r"modality_encoders\.({modality})\.fixed_positional_encoder\.positions$", r"{enc}frontends.\1.positions"),
+    (r"modality_encoders\.({modality})\.extra_tokens$", r"{enc}frontends.\1.prefix_tokens"),
+    (r"modality_encoders\.({modality})\.decoder\.blocks\.(\d+)\.0\.", r"decoders.\1.convs.\2."),
+    (r"modality_encoders\.({modality})\.decoder\.proj\.", r"decoders.\1.proj."),
     (r"blocks\.", r"{enc}blocks."),
 ]
 
@@ -32,7 +32,8 @@ def to_d2v_name(name: str, encoder: str = "student") -> str:
         KeyError: no such parameter is known.
     """
     for pattern, replacement in _RULES:
-        ours, count = re.subn("^" + pattern, replacement.replace("{enc}", f"{encoder}."), name)
+        known = pattern.replace("{modality}", "|".join(_MODALITIES))
+        ours, count = re.subn("^" + known, replacement.replace("{enc}", f"{encoder}."), name)
         if count:
             for theirs, modality in _MODALITIES.items():
                 ours = ours.replace(f".{theirs}.", f".{modality}.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -39,13 +40,24 @@ def build(node: Any) -> Any:
         built = {key: build(value) for key, value in node.items() if key != "_target_"}
         if "_target_" not in node:
             return built
-        module, _, name = node["_target_"].rpartition(".")
-        if not module.startswith("d2v."):
-            raise ValueError(f"_target_={node['_target_']}: only parts of d2v can be built from a file")
-        return getattr(importlib.import_module(module), name)(**built)
+        return _own_part(str(node["_target_"]))(**built)
     if isinstance(node, list | tuple):
         return [build(value) for value in node]
     return node
+
+
+def _own_part(target: str) -> Callable[..., Any]:
+    """The class of d2v, or the data set factory, that ``target`` names; nothing else can be called from a file."""
+    module, _, name = target.rpartition(".")
+    try:
+        part = getattr(importlib.import_module(module), name) if module.startswith("d2v.") else None
+    except (ImportError, AttributeError):
+        part = None
+    own = getattr(part, "__module__", "").startswith("d2v.")
+    if not own or not (isinstance(part, type) or module.startswith("d2v.data.")):
+        raise ValueError(f"_target_={target}: only parts of d2v can be built from a file")
+    assert callable(part)
+    return part
 
 
 @dataclass(frozen=True)
@@ -79,8 +91,12 @@ class Checkpoint:
             raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
         if not isinstance(content, dict) or "d2v" not in content:
             raise ValueError(f"checkpoint={path}: not written by a d2v run (no 'd2v' entry)")
-        state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
-        return cls(content["d2v"]["config"], state, content["global_step"])
+        try:
+            config, step = content["d2v"]["config"], int(content["global_step"])
+            state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"checkpoint={path}: parts of it are missing ({error})") from error
+        return cls(config, state, step)
 
     def build_model(self) -> Data2Vec2:
         """The model with its weights."""
@@ -117,7 +133,7 @@ def init_from(model: Data2Vec2, path: str | Path) -> None:
     """
     path = resolve_checkpoint(path)
     if path.is_dir():
-        state = load_file(path / WEIGHTS)
+        state = _load_weights(path / WEIGHTS)
         load_exactly(model.student, state)
         load_exactly(model.teacher, state)
     else:
@@ -177,6 +193,25 @@ def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path
     return folder
 
 
+def load_export_config(folder: Path) -> dict[str, Any]:
+    """What lies beside an export's weights: ``encoder``, the node that builds it, and ``data``, what it was trained on.
+
+    Raises:
+        ValueError: it does not say how to build the encoder.
+    """
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=True)
+    if not isinstance(config, dict) or "encoder" not in config:
+        raise ValueError(f"{folder / CONFIG}: has no 'encoder' to build")
+    return config
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not readable ({error})") from error
+
+
 def load_encoder(path: str | Path, network: Network = "student") -> Encoder:
     """An encoder, in eval mode, from a folder of ``d2v export``, a checkpoint or a run's folder.
 
@@ -189,9 +224,8 @@ def load_encoder(path: str | Path, network: Network = "student") -> Encoder:
     """
     path = resolve_checkpoint(path)
     if path.is_dir():
-        config: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG), resolve=True)
-        encoder: Encoder = build(config["encoder"])
-        load_exactly(encoder, load_file(path / WEIGHTS))
+        encoder: Encoder = build(load_export_config(path)["encoder"])
+        load_exactly(encoder, _load_weights(path / WEIGHTS))
     else:
         encoder = getattr(Checkpoint.load(path).build_model(), network)
     return encoder.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ Where we deviate: the reference's CLS loss has a weight that grows with the batc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +140,12 @@ class Data2Vec2(nn.Module):
     def update_teacher(self, decay: float) -> None:
         """Move the teacher towards the student; call once after every optimizer step."""
         update_teacher(self.teacher, self.student, decay)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Data2Vec2:
+        """Every move and cast of the model ends here: the teacher moves along, but stays float32."""
+        super()._apply(fn, recurse)
+        self.teacher.float()
+        return self
 
     def train(self, mode: bool = True) -> Data2Vec2:
         """Training mode for student and decoders; the teacher stays in eval mode."""

@@ -59,13 +59,22 @@ class InverseBlockMask:
         if not 0 < self.mask_ratio < 1 or not 0 < self.num_visible(num_tokens) < num_tokens:
             raise ValueError(
                 f"mask.mask_ratio={self.mask_ratio}: of {num_tokens} tokens at least one must stay visible and one be "
-                f"masked; choose a ratio up to {1 - 1 / num_tokens:.3f}, or smaller patches or larger inputs"
+                f"masked; choose a ratio up to {self._highest_ratio(num_tokens):.3f}, smaller patches or larger inputs"
+            )
+        if not self.mask_ratio - 1 <= self.mask_ratio_adjust <= 1:
+            raise ValueError(
+                f"mask.mask_ratio_adjust={self.mask_ratio_adjust}: choose {self.mask_ratio - 1:.3f} (no blocks) to 1"
             )
         if not 1 <= self.mask_length <= min(grid):
             raise ValueError(
                 f"mask.mask_length={self.mask_length}: the token grid is {'x'.join(map(str, grid))}; "
                 f"choose 1 to {min(grid)}"
             )
+
+    @staticmethod
+    def _highest_ratio(num_tokens: int) -> float:
+        """The highest ratio in thousandths that leaves a token visible."""
+        return max(n / 1000 for n in range(1000) if int(num_tokens * (1 - n / 1000)) > 0)
 
     def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
@@ -74,7 +83,7 @@ class InverseBlockMask:
         """
         num_tokens, num_visible = prod(grid), self.num_visible(prod(grid))
         keep_ratio = 1 - self.mask_ratio + self.mask_ratio_adjust
-        num_blocks = int(num_tokens * keep_ratio / self.mask_length ** len(grid))
+        num_blocks = max(0, int(num_tokens * keep_ratio / self.mask_length ** len(grid)))
         uniform = np.concatenate([rng.random((self.num_masks, num_blocks + num_tokens)) for rng in rngs])
 
         centres = np.unravel_index((uniform[:, :num_blocks] * num_tokens).astype(np.int64), grid)

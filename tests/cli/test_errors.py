@@ -43,6 +43,9 @@ def _filled(text: str, places: dict[str, str]) -> str:
 
 DATA = [
     (["data=image_folder"], ["data.root=VALUE"]),
+    (["data=imagenet"], ["data.root=VALUE"]),
+    (["experiment=image_base"], ["data.root=VALUE"]),
+    (["data=hf_images"], ["data.path=VALUE"]),
     (["data=image_folder", "data.root=MISSING"], ["data.root=MISSING", "no such directory", "set data.root"]),
     (["data=image_folder", "data.root=FILE"], ["data.root=FILE", "not a directory", "set data.root"]),
     (["data=image_folder", "data.root=EMPTY"], ["data.root=EMPTY", "no image", "point data.root"]),
@@ -127,14 +130,6 @@ def test_pretrain(
 ) -> None:
     overrides, words = ([_filled(text, places) for text in texts] for texts in (overrides, words))
     _pretrain_fails(runs, tmp_path, overrides, words)
-
-
-@pytest.mark.parametrize("overrides", [["data=imagenet"], ["experiment=image_base"]], ids=" ".join)
-def test_where_the_data_is(
-    runs: ModuleType, tmp_path: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("D2V_DATA", raising=False)
-    _pretrain_fails(runs, tmp_path, overrides, ["D2V_DATA", "data.root"])
 
 
 def test_init_from_another_size_names_what_does_not_fit(runs: ModuleType, tmp_path: Path) -> None:

@@ -31,11 +31,6 @@ EXPERIMENTS = sorted(path.relative_to(CONF / "experiment").with_suffix("").as_po
 FILES = sorted(CONF.rglob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def _data_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("D2V_DATA", str(tmp_path))
-
-
 def _composed(runs: ModuleType, command: str, *overrides: str) -> dict[str, Any]:
     """The command's resolved configuration; what only the user can give stays ``???``."""
     with runs.configuration(command, *overrides) as cfg:
@@ -54,9 +49,11 @@ def test_every_experiment_is_known() -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_takes_a_step(runs: ModuleType, tmp_path: Path, name: str) -> None:
     """On two images, with its own masks, optimizer and schedules; only sizes are smaller."""
-    runs.image_folder(tmp_path / "imagenet", train=2, val=1, size=32)
+    with runs.configuration("pretrain", f"experiment={name}") as cfg:
+        needs_root = "root" in cfg.data
+    root = [f"data.root={runs.image_folder(tmp_path / 'images', train=2, val=1, size=32)}"] if needs_root else []
     result = runs.d2v_command(
-        "pretrain", f"experiment={name}", f"output_dir={tmp_path / 'out'}", *runs.MODEL, "global_batch_size=2",
+        "pretrain", f"experiment={name}", f"output_dir={tmp_path / 'out'}", *root, *runs.MODEL, "global_batch_size=2",
         "num_threads=1", "num_workers=0", "trainer.accelerator=cpu", "trainer.max_steps=1",
         "trainer.log_every_n_steps=1",
     )  # fmt: skip

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from d2v.interop.native import load_encoder, resolve_checkpoint
-from d2v.lit.callbacks.checkpoint import CheckpointEvery, list_checkpoints, newest_intact_checkpoint
+from d2v.interop.native import list_checkpoints, load_encoder, newest_intact_checkpoint, resolve_checkpoint
+from d2v.lit.callbacks.checkpoint import CheckpointEvery
 
 
 def _names(*steps: int) -> list[str]:

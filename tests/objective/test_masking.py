@@ -233,7 +233,6 @@ def test_the_ratio_that_validate_recommends_works(grid: tuple[int, int]) -> None
     InverseBlockMask(1, recommended, 1).validate(grid)
 
 
-@pytest.mark.xfail(strict=True, reason="mask_ratio_adjust is not validated; a negative block count breaks the draw")
 @pytest.mark.parametrize("adjust", [-0.9, float("nan")])
 def test_validate_refuses_an_adjustment_that_cannot_work(adjust: float) -> None:
     with pytest.raises(ValueError, match=r"mask\.mask_ratio_adjust"):

@@ -224,14 +224,7 @@ def test_main_accepts_the_case_that_is_broken_below(
     assert main(write_edited(tmp_path, small_case, lambda _, __: None)) == 0
 
 
-KNOWN = {
-    "loss_term_missing": pytest.mark.xfail(
-        strict=True, raises=KeyError, reason="check_case reports the missing term, then crashes looking it up"
-    )
-}
-
-
-@pytest.mark.parametrize("broken", [pytest.param(name, marks=KNOWN.get(name, ())) for name in BROKEN])
+@pytest.mark.parametrize("broken", [*BROKEN])
 def test_main_fails_on_a_broken_case(
     main: Callable[..., int],
     small_case: tuple[dict[str, Any], dict[str, Tensor]],
@@ -263,7 +256,6 @@ def test_a_missing_tensor_is_an_error(
         main(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="check_training compares what teacher_after holds, be it nothing")
 def test_a_missing_trained_teacher_is_noticed(
     main: Callable[..., int], small_case: tuple[dict[str, Any], dict[str, Tensor]], tmp_path: Path
 ) -> None:

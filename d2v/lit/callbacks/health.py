@@ -56,11 +56,16 @@ class HealthMonitor(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run judges by."""
-        return {"first_spread": self._first_spread, "num_below": self._num_below}
+        return {
+            "first_spread": self._first_spread,
+            "num_below": self._num_below,
+            "features": [features.cpu() for features in self._features],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self._first_spread, self._num_below = state_dict["first_spread"], state_dict["num_below"]
+        self._features = deque(state_dict["features"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -71,6 +76,8 @@ class HealthMonitor(L.Callback):
             Collapse: on every rank at once.
         """
         self._features.append(outputs["features"])
+        if self._features[0].device != self._features[-1].device:  # resumed
+            self._features = deque(features.to(self._features[-1].device) for features in self._features)
         while sum(map(len, self._features)) - len(self._features[0]) >= self.window:
             self._features.popleft()
         if not ends_step(trainer, batch_idx):

@@ -1,0 +1,57 @@
+"""Types and ranges of the values that no constructor checks, so that a slip is named before anything is built."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+
+class Range(NamedTuple):
+    """A number's type and its bounds, both allowed; ``optional``: null is allowed, too."""
+
+    kind: type
+    low: float
+    high: float = math.inf
+    optional: bool = False
+
+
+PRETRAIN = {
+    "seed": Range(int, 0),
+    "global_batch_size": Range(int, 1),
+    "micro_batch_size": Range(int, 1, optional=True),
+    "trainer.max_steps": Range(int, 1),
+    "trainer.log_every_n_steps": Range(int, 1),
+    "trainer.gradient_clip_val": Range(float, 0, optional=True),
+    "optim.lr": Range(float, 0),
+    "optim.weight_decay": Range(float, 0),
+    "schedule.warmup_steps": Range(int, 0),
+    "ema.decay_start": Range(float, 0, 1),
+    "ema.decay_end": Range(float, 0, 1),
+    "ema.anneal_steps": Range(int, 0),
+    "model.loss_beta": Range(float, 0),
+    "mask.num_masks": Range(int, 1),
+    "callbacks.checkpoint.every_n_steps": Range(int, 1),
+    "callbacks.probe.every_n_steps": Range(int, 1),
+}
+
+
+def check_ranges(cfg: DictConfig, ranges: dict[str, Range]) -> None:
+    """Raise ValueError naming the first key whose value is of another type or out of range, and what would do.
+
+    Keys that the configuration lacks (another optimizer, no probe) are passed over.
+    """
+    for key, wanted in ranges.items():
+        value: Any = OmegaConf.select(cfg, key, default=_ABSENT)
+        if value is _ABSENT or (value is None and wanted.optional):
+            continue
+        kinds = (int, float) if wanted.kind is float else (wanted.kind,)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not wanted.low <= value <= wanted.high:
+            what = "a whole number" if wanted.kind is int else "a number"
+            upto = "" if wanted.high == math.inf else f" to {wanted.high:g}"
+            least = f"from {wanted.low:g}{upto}" if upto else f"of at least {wanted.low:g}"
+            raise ValueError(f"{key}={value}: give {what} {least}{' or null' if wanted.optional else ''}")
+
+
+_ABSENT = object()
