@@ -55,7 +55,7 @@ def d2v(*arguments: str) -> None:
     """Run a d2v command, shown as one would type it."""
     print("\n$ d2v " + " ".join(arguments), flush=True)
     start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "d2v.cli.main", *arguments], check=True)
+    subprocess.run([str(Path(sys.executable).with_name("d2v")), *arguments], check=True)
     print(f"({time.monotonic() - start:.0f} s)", flush=True)
 
 

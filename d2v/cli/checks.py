@@ -1,4 +1,4 @@
-"""Types and ranges of the values that no constructor checks, so that a slip is named before anything is built."""
+"""Keys, types and ranges of the values that no constructor checks, so that a slip is named before anything is built."""
 
 from __future__ import annotations
 
@@ -37,6 +37,20 @@ PRETRAIN = {
 }
 
 
+KEYS = (
+    *("model", "mask", "data", "optim", "schedule", "ema", "trainer", "callbacks", "logger"),
+    *("seed", "global_batch_size", "micro_batch_size", "num_workers", "num_threads"),
+    *("resume", "init_from", "output_dir", "name", "run_dir"),
+)
+
+
+def check_keys(cfg: DictConfig) -> None:
+    """Raise ValueError for a top-level key that nothing reads."""
+    for key in map(str, cfg):
+        if key not in KEYS:
+            raise ValueError(f"unknown key {key}: nothing reads it; remove it (known: {', '.join(KEYS)})")
+
+
 def check_ranges(cfg: DictConfig, ranges: dict[str, Range]) -> None:
     """Raise ValueError naming the first key whose value is of another type or out of range, and what would do.
 
@@ -47,11 +61,13 @@ def check_ranges(cfg: DictConfig, ranges: dict[str, Range]) -> None:
         if value is _ABSENT or (value is None and wanted.optional):
             continue
         kinds = (int, float) if wanted.kind is float else (wanted.kind,)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not wanted.low <= value <= wanted.high:
+        of_kind = isinstance(value, kinds) and not isinstance(value, bool)
+        fits = of_kind and wanted.low <= float(value) <= wanted.high
+        if not fits:
             what = "a whole number" if wanted.kind is int else "a number"
             upto = "" if wanted.high == math.inf else f" to {wanted.high:g}"
             least = f"from {wanted.low:g}{upto}" if upto else f"of at least {wanted.low:g}"
             raise ValueError(f"{key}={value}: give {what} {least}{' or null' if wanted.optional else ''}")
 
 
-_ABSENT = object()
+_ABSENT: Any = object()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ Labelled = tuple[Tensor, Tensor]  # features (N, D), labels (N,)
 @hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="evaluate")
 def evaluate(cfg: DictConfig) -> None:
     """Print the probes' table and write it, with results.json, to the command's folder."""
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
     with configuring():
+        run_dir = Path(HydraConfig.get().runtime.output_dir)
         set_threads(cfg.num_threads, num_workers=0)
         trained = load_trained(cfg.checkpoint, cfg.network)
         data = load_data(cfg, trained)
@@ -35,21 +36,21 @@ def evaluate(cfg: DictConfig) -> None:
             split: DataLoader(data.eval_dataset(split), batch_size=cfg.batch_size, collate_fn=data.eval_collate)
             for split in ("train", "val")
         }
-    print(f"checkpoint: {trained.path}")
-    rows = []
-    if cfg.baselines:
-        rows.append(_probe("raw pixels", data.raw("train"), data.raw("val"), cfg))
-        untrained = trained.untrained(cfg.seed)
-        train, val = (_features(untrained, loader, cfg) for loader in loaders.values())
-        rows.append(_probe("untrained encoder", train, val, cfg))
-    name = "pretrained encoder" if trained.step is None else f"pretrained encoder, {trained.step} steps"
-    train, val = (_features(trained.encoder, loader, cfg) for loader in loaders.values())
-    rows.append(_probe(name, train, val, cfg))
-    table = probe_table(rows)
-    print(table)
-    (run_dir / "results.md").write_text(table)
-    path = save_results(run_dir / "results.json", rows, checkpoint=str(trained.path), step=trained.step)
-    print(f"results: {path}")
+        print(f"checkpoint: {trained.path}")
+        rows = []
+        if cfg.baselines:
+            rows.append(_probe("raw pixels", data.raw("train"), data.raw("val"), cfg))
+            untrained = trained.untrained(cfg.seed)
+            train, val = (_features(untrained, loader, cfg) for loader in loaders.values())
+            rows.append(_probe("untrained encoder", train, val, cfg))
+        name = "pretrained encoder" if trained.step is None else f"pretrained encoder, {trained.step} steps"
+        train, val = (_features(trained.encoder, loader, cfg) for loader in loaders.values())
+        rows.append(_probe(name, train, val, cfg))
+        table = probe_table(rows)
+        print(table)
+        (run_dir / "results.md").write_text(table)
+        path = save_results(run_dir / "results.json", rows, checkpoint=str(trained.path), step=trained.step)
+        print(f"results: {path}")
 
 
 def _features(encoder: Encoder, loader: Any, cfg: DictConfig) -> Labelled:
@@ -71,4 +72,4 @@ def _probe(name: str, train: Labelled, val: Labelled, cfg: DictConfig) -> ProbeR
 
 
 if __name__ == "__main__":
-    run("evaluate")
+    sys.exit(run("evaluate"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
@@ -62,4 +64,4 @@ def model_card(trained: Trained, network: str) -> str:
 
 
 if __name__ == "__main__":
-    run("export")
+    sys.exit(run("export"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,18 @@ def extract(cfg: DictConfig) -> None:
         output = Path(cfg.output)
         if output.suffix not in (".safetensors", ".npz"):
             raise ValueError(f"output={output}: the name must end in .safetensors or .npz")
+        if output.parent.exists() and not output.parent.is_dir():
+            raise ValueError(f"output={output}: {output.parent} is a file, not a folder")
         trained = load_trained(cfg.checkpoint, cfg.network)
         data = load_data(cfg, trained)
         dataset = data.eval_dataset(("train" if data.val is None else "val") if cfg.split == "auto" else cfg.split)
         loader = DataLoader(dataset, batch_size=cfg.batch_size, collate_fn=data.eval_collate)
-    features = extract_features(trained.encoder.to(best_device()), loader, layers=cfg.layers, pool=cfg.pool)
-    names = [dataset.source.name(i) for i in features.sample_ids.tolist()]
-    write(output, features, names)
-    print(f"{tuple(features.features.shape)} features, {len(features.skipped)} samples skipped: {output}")
-    for entry in features.skipped:
-        print(f"skipped {entry}")
+        features = extract_features(trained.encoder.to(best_device()), loader, layers=cfg.layers, pool=cfg.pool)
+        names = [dataset.source.name(i) for i in features.sample_ids.tolist()]
+        write(output, features, names)
+        print(f"{tuple(features.features.shape)} features, {len(features.skipped)} samples skipped: {output}")
+        for entry in features.skipped:
+            print(f"skipped {entry}")
 
 
 def write(path: Path, features: Features, names: list[str]) -> None:
@@ -53,4 +56,4 @@ def write(path: Path, features: Features, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run("extract")
+    sys.exit(run("extract"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 
 import hydra
@@ -37,4 +38,4 @@ def info(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run("info")
+    sys.exit(run("info"))

@@ -17,8 +17,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from d2v.cli.main import options
 from d2v.cli.run_dir import run_dir
-from d2v.data.bad_samples import TooManyBadSamples
+from d2v.data.bad_samples import BadSample, TooManyBadSamples
 from d2v.lit.callbacks.health import Collapse
 
 TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
@@ -46,11 +47,20 @@ def configuring() -> Iterator[None]:
 
 
 @contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Errors about a checkpoint name the key it was given by."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(str(error).replace("checkpoint=", f"{key}=", 1)) from error
+
+
+@contextmanager
 def running() -> Iterator[None]:
     """While a command runs, only what it found wrong with the data or the run itself is the user's to mend."""
     try:
         yield
-    except (Collapse, TooManyBadSamples) as error:
+    except (Collapse, BadSample, TooManyBadSamples) as error:
         fail(str(error), error)
 
 
@@ -73,6 +83,13 @@ def run(command: str) -> int:
         getattr(module, command)()
     except HydraException as error:
         fail(_explain(error, sys.argv[1:]), error)
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        nulls = [argument for argument in sys.argv[1:] if argument.endswith("=null")]
+        fail(f"{' '.join(nulls)}: to leave a group out write '~{nulls[0].partition('=')[0]}'", error)
+    except (NotADirectoryError, FileExistsError) as error:  # Hydra could not make the run's folder
+        fail(str(error), error)
     return 0
 
 
@@ -81,12 +98,16 @@ def _explain(error: Exception, arguments: list[str]) -> str:
     message = str(error)
     if error.__cause__ is not None:
         message += f"\n{str(error.__cause__).splitlines()[0]}"
+    option = re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", message)
+    if option:
+        message = f"unknown option {option[1]}/{option[2]}: choose from {', '.join(options(option[1]))}"
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:
         known = _known_keys(arguments)
         leaf = unknown[1].rpartition(".")[2]
         close = [key for key in known if key.rpartition(".")[2] == leaf]
-        close += [key for key in difflib.get_close_matches(unknown[1], known, n=3, cutoff=0.6) if key not in close]
+        close += [key for key in difflib.get_close_matches(unknown[1], known, n=3, cutoff=0.75) if key not in close]
+        close = close or [key for key in known if key.startswith(f"{unknown[1].rpartition('.')[0]}.")]
         message = f"unknown key {unknown[1]!r}."
         message += f" Did you mean {' or '.join(close)}?" if close else " --cfg job lists the known ones."
     return message
@@ -103,7 +124,7 @@ def _known_keys(arguments: list[str]) -> list[str]:
             config = compose(command, overrides=choices)
         except HydraException:
             config = compose(command)
-    return list(_leaves(OmegaConf.to_container(config), ""))
+    return [key for key in _leaves(OmegaConf.to_container(config), "") if not key.endswith("_")]
 
 
 def _leaves(node: object, prefix: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from d2v.cli.checks import PRETRAIN, check_ranges
-from d2v.cli.launch import configuring, run, running
-from d2v.interop.native import init_from, newest_intact_checkpoint
+from d2v.cli.checks import PRETRAIN, check_keys, check_ranges
+from d2v.cli.launch import configuring, naming, run, running
+from d2v.interop.native import Checkpoint, init_from, newest_intact_checkpoint
 from d2v.lit import setup
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.data import PretrainDataModule
@@ -30,6 +31,7 @@ def pretrain(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with configuring():
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        check_keys(cfg)
         check_ranges(cfg, PRETRAIN)
         setup.quiet_libraries()
         L.seed_everything(cfg.seed, verbose=False)
@@ -38,10 +40,11 @@ def pretrain(cfg: DictConfig) -> None:
         if cfg.init_from and checkpoint is not None:
             log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", cfg.init_from)
         elif cfg.init_from:
-            init_from(model, cfg.init_from)
-        callbacks = [instantiate(node) for node in cfg.callbacks.values()]
+            with naming("init_from"):
+                init_from(model, cfg.init_from)
+        callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
         callbacks = [c(data=data) if isinstance(c, partial) else c for c in callbacks]
-        loggers = [instantiate(node) for node in cfg.logger.values()]
+        loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
         trainer = setup.make_trainer(cfg.trainer, callbacks, loggers)
         split = setup.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
         trainer.accumulate_grad_batches = split.accumulate
@@ -50,6 +53,8 @@ def pretrain(cfg: DictConfig) -> None:
         datamodule = PretrainDataModule(data, mask, split.micro_batch_size, num_workers, cfg.seed)
         optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
         module = PretrainModule(model, optim, schedule, ema, cfg.seed, config)
+        module.configure_optimizers()  # only to see that it can be done
+        ema(1)
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
         setup.write_run_record(run_dir / "run.json", setup.describe_run(cfg.seed))
@@ -72,6 +77,8 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
     if not resume:
         return None
     if resume != "auto" and Path(resume).is_file():
+        with naming("resume"):
+            Checkpoint.load(resume)
         return Path(resume)
     checkpoint = newest_intact_checkpoint(run_dir / "checkpoints")
     if checkpoint is None and resume != "auto":
@@ -84,4 +91,4 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
 
 
 if __name__ == "__main__":
-    run("pretrain")
+    sys.exit(run("pretrain"))

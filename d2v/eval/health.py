@@ -32,7 +32,7 @@ def effective_rank(features: Tensor) -> Tensor:
         ValueError: the features are not (N, D), or empty.
     """
     _check(features)
-    x = features.detach().double()
+    x = features.detach().cpu().double()  # a small matrix; not every accelerator has float64
     gram = x @ x.T if x.shape[0] < x.shape[1] else x.T @ x
     finite = gram.isfinite().all()
     # Rounding can make zero eigenvalues slightly negative; the solver refuses what is not finite.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.encoder import Encoder
-from d2v.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
         folder = path / "checkpoints"
         checkpoint = newest_intact_checkpoint(folder if folder.is_dir() else path)
         if checkpoint is None:
-            raise FileNotFoundError(f"checkpoint={path}: holds neither {WEIGHTS} nor an intact checkpoints/step-*.ckpt")
+            raise FileNotFoundError(f"checkpoint={path}: holds neither {WEIGHTS} nor intact checkpoints/*.ckpt")
         return checkpoint
     return path
 
@@ -167,7 +167,7 @@ def newest_intact_checkpoint(dirpath: Path) -> Path | None:
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
             damaged = str(error)
         if damaged is None:
             return path
@@ -183,11 +183,16 @@ def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path
         config: plain containers: ``encoder`` (the node that builds it) and anything worth keeping beside it.
         folder: made if need be.
         card: Markdown.
+
+    Raises:
+        ValueError: ``folder`` is a file.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output={folder}: is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt", "d2v_version": __version__})
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     OmegaConf.save(OmegaConf.create(dict(config)), folder / CONFIG)
     (folder / CARD).write_text(card)
     return folder

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from d2v.data.bad_samples import BadSampleCounter
@@ -121,13 +122,28 @@ class PretrainDataModule(L.LightningDataModule):
         self.loader = TimedLoader(loader, self.data.bad_sample_counter())
         return self.loader
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Without waiting: batches for a GPU come in pinned memory."""
+        return batch.to(device, non_blocking=device.type == "cuda")
+
     def state_dict(self) -> dict[str, Any]:
-        """Samples the finished optimizer steps have consumed, over all ranks: valid for any number of them."""
+        """Samples the finished optimizer steps have consumed, over all ranks, and how their batches were split."""
         trainer = self.trainer
         assert trainer is not None
         per_step = self.micro_batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        return {"samples_seen": trainer.global_step * per_step}
+        return {"samples_seen": trainer.global_step * per_step, "accumulate": trainer.accumulate_grad_batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the samples already seen."""
+        """Go on after the samples already seen.
+
+        Raises:
+            ValueError: the checkpoint's run accumulated another number of micro-batches.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        if state_dict["accumulate"] != trainer.accumulate_grad_batches:
+            raise ValueError(
+                f"this run accumulates {trainer.accumulate_grad_batches} micro-batches a step, the checkpoint's "
+                f"{state_dict['accumulate']}: resume with the same global_batch_size, micro_batch_size and devices"
+            )
         self.samples_seen = state_dict["samples_seen"]

@@ -26,7 +26,12 @@ def adamw(
         weight_decay: decoupled, times the learning rate.
         exempt_norms_and_biases: leave vectors (norms, biases) and prefix tokens undecayed. The released runs decay
             everything: the exemption in their code never took effect.
+
+    Raises:
+        ValueError: ``betas`` are not two.
     """
+    if len(betas) != 2:
+        raise ValueError(f"optim.betas={list(betas)}: give two numbers")
     parameters = list(named_parameters)
     groups = [{"params": [p for _, p in parameters], "weight_decay": weight_decay}]
     if exempt_norms_and_biases:

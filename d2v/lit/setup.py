@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -61,13 +62,13 @@ def choose_precision(precision: str, accelerator: str) -> str:
     """``auto`` becomes bf16-mixed where the hardware computes in bfloat16 (CPUs with AMX included), else 32-true.
 
     Args:
-        precision: "auto" or one that keeps float32 weights: "32-true", "bf16-mixed", "16-mixed".
+        precision: "auto", "32-true" or "bf16-mixed".
         accelerator: "cpu", "cuda" or "mps".
 
     Raises:
         ValueError: a precision whose weights are not float32: the teacher's average needs them.
     """
-    allowed = ("auto", "32-true", "bf16-mixed", "16-mixed")
+    allowed = ("auto", "32-true", "bf16-mixed")  # 16-mixed would clip scaled gradients
     if str(precision) not in allowed:
         raise ValueError(f"trainer.precision={precision}: choose one of {', '.join(allowed)}")
     if precision != "auto":
@@ -157,6 +158,9 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
     arguments["precision"] = choose_precision(arguments["precision"], {"gpu": "cuda"}.get(accelerator, accelerator))
     if arguments["max_steps"] < 1:
         raise ValueError(f"trainer.max_steps={arguments['max_steps']}: give the number of optimizer steps, at least 1")
+    unknown = arguments.keys() - inspect.signature(L.Trainer).parameters.keys()
+    if unknown:
+        raise ValueError(f"trainer.{sorted(unknown)[0]}: lightning.Trainer has no such argument; remove it")
     return L.Trainer(
         **arguments,
         max_epochs=-1,

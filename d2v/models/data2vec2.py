@@ -111,7 +111,7 @@ class Data2Vec2(nn.Module):
             terms["cls"] = cls_sum.detach()
         return LossOutput(
             loss_sum=loss_sum,
-            count=mask.mask.sum(),
+            count=torch.tensor(mask.ids_mask.numel(), device=pred.device),
             terms=terms,
             target_std=feature_std(target),
             pred_std=feature_std(pred),

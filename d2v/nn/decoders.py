@@ -44,13 +44,11 @@ class ConvDecoder2d(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"decoder: kernel_size={kernel_size} must be odd; try {kernel_size + 1}")
+            raise ValueError(f"decoder kernel_size={kernel_size}: must be odd; try {kernel_size + 1}")
         if depth < 1:
-            raise ValueError(f"decoder: depth={depth} must be at least 1")
+            raise ValueError(f"decoder depth={depth}: must be at least 1")
         if embed_dim % groups or decoder_dim % groups:
-            raise ValueError(
-                f"decoder: groups={groups} must divide embed_dim={embed_dim} and decoder_dim={decoder_dim}"
-            )
+            raise ValueError(f"decoder groups={groups} must divide embed_dim={embed_dim} and decoder_dim={decoder_dim}")
         self.mask_noise_std = mask_noise_std
         self.input_drop = nn.Dropout(input_drop_rate)
         self.convs = nn.ModuleList(

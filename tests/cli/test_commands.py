@@ -115,7 +115,8 @@ def test_export_of_an_export_and_start_from_one(runs: ModuleType, run: Path, ima
     first, second = tmp_path / "first", tmp_path / "second"
     for source, output in ((run, first), (first, second)):
         assert runs.d2v_command("export", f"checkpoint={source}", f"output={output}").status in (0, None)
-    assert (first / "encoder.safetensors").read_bytes() == (second / "encoder.safetensors").read_bytes()
+    states = [dict(d2v.load_encoder(folder).state_dict()) for folder in (first, second)]
+    assert not runs.differences(*states)
     started = runs.pretrain(
         tmp_path / "new", *runs.folder_data(images), "model.encoder.depth=2", f"init_from={first}",
         "trainer.max_steps=1", "optim.lr=0", "ema.decay_start=1", "ema.decay_end=1",

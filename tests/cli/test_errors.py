@@ -74,6 +74,7 @@ UNKNOWN = [
     (["+model.foo=1"], ["model", "foo"]),
     (["+callbacks.checkpoint.foo=1"], ["callbacks.checkpoint", "foo"]),
     (["model=image_tny"], ["image_tny", "data2vec2/image_tiny"]),
+    (["experiment=null"], ["experiment"]),
     (["experiment=image_bas"], ["image_bas", "image_base"]),
     (["data=smaples"], ["smaples", "samples"]),
 ]
@@ -106,7 +107,7 @@ VALUES = [
     (["model.encoder.num_heads=5"], ["model.encoder.num_heads=5", "model.encoder.embed_dim=32"]),
     (["model.layer_norms=[batch]"], ["model.layer_norms", "batch", "instance"]),
     (["model.loss_beta=-1"], ["model.loss_beta=-1"]),
-    (["model.decoders.image.kernel_size=2"], ["model.decoders.image.kernel_size=2", "3"]),
+    (["model.decoders.image.kernel_size=2"], ["kernel_size=2", "3"]),
     (["callbacks.checkpoint.keep=0"], ["callbacks.checkpoint.keep=0", "-1"]),
     (["callbacks.checkpoint.every_n_steps=0"], ["callbacks.checkpoint.every_n_steps=0"]),
     (["callbacks=probe", "callbacks.probe.every_n_steps=0"], ["callbacks.probe.every_n_steps=0"]),

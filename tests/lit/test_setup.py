@@ -62,7 +62,7 @@ def test_choose_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda fast=fast, **_: fast)
         assert setup.choose_precision("auto", "cuda") == expected
         assert setup.choose_precision("auto", "mps") == "32-true"
-    for precision in ("32-true", "bf16-mixed", "16-mixed"):
+    for precision in ("32-true", "bf16-mixed"):
         assert setup.choose_precision(precision, "cpu") == precision
 
 

@@ -224,7 +224,6 @@ def test_validate_names_the_key_the_value_and_the_fix(
         assert word in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, reason="1 - 1/T, rounded, is a ratio at which int(T * (1 - ratio)) is 0 for most T")
 @pytest.mark.parametrize("grid", [(14, 14), (2, 5), (3, 3)])
 def test_the_ratio_that_validate_recommends_works(grid: tuple[int, int]) -> None:
     with pytest.raises(ValueError) as error:

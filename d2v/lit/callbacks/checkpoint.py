@@ -54,8 +54,17 @@ class CheckpointEvery(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over SIGTERM and Ctrl-C; a resumed run's checkpoint needs no second copy."""
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        if trainer.is_global_zero:
+            self._set_aside_later_than(trainer.global_step)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
+
+    def _set_aside_later_than(self, step: int) -> None:
+        """A run that went back to an earlier checkpoint must not be resumed from the future it left."""
+        for path in list_checkpoints(self.dirpath):
+            if path.stem > f"step-{step:08d}":
+                log.info("%s is of a future this run has left: renamed to %s.left", path, path.name)
+                path.rename(path.with_name(f"{path.name}.left"))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stop_signal == signal.SIGINT and number == signal.SIGINT:
@@ -71,10 +80,13 @@ class CheckpointEvery(Checkpoint):
         step = trainer.global_step
         minutes = (time.monotonic() - self._saved_at) / 60
         overdue = self.every_n_minutes is not None and minutes >= self.every_n_minutes
+        # Ranks have clocks and signals of their own, and saving is something they do together: one says, all do.
+        stop = self.stop_signal is not None
+        overdue, stop = (trainer.strategy.reduce_boolean_decision(mine, all=False) for mine in (overdue, stop))
         if step % self.every_n_steps == 0 or overdue:
             self._save(trainer)
-        if self.stop_signal is not None:
-            log.info("%s: stopping after step %d", signal.Signals(self.stop_signal).name, step)
+        if stop:
+            log.info("told to stop: stopping after step %d", step)
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

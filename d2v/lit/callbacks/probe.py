@@ -46,6 +46,8 @@ class OnlineKNN(L.Callback):
                 "callbacks=probe needs labelled training and validation images: set data.val_root (or data.val_split), "
                 "use class folders, or choose callbacks=default"
             )
+        if every_n_steps < 1:
+            raise ValueError(f"callbacks.probe.every_n_steps={every_n_steps}: must be at least 1")
         self.every_n_steps = every_n_steps
         self.layers, self.pool = layers, pool
         self._loaders = {
