@@ -100,7 +100,7 @@ def _explain(error: Exception, arguments: list[str]) -> str:
         message += f"\n{str(error.__cause__).splitlines()[0]}"
     option = re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", message)
     if option:
-        message = f"unknown option {option[1]}/{option[2]}: choose from {', '.join(options(option[1]))}"
+        message = f"unknown option {option[1]}={option[2]}: choose from {', '.join(options(option[1]))}"
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:
         known = _known_keys(arguments)

@@ -62,6 +62,9 @@ class CSVLogger(Logger):
         if not self._row:
             return
         if not self._columns and self._path.exists():
+            content = self._path.read_bytes()
+            if not content.endswith(b"\n"):  # a kill tore the last line
+                self._path.write_bytes(content[: content.rfind(b"\n") + 1])
             with self._path.open(newline="") as file:
                 self._columns = next(csv.reader(file), [])
         new = [key for key in self._row if key not in self._columns]

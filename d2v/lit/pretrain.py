@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from d2v.lit.steps import is_logged
+from d2v.lit.steps import ends_step, is_logged
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.types import Batch
 from d2v.version import __version__
@@ -47,6 +47,8 @@ class PretrainModule(L.LightningModule):
         self.ema = ema
         self.seed = seed
         self.config = config or {}
+        self._step_loss: Tensor | float = 0.0
+        self._logged: set[str] = set()
 
     def configure_optimizers(self) -> Any:
         """AdamW or whatever ``optim`` makes, with its learning rate stepped every optimizer step."""
@@ -63,12 +65,29 @@ class PretrainModule(L.LightningModule):
         if self.should_log:
             mask = batch.mask
             assert mask is not None
-            self.log("step", self.trainer.global_step + 1.0)  # what loggers take for the step: the first is 1
-            self.log("train/loss", loss.detach())
+            micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+            self._step_loss = loss.detach() + (self._step_loss if micro_batch else 0.0)
+            self.log("train/loss", self._step_loss / (micro_batch + 1), sync_dist=True)
             self.log_dict({f"train/loss_{name}": value / out.count for name, value in out.terms.items()})
             self.log("train/masked_fraction", mask.ids_mask.shape[1] / mask.mask.shape[1])
             self.log_dict({"train/target_std": out.target_std, "train/pred_std": out.pred_std})
         return {"loss": loss, "features": out.features}
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, but loggers get a step's metrics once, at its end, under its own number (the first is 1)."""
+        self._logged.add(name)
+        super().log(name, value, *args, **{**kwargs, "logger": False})
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """After all callbacks have logged: hand the step's metrics to the loggers."""
+        if not self._logged or not ends_step(self.trainer, batch_idx):
+            return
+        known = self.trainer.callback_metrics
+        metrics = {name: float(known[name]) for name in self._logged}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
+            logger.save()
+        self._logged.clear()
 
     @property
     def should_log(self) -> bool:

@@ -153,7 +153,7 @@ OTHER_COMMANDS = [
     (["evaluate", "checkpoint=GARBAGE"], ["checkpoint=GARBAGE", "not a readable checkpoint"]),
     (["evaluate", "checkpoint=RUN", "network=decoder"], ["network=decoder", "student or teacher"]),
     (["evaluate", "checkpoint=RUN", "prob=knn"], ["'prob'", "Did you mean probe"]),
-    (["evaluate", "checkpoint=RUN", "probe=nearest"], ["probe/nearest", "knn"]),
+    (["evaluate", "checkpoint=RUN", "probe=nearest"], ["probe=nearest", "knn"]),
     (["evaluate", "checkpoint=RUN", "probe.k=0", "probe=knn"], ["probe.k=0"]),
     (["evaluate", "checkpoint=RUN", "probe.layers=7", "probe=knn"], ["layers=7", "-1 to 0"]),
     (["evaluate", "checkpoint=RUN", "probe.pool=max", "probe=knn"], ["probe.pool", "max", "mean, cls"]),

@@ -508,8 +508,8 @@ def test_folder_errors(tmp_path):
     save_pictures(tmp_path, 1)
     with pytest.raises(FileNotFoundError, match=r"data\.val_root=.*gone: no such directory"):
         image_folder(str(tmp_path), val_root=str(tmp_path / "gone"))
-    with pytest.raises(ValueError, match="split='train': this data has no such labelled images"):
-        image_folder(str(tmp_path)).eval_dataset("train")
+    with pytest.raises(ValueError, match="split='val': this data has no such labelled images"):
+        image_folder(str(tmp_path)).eval_dataset("val")
 
 
 @pytest.mark.parametrize(

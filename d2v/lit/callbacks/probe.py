@@ -62,18 +62,16 @@ class OnlineKNN(L.Callback):
     ) -> None:
         """Probe if it is time."""
         if ends_step(trainer, batch_idx) and trainer.global_step % self.every_n_steps == 0:
-            self._probe(trainer, pl_module)
+            self._probe(pl_module)
 
     @rank_zero_only
-    def _probe(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _probe(self, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PretrainModule)
         train, val = self._features(pl_module, "train"), self._features(pl_module, "val")
         assert train.labels is not None
         assert val.labels is not None
         accuracy = knn_accuracy(train.features, train.labels, val.features, val.labels)
-        pl_module.log("probe/knn", accuracy, logger=False, rank_zero_only=True)  # for the progress report
-        for logger in trainer.loggers:  # at once: Lightning would repeat it at every logged step from now on
-            logger.log_metrics({"probe/knn": accuracy}, step=trainer.global_step)
+        pl_module.log("probe/knn", accuracy, rank_zero_only=True)
 
     def _features(self, pl_module: PretrainModule, split: str) -> Features:
         return extract(
