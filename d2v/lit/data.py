@@ -68,10 +68,9 @@ class TimedLoader:
             yield batch
 
 
-def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """A Ctrl-C or a scheduler's SIGTERM reaches every process of the group; the trainer still needs its batches."""
+def _leave_interrupts_to_the_trainer(_worker: int) -> None:
+    """A Ctrl-C reaches every process of the group; the trainer still needs its batches."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class PretrainDataModule(L.LightningDataModule):
@@ -113,7 +112,7 @@ class PretrainDataModule(L.LightningDataModule):
         }
         common: dict[str, Any] = {
             "num_workers": self.num_workers,
-            "worker_init_fn": _leave_signals_to_the_trainer,
+            "worker_init_fn": _leave_interrupts_to_the_trainer,
             "pin_memory": trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
             "persistent_workers": self.num_workers > 0,
         }

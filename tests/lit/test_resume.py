@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -233,8 +234,15 @@ def _wait_for_checkpoint(process: subprocess.Popen[bytes], output_dir: Path, log
         if process.poll() is not None:
             break
         time.sleep(0.01)
-    process.kill()
+    _kill_all(process)
     raise AssertionError(log.read_text())
+
+
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Leave none of the run's processes behind, data workers included."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.mark.slow
@@ -247,8 +255,8 @@ def test_a_killed_run_is_continued_by_the_same_command(
     try:
         _wait_for_checkpoint(process, tmp_path, log)
     finally:
-        process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, log.read_text()
+        _kill_all(process)
+    assert process.returncode == -signal.SIGKILL, log.read_text()
     result = runs.d2v_command("pretrain", *command, "resume=auto")
     assert result.status in (0, None), result.err
     (run,) = (tmp_path / "image_tiny").iterdir()
@@ -261,15 +269,15 @@ def test_a_killed_run_is_continued_by_the_same_command(
 def test_a_stop_signal_saves_and_exits_cleanly(
     runs: ModuleType, tmp_path: Path, whole_run: Path, number: signal.Signals
 ) -> None:
-    """Sent to all processes of the run, data workers included, as a terminal or a cluster does."""
+    """Ctrl-C reaches all processes of the run, data workers included, as from a terminal; SIGTERM the run itself."""
     command, log = _command(runs, tmp_path), tmp_path / "log"
     process = _start([*command, "num_workers=2"], log)
     try:
         _wait_for_checkpoint(process, tmp_path, log)
-        os.killpg(process.pid, number)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         status = process.wait(timeout=120)
     finally:
-        process.kill()
+        _kill_all(process)
     printed = log.read_text()
     assert status == 0, printed
     assert "stopped early" in printed
