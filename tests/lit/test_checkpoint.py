@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -110,3 +112,20 @@ def test_readers_pass_over_a_damaged_newest_checkpoint_too(runs: ModuleType, tmp
     newest.write_bytes(newest.read_bytes()[:1000])
     assert resolve_checkpoint(run) == intact
     load_encoder(run)
+
+
+def test_metrics_of_a_step_are_on_disk_before_its_checkpoint(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run killed right after saving step 2 goes on from step 3: nobody would log step 2 again."""
+    seen: dict[int, list[str]] = {}
+    save = L.Trainer.save_checkpoint
+
+    def watch(trainer: L.Trainer, path: Path, *args: Any, **kwargs: Any) -> None:
+        save(trainer, path, *args, **kwargs)
+        file = path.parents[1] / "metrics.csv"
+        seen[trainer.global_step] = [row["step"] for row in runs.metrics(path.parents[1])] if file.exists() else []
+
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", watch)
+    runs.pretrain(tmp_path, "callbacks.checkpoint.every_n_steps=2")
+    assert seen == {2: ["1", "2"], 4: ["1", "2", "3", "4"]}
