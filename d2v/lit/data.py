@@ -114,7 +114,6 @@ class PretrainDataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "worker_init_fn": _leave_interrupts_to_the_trainer,
             "pin_memory": trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
-            "persistent_workers": self.num_workers > 0,
         }
         loader: DataLoader[Any]
         if self.data.streaming:

@@ -80,7 +80,11 @@ class PretrainModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """After all callbacks have logged: hand the step's metrics to the loggers."""
-        if not self._logged or not ends_step(self.trainer, batch_idx):
+        if ends_step(self.trainer, batch_idx):
+            self._hand_over_metrics()
+
+    def _hand_over_metrics(self) -> None:
+        if not self._logged:
             return
         known = self.trainer.callback_metrics
         metrics = {name: float(known[name]) for name in self._logged}
@@ -129,6 +133,7 @@ class PretrainModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model: plain containers only, so that loading executes nothing."""
+        self._hand_over_metrics()  # first, or a run killed in between would resume after a step it never logged
         checkpoint["d2v"] = {"version": __version__, "config": self.config}
 
 

@@ -39,6 +39,8 @@ RUN = [
     "num_threads=1",
 ]
 
+MARGIN = 0.04  # seeds 0 to 3: 0.724 to 0.747 after 0.645 untrained; the loss falls to a quarter to a third of step 20's
+
 
 @pytest.mark.slow
 def test_a_short_run_learns(runs: ModuleType, tmp_path: Path) -> None:
@@ -47,7 +49,7 @@ def test_a_short_run_learns(runs: ModuleType, tmp_path: Path) -> None:
     (run,) = (tmp_path / "image_tiny").iterdir()
     rows = runs.metrics(run)
     losses = [float(row["train/loss"]) for row in rows]
-    assert min(losses[-3:]) < 0.8 * losses[1]
+    assert max(losses[-3:]) < 0.5 * losses[1]
     assert all(float(row["train/target_std"]) > 0.3 for row in rows)
     assert all(float(row["train/relative_spread"]) > 0.1 for row in rows)
 
@@ -59,11 +61,7 @@ def test_a_short_run_learns(runs: ModuleType, tmp_path: Path) -> None:
     accuracies = {
         name: _knn(data, encoder) for name, encoder in (("untrained", untrained), ("student", model.student.eval()))
     }
-    print(losses, accuracies)
     assert accuracies["student"] > accuracies["untrained"] + MARGIN, accuracies
-
-
-MARGIN = 0.03  # measured: see below
 
 
 def _knn(data, encoder) -> float:  # type: ignore[no-untyped-def]

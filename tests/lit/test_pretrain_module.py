@@ -108,6 +108,25 @@ def test_teacher_is_updated_once_an_optimizer_step(runs: ModuleType, monkeypatch
     assert decays == [pytest.approx(ema_decay(step, 0.9, 0.99, 5)) for step in (1, 2, 3)]
 
 
+def test_every_micro_batch_draws_noise_of_its_own(runs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same again in another run with the same seed."""
+    from d2v.models.data2vec2 import Data2Vec2
+
+    seeds: list[int] = []
+    forward = Data2Vec2.forward
+
+    def watched(self: Data2Vec2, batch: Any) -> Any:
+        seeds.append(torch.initial_seed())
+        return forward(self, batch)
+
+    monkeypatch.setattr(Data2Vec2, "forward", watched)
+    for overrides in (["seed=0"], ["seed=0"], ["seed=1"]):
+        runs.fit("trainer.max_steps=2", "micro_batch_size=2", *overrides)
+    first, again, other = seeds[:4], seeds[4:8], seeds[8:]
+    assert first == again
+    assert len({*first, *other}) == 8
+
+
 @pytest.mark.parametrize("micro_batch_size", ["null", "2"])
 def test_gradients_are_clipped_and_logged_unclipped(runs: ModuleType, tmp_path: Path, micro_batch_size: str) -> None:
     watcher = Watcher()
