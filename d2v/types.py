@@ -6,11 +6,23 @@ T tokens, K visible tokens, P prefix (CLS) tokens, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+
+def num_frames(num_samples: int, conv_layers: Sequence[Sequence[int]]) -> int:
+    """Frames that unpadded convolutions make of ``num_samples`` samples, 0 if there are too few for one.
+
+    Args:
+        num_samples: length of a waveform.
+        conv_layers: (channels, kernel size, stride) of every convolution.
+    """
+    for _, kernel_size, stride in conv_layers:
+        num_samples = max(0, (num_samples - kernel_size) // stride + 1)
+    return num_samples
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Batch:
 
     Attributes:
         modality: the key of the frontend (and decoder) that reads ``inputs``, for example "image".
-        inputs: image (B, C, H, W) float32.
+        inputs: image (B, C, H, W) float32, waveform (B, S) float32, or token ids (B, T) int64.
         sample_ids: (B,) int64, which sample of the data set each row is.
         mask: the M masks of every sample; None where nothing is masked (evaluation).
         padding_mask: (B, T) bool, True = padding, ignore; None where nothing is padded.
@@ -133,6 +145,7 @@ class LossOutput:
         target_std: scalar, standard deviation of the targets over masked tokens, mean over features.
         pred_std: scalar, the same of the predictions.
         features: (B, D) detached: the student's mean visible token of each sample's first mask, to watch for collapse.
+        local_features: (n, D) detached: some tokens as the frontend gave them, to watch it for collapse, too.
     """
 
     loss_sum: Tensor
@@ -141,3 +154,4 @@ class LossOutput:
     target_std: Tensor
     pred_std: Tensor
     features: Tensor
+    local_features: Tensor

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-_MODALITIES = {"IMAGE": "image"}
+MODALITIES = {"IMAGE": "image", "AUDIO": "speech", "TEXT": "text"}
 
-_RULES = [
-    (r"modality_encoders\.({modality})\.context_encoder\.norm\.", r"{enc}input_norms.\1."),
-    (r"modality_encoders\.({modality})\.context_encoder\.blocks\.", r"{enc}prenets.\1."),
-    (r"modality_encoders\.({modality})\.local_encoder\.proj\.", r"{enc}frontends.\1.proj."),
-    (r"modality_encoders\.({modality})\.fixed_positional_encoder\.positions$", r"{enc}frontends.\1.positions"),
-    (r"modality_encoders\.({modality})\.extra_tokens$", r"{enc}frontends.\1.prefix_tokens"),
-    (r"modality_encoders\.({modality})\.decoder\.blocks\.(\d+)\.0\.", r"decoders.\1.convs.\2."),
-    (r"modality_encoders\.({modality})\.decoder\.proj\.", r"decoders.\1.proj."),
-    (r"blocks\.", r"{enc}blocks."),
+# The reference's names below "modality_encoders.X.", and ours; {f} is a frontend's prefix.
+_RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"context_encoder\.norm\.", "{enc}input_norms.{modality}."),
+    (r"context_encoder\.blocks\.", "{enc}prenets.{modality}."),
+    (r"extra_tokens$", "{f}prefix_tokens"),
+    (r"alibi_scale$", "{f}alibi_scale"),
+    (r"decoder\.blocks\.(\d+)\.0\.", r"decoders.{modality}.convs.\1."),
+    (r"decoder\.proj\.", "decoders.{modality}.proj."),
+    # image
+    (r"local_encoder\.proj\.", "{f}proj."),
+    (r"fixed_positional_encoder\.positions$", "{f}positions"),
+    # speech
+    (r"local_encoder\.conv_layers\.(\d+)\.0\.", r"{f}convs.\1."),
+    (r"local_encoder\.conv_layers\.(\d+)\.2\.1\.", r"{f}conv_norms.\1."),
+    (r"project_features\.1\.", "{f}norm."),
+    (r"project_features\.2\.", "{f}proj."),
+    (r"relative_positional_encoder\.(\d+)\.0\.", lambda match: f"{{f}}positions.convs.{int(match[1]) - 1}."),
+    # text
+    (r"local_encoder\.embed_tokens\.", "{f}token_embed."),
+    (r"local_encoder\.embed_positions\.", "{f}pos_embed."),
+    (r"local_encoder\.layernorm_embedding\.", "{f}norm."),
 ]
 
 
@@ -31,20 +43,33 @@ def to_d2v_name(name: str, encoder: str = "student") -> str:
     Raises:
         KeyError: no such parameter is known.
     """
-    for pattern, replacement in _RULES:
-        known = pattern.replace("{modality}", "|".join(_MODALITIES))
-        ours, count = re.subn("^" + known, replacement.replace("{enc}", f"{encoder}."), name)
-        if count:
-            for theirs, modality in _MODALITIES.items():
-                ours = ours.replace(f".{theirs}.", f".{modality}.")
-            return ours
+    own = re.match(rf"modality_encoders\.({'|'.join(MODALITIES)})\.", name)
+    if own:
+        modality = MODALITIES[own[1]]
+        for pattern, replacement in _RULES:
+            ours, count = re.subn("^" + pattern, replacement, name[own.end() :])
+            if count:
+                return ours.format(enc=f"{encoder}.", f=f"{encoder}.frontends.{modality}.", modality=modality)
+    elif re.match(r"blocks\.\d+\.", name):
+        return f"{encoder}.{name}"
+    elif re.match(r"\d+\.", name):  # a teacher of the blocks alone
+        return f"{encoder}.blocks.{name}"
     raise KeyError(f"{name}: not a parameter of the reference's data2vec 2.0 that this project knows")
 
 
 def to_d2v_state(state: Mapping[str, Tensor], encoder: str = "student") -> dict[str, Tensor]:
-    """A state dict of the reference under our names; shapes follow ours (prefix tokens and positions lose a 1)."""
-    renamed = {}
-    for name, value in state.items():
-        ours = to_d2v_name(name, encoder)
-        renamed[ours] = value.squeeze(0) if ours.endswith(("prefix_tokens", "positions")) else value
-    return renamed
+    """A state dict of the reference under our names, in our shapes (see :func:`to_d2v_shape`)."""
+    named = {to_d2v_name(name, encoder): value for name, value in state.items()}
+    return {name: to_d2v_shape(name, value) for name, value in named.items()}
+
+
+def to_d2v_shape(name: str, value: Tensor) -> Tensor:
+    """Prefix tokens and positions lose a leading 1, ALiBi scales all of theirs.
+
+    Args:
+        name: ours.
+        value: the reference's parameter, or its gradient.
+    """
+    if name.endswith("alibi_scale"):
+        return value.flatten()
+    return value.squeeze(0) if name.endswith((".prefix_tokens", ".positions")) else value

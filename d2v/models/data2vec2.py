@@ -10,6 +10,7 @@ Where we deviate: the reference's CLS loss has a weight that grows with the batc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,12 @@ from d2v.objective.losses import feature_std, regression_loss_sum
 from d2v.objective.targets import check_target_norms, normalize_targets
 from d2v.objective.teacher import make_teacher, update_teacher
 from d2v.types import Batch, LossOutput
+
+
+TeacherScope = Literal["encoder", "context", "blocks"]
+
+
+NUM_LOCAL_FEATURES = 256  # enough to see whether a frontend has collapsed
 
 
 class Data2Vec2(nn.Module):
@@ -35,6 +42,8 @@ class Data2Vec2(nn.Module):
         loss_scale: factor on the loss; None for 1 / sqrt(D).
         loss_beta: 0 for the squared error, above 0 for smooth L1.
         cls_loss_weight: weight of the CLS token's loss (its mean over views) beside the mean over masked tokens.
+        teacher_scope: what the teacher averages; the rest of it follows the student. "encoder": everything (images);
+            "context": everything after the local features (speech); "blocks": the shared blocks (text).
 
     Raises:
         ValueError: a value that cannot work, naming its key and the fix.
@@ -51,6 +60,7 @@ class Data2Vec2(nn.Module):
         loss_scale: float | None = None,
         loss_beta: float = 0.0,
         cls_loss_weight: float = 0.0,
+        teacher_scope: TeacherScope = "encoder",
     ) -> None:
         super().__init__()
         if set(decoders) != set(encoder.frontends):
@@ -69,6 +79,8 @@ class Data2Vec2(nn.Module):
                     f"model.cls_loss_weight={cls_loss_weight} needs a CLS token: set "
                     f"model.encoder.frontends.{modality}.num_prefix_tokens=1, or the weight to 0"
                 )
+        if teacher_scope not in get_args(TeacherScope):
+            raise ValueError(f"model.teacher_scope={teacher_scope}: choose one of {', '.join(get_args(TeacherScope))}")
         self.student = encoder
         self.teacher = make_teacher(encoder)
         self.decoders = nn.ModuleDict(decoders)
@@ -79,6 +91,7 @@ class Data2Vec2(nn.Module):
         self.loss_scale = encoder.embed_dim**-0.5 if loss_scale is None else loss_scale
         self.loss_beta = loss_beta
         self.cls_loss_weight = cls_loss_weight
+        self.teacher_scope = teacher_scope
 
     def forward(self, batch: Batch) -> LossOutput:
         """The loss of one batch, as sums (see :class:`LossOutput`).
@@ -91,11 +104,11 @@ class Data2Vec2(nn.Module):
         frontend = self.student.frontend(batch.modality)
         num_prefix = frontend.num_prefix_tokens
 
-        target_BTD = self.targets(batch)
         features_BTD = frontend.embed(batch.inputs)  # once a sample, for all of its masks
-        x = self.student.context(batch.modality, features_BTD, mask)  # (N, P + K, D)
+        target_BTD = self.targets(batch, features_BTD)
+        x, attn_bias = self.student.context(batch.modality, features_BTD, mask, batch.padding_mask)  # (N, P + K, D)
         for block in self.student.blocks:
-            x, _ = block(x)
+            x, _ = block(x, attn_bias)
         x = self.student.norm(x)
         visible_NKD = x[:, num_prefix:]
         pred = self.decoders[batch.modality](visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, D)
@@ -116,30 +129,52 @@ class Data2Vec2(nn.Module):
             target_std=feature_std(target),
             pred_std=feature_std(pred),
             features=visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
+            local_features=_evenly(features_BTD.detach(), NUM_LOCAL_FEATURES).float(),
         )
 
     @torch.no_grad()
-    def targets(self, batch: Batch) -> Tensor:
+    def targets(self, batch: Batch, features_BTD: Tensor | None = None) -> Tensor:
         """What the student is to predict, at every token, from the teacher on the whole input.
+
+        Args:
+            batch: its mask is ignored.
+            features_BTD: the student's local features, where the teacher does not average its own; computed if None.
 
         Returns:
             (B, T, D) float32.
         """
-        x = self.teacher.context(batch.modality, self.teacher.frontend(batch.modality).embed(batch.inputs))
-        num_prefix = self.teacher.frontend(batch.modality).num_prefix_tokens
+        modality, num_prefix = batch.modality, self.teacher.frontend(batch.modality).num_prefix_tokens
+        if self.teacher_scope == "encoder":
+            features_BTD = self.teacher.frontend(modality).embed(batch.inputs)
+        elif features_BTD is None:
+            features_BTD = self.student.frontend(modality).embed(batch.inputs)
+        context = self.student if self.teacher_scope == "blocks" else self.teacher
+        x, attn_bias = context.context(modality, features_BTD, padding_mask=batch.padding_mask)  # (B, P + T, D)
         first = len(self.teacher.blocks) - self.average_top_k_layers
         total: Tensor | float = 0.0
         for i, block in enumerate(self.teacher.blocks):
-            x, mlp_output = block(x)
+            x, mlp_output = block(x, attn_bias)
             if i >= first:
                 layer_output = x if self.end_of_block_targets else mlp_output
                 total = total + normalize_targets(layer_output[:, num_prefix:], self.layer_norms)
         assert isinstance(total, Tensor)
         return normalize_targets(total / self.average_top_k_layers, self.target_norms)
 
+    def is_averaged(self, name: str) -> bool:
+        """Whether the teacher averages its parameter of this name; the others it takes from the student."""
+        part, _, rest = name.partition(".")
+        if self.teacher_scope == "encoder" or part == "blocks":
+            return True
+        if self.teacher_scope == "blocks":
+            return False
+        if part != "frontends":
+            return True
+        modality, _, rest = rest.partition(".")
+        return rest.partition(".")[0] not in self.student.frontend(modality).local_parts
+
     def update_teacher(self, decay: float) -> None:
         """Move the teacher towards the student; call once after every optimizer step."""
-        update_teacher(self.teacher, self.student, decay)
+        update_teacher(self.teacher, self.student, decay, self.is_averaged)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Data2Vec2:
         """Every move and cast of the model ends here: the teacher moves along, but stays float32."""
@@ -152,3 +187,9 @@ class Data2Vec2(nn.Module):
         super().train(mode)
         self.teacher.eval()
         return self
+
+
+def _evenly(x_BTD: Tensor, count: int) -> Tensor:
+    """At most ``count`` of B * T tokens, evenly spaced: (count, D)."""
+    tokens = x_BTD.flatten(0, 1)
+    return tokens[:: max(1, -(-len(tokens) // count))]

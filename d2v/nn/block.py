@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from timm.layers import Attention, DropPath, Mlp
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ class Block(nn.Module):
         mlp_drop_rate: dropout inside the MLP.
         post_mlp_drop_rate: dropout on the MLP's output, before the residual is added.
         drop_path_rate: probability of dropping either branch for a sample.
+        layer_drop_rate: probability of skipping the whole block for a batch (LayerDrop, arXiv:1909.11556).
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class Block(nn.Module):
         mlp_drop_rate: float = 0.0,
         post_mlp_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        layer_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
+        self.layer_drop_rate = layer_drop_rate
         self.attn = Attention(dim, num_heads, qkv_bias=True, attn_drop=attn_drop_rate, proj_drop=drop_rate)
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=mlp_drop_rate)
@@ -55,6 +59,7 @@ class Block(nn.Module):
         Returns:
             The block's output and the MLP's output before dropout, residual and norm, both (N, T, D).
         """
+        skipped = x
         if self.norm_first:
             x = x + self.drop_path(self.attn(self.norm1(x), attn_mask=attn_bias))
             mlp_output = self.mlp(self.norm2(x))
@@ -63,4 +68,7 @@ class Block(nn.Module):
             x = self.norm1(x + self.drop_path(self.attn(x, attn_mask=attn_bias)))
             mlp_output = self.mlp(x)
             x = self.norm2(x + self.drop_path(self.post_mlp_drop(mlp_output)))
+        if self.training and self.layer_drop_rate:
+            # Computed all the same: every rank has every gradient (zeros here), and nothing waits for the device.
+            x = torch.where(torch.rand((), device=x.device) < self.layer_drop_rate, skipped, x)
         return x, mlp_output

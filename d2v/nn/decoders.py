@@ -1,9 +1,11 @@
 """The student's light convolutional decoder: data2vec 2.0 (arXiv:2212.07525), sec. 3.2.
 
-N views, T = H * W tokens, K visible, D encoder features, E decoder features
+N views, T tokens on a grid, K visible, D encoder features, E decoder features
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +15,11 @@ from d2v.nn.tokens import gather_tokens
 from d2v.types import TokenMask
 
 
-class ConvDecoder2d(nn.Module):
+class ConvDecoder(nn.Module):
     """Puts visible tokens back on their grid, noise everywhere else, and convolves.
 
     A layer is a convolution, a LayerNorm without affine and a GELU, with a residual wherever shapes agree.
-    Everything stays in (N, H, W, E) order: a channels-last convolution and no transposes for the norm.
+    Everything stays in (N, *grid, E) order: a channels-last convolution and no transposes for the norm.
 
     Args:
         embed_dim: encoder features D.
@@ -27,10 +29,16 @@ class ConvDecoder2d(nn.Module):
         groups: groups of every convolution; must divide D and E.
         mask_noise_std: standard deviation of the noise at masked tokens.
         input_drop_rate: dropout on the visible tokens.
+        residual: whether layers have one.
+        proj_depth: linear layers from E to D features, with GELUs in between.
+        proj_ratio: features between them over ``decoder_dim``.
+        proj_init_std: standard deviation of their initial weights, with zero biases; None for PyTorch's default.
 
     Raises:
         ValueError: an even kernel, no layer, or groups that do not divide.
     """
+
+    conv: ClassVar[type[nn.Conv1d] | type[nn.Conv2d]]
 
     def __init__(
         self,
@@ -41,31 +49,45 @@ class ConvDecoder2d(nn.Module):
         groups: int = 16,
         mask_noise_std: float = 0.01,
         input_drop_rate: float = 0.0,
+        residual: bool = True,
+        proj_depth: int = 1,
+        proj_ratio: float = 2.0,
+        proj_init_std: float | None = None,
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"decoder kernel_size={kernel_size}: must be odd; try {kernel_size + 1}")
-        if depth < 1:
-            raise ValueError(f"decoder depth={depth}: must be at least 1")
+        if depth < 1 or proj_depth < 1:
+            raise ValueError(f"decoder depth={depth}, proj_depth={proj_depth}: both must be at least 1")
         if embed_dim % groups or decoder_dim % groups:
             raise ValueError(f"decoder groups={groups} must divide embed_dim={embed_dim} and decoder_dim={decoder_dim}")
         self.mask_noise_std = mask_noise_std
+        self.residual = residual
         self.input_drop = nn.Dropout(input_drop_rate)
         self.convs = nn.ModuleList(
-            nn.Conv2d(
+            self.conv(
                 embed_dim if i == 0 else decoder_dim, decoder_dim, kernel_size, padding=kernel_size // 2, groups=groups
             )
             for i in range(depth)
         )
-        self.proj = nn.Linear(decoder_dim, embed_dim)
+        widths = [decoder_dim, *[int(decoder_dim * proj_ratio)] * (proj_depth - 1), embed_dim]
+        layers: list[nn.Module] = []
+        for width, next_width in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(width, next_width), nn.GELU()]
+        self.proj = nn.Sequential(*layers[:-1]) if proj_depth > 1 else layers[0]
+        if proj_init_std is not None:
+            for layer in layers:
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=proj_init_std)
+                    nn.init.zeros_(layer.bias)
 
-    def forward(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
         """Predictions at the masked tokens.
 
         Args:
             x_NKD: (N, K, D) encoded visible tokens, without prefix tokens.
-            mask: N masks over T = H * W tokens.
-            grid: (H, W).
+            mask: N masks over T tokens.
+            grid: the shape in which the T tokens lie.
 
         Returns:
             (N, T - K, D), in the order of ``mask.ids_mask``.
@@ -75,9 +97,21 @@ class ConvDecoder2d(nn.Module):
             self.mask_noise_std
         )
         x = gather_tokens(torch.cat([self.input_drop(x_NKD), noise], dim=1), mask.ids_restore)  # (N, T, D)
-        x = x.view(len(x), *grid, -1)  # (N, H, W, D)
+        x = x.view(len(x), *grid, -1)  # (N, *grid, D)
         for conv in self.convs:
-            y = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (N, H, W, E)
+            y = conv(x.movedim(-1, 1)).movedim(1, -1)  # (N, *grid, E)
             y = F.gelu(F.layer_norm(y, y.shape[-1:]))
-            x = x + y if x.shape == y.shape else y
-        return self.proj(gather_tokens(x.flatten(1, 2), mask.ids_mask))
+            x = x + y if self.residual and x.shape == y.shape else y
+        return self.proj(gather_tokens(x.flatten(1, -2), mask.ids_mask))
+
+
+class ConvDecoder1d(ConvDecoder):
+    """For sequences: speech and text."""
+
+    conv = nn.Conv1d
+
+
+class ConvDecoder2d(ConvDecoder):
+    """For grids: images and spectrograms."""
+
+    conv = nn.Conv2d

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.nn.block import Block
 from d2v.nn.frontends.base import Frontend
+from d2v.nn.tokens import gather_tokens
 from d2v.types import Batch, EncoderOutput, TokenMask
 
 
@@ -32,6 +34,7 @@ class Encoder(nn.Module):
         mlp_drop_rate: dropout inside MLPs.
         post_mlp_drop_rate: dropout on MLP outputs.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
+        layer_drop_rate: probability of skipping a block for a batch, the same for all.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``embed_dim``, or a frontend has another width.
@@ -52,6 +55,7 @@ class Encoder(nn.Module):
         mlp_drop_rate: float = 0.0,
         post_mlp_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        layer_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -82,6 +86,7 @@ class Encoder(nn.Module):
                     mlp_drop_rate,
                     post_mlp_drop_rate,
                     rate,
+                    layer_drop_rate,
                 )
                 for rate in rates
             )
@@ -91,7 +96,7 @@ class Encoder(nn.Module):
             {
                 modality: nn.LayerNorm(embed_dim, eps=norm_eps)
                 for modality, frontend in frontends.items()
-                if frontend.input_norm and not norm_first
+                if (frontend.input_norm or prenet_depth) and not norm_first
             }
         )
         self.prenets = nn.ModuleDict({modality: make_blocks(drop_path_rates[:prenet_depth]) for modality in frontends})
@@ -108,41 +113,60 @@ class Encoder(nn.Module):
         assert isinstance(frontend, Frontend)
         return frontend
 
-    def context(self, modality: str, x_BTD: Tensor, mask: TokenMask | None = None) -> Tensor:
-        """Everything between local features and the shared blocks: drop masked tokens, prefix, norm, prenet.
+    def context(
+        self, modality: str, x_BTD: Tensor, mask: TokenMask | None = None, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Everything between local features and the shared blocks: drop masked tokens, positions, prefix, norm, prenet.
 
         Args:
             modality: whose frontend and prenet to use.
             x_BTD: (B, T, D) from the frontend's ``embed``.
             mask: M masks a sample, or None to see everything.
+            padding_mask: (B, T) bool, True = padding, to which nothing attends; None where nothing is padded.
 
         Returns:
-            (N, P + K, D), or (B, P + T, D) without a mask.
+            (N, P + K, D), or (B, P + T, D) without a mask, and the bias of its attention logits, broadcastable to
+            (N, heads, P + K, P + K), or None.
         """
-        x = self.frontend(modality).tokens(x_BTD, mask)
+        frontend = self.frontend(modality)
+        x = frontend.tokens(x_BTD, mask, padding_mask)
+        attn_bias = frontend.attn_bias(x_BTD.shape[1], mask)
+        if padding_mask is not None:
+            bias = _padding_bias(padding_mask, mask, frontend.num_prefix_tokens)
+            attn_bias = bias if attn_bias is None else attn_bias + bias
         if modality in self.input_norms:
             x = self.input_norms[modality](x)
+        x = F.dropout(x, frontend.input_drop_rate, self.training)
         prenet = self.prenets[modality]
         assert isinstance(prenet, nn.ModuleList)
         for block in prenet:
-            x, _ = block(x)
-        return x
+            x, _ = block(x, attn_bias)
+        return x, attn_bias
 
     def forward(self, batch: Batch, return_layers: bool = False) -> EncoderOutput:
         """Features of whole, unmasked samples.
 
         Args:
-            batch: its mask, if any, is ignored.
+            batch: its mask, if any, is ignored; features of its padding mean nothing.
             return_layers: also return every shared block's output.
         """
         frontend = self.frontend(batch.modality)
-        x = self.context(batch.modality, frontend.embed(batch.inputs))
+        x, attn_bias = self.context(batch.modality, frontend.embed(batch.inputs), padding_mask=batch.padding_mask)
         hidden_states: list[Tensor] = []
         for block in self.blocks:
-            x, _ = block(x)
+            x, _ = block(x, attn_bias)
             if return_layers:
                 hidden_states.append(x)
         return EncoderOutput(self.norm(x), tuple(hidden_states), frontend.num_prefix_tokens)
+
+
+def _padding_bias(padding_mask: Tensor, mask: TokenMask | None, num_prefix_tokens: int) -> Tensor:
+    """(N, 1, 1, P + K) float32: 0 for tokens to attend to, minus infinity for padding."""
+    padding = padding_mask
+    if mask is not None:
+        padding = gather_tokens(padding.unsqueeze(-1), mask.ids_keep, mask.num_masks).squeeze(-1)
+    padding = F.pad(padding, (num_prefix_tokens, 0))
+    return torch.zeros(padding.shape, device=padding.device).masked_fill(padding, float("-inf"))[:, None, None]
 
 
 def _init_linear(module: nn.Module) -> None:

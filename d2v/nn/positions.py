@@ -1,9 +1,12 @@
-"""Fixed positions of a grid of tokens, as in MAE (arXiv:2111.06377) and the reference."""
+"""Positions: fixed ones of a grid, as in MAE (arXiv:2111.06377), and relative ones of a sequence."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Tensor:
@@ -30,3 +33,49 @@ def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
         raise ValueError(f"model.encoder.embed_dim={dim}: 2-d sine-cosine positions need a multiple of 4")
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     return torch.cat([sincos_1d(columns.flatten(), dim // 2), sincos_1d(rows.flatten(), dim // 2)], dim=1).float()
+
+
+class ConvPositions(nn.Module):
+    """Positions of a sequence from what surrounds each token: convolutions, each with a LayerNorm and a GELU.
+
+    As in data2vec (arXiv:2202.03555), sec. 4.2, after wav2vec 2.0.
+
+    Args:
+        dim: features D.
+        depth: convolutions.
+        kernel_size: tokens; an even kernel sees one token more of the past.
+        groups: of every convolution; must divide ``dim``.
+    """
+
+    def __init__(self, dim: int, depth: int, kernel_size: int, groups: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=groups) for _ in range(depth)
+        )
+
+    def forward(self, x_NTD: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """(N, T, D) tokens -> (N, T, D) positions.
+
+        Args:
+            x_NTD: tokens, masked ones zeroed.
+            padding_mask: (N, T) bool, True = padding: as if the sequence ended before it.
+        """
+        x, num_tokens = x_NTD, x_NTD.shape[1]
+        for conv in self.convs:
+            if padding_mask is not None:
+                x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
+            x = conv(x.transpose(1, 2))[..., :num_tokens].transpose(1, 2)
+            x = F.gelu(F.layer_norm(x, x.shape[-1:]))
+        return x
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """(heads,) float32: how fast each head's attention falls with distance (ALiBi, arXiv:2108.12409).
+
+    A geometric sequence from 2^(-8/n) to 2^-8 for a power of two n; other numbers of heads take that of the next lower
+    power and then every second slope of the double's.
+    """
+    power = 2 ** math.floor(math.log2(num_heads))
+    own = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    between = [2 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
+    return torch.tensor([*own, *between][:num_heads])

@@ -1,4 +1,4 @@
-"""Which tokens the student has to predict: data2vec 2.0 (arXiv:2212.07525), sec. 3.3, "inverse block masking".
+"""Which tokens the student has to predict: data2vec 2.0 (arXiv:2212.07525), sec. 3.3.
 
 Masks are drawn on the CPU, in the data workers, from a generator of their own for every (seed, epoch, sample), so a
 run's masks do not depend on the number of workers, devices or micro-batches.
@@ -19,19 +19,122 @@ class MaskGenerator(Protocol):
 
     num_masks: int
 
+    def num_visible(self, num_tokens: int) -> int:
+        """Tokens that stay visible out of ``num_tokens``."""
+
     def validate(self, grid: tuple[int, ...]) -> None:
         """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
 
-    def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
-        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
+    def __call__(
+        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
+
+        Args:
+            grid: the shape in which the tokens lie.
+            rngs: a generator for every sample.
+            lengths: real tokens of every sample, of a sequence: those after them are padding and never masked.
+        """
 
 
 @dataclass(frozen=True)
-class InverseBlockMask:
-    """Keep random blocks and mask everything else, with an exact count.
+class RandomMask:
+    """Mask tokens at random, with an exact count; as the released text models do.
+
+    Attributes:
+        num_masks: M, masks per sample.
+        mask_ratio: share of tokens to mask, in (0, 1); int(T * (1 - mask_ratio)) tokens stay visible.
+    """
+
+    num_masks: int = 8
+    mask_ratio: float = 0.5
+
+    def num_visible(self, num_tokens: int) -> int:
+        """Tokens that stay visible out of ``num_tokens``."""
+        return int(num_tokens * (1 - self.mask_ratio))
+
+    def validate(self, grid: tuple[int, ...]) -> None:
+        """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
+        _check_counts(self, prod(grid))
+
+    def __call__(
+        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
+        num_tokens = prod(grid)
+        priority = np.concatenate([rng.random((self.num_masks, num_tokens)) for rng in rngs])
+        return _highest(priority, *_exact_count(self, num_tokens, lengths))
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Random blocks of tokens, and then exactly as many tokens as wanted.
 
     Block centres are drawn uniformly, with replacement; a block that reaches over the border is clamped to it. Then
-    tokens are added to or removed from what is kept, at random, until exactly ``num_visible`` remain.
+    tokens are added to or removed from the blocks' at random.
+    """
+
+    num_masks: int
+    mask_ratio: float
+    mask_length: int
+    mask_ratio_adjust: float
+
+    def num_visible(self, num_tokens: int) -> int:
+        """Tokens that stay visible out of ``num_tokens``."""
+        raise NotImplementedError
+
+    def validate(self, grid: tuple[int, ...]) -> None:
+        """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
+        _check_counts(self, prod(grid))
+        lowest = -self._block_ratio
+        if not lowest <= self.mask_ratio_adjust <= 1:
+            raise ValueError(
+                f"mask.mask_ratio_adjust={self.mask_ratio_adjust}: choose {lowest:.3f} (no blocks) to 1"
+            )
+        if not 1 <= self.mask_length <= min(grid):
+            raise ValueError(
+                f"mask.mask_length={self.mask_length}: the token grid is {'x'.join(map(str, grid))}; "
+                f"choose 1 to {min(grid)}"
+            )
+
+    @property
+    def _block_ratio(self) -> float:
+        """Share of tokens that the blocks are to cover."""
+        raise NotImplementedError
+
+    def _priorities(
+        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None
+    ) -> np.ndarray:
+        """(N, T) float: tokens of blocks in [1, 2), others in [0, 1), ties broken at random.
+
+        Row m of a sample depends on its generator and on m alone, not on ``num_masks`` or on other samples.
+        """
+        num_tokens = prod(grid)
+        num_blocks = max(
+            0, int(num_tokens * (self._block_ratio + self.mask_ratio_adjust) / self.mask_length ** len(grid))
+        )
+        uniform = np.concatenate([rng.random((self.num_masks, num_blocks + num_tokens)) for rng in rngs])
+        ends = [np.full((len(uniform), 1, 1), size) for size in grid]
+        if lengths is not None:
+            ends = [np.repeat(np.asarray(lengths), self.num_masks).reshape(-1, 1, 1)]
+        num_real = ends[0][:, :, 0] if lengths is not None else num_tokens
+        centres = np.unravel_index((uniform[:, :num_blocks] * num_real).astype(np.int64), grid)
+        offsets = np.indices((self.mask_length,) * len(grid)).reshape(len(grid), -1) - self.mask_length // 2
+        blocks = np.ravel_multi_index(
+            [
+                np.clip(centre[:, :, None] + offset, 0, end - 1)
+                for centre, offset, end in zip(centres, offsets, ends, strict=True)
+            ],
+            grid,
+        )
+        in_block = np.zeros((len(uniform), num_tokens))
+        np.put_along_axis(in_block, blocks.reshape(len(uniform), -1), 1.0, axis=1)
+        return in_block + uniform[:, num_blocks:]
+
+
+@dataclass(frozen=True)
+class InverseBlockMask(_Blocks):
+    """Keep random blocks and mask everything else, with an exact count; as the released image models do.
 
     Attributes:
         num_masks: M, masks per sample.
@@ -49,57 +152,92 @@ class InverseBlockMask:
         """Tokens that stay visible out of ``num_tokens``."""
         return int(num_tokens * (1 - self.mask_ratio))
 
-    def validate(self, grid: tuple[int, ...]) -> None:
-        """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
-        num_tokens = prod(grid)
-        if not 1 <= self.num_masks <= num_tokens:
-            raise ValueError(
-                f"mask.num_masks={self.num_masks}: a sample has {num_tokens} tokens; choose 1 to {num_tokens} masks"
-            )
-        if not 0 < self.mask_ratio < 1 or not 0 < self.num_visible(num_tokens) < num_tokens:
-            raise ValueError(
-                f"mask.mask_ratio={self.mask_ratio}: of {num_tokens} tokens at least one must stay visible and one be "
-                f"masked; choose a ratio up to {self._highest_ratio(num_tokens):.3f}, smaller patches or larger inputs"
-            )
-        if not self.mask_ratio - 1 <= self.mask_ratio_adjust <= 1:
-            raise ValueError(
-                f"mask.mask_ratio_adjust={self.mask_ratio_adjust}: choose {self.mask_ratio - 1:.3f} (no blocks) to 1"
-            )
-        if not 1 <= self.mask_length <= min(grid):
-            raise ValueError(
-                f"mask.mask_length={self.mask_length}: the token grid is {'x'.join(map(str, grid))}; "
-                f"choose 1 to {min(grid)}"
-            )
+    @property
+    def _block_ratio(self) -> float:
+        return 1 - self.mask_ratio
 
-    @staticmethod
-    def _highest_ratio(num_tokens: int) -> float:
-        """The highest ratio in thousandths that leaves a token visible."""
-        return max(n / 1000 for n in range(1000) if int(num_tokens * (1 - n / 1000)) > 0)
-
-    def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
+    def __call__(
+        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
+    ) -> np.ndarray:
         """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
 
-        Mask m of a sample depends on its generator and on m alone, not on ``num_masks`` or on other samples.
+        Raises:
+            ValueError: there is padding: everything but the blocks is masked, which would mask it.
         """
-        num_tokens, num_visible = prod(grid), self.num_visible(prod(grid))
-        keep_ratio = 1 - self.mask_ratio + self.mask_ratio_adjust
-        num_blocks = max(0, int(num_tokens * keep_ratio / self.mask_length ** len(grid)))
-        uniform = np.concatenate([rng.random((self.num_masks, num_blocks + num_tokens)) for rng in rngs])
+        if lengths is not None and min(lengths) < prod(grid):
+            raise ValueError("mask=inverse_block masks all but its blocks, padding too: use mask=span or mask=random")
+        priority = self._priorities(grid, rngs, None)
+        return ~_highest(priority, self.num_visible(prod(grid)))
 
-        centres = np.unravel_index((uniform[:, :num_blocks] * num_tokens).astype(np.int64), grid)
-        offsets = np.indices((self.mask_length,) * len(grid)).reshape(len(grid), -1) - self.mask_length // 2
-        blocks = np.ravel_multi_index(
-            [
-                np.clip(centre[:, :, None] + offset, 0, size - 1)
-                for centre, offset, size in zip(centres, offsets, grid, strict=True)
-            ],
-            grid,
+
+@dataclass(frozen=True)
+class SpanMask(_Blocks):
+    """Mask random spans (blocks, on a grid), with an exact count; as the released speech models do.
+
+    Attributes:
+        num_masks: M, masks per sample.
+        mask_ratio: share of tokens to mask, in (0, 1): int(T * mask_ratio) are.
+        mask_length: length of a span in tokens, in every dimension of the grid.
+        mask_ratio_adjust: added to the share of tokens to mask when counting spans, to offset their overlap.
+    """
+
+    num_masks: int = 8
+    mask_ratio: float = 0.5
+    mask_length: int = 5
+    mask_ratio_adjust: float = 0.05
+
+    def num_visible(self, num_tokens: int) -> int:
+        """Tokens that stay visible out of ``num_tokens``."""
+        return num_tokens - int(num_tokens * self.mask_ratio)
+
+    @property
+    def _block_ratio(self) -> float:
+        return self.mask_ratio
+
+    def __call__(
+        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
+
+        With padding, every sample masks as many tokens as the shortest has to.
+        """
+        return _highest(self._priorities(grid, rngs, lengths), *_exact_count(self, prod(grid), lengths))
+
+
+def _check_counts(mask: MaskGenerator | _Blocks | RandomMask, num_tokens: int) -> None:
+    """Raise ValueError unless every mask hides and shows at least one token."""
+    if not 1 <= mask.num_masks <= num_tokens:
+        raise ValueError(
+            f"mask.num_masks={mask.num_masks}: a sample has {num_tokens} tokens; choose 1 to {num_tokens} masks"
         )
-        in_block = np.zeros((len(uniform), num_tokens))
-        np.put_along_axis(in_block, blocks.reshape(len(uniform), -1), 1.0, axis=1)
+    assert isinstance(mask, _Blocks | RandomMask)
+    if not 0 < mask.mask_ratio < 1 or not 0 < mask.num_visible(num_tokens) < num_tokens:
+        fitting = [n / 1000 for n in range(1, 1000) if _shows_and_hides(mask, n / 1000, num_tokens)]
+        choice = f"choose {fitting[0]:.3f} to {fitting[-1]:.3f}, smaller" if fitting else "choose smaller"
+        raise ValueError(
+            f"mask.mask_ratio={mask.mask_ratio}: of {num_tokens} tokens at least one must stay visible and one be "
+            f"masked; {choice} tokens or larger inputs"
+        )
 
-        priority = in_block + uniform[:, num_blocks:]  # tokens of a block first, ties broken at random
-        kept = np.argpartition(-priority, num_visible - 1, axis=1)[:, :num_visible]
-        mask = np.ones((len(uniform), num_tokens), dtype=bool)
-        np.put_along_axis(mask, kept, False, axis=1)
-        return mask
+
+def _shows_and_hides(mask: _Blocks | RandomMask, ratio: float, num_tokens: int) -> bool:
+    return 0 < type(mask)(mask_ratio=ratio).num_visible(num_tokens) < num_tokens
+
+
+def _exact_count(
+    mask: SpanMask | RandomMask, num_tokens: int, lengths: Sequence[int] | None
+) -> tuple[int, np.ndarray | None]:
+    """Tokens that every row masks, and the real tokens of every row if there is padding."""
+    if lengths is None:
+        return num_tokens - mask.num_visible(num_tokens), None
+    shortest = min(lengths)
+    return shortest - mask.num_visible(shortest), np.repeat(np.asarray(lengths), mask.num_masks)
+
+
+def _highest(priority: np.ndarray, count: int, num_real: np.ndarray | None = None) -> np.ndarray:
+    """(N, T) bool: the ``count`` entries of highest priority in every row, of its first ``num_real`` ones."""
+    if num_real is not None:
+        priority = np.where(np.arange(priority.shape[1]) < num_real[:, None], priority, -1.0)
+    chosen = np.zeros(priority.shape, dtype=bool)
+    np.put_along_axis(chosen, np.argpartition(-priority, count - 1, axis=1)[:, :count], True, axis=1)
+    return chosen

@@ -6,6 +6,7 @@ It is a plain submodule: saved, moved and loaded with the model, never trained, 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -20,13 +21,16 @@ def make_teacher(student: ModuleT) -> ModuleT:
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """teacher <- decay * teacher + (1 - decay) * student; buffers are copied.
+def update_teacher(
+    teacher: nn.Module, student: nn.Module, decay: float, is_averaged: Callable[[str], bool] = lambda name: True
+) -> None:
+    """teacher <- decay * teacher + (1 - decay) * student; buffers, and parameters not averaged, are copied.
 
     Args:
         teacher: made by :func:`make_teacher` from ``student``: same parameters, same names.
         student: the network being trained.
         decay: in [0, 1]; 1 freezes the teacher.
+        is_averaged: whether the parameter of this name is averaged.
 
     Raises:
         ValueError: ``decay`` is not in [0, 1], or the two networks differ in their parameters.
@@ -36,7 +40,11 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None
     averages, values = dict(teacher.named_parameters()), dict(student.named_parameters())
     if averages.keys() != values.keys():
         raise ValueError(f"teacher and student differ in {sorted(averages.keys() ^ values.keys())}")
-    if decay < 1.0 and averages:
-        torch._foreach_lerp_(list(averages.values()), [values[name].float() for name in averages], 1.0 - decay)
+    averaged = [name for name in averages if is_averaged(name)]
+    copied = [name for name in averages if not is_averaged(name)]
+    if decay < 1.0 and averaged:
+        torch._foreach_lerp_([averages[n] for n in averaged], [values[n].float() for n in averaged], 1.0 - decay)
+    if copied:
+        torch._foreach_copy_([averages[n] for n in copied], [values[n] for n in copied])
     for name, buffer in student.named_buffers():
         teacher.get_buffer(name).copy_(buffer)

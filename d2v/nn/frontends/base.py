@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -10,19 +12,31 @@ from d2v.types import TokenMask
 
 
 class Frontend(nn.Module):
-    """From inputs to tokens. A modality subclasses it and writes :meth:`embed` and :meth:`token_grid`.
+    """From inputs to tokens. A modality subclasses it and writes :meth:`embed`, :meth:`token_grid` and :meth:`example`.
 
     Args:
         embed_dim: features D.
         num_prefix_tokens: learned tokens, the CLS token last, put before the sequence.
-        input_norm: whether a (post-norm) encoder normalises its input tokens.
+        input_norm: whether a (post-norm) encoder normalises its input tokens even without a prenet.
+        input_drop_rate: dropout on the tokens that enter the prenet, after that norm.
+
+    Attributes:
+        local_parts: names of the submodules that :meth:`embed` uses. A teacher whose scope is "context" takes the
+            student's local features, so it does not average these.
+        inputs_are: what ``inputs`` are, in words, for model cards.
     """
 
-    def __init__(self, embed_dim: int, num_prefix_tokens: int = 0, input_norm: bool = True) -> None:
+    local_parts: ClassVar[tuple[str, ...]] = ()
+    inputs_are: ClassVar[str] = "inputs"
+
+    def __init__(
+        self, embed_dim: int, num_prefix_tokens: int = 0, input_norm: bool = True, input_drop_rate: float = 0.0
+    ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.num_prefix_tokens = num_prefix_tokens
         self.input_norm = input_norm
+        self.input_drop_rate = input_drop_rate
         self.prefix_tokens = nn.Parameter(torch.empty(num_prefix_tokens, embed_dim)) if num_prefix_tokens else None
         if self.prefix_tokens is not None:
             nn.init.normal_(self.prefix_tokens)
@@ -32,16 +46,36 @@ class Frontend(nn.Module):
         raise NotImplementedError("a frontend defines token_grid")
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """Local features with positions, computed once a sample: inputs -> (B, T, D)."""
+        """Local features, computed once a sample: inputs -> (B, T, D)."""
         raise NotImplementedError("a frontend defines embed")
 
-    def tokens(self, x_BTD: Tensor, mask: TokenMask | None) -> Tensor:
+    def example(self, batch_size: int = 1) -> Tensor:
+        """Valid inputs of the right shape and dtype, all zeros."""
+        raise NotImplementedError("a frontend defines example")
+
+    def tokens(self, x_BTD: Tensor, mask: TokenMask | None, padding_mask: Tensor | None = None) -> Tensor:
         """What enters the Transformer: prefix tokens, then all tokens, or the visible ones of every mask.
+
+        Args:
+            x_BTD: (B, T, D) local features.
+            mask: M masks a sample, or None to see everything.
+            padding_mask: (B, T) bool, True = padding; None where nothing is padded.
 
         Returns:
             (B, P + T, D) without a mask, (N, P + K, D) with.
         """
-        x = x_BTD if mask is None else gather_tokens(x_BTD, mask.ids_keep, mask.num_masks)
-        if self.prefix_tokens is not None:
-            x = torch.cat([self.prefix_tokens.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
-        return x
+        return self.with_prefix(x_BTD if mask is None else gather_tokens(x_BTD, mask.ids_keep, mask.num_masks))
+
+    def attn_bias(self, num_tokens: int, mask: TokenMask | None) -> Tensor | None:
+        """Relative positions as a bias on attention logits, for the tokens that :meth:`tokens` returns.
+
+        Returns:
+            (1 or N, heads, P + K, P + K) float32, or None for none.
+        """
+        return None
+
+    def with_prefix(self, x: Tensor) -> Tensor:
+        """(N, K, D) -> (N, P + K, D)."""
+        if self.prefix_tokens is None:
+            return x
+        return torch.cat([self.prefix_tokens.to(x.dtype).expand(len(x), -1, -1), x], dim=1)

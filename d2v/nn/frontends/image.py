@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+import torch
 from torch import Tensor, nn
 
 from d2v.nn.frontends.base import Frontend
@@ -21,6 +24,9 @@ class ImageFrontend(Frontend):
     Raises:
         ValueError: the patch does not divide the image.
     """
+
+    local_parts: ClassVar[tuple[str, ...]] = ("proj",)
+    inputs_are: ClassVar[str] = "images (B, C, H, W), normalised by config.yaml's data.mean and data.std"
 
     def __init__(
         self,
@@ -48,6 +54,10 @@ class ImageFrontend(Frontend):
     def token_grid(self, inputs: Tensor) -> tuple[int, int]:
         """Patches per column and per row of (B, C, H, W) images."""
         return inputs.shape[-2] // self.patch_size, inputs.shape[-1] // self.patch_size
+
+    def example(self, batch_size: int = 1) -> Tensor:
+        """(B, C, H, W) float32."""
+        return torch.zeros(batch_size, self.in_chans, self.img_size, self.img_size)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(B, C, H, W) images -> (B, T, D) patch features with positions, row-major.

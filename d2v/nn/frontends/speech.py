@@ -1,0 +1,141 @@
+"""Speech: a convolutional feature extractor on the waveform and relative positions, data2vec 2.0 (arXiv:2212.07525).
+
+The extractor is wav2vec 2.0's (arXiv:2006.11477) with a LayerNorm after every convolution. Positions are relative: a
+stack of convolutions over the masked sequence, and a bias on attention logits that falls with distance (ALiBi,
+arXiv:2108.12409, made symmetric).
+
+B clips, S samples of the waveform, C channels of the extractor, T frames (tokens), D features
+
+Where we deviate: padded frames are zeroed before each convolution of the positions, so that appending padding to a
+batch changes no real frame. In the reference they leak into the frames before them; ``zero_padding=False`` does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v.nn.frontends.base import Frontend
+from d2v.nn.positions import ConvPositions, alibi_slopes
+from d2v.nn.tokens import gather_tokens
+from d2v.types import TokenMask, num_frames
+
+# (channels, kernel, stride): a frame every 320 samples, 20 ms at 16 kHz, from 400 samples
+CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
+
+
+class SpeechFrontend(Frontend):
+    """Convolutional features, convolutional positions and ALiBi with a learned scale for every head.
+
+    Args:
+        embed_dim: features D.
+        num_heads: attention heads of the encoder; any number.
+        conv_layers: (channels, kernel size, stride) of every convolution on the waveform, in samples.
+        pos_depth: convolutions of the positions.
+        pos_kernel_size: their kernel, frames.
+        pos_groups: their groups; must divide ``embed_dim``.
+        alibi: whether attention logits get a bias that falls with distance.
+        num_prefix_tokens: learned tokens put before the frames; distances to them count as 0.
+        input_drop_rate: dropout on the tokens that enter the prenet.
+        zero_padding: zero padded frames before each convolution of the positions; the reference does not.
+
+    Raises:
+        ValueError: groups that do not divide, or a convolution that is not three positive numbers.
+    """
+
+    local_parts: ClassVar[tuple[str, ...]] = ("convs", "conv_norms", "norm", "proj")
+    inputs_are: ClassVar[str] = (
+        "waveforms (B, samples), mono, at config.yaml's data.sample_rate, each of zero mean and unit variance"
+    )
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        conv_layers: Sequence[Sequence[int]] = CONV_LAYERS,
+        pos_depth: int = 5,
+        pos_kernel_size: int = 19,
+        pos_groups: int = 16,
+        alibi: bool = True,
+        num_prefix_tokens: int = 0,
+        input_drop_rate: float = 0.0,
+        zero_padding: bool = True,
+    ) -> None:
+        super().__init__(embed_dim, num_prefix_tokens, input_drop_rate=input_drop_rate)
+        key = "model.encoder.frontends.speech"
+        if not conv_layers or any(len(layer) != 3 or min(layer) < 1 for layer in conv_layers):
+            raise ValueError(
+                f"{key}.conv_layers={[list(layer) for layer in conv_layers]}: give [channels, kernel size, stride], "
+                "all positive, for every convolution"
+            )
+        if embed_dim % pos_groups:
+            raise ValueError(
+                f"{key}.pos_groups={pos_groups} does not divide model.encoder.embed_dim={embed_dim}; choose a divisor"
+            )
+        self.conv_layers = tuple((int(c), int(k), int(s)) for c, k, s in conv_layers)
+        self.zero_padding = zero_padding
+        channels = [1, *(c for c, _, _ in self.conv_layers)]
+        self.convs = nn.ModuleList(
+            nn.Conv1d(channels[i], c, k, stride=s, bias=False) for i, (c, k, s) in enumerate(self.conv_layers)
+        )
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight)
+        self.conv_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels[1:])
+        self.norm = nn.LayerNorm(channels[-1])
+        self.proj = nn.Linear(channels[-1], embed_dim)
+        self.positions = ConvPositions(embed_dim, pos_depth, pos_kernel_size, pos_groups)
+        self.alibi_scale = nn.Parameter(torch.ones(num_heads)) if alibi else None
+        self.register_buffer("alibi_slopes", alibi_slopes(num_heads), persistent=False)
+        self.alibi_slopes: Tensor
+
+    def token_grid(self, inputs: Tensor) -> tuple[int]:
+        """Frames of (B, S) waveforms."""
+        return (num_frames(inputs.shape[1], self.conv_layers),)
+
+    def example(self, batch_size: int = 1) -> Tensor:
+        """(B, 16000) float32."""
+        return torch.zeros(batch_size, 16000)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(B, S) waveforms -> (B, T, D) features of every frame, without positions.
+
+        Raises:
+            ValueError: the waveforms are shorter than one frame.
+        """
+        if num_frames(inputs.shape[1], self.conv_layers) < 1:
+            raise ValueError(
+                f"waveforms of {inputs.shape[1]} samples hold no frame: raise data.min_seconds, or choose smaller "
+                "kernels in model.encoder.frontends.speech.conv_layers"
+            )
+        x = inputs.unsqueeze(1)  # (B, 1, S)
+        for conv, norm in zip(self.convs, self.conv_norms, strict=True):
+            x = F.gelu(norm(conv(x).transpose(1, 2)).transpose(1, 2))  # (B, C, T)
+        return self.proj(self.norm(x.transpose(1, 2)))
+
+    def tokens(self, x_BTD: Tensor, mask: TokenMask | None, padding_mask: Tensor | None = None) -> Tensor:
+        """Frames with positions; positions see the whole sequence, with zeros where frames are masked."""
+        padding = padding_mask if self.zero_padding else None
+        if mask is None:
+            return self.with_prefix(x_BTD + self.positions(x_BTD, padding))
+        masked = x_BTD.repeat_interleave(mask.num_masks, dim=0).masked_fill(mask.mask.unsqueeze(-1), 0)  # (N, T, D)
+        if padding is not None:
+            padding = padding.repeat_interleave(mask.num_masks, dim=0)
+        positions = gather_tokens(self.positions(masked, padding), mask.ids_keep)  # (N, K, D)
+        return self.with_prefix(gather_tokens(x_BTD, mask.ids_keep, mask.num_masks) + positions)
+
+    def attn_bias(self, num_tokens: int, mask: TokenMask | None) -> Tensor | None:
+        """ALiBi: minus the distance in frames of the unmasked clip, times each head's slope and learned scale."""
+        if self.alibi_scale is None:
+            return None
+        if mask is None:
+            places = torch.arange(num_tokens, device=self.alibi_slopes.device).unsqueeze(0)  # (1, T)
+        else:
+            places = mask.ids_keep  # (N, K)
+        distances = (places.unsqueeze(2) - places.unsqueeze(1)).abs()  # (1 or N, K, K)
+        distances = F.pad(distances, (self.num_prefix_tokens, 0, self.num_prefix_tokens, 0))
+        slopes = self.alibi_slopes * self.alibi_scale.clamp(min=0)  # (heads,)
+        return -distances.unsqueeze(1) * slopes.view(-1, 1, 1)

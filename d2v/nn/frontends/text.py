@@ -1,0 +1,79 @@
+"""Text: token and learned position embeddings with a LayerNorm, data2vec 2.0 (arXiv:2212.07525), as in RoBERTa."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from d2v.nn.frontends.base import Frontend
+
+
+class TextFrontend(Frontend):
+    """Embeddings of token ids.
+
+    Args:
+        embed_dim: features D.
+        vocab_size: token ids are 0 to ``vocab_size`` - 1.
+        max_positions: longest input, tokens.
+        pad_id: the id of padding, in [0, vocab_size); its embeddings are never trained.
+        drop_rate: dropout on the embeddings, drawn once a sample, for all of its masks and the teacher.
+        num_prefix_tokens: learned tokens put before the text's own.
+        input_drop_rate: dropout on the tokens that enter the prenet.
+
+    Raises:
+        ValueError: ``pad_id`` is no id.
+    """
+
+    local_parts: ClassVar[tuple[str, ...]] = ("token_embed", "pos_embed", "norm")
+    inputs_are: ClassVar[str] = "token ids (B, tokens) of the tokenizer beside config.yaml"
+
+    def __init__(
+        self,
+        embed_dim: int,
+        vocab_size: int,
+        max_positions: int = 512,
+        pad_id: int = 1,
+        drop_rate: float = 0.1,
+        num_prefix_tokens: int = 0,
+        input_drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__(embed_dim, num_prefix_tokens, input_norm=False, input_drop_rate=input_drop_rate)
+        if not 0 <= pad_id < vocab_size:
+            raise ValueError(
+                f"model.encoder.frontends.text.pad_id={pad_id}: must be an id of the vocabulary, 0 to {vocab_size - 1}"
+            )
+        self.max_positions = max_positions
+        self.pad_id = pad_id
+        self.token_embed = nn.Embedding(vocab_size, embed_dim, padding_idx=pad_id)
+        # The ids of positions start after pad_id, which stands for "no position", as in the released models.
+        self.pos_embed = nn.Embedding(max_positions + pad_id + 1, embed_dim, padding_idx=pad_id)
+        for embedding in (self.token_embed, self.pos_embed):
+            nn.init.normal_(embedding.weight, std=0.02)
+            nn.init.zeros_(embedding.weight[pad_id])
+        self.norm = nn.LayerNorm(embed_dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def token_grid(self, inputs: Tensor) -> tuple[int]:
+        """Tokens of (B, T) ids."""
+        return (inputs.shape[1],)
+
+    def example(self, batch_size: int = 1) -> Tensor:
+        """(B, T) int64, no padding."""
+        return torch.full((batch_size, min(16, self.max_positions)), 0 if self.pad_id else 1)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(B, T) int64 ids -> (B, T, D) embeddings of tokens at their positions; padding takes none.
+
+        Raises:
+            ValueError: the text is longer than ``max_positions``.
+        """
+        if inputs.shape[1] > self.max_positions:
+            raise ValueError(
+                f"texts of {inputs.shape[1]} tokens reached an encoder with {self.max_positions} positions: lower "
+                "data.block_size, or raise model.encoder.frontends.text.max_positions"
+            )
+        real = inputs != self.pad_id
+        positions = real.cumsum(1) * real + self.pad_id
+        return self.drop(self.norm(self.token_embed(inputs) + self.pos_embed(positions)))
