@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import math
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Subset
 
+import d2v.conf
 from d2v.cli.loading import load_trained
 from d2v.data.sampler import SampleKey
 from d2v.eval.features import extract
@@ -22,7 +27,8 @@ from d2v.eval.figures import plot_curves, plot_masks, plot_pca
 from d2v.interop.native import Checkpoint, build
 
 EXPERIMENTS = {"image": "image_tiny"}
-MAX_TIME = "00:00:06:00"  # of training; the recipe takes less on two quiet cores
+BUDGET_S = 330  # of training: six minutes with the start and the online probe
+TRIAL_STEPS = 30
 
 
 def main() -> None:
@@ -35,23 +41,37 @@ def main() -> None:
     args = parser.parse_args()
 
     run_dir = args.output / f"{args.modality}_seed{args.seed}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    d2v(
+    name = EXPERIMENTS[args.modality]
+    experiment = [f"experiment={name}", f"seed={args.seed}", *args.overrides]
+    max_steps = affordable_steps(experiment, name)
+    run(
         "pretrain",
-        f"experiment={EXPERIMENTS[args.modality]}",
-        f"seed={args.seed}",
+        *experiment,
         f"hydra.run.dir={run_dir}",
-        f"trainer.max_time={MAX_TIME}",
+        f"trainer.max_steps={max_steps}",
         "callbacks=probe",
         "callbacks.probe.every_n_steps=500",
-        *args.overrides,
     )
-    d2v("evaluate", f"checkpoint={run_dir}", f"hydra.run.dir={run_dir}/evaluate", f"seed={args.seed}")
+    run("evaluate", f"checkpoint={run_dir}", f"hydra.run.dir={run_dir}/evaluate", f"seed={args.seed}")
     print("\npictures:")
     for path in draw(run_dir):
         print(f"  {path}")
 
 
-def d2v(*arguments: str) -> None:
+def affordable_steps(experiment: list[str], name: str) -> int:
+    """The recipe's steps, or fewer where this machine would not finish them in time: the schedule must reach its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = [f"trainer.max_steps={TRIAL_STEPS}", f"trainer.log_every_n_steps={TRIAL_STEPS // 3}"]
+        run("pretrain", *experiment, f"hydra.run.dir={folder}/trial", *trial)
+        with Path(folder, "trial", "metrics.csv").open(newline="") as file:
+            rates = [float(row["perf/steps_per_s"]) for row in csv.DictReader(file)]
+    affordable = int(BUDGET_S * statistics.median(rates[1:]))  # the first rate holds the start
+    recipe: int = OmegaConf.load(Path(d2v.conf.__path__[0], "experiment", f"{name}.yaml")).trainer.max_steps
+    print(f"\nthis machine affords {affordable:,} steps in {BUDGET_S} s; the recipe has {recipe:,}", flush=True)
+    return min(recipe, affordable)
+
+
+def run(*arguments: str) -> None:
     """Run a d2v command, shown as one would type it."""
     print("\n$ d2v " + " ".join(arguments), flush=True)
     start = time.monotonic()

@@ -59,7 +59,9 @@ def split_batch(global_batch_size: int, micro_batch_size: int | None, world_size
 
 
 def choose_precision(precision: str, accelerator: str) -> str:
-    """``auto`` becomes bf16-mixed where the hardware computes in bfloat16 (CPUs with AMX included), else 32-true.
+    """``auto`` becomes bf16-mixed where the hardware computes in bfloat16, else 32-true.
+
+    CPUs with AMX or AVX-512's bfloat16 instructions count.
 
     Args:
         precision: "auto", "32-true" or "bf16-mixed".
@@ -76,7 +78,7 @@ def choose_precision(precision: str, accelerator: str) -> str:
     if accelerator == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = accelerator == "cpu" and torch.cpu._is_amx_tile_supported()
+        fast = accelerator == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
     return "bf16-mixed" if fast else "32-true"
 
 

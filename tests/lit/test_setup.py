@@ -57,8 +57,10 @@ def test_split_batch_names_key_value_and_fix(arguments: tuple[int, int | None, i
 
 def test_choose_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast, expected in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda fast=fast: fast)
-        assert setup.choose_precision("auto", "cpu") == expected
+        for own, other in (("amx_tile", "avx512_bf16"), ("avx512_bf16", "amx_tile")):
+            monkeypatch.setattr(torch.cpu, f"_is_{own}_supported", lambda fast=fast: fast)
+            monkeypatch.setattr(torch.cpu, f"_is_{other}_supported", lambda: False)
+            assert setup.choose_precision("auto", "cpu") == expected
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda fast=fast, **_: fast)
         assert setup.choose_precision("auto", "cuda") == expected
         assert setup.choose_precision("auto", "mps") == "32-true"

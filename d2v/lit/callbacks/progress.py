@@ -16,7 +16,7 @@ from d2v.lit.steps import ends_step, is_logged_step
 
 
 class Throughput(L.Callback):
-    """Logs ``perf/samples_per_s`` and ``perf/data_wait_fraction`` since the last logged step, over all ranks.
+    """Logs ``perf/{steps_per_s,samples_per_s,data_wait_fraction}`` since the last logged step, over all ranks.
 
     Only steps and waiting for batches count, not other callbacks (checkpoints, probes): put this one first.
     """
@@ -25,6 +25,7 @@ class Throughput(L.Callback):
         self._step_s = 0.0
         self._wait_s = 0.0
         self._samples = 0
+        self._micro_batches = 0
         self._started_at = 0.0
 
     def on_train_batch_start(
@@ -39,12 +40,15 @@ class Throughput(L.Callback):
         """Add up a micro-batch; log when metrics are logged."""
         self._step_s += time.perf_counter() - self._started_at
         self._samples += len(batch.inputs) * trainer.world_size
+        self._micro_batches += 1
         if is_logged_step(trainer, batch_idx):
             total_wait_s = _total_wait_s(trainer)
             wait_s = total_wait_s - self._wait_s
-            pl_module.log("perf/samples_per_s", self._samples / (self._step_s + wait_s))
-            pl_module.log("perf/data_wait_fraction", wait_s / (self._step_s + wait_s))
-            self._step_s, self._samples, self._wait_s = 0.0, 0, total_wait_s
+            total_s = self._step_s + wait_s
+            pl_module.log("perf/steps_per_s", self._micro_batches / trainer.accumulate_grad_batches / total_s)
+            pl_module.log("perf/samples_per_s", self._samples / total_s)
+            pl_module.log("perf/data_wait_fraction", wait_s / total_s)
+            self._step_s, self._samples, self._micro_batches, self._wait_s = 0.0, 0, 0, total_wait_s
 
 
 def _total_wait_s(trainer: L.Trainer) -> float:
