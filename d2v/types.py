@@ -84,6 +84,8 @@ class Batch:
         padding_mask: (B, T) bool, True = padding, ignore; None where nothing is padded.
         labels: (B,) int64 class labels, or None.
         skipped: samples that could not be read and were replaced, as "name: reason".
+        step_size: samples of the optimizer step that this batch is part of, over all devices and micro-batches, where
+            these hold different numbers of them; None where they hold equally many.
     """
 
     modality: str
@@ -93,6 +95,7 @@ class Batch:
     padding_mask: Tensor | None = None
     labels: Tensor | None = None
     skipped: tuple[str, ...] = field(default=())
+    step_size: int | None = None
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
@@ -103,6 +106,7 @@ class Batch:
             None if self.padding_mask is None else f(self.padding_mask),
             None if self.labels is None else f(self.labels),
             self.skipped,
+            self.step_size,
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

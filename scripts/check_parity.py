@@ -317,7 +317,9 @@ class Case:
         ours = model.state_dict()
         state = to_d2v_state(student, "student")
         # What the teacher does not average, the reference's lacks; a case without a teacher starts from the student.
-        state |= {f"teacher.{key.removeprefix('student.')}": v for key, v in state.items() if key.startswith("student.")}
+        state |= {
+            f"teacher.{key.removeprefix('student.')}": v for key, v in state.items() if key.startswith("student.")
+        }
         state |= to_d2v_state(teacher, "teacher")
         # The reference may leave constant positions out of a state dict: ours are computed, and compared when present.
         for key in ours.keys() - state.keys():

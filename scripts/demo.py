@@ -19,7 +19,6 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Subset
 
-import d2v.conf
 from d2v.cli.loading import load_trained
 from d2v.data.sampler import SampleKey
 from d2v.eval.features import extract
@@ -27,6 +26,7 @@ from d2v.eval.figures import plot_curves, plot_masks, plot_pca
 from d2v.interop.native import Checkpoint, build
 
 EXPERIMENTS = {"image": "image_tiny"}
+CONF = Path(__file__).parents[1] / "conf"
 BUDGET_S = 330  # of training: six minutes with the start and the online probe
 TRIAL_STEPS = 30
 
@@ -59,14 +59,14 @@ def main() -> None:
 
 
 def affordable_steps(experiment: list[str], name: str) -> int:
-    """The recipe's steps, or fewer where this machine would not finish them in time: the schedule must reach its end."""
+    """The recipe's steps, or fewer where they would take too long here: the schedule must reach its end."""
     with tempfile.TemporaryDirectory() as folder:
         trial = [f"trainer.max_steps={TRIAL_STEPS}", f"trainer.log_every_n_steps={TRIAL_STEPS // 3}"]
         run("pretrain", *experiment, f"hydra.run.dir={folder}/trial", *trial)
         with Path(folder, "trial", "metrics.csv").open(newline="") as file:
             rates = [float(row["perf/steps_per_s"]) for row in csv.DictReader(file)]
     affordable = int(BUDGET_S * statistics.median(rates[1:]))  # the first rate holds the start
-    recipe: int = OmegaConf.load(Path(d2v.conf.__path__[0], "experiment", f"{name}.yaml")).trainer.max_steps
+    recipe: int = OmegaConf.load(CONF / "experiment" / f"{name}.yaml").trainer.max_steps
     print(f"\nthis machine affords {affordable:,} steps in {BUDGET_S} s; the recipe has {recipe:,}", flush=True)
     return min(recipe, affordable)
 

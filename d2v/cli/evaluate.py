@@ -1,27 +1,25 @@
-"""``d2v evaluate``: what a frozen encoder knows, beside raw pixels and itself untrained."""
+"""``d2v evaluate``: what a frozen encoder knows, beside its inputs and itself untrained."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, load_data, load_trained
-from d2v.eval.features import ProbeRow, extract, probe_table, save_results
-from d2v.eval.knn import knn_accuracy
-from d2v.eval.linear import linear_probe
+from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, save_results
+from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
 from d2v.lit.setup import set_threads
 from d2v.nn.encoder import Encoder
-
-Labelled = tuple[Tensor, Tensor]  # features (N, D), labels (N,)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="evaluate")
@@ -31,21 +29,14 @@ def evaluate(cfg: DictConfig) -> None:
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         set_threads(cfg.num_threads, num_workers=0)
         trained = load_trained(cfg.checkpoint, cfg.network)
-        data = load_data(cfg, trained)
-        loaders = {
-            split: DataLoader(data.eval_dataset(split), batch_size=cfg.batch_size, collate_fn=data.eval_collate)
-            for split in ("train", "val")
-        }
+        prober = Prober(load_data(cfg, trained), cfg)
         print(f"checkpoint: {trained.path}")
         rows = []
         if cfg.baselines:
-            rows.append(_probe("raw pixels", data.raw("train"), data.raw("val"), cfg))
-            untrained = trained.untrained(cfg.seed)
-            train, val = (_features(untrained, loader, cfg) for loader in loaders.values())
-            rows.append(_probe("untrained encoder", train, val, cfg))
+            rows.append(prober.probe_inputs())
+            rows.append(prober.probe("untrained encoder", trained.untrained(cfg.seed)))
         name = "pretrained encoder" if trained.step is None else f"pretrained encoder, {trained.step} steps"
-        train, val = (_features(trained.encoder, loader, cfg) for loader in loaders.values())
-        rows.append(_probe(name, train, val, cfg))
+        rows.append(prober.probe(name, trained.encoder))
         table = probe_table(rows)
         print(table)
         (run_dir / "results.md").write_text(table)
@@ -53,22 +44,93 @@ def evaluate(cfg: DictConfig) -> None:
         print(f"results: {path}")
 
 
-def _features(encoder: Encoder, loader: Any, cfg: DictConfig) -> Labelled:
-    encoder.to(best_device())
-    features = extract(encoder, loader, layers=cfg.probe.layers, pool=cfg.probe.pool)
-    if features.labels is None:
-        raise ValueError("these images have no labels to probe with: use class folders or data.label_column")
-    for entry in features.skipped:
+class Prober:
+    """Probes encoders and inputs on one data set, in the ways that it allows.
+
+    Args:
+        data: with labels, or with transcripts; with validation samples, or groups to hold out in turn.
+        cfg: of ``d2v evaluate``.
+
+    Raises:
+        ValueError: it has nothing to probe with.
+    """
+
+    def __init__(self, data: Any, cfg: DictConfig) -> None:
+        self.data = data
+        self.layers, self.pool = cfg.probe.layers, cfg.probe.pool
+        self.batch_size = data.eval_batch_size if cfg.batch_size == "auto" else cfg.batch_size
+        node: Any = OmegaConf.to_container(cfg.probe, resolve=True)
+        self.settings = Settings(seed=cfg.seed, **{k: v for k, v in node.items() if k not in ("layers", "pool")})
+        self.groups = getattr(data.probe_train, "groups", None) if data.val is None else None
+        self.splits = ("train",) if self.groups is not None else ("train", "val")
+        labelled = data.class_names is not None
+        spoken = getattr(data.val, "has_transcripts", False)
+        self.settings = replace(
+            self.settings,
+            linear=self.settings.linear and labelled,
+            knn=self.settings.knn and labelled,
+            ctc=self.settings.ctc and spoken,
+        )
+        if data.probe_train is None or not (self.settings.linear or self.settings.knn or self.settings.ctc):
+            raise ValueError(
+                "there is nothing to probe with: evaluation needs labelled training and validation samples (class "
+                "folders, data.val_root, data.label_column, data.label_pattern), or transcripts for probe=ctc"
+            )
+
+    def probe(self, name: str, encoder: Encoder) -> ProbeRow:
+        """A row of an encoder."""
+        encoder.to(best_device())
+        row = ProbeRow(name)
+        if self.settings.linear or self.settings.knn:
+            row = classify(name, self._pair([self._features(encoder, split) for split in self.splits]), self.settings)
+        if self.settings.ctc:
+            train, val = (self._frames(encoder, split) for split in ("train", "val"))
+            row = replace(row, letter_error=transcribe(name, train, val, self.settings).letter_error)
+        return row
+
+    def probe_inputs(self) -> ProbeRow:
+        """A row of the inputs themselves."""
+        name = self.data.input_name
+        row = ProbeRow(name)
+        if self.settings.linear or self.settings.knn:
+            row = classify(name, self._pair([Labelled(*self.data.raw(split)) for split in self.splits]), self.settings)
+        if self.settings.ctc:
+            train, val = (self._spoken(split, *self.data.raw_frames(split)) for split in ("train", "val"))
+            row = replace(row, letter_error=transcribe(name, train, val, self.settings).letter_error)
+        return row
+
+    def _pair(self, parts: list[Labelled]) -> Sequence[Split]:
+        if self.groups is not None:
+            return hold_out_groups(parts[0], self.groups)
+        return [(parts[0], parts[1])]
+
+    def _loader(self, split: str) -> Any:
+        dataset = self.data.eval_dataset(split)
+        return DataLoader(dataset, batch_size=self.batch_size, collate_fn=self.data.eval_collate)
+
+    def _features(self, encoder: Encoder, split: str) -> Labelled:
+        features = extract(encoder, self._loader(split), layers=self.layers, pool=self.pool)
+        if features.labels is None:
+            raise ValueError("some of these samples have no label to probe with")
+        _name_skipped(features.skipped)
+        return Labelled(features.features, features.labels)
+
+    def _frames(self, encoder: Encoder, split: str) -> tuple[list[Tensor], list[str]]:
+        frames, ids, skipped = extract_frames(encoder, self._loader(split), layers=self.layers)
+        _name_skipped(skipped)
+        return self._spoken(split, frames, ids)
+
+    def _spoken(self, split: str, frames: list[Tensor], ids: Tensor) -> tuple[list[Tensor], list[str]]:
+        """Frames and what is said in them, where anything is."""
+        clips = self.data.val if split == "val" else self.data.probe_train
+        pairs = [(x, clips.transcript(i)) for x, i in zip(frames, ids.tolist(), strict=True)]
+        said = [(x, text) for x, text in pairs if text]
+        return [x for x, _ in said], [text for _, text in said]
+
+
+def _name_skipped(skipped: Sequence[str]) -> None:
+    for entry in skipped:
         print(f"skipped {entry}")
-    return features.features, features.labels
-
-
-def _probe(name: str, train: Labelled, val: Labelled, cfg: DictConfig) -> ProbeRow:
-    torch.manual_seed(cfg.seed)
-    probe = cfg.probe
-    linear = linear_probe(*train, *val, c_grid=probe.c_grid, seed=cfg.seed).accuracy if probe.linear else None
-    knn = knn_accuracy(*train, *val, k=probe.k, temperature=probe.temperature) if probe.knn else None
-    return ProbeRow(name, linear, knn)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ tags: [data2vec, self-supervised, feature-extraction]
 import torch, d2v
 
 encoder = d2v.load_encoder("this folder")
-images = torch.zeros(1, {in_chans}, {img_size}, {img_size})  # normalised with mean {mean}, std {std}
-batch = d2v.Batch("image", images, sample_ids=torch.arange(1))
-out = encoder(batch, return_layers=True)
+inputs = torch.zeros({shape}, dtype={dtype})  # {inputs_are}
+out = encoder(d2v.Batch("{modality}", inputs, sample_ids=torch.arange(1)), return_layers=True)
 out.patch_tokens  # (1, tokens, {embed_dim}) features; out.hidden_states: every block's
 ```
 
+- Inputs: {inputs_are}.
 - Data: `{data}`.
 - Written by d2v {version}; `config.yaml` rebuilds the encoder, `encoder.safetensors` holds its weights.
 """
@@ -38,7 +38,7 @@ out.patch_tokens  # (1, tokens, {embed_dim}) features; out.hidden_states: every 
 
 @hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="export")
 def export(cfg: DictConfig) -> None:
-    """Write encoder.safetensors, config.yaml and a model card."""
+    """Write encoder.safetensors, config.yaml, a model card, and the tokenizer of text."""
     with configuring():
         trained = load_trained(cfg.checkpoint, cfg.network)
         config = {"encoder": trained.encoder_node, "data": trained.data_node, "d2v_version": __version__}
@@ -48,17 +48,19 @@ def export(cfg: DictConfig) -> None:
 
 def model_card(trained: Trained, network: str) -> str:
     """What a reader needs to use the encoder."""
-    data = trained.data_node
+    modality = next(iter(trained.encoder.frontends))
+    frontend = trained.encoder.frontend(modality)
+    example = frontend.example()
     return _CARD.format(
         parameters=sum(p.numel() for p in trained.encoder.parameters()) / 1e6,
         network=network,
         step="an unknown number of" if trained.step is None else f"{trained.step:,}",
-        in_chans=data["in_chans"],
-        img_size=data["img_size"],
-        mean=data["mean"],
-        std=data["std"],
+        modality=modality,
+        shape=", ".join(map(str, example.shape)),
+        dtype=example.dtype,
+        inputs_are=frontend.inputs_are,
         embed_dim=trained.encoder.embed_dim,
-        data=data["_target_"].rpartition(".")[2],
+        data=trained.data_node["_target_"].rpartition(".")[2],
         version=__version__,
     )
 

@@ -33,7 +33,8 @@ def extract(cfg: DictConfig) -> None:
         trained = load_trained(cfg.checkpoint, cfg.network)
         data = load_data(cfg, trained)
         dataset = data.eval_dataset(("train" if data.val is None else "val") if cfg.split == "auto" else cfg.split)
-        loader = DataLoader(dataset, batch_size=cfg.batch_size, collate_fn=data.eval_collate)
+        batch_size = data.eval_batch_size if cfg.batch_size == "auto" else cfg.batch_size
+        loader = DataLoader(dataset, batch_size=batch_size, collate_fn=data.eval_collate)
         features = extract_features(trained.encoder.to(best_device()), loader, layers=cfg.layers, pool=cfg.pool)
         names = [dataset.source.name(i) for i in features.sample_ids.tolist()]
         write(output, features, names)

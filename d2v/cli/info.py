@@ -34,7 +34,8 @@ def info(cfg: DictConfig) -> None:
         f"encoder: {parameters:,} parameters, {node['prenet_depth']} + {node['depth']} blocks, "
         f"width {node['embed_dim']}, {node['num_heads']} heads; modalities: {', '.join(node['frontends'])}"
     )
-    print(f"data:\n{textwrap.indent(OmegaConf.to_yaml(trained.data_node), '  ')}", end="")
+    data = {key: textwrap.shorten(v, 100) if isinstance(v, str) else v for key, v in trained.data_node.items()}
+    print(f"data:\n{textwrap.indent(OmegaConf.to_yaml(OmegaConf.create(data)), '  ')}", end="")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import NoReturn
 from hydra.errors import HydraException, InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from d2v.cli.main import options
 from d2v.cli.run_dir import run_dir
@@ -41,6 +41,13 @@ def configuring() -> Iterator[None]:
         cause = error.__cause__
         fail(str(cause if isinstance(cause, ValueError | OSError | ImportError) else error), error)
     except OmegaConfBaseException as error:
+        modality = re.search(r"encoder\.frontends\.(\w+)", str(error))
+        if isinstance(error, InterpolationKeyError) and modality:
+            fail(
+                f"data and model are of different modalities (one of them is for {modality[1]}): choose both by an "
+                f"experiment, one of {', '.join(options('experiment'))}, or set data=... and model=... to fit",
+                error,
+            )
         fail(str(error).splitlines()[0], error)
     except _MENDABLE as error:
         fail(str(error), error)

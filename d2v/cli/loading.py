@@ -14,7 +14,12 @@ from omegaconf import DictConfig, open_dict
 from d2v.interop.native import Checkpoint, Network, build, load_encoder, load_export_config, resolve_checkpoint
 from d2v.nn.encoder import Encoder
 
-_INPUT_KEYS = ("img_size", "in_chans", "mean", "std", "crop_pct")  # what inputs look like is the encoder's to say
+# What inputs look like is the encoder's to say: of images, of speech, of text.
+_INPUT_KEYS = (
+    *("img_size", "in_chans", "mean", "std", "crop_pct"),
+    "sample_rate",
+    *("tokenizer", "vocab_size", "pad_id", "block_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
         cfg.model = {"encoder": trained.encoder_node}
         overridden = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
         for key in _INPUT_KEYS:
-            if key in trained.data_node and f"data.{key}" not in overridden:
+            if key in trained.data_node and key in cfg.data and f"data.{key}" not in overridden:
                 cfg.data[key] = trained.data_node[key]
     return instantiate(cfg.data, _convert_="all")
 

@@ -13,9 +13,10 @@ from d2v.version import __version__
 
 COMMANDS = {
     "pretrain": "train an encoder by data2vec 2.0",
-    "evaluate": "probe a frozen encoder: kNN and linear, beside raw pixels and the untrained encoder",
+    "evaluate": "probe a frozen encoder: kNN, linear and CTC, beside its inputs and the untrained encoder",
     "extract": "write features to .safetensors or .npz",
     "export": "write an encoder as a folder that d2v.load_encoder reads",
+    "tokenizer": "train a byte-level BPE for text",
     "info": "show versions, hardware and what a checkpoint holds",
 }
 
@@ -23,6 +24,8 @@ EXAMPLES = {
     "pretrain": [
         ("d2v pretrain", "the tiny recipe on the images that ship with d2v"),
         ("d2v pretrain experiment=image_base data=image_folder data.root=DIR", "ViT-B on your own images"),
+        ("d2v pretrain experiment=speech_base data=audio_folder data.root=DIR", "on your own recordings"),
+        ("d2v pretrain experiment=text_base data.root=DIR data.tokenizer=FILE", "on your own text files"),
         ("d2v pretrain trainer.max_steps=500 optim.lr=2e-3 seed=1", "override anything"),
         ("d2v pretrain -m seed=0,1,2", "several runs"),
         ("d2v pretrain resume=auto", "continue the newest run of this very command"),
@@ -34,6 +37,10 @@ EXAMPLES = {
         ("d2v evaluate checkpoint=RUN", "linear and kNN probes on the run's own data"),
         ("d2v evaluate checkpoint=RUN probe=knn probe.layers=average", "kNN on the average of all layers"),
         ("d2v evaluate checkpoint=RUN data=image_folder data.root=DIR", "on other data (DIR/train, DIR/val)"),
+    ],
+    "tokenizer": [
+        ("d2v tokenizer train files=DIR vocab_size=32768 output=tokenizer.json", "on .txt files, a document a line"),
+        ("d2v pretrain experiment=text_base data.root=DIR data.tokenizer=tokenizer.json", "then use it"),
     ],
     "extract": [
         ("d2v extract checkpoint=RUN output=features.safetensors", "mean patch token of the last layer"),
@@ -51,8 +58,12 @@ GROUPS = {
     "evaluate": ["probe", "data"],
     "extract": ["data"],
     "export": [],
+    "tokenizer": [],
     "info": [],
 }
+
+# The word that follows a command's name.
+ACTIONS = {"tokenizer": ("train",)}
 
 
 def main() -> None:
@@ -72,6 +83,11 @@ def main() -> None:
     if any(argument in ("-h", "--help") for argument in rest):
         print(command_help(command))
         return
+    actions = ACTIONS.get(command, ())
+    if actions and (not rest or rest[0] not in actions):
+        given = f" {rest[0]!r}" if rest else ""
+        sys.exit(f"d2v {command}: unknown action{given}. Write d2v {command} {' or '.join(actions)} [key=value ...].")
+    rest = rest[len(actions[:1]) :]
     # A waiting OpenMP thread that spins takes the core from whoever works: costly wherever cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Lightning starts a process for every further device by running sys.argv anew: it must name a file that can be run.
@@ -90,7 +106,14 @@ def general_help() -> str:
 
 def command_help(command: str) -> str:
     """What ``d2v COMMAND --help`` prints: examples, experiments, groups and their options."""
-    lines = [f"d2v {command}: {COMMANDS[command]}", "", f"usage: d2v {command} [key=value ...]", "", "examples:"]
+    action = f" {ACTIONS[command][0]}" if command in ACTIONS else ""
+    lines = [
+        f"d2v {command}: {COMMANDS[command]}",
+        "",
+        f"usage: d2v {command}{action} [key=value ...]",
+        "",
+        "examples:",
+    ]
     lines += [f"  {example}\n      {text}" for example, text in EXAMPLES[command]]
     if command == "pretrain":
         lines += ["", "experiments (experiment=NAME):"]

@@ -37,6 +37,9 @@ def pretrain(cfg: DictConfig) -> None:
         L.seed_everything(cfg.seed, verbose=False)
         checkpoint = find_checkpoint(cfg.resume, run_dir)
         data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
+        if data.modality not in model.student.frontends:
+            raise ValueError(f"the data are {data.modality}, but the model reads {', '.join(model.student.frontends)}")
+        assets = data.assets()
         if cfg.init_from and checkpoint is not None:
             log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", cfg.init_from)
         elif cfg.init_from:
@@ -46,17 +49,20 @@ def pretrain(cfg: DictConfig) -> None:
         callbacks = [c(data=data) if isinstance(c, partial) else c for c in callbacks]
         loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
         trainer = setup.make_trainer(cfg.trainer, callbacks, loggers)
-        split = setup.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
+        split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
         trainer.accumulate_grad_batches = split.accumulate
         num_workers = setup.choose_workers(cfg.num_workers, trainer)
         threads = setup.set_threads(cfg.num_threads, num_workers)
-        datamodule = PretrainDataModule(data, mask, split.micro_batch_size, num_workers, cfg.seed)
+        datamodule = PretrainDataModule(data, mask, split, num_workers, cfg.seed)
         optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
-        module = PretrainModule(model, optim, schedule, ema, cfg.seed, config)
+        portable = {**config, "data": {**config["data"], **assets}}
+        module = PretrainModule(model, optim, schedule, ema, cfg.seed, portable)
         module.configure_optimizers()  # only to see that it can be done
         ema(1)
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
+        for name, content in assets.items():
+            (run_dir / f"{name}.json").write_text(content, encoding="utf-8")
         setup.write_run_record(run_dir / "run.json", setup.describe_run(cfg.seed))
         for logger in loggers:
             logger.log_hyperparams(config)

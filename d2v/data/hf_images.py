@@ -1,19 +1,18 @@
 """Images of Hugging Face data sets, map-style and streaming.
 
-``datasets`` is an optional dependency, imported only when a source is made. Its own image decoding is switched off: an
-undecodable row must be a ``BadSample`` and not the end of the run.
+Its own image decoding is switched off: an undecodable row must be a ``BadSample`` and not the end of the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from d2v.data.bad_samples import BadSample
+from d2v.data.hf import features_of, load_hf
 from d2v.data.image_sources import decode_image
 
 
@@ -36,7 +35,7 @@ class HFImages:
     def __init__(
         self, path: str, split: str = "train", image_column: str | None = None, label_column: str | None = None
     ) -> None:
-        data = _load_hf(path, split, streaming=False)
+        data = load_hf(path, split, streaming=False)
         self._image_column = _image_column(path, data.features, image_column)
         label_column = _label_column(path, data.features, label_column)
         self._labels = None if label_column is None else np.asarray(data.with_format("numpy")[label_column][:])
@@ -81,8 +80,8 @@ class HFImageStream:
     """
 
     def __init__(self, path: str, split: str = "train", image_column: str | None = None) -> None:
-        data = _load_hf(path, split, streaming=True)
-        features = data.features or data._resolve_features().features  # some formats tell only with their first rows
+        data = load_hf(path, split, streaming=True)
+        features = features_of(data)
         self._image_column = _image_column(path, features, image_column)
         self._records = _undecoded(data, self._image_column)
         self._name = f"{path}/{split}"
@@ -99,43 +98,6 @@ class HFImageStream:
     def name(self, index: int) -> str:
         """The row's number."""
         return f"{self._name}[{index}]"
-
-
-def _load_hf(path: str, split: str, streaming: bool) -> Any:
-    """A ``datasets.Dataset`` or ``IterableDataset``."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(f"data.path={path}: needs the package datasets; pip install 'd2v[hf]'") from error
-
-    local = Path(path).expanduser()
-    if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
-        return _load_saved(path, split, streaming)
-    if not local.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
-        raise FileNotFoundError(f"data.path={path}: no such directory")
-    try:
-        return datasets.load_dataset(str(local) if local.is_dir() else path, split=split, streaming=streaming)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"data.path={path}: neither a local directory of parquet or image files nor a data set on the Hugging Face "
-            f"Hub that this machine can reach; check the name, the network and `hf auth login` ({error})"
-        ) from error
-    except ValueError as error:
-        if "split" not in str(error).lower():
-            raise
-        raise ValueError(f"data.split={split}: no such split of data.path={path} ({error})") from error
-
-
-def _load_saved(path: str, split: str, streaming: bool) -> Any:
-    """What ``save_to_disk`` wrote: one data set, or one for each split."""
-    import datasets
-
-    data = datasets.load_from_disk(str(Path(path).expanduser()))
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise ValueError(f"data.split={split}: no such split of data.path={path}; it has {', '.join(data)}")
-        data = data[split]
-    return data.to_iterable_dataset() if streaming else data
 
 
 def _image_column(path: str, features: dict[str, Any], column: str | None) -> str:

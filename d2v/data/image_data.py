@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.image_datasets import MODALITY, EvalCollate, EvalImages, PretrainCollate, PretrainImages, StreamImages
-from d2v.data.image_sources import ImageSource, ImageStream
-from d2v.data.sampler import BatchPlan
+from d2v.data.datasets import EvalSamples, PretrainSamples, Source, Stream, StreamBatches
+from d2v.data.image_datasets import MODALITY, EvalCollate, EvalView, PretrainCollate, PretrainView
+from d2v.data.sampler import BatchPlan, BatchSplit, StreamSampler, split_batch
 from d2v.data.transforms import EvalTransform, Normalize, PretrainTransform
 from d2v.objective.masking import MaskGenerator
 
@@ -46,10 +46,14 @@ class ImageData:
     """
 
     modality: ClassVar[str] = MODALITY
+    batch_unit: ClassVar[str] = "samples"
+    tokens_are: ClassVar[str] = "each"
+    input_name: ClassVar[str] = "raw pixels"
+    eval_batch_size: ClassVar[int] = 256
 
-    train: ImageSource | ImageStream
-    probe_train: ImageSource | None = None
-    val: ImageSource | None = None
+    train: Source | Stream
+    probe_train: Source | None = None
+    val: Source | None = None
     img_size: int = 224
     patch_size: int = 16
     in_chans: int = 3
@@ -102,6 +106,11 @@ class ImageData:
         return not hasattr(self.train, "__len__")
 
     @property
+    def size(self) -> float | None:
+        """Images to pretrain on; None for a stream."""
+        return self.num_samples
+
+    @property
     def num_samples(self) -> int | None:
         """Images to pretrain on; None for a stream."""
         return None if self.streaming else len(self._train_images())
@@ -118,13 +127,23 @@ class ImageData:
         labelled = self.probe_train or self.val
         return None if labelled is None else labelled.class_names
 
-    def pretrain_dataset(self, seed: int) -> PretrainImages:
+    def pretrain_dataset(self, seed: int) -> PretrainSamples:
         """Random views by SampleKey, for a ``DataLoader`` with a ``StreamSampler`` and ``pretrain_collate``.
 
         Raises:
             ValueError: the data is a stream.
         """
-        return PretrainImages(self._train_images(), self.in_chans, self._pretrain_transform(), seed)
+        return PretrainSamples(self._train_images(), self._pretrain_view(), seed)
+
+    def split_batch(self, global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchSplit:
+        """Derive accumulation (:func:`d2v.data.sampler.split_batch`)."""
+        return split_batch(global_batch_size, micro_batch_size, world_size)
+
+    def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: int) -> StreamSampler:
+        """Batches of SampleKeys."""
+        return StreamSampler(
+            num_samples=len(self._train_images()), seed=seed, micro_batch_size=int(split.micro_batch_size), **plan
+        )
 
     def pretrain_collate(self, mask: MaskGenerator, seed: int) -> PretrainCollate:
         """Views to a batch with masks.
@@ -135,7 +154,7 @@ class ImageData:
         mask.validate(self.token_grid)
         return PretrainCollate(mask, self.patch_size, seed)
 
-    def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamImages:
+    def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
         """Batches of random views with masks, for a ``DataLoader`` with ``batch_size=None``.
 
         Raises:
@@ -143,11 +162,11 @@ class ImageData:
         """
         if not self.streaming:
             raise ValueError("data.streaming=false: use pretrain_dataset")
-        stream: ImageStream = self.train  # type: ignore[assignment]  # what ``streaming`` has just told
+        stream: Stream = self.train  # type: ignore[assignment]  # what ``streaming`` has just told
         collate = self.pretrain_collate(mask, seed)
-        return StreamImages(stream, self.in_chans, self._pretrain_transform(), collate, plan, self.shuffle_buffer)
+        return StreamBatches(stream, self._pretrain_view(), collate, seed, plan, self.shuffle_buffer)
 
-    def eval_dataset(self, split: EvalSplit, img_size: int | None = None) -> EvalImages:
+    def eval_dataset(self, split: EvalSplit, img_size: int | None = None) -> EvalSamples:
         """The evaluation view of every image, for a ``DataLoader`` with ``eval_collate``.
 
         Args:
@@ -165,7 +184,7 @@ class ImageData:
                 '"train" give the training images labels (class directories, data.label_column, no streaming)'
             )
         size = self.img_size if img_size is None else img_size
-        return EvalImages(source, self.in_chans, EvalTransform(size, self.crop_pct, self._normalize()))
+        return EvalSamples(source, EvalView(self.in_chans, EvalTransform(size, self.crop_pct, self._normalize())))
 
     @property
     def eval_collate(self) -> EvalCollate:
@@ -191,17 +210,21 @@ class ImageData:
         images = self.eval_dataset(split, size)
         count = len(images) if max_samples is None else min(max_samples, len(images))
         chosen = (images[i * len(images) // count] for i in range(count))
-        pairs = [(sample.image.flatten(), sample.label) for sample in chosen if sample.image is not None]
+        pairs = [(sample.inputs.flatten(), sample.label) for sample in chosen if sample.inputs is not None]
         labelled = [(pixels, label) for pixels, label in pairs if label is not None]
         if not labelled:
             return torch.empty(0, self.in_chans * size * size), torch.empty(0, dtype=torch.int64)
         return torch.stack([pixels for pixels, _ in labelled]), torch.tensor([label for _, label in labelled])
 
+    def assets(self) -> dict[str, str]:
+        """Nothing but the configuration need go with an encoder of images."""
+        return {}
+
     def bad_sample_counter(self) -> BadSampleCounter:
         """A counter for ``Batch.skipped`` with this data's limit."""
         return BadSampleCounter(self.max_bad_fraction, self.num_samples)
 
-    def _train_images(self) -> ImageSource:
+    def _train_images(self) -> Source:
         if self.streaming:
             raise ValueError("data.streaming=true: use pretrain_stream")
         return self.train  # type: ignore[return-value]  # what ``streaming`` has just told
@@ -209,6 +232,6 @@ class ImageData:
     def _normalize(self) -> Normalize:
         return Normalize(tuple(self.mean), tuple(self.std))
 
-    def _pretrain_transform(self) -> PretrainTransform:
+    def _pretrain_view(self) -> PretrainView:
         low, high = self.crop_scale
-        return PretrainTransform(self.img_size, (low, high), self.hflip, self._normalize())
+        return PretrainView(self.in_chans, PretrainTransform(self.img_size, (low, high), self.hflip, self._normalize()))

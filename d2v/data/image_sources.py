@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -22,39 +22,6 @@ from PIL import Image
 from d2v.data.bad_samples import BadSample
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-
-
-class ImageSource(Protocol):
-    """Images by number.
-
-    Attributes:
-        class_names: name of every label, or None where there are no labels.
-    """
-
-    class_names: tuple[str, ...] | None
-
-    def __len__(self) -> int: ...
-
-    def load(self, index: int) -> Image.Image:
-        """The decoded image, in whatever mode it is stored. Raises BadSample."""
-
-    def label(self, index: int) -> int | None:
-        """The image's class, an index into ``class_names``, or None if it has none."""
-
-    def name(self, index: int) -> str:
-        """What the image is called in messages: a path relative to the root, or an id."""
-
-
-class ImageStream(Protocol):
-    """Images in a fixed order, read but not decoded until asked for; iteration is one pass over the data."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-    def decode(self, record: Any) -> Image.Image:
-        """The decoded image of a record that iteration gave. Raises BadSample."""
-
-    def name(self, index: int) -> str:
-        """What the ``index``-th record is called in messages."""
 
 
 def decode_image(file: str | os.PathLike[str] | bytes) -> Image.Image:

@@ -10,20 +10,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2v.data.bad_samples import BadSample, BadSampleCounter, TooManyBadSamples
+from d2v.data.datasets import Source, Stream
 from d2v.data.hf_images import HFImages, HFImageStream
 from d2v.data.image_data import IMAGENET_MEAN, IMAGENET_STD, ImageData
-from d2v.data.image_datasets import EvalCollate, EvalImages, ImageSample, PretrainCollate, PretrainImages, StreamImages
-from d2v.data.image_sources import ImageFolder, ImageSource, ImageStream, SampleImages, require_directory
-from d2v.data.sampler import sample_rng
-from d2v.data.transforms import EvalTransform, Normalize, PretrainTransform
-
-__all__ = [
-    "BadSample", "BadSampleCounter", "EvalCollate", "EvalImages", "EvalTransform", "HFImageStream", "HFImages",
-    "ImageData", "ImageFolder", "ImageSample", "ImageSource", "ImageStream", "Normalize", "PretrainCollate",
-    "PretrainImages", "PretrainTransform", "SampleImages", "StreamImages", "TooManyBadSamples", "hf_images",
-    "image_folder", "imagenet", "sample_rng", "samples",
-]  # fmt: skip
+from d2v.data.image_sources import ImageFolder, SampleImages, require_directory
 
 
 def samples(
@@ -212,8 +202,8 @@ def hf_images(
         ValueError: ``datasets`` is not installed, split or columns do not exist or are ambiguous, or a value is out of
             its range.
     """
-    train: ImageSource | ImageStream
-    probe_train: ImageSource | None = None
+    train: Source | Stream
+    probe_train: Source | None = None
     if streaming:
         train = HFImageStream(path, split, image_column)
     else:

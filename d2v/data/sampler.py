@@ -4,6 +4,7 @@ A run reads one endless stream of samples. Position n of the stream belongs to e
 ``n % num_samples``-th sample of that epoch's permutation. Micro-batch b of rank r is the run of ``micro_batch_size``
 positions that starts at ``(b * world_size + r) * micro_batch_size``, so an optimizer step covers the same positions
 however its global batch is split over devices and accumulation, and a resumed run goes on where it stopped.
+``LengthSampler`` does the same for samples of different lengths, step by step.
 
 We deviate from torch's DistributedSampler on purpose: it pads or drops samples at every epoch's end, and its order
 depends on the number of ranks.
@@ -11,9 +12,11 @@ depends on the number of ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -47,24 +50,65 @@ class SampleKey(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
 
 
-@dataclass(kw_only=True, eq=False)
-class BatchPlan:
-    """Which positions of the endless stream each micro-batch of this rank covers.
+@dataclass(frozen=True)
+class BatchSplit:
+    """How a global batch is spread over ``world_size`` devices and ``accumulate`` micro-batches on each.
 
     Attributes:
-        micro_batch_size: samples a micro-batch, on one device.
+        micro_batch_size: samples, or seconds of audio, on a device at a time.
+        accumulate: micro-batches of an optimizer step on a device.
+        world_size: devices.
+    """
+
+    micro_batch_size: float
+    accumulate: int
+    world_size: int
+
+
+def split_batch(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchSplit:
+    """Derive gradient accumulation for batches that are counted in samples.
+
+    Args:
+        global_batch_size: samples per optimizer step, over all devices; what a recipe fixes.
+        micro_batch_size: at most so many samples on a device at a time; None for all of its share at once.
+        world_size: devices.
+
+    Raises:
+        ValueError: the global batch cannot be spread evenly.
+    """
+    for key, value in (("global_batch_size", global_batch_size), ("micro_batch_size", micro_batch_size)):
+        if value is not None and value != int(value):
+            raise ValueError(f"{key}={value}: this data counts samples; give a whole number")
+    if global_batch_size < 1 or global_batch_size % world_size:
+        below = max(1, global_batch_size // world_size) * world_size
+        raise ValueError(
+            f"global_batch_size={global_batch_size} cannot be spread over {world_size} devices; "
+            f"choose a multiple, such as {below}"
+        )
+    if micro_batch_size is not None and micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size={micro_batch_size}: must be at least 1, or null for no accumulation")
+    share = int(global_batch_size) // world_size
+    limit = share if micro_batch_size is None else min(int(micro_batch_size), share)
+    micro = next(size for size in range(limit, 0, -1) if share % size == 0)
+    return BatchSplit(micro, share // micro, world_size)
+
+
+@dataclass(kw_only=True, eq=False)
+class StepPlan:
+    """Which micro-batches this rank makes, of a run of optimizer steps.
+
+    Attributes:
         num_batches: micro-batches of this rank in the whole run, consumed ones included.
         start_batch: micro-batches already consumed; iteration starts there.
         rank: this process, in [0, world_size).
         world_size: processes (devices) that share the stream.
-        accumulate: micro-batches an optimizer step. It does not move any position, but runs start and stop between
-            optimizer steps, so ``num_batches`` and ``start_batch`` must be multiples of it.
+        accumulate: micro-batches an optimizer step. Runs start and stop between optimizer steps, so ``num_batches`` and
+            ``start_batch`` must be multiples of it.
 
     Raises:
         ValueError: a size is not positive, ``rank`` is no rank, or a count is not a whole number of optimizer steps.
     """
 
-    micro_batch_size: int
     num_batches: int
     start_batch: int = 0
     rank: int = 0
@@ -72,7 +116,7 @@ class BatchPlan:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch_size", "world_size", "accumulate"):
+        for name in ("world_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.rank < self.world_size:
@@ -104,6 +148,25 @@ class BatchPlan:
         # Consumed micro-batches count too: the trainer's progress counters, once resumed, do so as well.
         return self.num_batches
 
+
+@dataclass(kw_only=True, eq=False)
+class BatchPlan(StepPlan):
+    """Which positions of the endless stream each micro-batch of this rank covers.
+
+    Attributes:
+        micro_batch_size: samples a micro-batch, on one device. Accumulation does not move any position.
+
+    Raises:
+        ValueError: as StepPlan, or the micro-batch is empty.
+    """
+
+    micro_batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size={self.micro_batch_size}: must be at least 1")
+        super().__post_init__()
+
     def positions(self, batch: int) -> range:
         """Stream positions of micro-batch ``batch`` of this rank."""
         start = (batch * self.world_size + self.rank) * self.micro_batch_size
@@ -127,14 +190,11 @@ class StreamSampler(BatchPlan):
 
     num_samples: int
     seed: int = 0
-    _order: tuple[int, np.ndarray] | None = field(default=None, init=False, repr=False)
+    _order: _Permutations = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples={self.num_samples}: the data set is empty")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: must be at least 0")
+        self._order = _Permutations(self.num_samples, self.seed)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for batch in range(self.start_batch, self.num_batches):
@@ -142,10 +202,128 @@ class StreamSampler(BatchPlan):
 
     def key_at(self, position: int) -> SampleKey:
         """The sample at a position of the stream."""
-        epoch, place = divmod(position, self.num_samples)
-        return SampleKey(epoch, int(self._permutation(epoch)[place]))
+        return self._order[position]
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if self._order is None or self._order[0] != epoch:  # positions ascend: the last epoch's is all one needs
-            self._order = (epoch, sample_rng(self.seed, epoch, 0, RandomStream.ORDER).permutation(self.num_samples))
-        return self._order[1]
+
+class _Permutations:
+    """The endless stream of samples: one permutation an epoch.
+
+    Raises:
+        ValueError: the data set is empty or the seed negative.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}: the data set is empty")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: must be at least 0")
+        self.num_samples = num_samples
+        self.seed = seed
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> SampleKey:
+        epoch, place = divmod(position, self.num_samples)
+        if epoch != self._epoch:  # positions ascend: the last epoch's is all one needs
+            self._epoch = epoch
+            self._order = sample_rng(self.seed, epoch, 0, RandomStream.ORDER).permutation(self.num_samples)
+        return SampleKey(epoch, int(self._order[place]))
+
+
+class ClipKey(NamedTuple):
+    """What a data set of samples of different lengths needs to know to make one.
+
+    Attributes:
+        epoch: passes over the data set completed before this one.
+        index: the sample's number in the data set.
+        length: what the sample is to be cropped to, the same for all of an optimizer step.
+        step_size: samples of that optimizer step.
+    """
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+    length: int
+    step_size: int
+
+
+@dataclass(kw_only=True, eq=False)
+class LengthSampler(StepPlan):
+    """Batch sampler for samples of different lengths: an optimizer step holds samples of about the same length.
+
+    The endless stream of permuted samples is cut into pools of ``pool_size``; a pool is sorted by length and cut into
+    steps, which are shuffled. A step's samples are cropped to its shortest and hold at most ``step_length`` in all. It
+    is dealt evenly to micro-batches and ranks, so steps do not depend on how many there are. Every sample comes exactly
+    once per epoch.
+
+    Attributes:
+        lengths: of every sample, in any unit, as far as it is used.
+        step_length: most that an optimizer step holds, over all devices, in the same unit.
+        seed: with the epoch, it decides the order.
+        pool_size: samples that are sorted at a time; larger pools crop less and mix less. 0 for what makes 50 steps.
+
+    Raises:
+        ValueError: as StepPlan, the data set is empty or the seed negative, or a step of the longest samples holds
+            fewer than there are devices and micro-batches.
+    """
+
+    lengths: np.ndarray
+    step_length: int
+    seed: int = 0
+    pool_size: int = 0
+    _order: _Permutations = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._order = _Permutations(len(self.lengths), self.seed)
+        parts = self.world_size * self.accumulate
+        if self.step_length // int(self.lengths.max()) < parts:
+            raise ValueError(
+                f"global_batch_size holds {self.step_length // int(self.lengths.max())} of the longest samples, but "
+                f"{self.world_size} devices x {self.accumulate} accumulated micro-batches need one each: raise "
+                "global_batch_size, or lower data.max_seconds or the number of devices"
+            )
+        if self.pool_size < 1:
+            self.pool_size = max(1, math.ceil(50 * self.step_length / float(self.lengths.mean())))
+
+    def __iter__(self) -> Iterator[list[ClipKey]]:
+        first_step, last_step = self.start_batch // self.accumulate, self.num_batches // self.accumulate
+        step, pool = 0, 0
+        while step < last_step:
+            steps = self._steps(pool)
+            for keys in steps[max(0, first_step - step) : last_step - step]:
+                for part in np.array_split(np.arange(len(keys)), self.accumulate * self.world_size)[
+                    self.rank :: self.world_size
+                ]:
+                    yield [keys[i] for i in part]
+            step, pool = step + len(steps), pool + 1
+
+    def _steps(self, pool: int) -> list[list[ClipKey]]:
+        """The optimizer steps of a pool, in their order."""
+        keys = [self._order[position] for position in range(pool * self.pool_size, (pool + 1) * self.pool_size)]
+        lengths = self.lengths[[key.index for key in keys]]
+        rng = sample_rng(self.seed, pool, 1, RandomStream.ORDER)
+        order = np.lexsort((rng.random(len(keys)), lengths))  # ascending, ties broken at random
+        bounds = _cut(lengths[order], self.step_length)
+        steps = []
+        for start, stop in pairwise(bounds):
+            chosen = [keys[i] for i in rng.permutation(order[start:stop])]
+            length = int(lengths[order[start]])
+            steps.append([ClipKey(key.epoch, key.index, length, stop - start) for key in chosen])
+        return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def _cut(ascending: np.ndarray, step_length: int) -> list[int]:
+    """Bounds of steps that hold at most ``step_length`` once cropped to their shortest: as few as can be, and even."""
+
+    def bounds(limit: int) -> list[int]:
+        found = [0]
+        while found[-1] < len(ascending):
+            found.append(min(len(ascending), found[-1] + max(1, limit // int(ascending[found[-1]]))))
+        return found
+
+    fewest = bounds(step_length)
+    low, high = int(ascending.max()), step_length  # the smallest limit that needs no more steps
+    while high - low > max(1, step_length // 1000):
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(bounds(middle)) <= len(fewest) else (middle, high)
+    return bounds(high)

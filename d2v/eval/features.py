@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from d2v.types import Batch, EncoderOutput
 
-Layers = Literal["last", "average", "all"] | int
+Layers = Literal["last", "average", "concat", "all"] | int
 Pool = Literal["mean", "cls", "none"]
 
-_LAYER_NAMES = ("last", "average", "all")
+_LAYER_NAMES = ("last", "average", "concat", "all")
 _POOL_NAMES = ("mean", "cls", "none")
 
 
@@ -56,7 +56,8 @@ def extract(
     Args:
         encoder: called as ``encoder(batch, return_layers=bool)``, returns an ``EncoderOutput``.
         batches: what to encode. Masks in the batches are ignored: probes read whole samples.
-        layers: "last", the encoder's final features; "average", the mean over all blocks' outputs; "all", every
+        layers: "last", the encoder's final features; "average", the mean over all blocks' outputs; "concat", all of
+            them side by side, L * D features; "all", every
             block's output, stacked; or one block's index, 0 the first, negative from the end.
         pool: "mean" over the patch tokens that are not padding; "cls", the first prefix token; "none", all tokens,
             prefix tokens first.
@@ -91,6 +92,33 @@ def extract(
                 progress(num_samples)
     # Concatenated outside inference mode: inside, the results could never be saved for a backward pass.
     return Features(_concatenate(features), _concatenate_labels(labels), torch.cat(sample_ids).cpu(), tuple(skipped))
+
+
+def extract_frames(
+    encoder: nn.Module, batches: Iterable[Batch], *, layers: Layers = "last", device: torch.device | str | None = None
+) -> tuple[list[Tensor], Tensor, tuple[str, ...]]:
+    """Every token of every sample, without padding and prefix tokens; otherwise as :func:`extract`.
+
+    Returns:
+        (T_i, D) float32 on the CPU for every sample, the sample ids (N,) int64, and what was skipped.
+    """
+    _check_options(layers, "none")
+    if layers == "all":
+        raise ValueError("probe.layers=all: frames are of one width; choose last, average, concat or a block's index")
+    device = _device_of(encoder) if device is None else torch.device(device)
+    frames: list[Tensor] = []
+    sample_ids: list[Tensor] = []
+    skipped: list[str] = []
+    with eval_mode(encoder), torch.inference_mode():
+        for batch in batches:
+            on_device = replace(batch, mask=None).to(device, non_blocking=True)
+            out: EncoderOutput = encoder(on_device, return_layers=layers != "last")
+            x = _select_layers(out, layers)[:, out.num_prefix_tokens :].float().cpu()
+            for i in range(len(x)):
+                frames.append(x[i] if batch.padding_mask is None else x[i][~batch.padding_mask[i]])
+            sample_ids.append(batch.sample_ids)
+            skipped.extend(batch.skipped)
+    return [x.clone() for x in frames], torch.cat(sample_ids), tuple(skipped)
 
 
 @contextmanager
@@ -182,7 +210,7 @@ def check_probe_data(train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Ten
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One line of a results table; accuracies and their standard deviations over seeds are fractions, 0 to 1.
+    """One line of a results table; rates and their standard deviations over seeds are fractions, usually 0 to 1.
 
     Attributes:
         name: what was probed, for example "data2vec 2.0, 50k steps".
@@ -190,6 +218,8 @@ class ProbeRow:
         knn: accuracy of the kNN probe, or None if it was not run.
         linear_std: its standard deviation over seeds, or None for a single run.
         knn_std: its standard deviation over seeds, or None for a single run.
+        letter_error: of the CTC probe, lower is better, or None if it was not run.
+        letter_error_std: its standard deviation over seeds, or None for a single run.
     """
 
     name: str
@@ -197,15 +227,25 @@ class ProbeRow:
     knn: float | None = None
     linear_std: float | None = None
     knn_std: float | None = None
+    letter_error: float | None = None
+    letter_error_std: float | None = None
+
+
+_COLUMNS = (("linear (%)", "linear"), ("kNN (%)", "knn"), ("letter error (%)", "letter_error"))
 
 
 def probe_table(rows: Iterable[ProbeRow]) -> str:
-    """A GitHub Markdown table of accuracies in percent, with "± std" where a standard deviation is known."""
-    cells = [("features", "linear (%)", "kNN (%)")]
+    """A GitHub Markdown table in percent, with "± std" where a standard deviation is known.
+
+    It has a column for every probe that any row has a result of.
+    """
+    rows = list(rows)
+    columns = [(title, name) for title, name in _COLUMNS if any(getattr(row, name) is not None for row in rows)]
+    cells = [["features", *(title for title, _ in columns)]]
     for row in rows:
         name = row.name.replace("|", "\\|").replace("\n", " ")
-        cells.append((name, _percent(row.linear, row.linear_std), _percent(row.knn, row.knn_std)))
-    name_width, *widths = (max(len(line[column]) for line in cells) for column in range(3))
+        cells.append([name, *(_percent(getattr(row, n), getattr(row, f"{n}_std")) for _, n in columns)])
+    name_width, *widths = (max(len(line[column]) for line in cells) for column in range(len(columns) + 1))
     lines = [
         "| "
         + " | ".join([line[0].ljust(name_width), *(c.rjust(w) for c, w in zip(line[1:], widths, strict=True))])
@@ -260,6 +300,8 @@ def _select_layers(out: EncoderOutput, layers: Layers) -> Tensor:
         raise ValueError(f"probe.layers={layers}, but this encoder returned no hidden states: set probe.layers=last")
     if layers == "all":
         return torch.stack(out.hidden_states, dim=1)
+    if layers == "concat":
+        return torch.cat(out.hidden_states, dim=-1)
     if layers == "average":
         # In float32: a sum over many blocks loses bits in half precision.
         return torch.stack(out.hidden_states).float().mean(0)

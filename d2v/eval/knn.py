@@ -63,12 +63,12 @@ def knn_accuracy(
         classes, train_ids = train_y.unique(return_inverse=True)
         num_correct = 0
         for queries, labels in zip(val_x.split(batch_size), val_y.split(batch_size), strict=True):
-            votes = _count_votes(queries @ train_x.T, train_ids, len(classes), k, temperature)
+            votes = count_votes(queries @ train_x.T, train_ids, len(classes), k, temperature)
             num_correct += int((classes[votes.argmax(1)] == labels).sum())
     return num_correct / len(val_x)
 
 
-def _count_votes(similarity: Tensor, train_ids: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
+def count_votes(similarity: Tensor, train_ids: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
     """(Q, num_classes) votes of each query's k most similar training samples; ``similarity`` is (Q, N)."""
     nearest, neighbours = similarity.topk(k, dim=1)
     # Relative to the nearest neighbour: the same winner, and no temperature makes exp overflow.

@@ -105,7 +105,7 @@ def _score_grid(train_x: Tensor, labels: np.ndarray, grid: list[float], seed: in
 
     Weakly regularised fits on many features are the slowest by far and rarely the best.
     """
-    is_inner_val = _split_stratified(labels, seed)
+    is_inner_val = split_stratified(labels, seed)
     if not is_inner_val.any():
         raise ValueError(
             f"{len(labels)} training samples, one a class, leave none to choose C on:"
@@ -124,7 +124,7 @@ def _score_grid(train_x: Tensor, labels: np.ndarray, grid: list[float], seed: in
     return accuracies
 
 
-def _split_stratified(labels: np.ndarray, seed: int) -> np.ndarray:
+def split_stratified(labels: np.ndarray, seed: int) -> np.ndarray:
     """(N,) bool, True = held out: a fifth of every class, rounded up, but never a class's last sample.
 
     scikit-learn's stratified splits refuse classes with a single sample.

@@ -193,9 +193,19 @@ def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    OmegaConf.save(OmegaConf.create(dict(config)), folder / CONFIG)
+    OmegaConf.save(OmegaConf.create(_write_files(dict(config), folder)), folder / CONFIG)
     (folder / CARD).write_text(card)
     return folder
+
+
+def _write_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Values of ``data`` that are whole JSON files (a tokenizer) become files beside the configuration."""
+    data = dict(config.get("data") or {})
+    for key, value in data.items():
+        if isinstance(value, str) and value.startswith("{"):
+            (folder / f"{key}.json").write_text(value, encoding="utf-8")
+            data[key] = f"{key}.json"
+    return {**config, "data": data}
 
 
 def load_export_config(folder: Path) -> dict[str, Any]:
@@ -207,6 +217,9 @@ def load_export_config(folder: Path) -> dict[str, Any]:
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=True)
     if not isinstance(config, dict) or "encoder" not in config:
         raise ValueError(f"{folder / CONFIG}: has no 'encoder' to build")
+    for key, value in (config.get("data") or {}).items():
+        if value == f"{key}.json" and (folder / value).is_file():
+            config["data"][key] = (folder / value).read_text(encoding="utf-8")
     return config
 
 

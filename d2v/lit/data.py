@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.sampler import BatchPlan, StreamSampler
+from d2v.data.sampler import BatchPlan, BatchSplit, StepPlan
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch
 
@@ -24,15 +24,33 @@ class PretrainData(Protocol):
     """What the trainer needs of a data set, whatever its modality (see :class:`d2v.data.images.ImageData`)."""
 
     @property
+    def batch_unit(self) -> str:
+        """What ``global_batch_size`` counts: "samples", or "seconds" of audio."""
+
+    @property
+    def size(self) -> float | None:
+        """The data to pretrain on, in ``batch_unit``; None for a stream."""
+
+    @property
+    def token_grid(self) -> tuple[int, ...]:
+        """How the tokens of one sample lie, of the longest where lengths differ."""
+
+    @property
+    def tokens_are(self) -> str:
+        """What ``token_grid`` says, in words for a summary: "each", or "up to"."""
+
+    @property
     def streaming(self) -> bool:
         """Whether ``pretrain_stream`` is to be used, not ``pretrain_dataset``."""
 
-    @property
-    def num_samples(self) -> int | None:
-        """Samples to pretrain on; None for a stream."""
+    def split_batch(self, global_batch_size: float, micro_batch_size: float | None, world_size: int) -> BatchSplit:
+        """Derive accumulation; ValueError naming key, value and fix."""
 
     def pretrain_dataset(self, seed: int) -> Dataset[Any]:
-        """Samples by :class:`d2v.data.sampler.SampleKey`."""
+        """Samples by the keys that ``pretrain_sampler`` gives."""
+
+    def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: int) -> StepPlan:
+        """Batches of keys; ``plan`` are the arguments of a :class:`StepPlan`."""
 
     def pretrain_collate(self, mask: MaskGenerator, seed: int) -> Any:
         """Samples to a batch with masks; ValueError if the masks do not fit the data."""
@@ -79,33 +97,31 @@ class PretrainDataModule(L.LightningDataModule):
     Args:
         data: the data set.
         mask: draws the masks, in the workers.
-        micro_batch_size: samples per device and forward pass.
+        split: how the global batch is spread.
         num_workers: processes that load and mask; 0 loads in the training process.
         seed: decides order, augmentation and masks.
     """
 
     def __init__(
-        self, data: PretrainData, mask: MaskGenerator, micro_batch_size: int, num_workers: int = 0, seed: int = 0
+        self, data: PretrainData, mask: MaskGenerator, split: BatchSplit, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__()
         self.data = data
         self.collate = data.pretrain_collate(mask, seed)
         self.mask = mask
-        self.micro_batch_size = micro_batch_size
+        self.split = split
         self.num_workers = num_workers
         self.seed = seed
-        self.samples_seen = 0
+        self.first_step = 0
         self.loader: TimedLoader | None = None
 
     def train_dataloader(self) -> TimedLoader:
         """Batches from where the run stands to its end."""
         trainer = self.trainer
         assert trainer is not None
-        share = self.micro_batch_size * trainer.world_size
-        plan: dict[str, Any] = {
-            "micro_batch_size": self.micro_batch_size,
+        plan = {
             "num_batches": trainer.max_steps * trainer.accumulate_grad_batches,
-            "start_batch": self.samples_seen // share,
+            "start_batch": self.first_step * trainer.accumulate_grad_batches,
             "rank": trainer.global_rank,
             "world_size": trainer.world_size,
             "accumulate": trainer.accumulate_grad_batches,
@@ -117,12 +133,10 @@ class PretrainDataModule(L.LightningDataModule):
         }
         loader: DataLoader[Any]
         if self.data.streaming:
-            stream = self.data.pretrain_stream(self.mask, self.seed, BatchPlan(**plan))
-            loader = DataLoader(stream, batch_size=None, **common)
+            stream_plan = BatchPlan(micro_batch_size=int(self.split.micro_batch_size), **plan)
+            loader = DataLoader(self.data.pretrain_stream(self.mask, self.seed, stream_plan), batch_size=None, **common)
         else:
-            num_samples = self.data.num_samples
-            assert num_samples is not None
-            sampler = StreamSampler(num_samples=num_samples, seed=self.seed, **plan)
+            sampler: Any = self.data.pretrain_sampler(self.seed, self.split, **plan)
             dataset = self.data.pretrain_dataset(self.seed)
             loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate, **common)
         self.loader = TimedLoader(loader, self.data.bad_sample_counter())
@@ -133,14 +147,13 @@ class PretrainDataModule(L.LightningDataModule):
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def state_dict(self) -> dict[str, Any]:
-        """Samples the finished optimizer steps have consumed, over all ranks, and how their batches were split."""
+        """Finished optimizer steps, and into how many micro-batches each was split on a device."""
         trainer = self.trainer
         assert trainer is not None
-        per_step = self.micro_batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        return {"samples_seen": trainer.global_step * per_step, "accumulate": trainer.accumulate_grad_batches}
+        return {"step": trainer.global_step, "accumulate": trainer.accumulate_grad_batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the samples already seen.
+        """Go on after the steps already done.
 
         Raises:
             ValueError: the checkpoint's run accumulated another number of micro-batches.
@@ -152,4 +165,4 @@ class PretrainDataModule(L.LightningDataModule):
                 f"this run accumulates {trainer.accumulate_grad_batches} micro-batches a step, the checkpoint's "
                 f"{state_dict['accumulate']}: resume with the same global_batch_size, micro_batch_size and devices"
             )
-        self.samples_seen = state_dict["samples_seen"]
+        self.first_step = state_dict["step"]

@@ -60,8 +60,7 @@ class PretrainModule(L.LightningModule):
         """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""
         self._seed_step(batch_idx)
         out = self.model(batch)
-        count = self.trainer.strategy.reduce(out.count.clone(), reduce_op="sum")
-        loss = out.loss_sum * self.trainer.world_size / count
+        loss = out.loss_sum * self.trainer.world_size / self._mean_count(out.count, batch)
         if self.should_log:
             mask = batch.mask
             assert mask is not None
@@ -72,6 +71,13 @@ class PretrainModule(L.LightningModule):
             self.log("train/masked_fraction", mask.ids_mask.shape[1] / mask.mask.shape[1])
             self.log_dict({"train/target_std": out.target_std, "train/pred_std": out.pred_std})
         return {"loss": loss, "features": out.features}
+
+    def _mean_count(self, count: Tensor, batch: Batch) -> Tensor:
+        """The masked tokens that ``world_size`` such micro-batches have on average, to divide the loss by."""
+        if batch.step_size is None:
+            return self.trainer.strategy.reduce(count.clone(), reduce_op="sum")
+        # Every sample of the step masks equally many tokens, so no other rank need be asked.
+        return count * batch.step_size / (len(batch.sample_ids) * self.trainer.accumulate_grad_batches)
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """As Lightning's, but loggers get a step's metrics once, at its end, under its own number (the first is 1)."""

@@ -11,7 +11,6 @@ import platform
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,41 +20,8 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
+from d2v.data.sampler import BatchSplit
 from d2v.version import __version__
-
-
-@dataclass(frozen=True)
-class BatchSplit:
-    """How a global batch is spread: ``micro_batch_size * accumulate * world_size`` samples an optimizer step."""
-
-    micro_batch_size: int
-    accumulate: int
-    world_size: int
-
-
-def split_batch(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchSplit:
-    """Derive gradient accumulation.
-
-    Args:
-        global_batch_size: samples per optimizer step, over all devices; what a recipe fixes.
-        micro_batch_size: at most so many samples on a device at a time; None for all of its share at once.
-        world_size: devices.
-
-    Raises:
-        ValueError: the global batch cannot be spread evenly.
-    """
-    if global_batch_size < 1 or global_batch_size % world_size:
-        below = max(1, global_batch_size // world_size) * world_size
-        raise ValueError(
-            f"global_batch_size={global_batch_size} cannot be spread over {world_size} devices; "
-            f"choose a multiple, such as {below}"
-        )
-    if micro_batch_size is not None and micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size={micro_batch_size}: must be at least 1, or null for no accumulation")
-    share = global_batch_size // world_size
-    limit = share if micro_batch_size is None else min(micro_batch_size, share)
-    micro = next(size for size in range(limit, 0, -1) if share % size == 0)
-    return BatchSplit(micro, share // micro, world_size)
 
 
 def choose_precision(precision: str, accelerator: str) -> str:
@@ -188,14 +154,15 @@ def summary(
     num_tokens = math.prod(data.token_grid)
     visible = mask.num_visible(num_tokens)
     batch = split.micro_batch_size * split.accumulate * split.world_size
-    samples = "streamed" if data.num_samples is None else f"{data.num_samples:,} samples"
-    epochs = "" if data.num_samples is None else f" = {trainer.max_steps * batch / data.num_samples:.1f} epochs"
+    unit = "" if data.batch_unit == "samples" else f" {data.batch_unit}"
+    size = "streamed" if data.size is None else f"{data.size:,.0f} {data.batch_unit}"
+    epochs = "" if data.size is None else f" = {trainer.max_steps * batch / data.size:.1f} epochs"
     lines = [
         f"model     encoder {millions(model.student)}, decoder {millions(model.decoders)} parameters",
-        f"data      {samples}, {num_tokens} tokens each; {mask.num_masks} masks a sample, "
+        f"data      {size}, {data.tokens_are} {num_tokens} tokens; {mask.num_masks} masks a sample, "
         f"{visible} tokens visible, {1 - visible / num_tokens:.1%} masked",
-        f"batch     {batch} = {split.micro_batch_size} x {split.accumulate} accumulated x {split.world_size} devices; "
-        f"{trainer.max_steps:,} steps{epochs}",
+        f"batch     {batch:g}{unit} = {split.micro_batch_size:g} x {split.accumulate} accumulated x {split.world_size} "
+        f"devices; {trainer.max_steps:,} steps{epochs}",
         f"loss      scale {model.loss_scale:.4g}, CLS weight {model.cls_loss_weight:g}",
         f"machine   {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, {trainer.precision}, "
         f"{threads} threads, {workers} data workers",

@@ -22,7 +22,6 @@ from d2v.objective.targets import check_target_norms, normalize_targets
 from d2v.objective.teacher import make_teacher, update_teacher
 from d2v.types import Batch, LossOutput
 
-
 TeacherScope = Literal["encoder", "context", "blocks"]
 
 

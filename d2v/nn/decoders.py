@@ -5,6 +5,7 @@ N views, T tokens on a grid, K visible, D encoder features, E decoder features
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -72,7 +73,7 @@ class ConvDecoder(nn.Module):
         )
         widths = [decoder_dim, *[int(decoder_dim * proj_ratio)] * (proj_depth - 1), embed_dim]
         layers: list[nn.Module] = []
-        for width, next_width in zip(widths, widths[1:], strict=False):
+        for width, next_width in pairwise(widths):
             layers += [nn.Linear(width, next_width), nn.GELU()]
         self.proj = nn.Sequential(*layers[:-1]) if proj_depth > 1 else layers[0]
         if proj_init_std is not None:

@@ -7,7 +7,7 @@ run's masks do not depend on the number of workers, devices or micro-batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
@@ -88,9 +88,7 @@ class _Blocks:
         _check_counts(self, prod(grid))
         lowest = -self._block_ratio
         if not lowest <= self.mask_ratio_adjust <= 1:
-            raise ValueError(
-                f"mask.mask_ratio_adjust={self.mask_ratio_adjust}: choose {lowest:.3f} (no blocks) to 1"
-            )
+            raise ValueError(f"mask.mask_ratio_adjust={self.mask_ratio_adjust}: choose {lowest:.3f} (no blocks) to 1")
         if not 1 <= self.mask_length <= min(grid):
             raise ValueError(
                 f"mask.mask_length={self.mask_length}: the token grid is {'x'.join(map(str, grid))}; "
@@ -213,15 +211,17 @@ def _check_counts(mask: MaskGenerator | _Blocks | RandomMask, num_tokens: int) -
     assert isinstance(mask, _Blocks | RandomMask)
     if not 0 < mask.mask_ratio < 1 or not 0 < mask.num_visible(num_tokens) < num_tokens:
         fitting = [n / 1000 for n in range(1, 1000) if _shows_and_hides(mask, n / 1000, num_tokens)]
-        choice = f"choose {fitting[0]:.3f} to {fitting[-1]:.3f}, smaller" if fitting else "choose smaller"
+        choice = (
+            f"choose a ratio from {fitting[0]:.3f} up to {fitting[-1]:.3f}, smaller" if fitting else "choose smaller"
+        )
         raise ValueError(
             f"mask.mask_ratio={mask.mask_ratio}: of {num_tokens} tokens at least one must stay visible and one be "
-            f"masked; {choice} tokens or larger inputs"
+            f"masked; {choice} patches or larger inputs"
         )
 
 
 def _shows_and_hides(mask: _Blocks | RandomMask, ratio: float, num_tokens: int) -> bool:
-    return 0 < type(mask)(mask_ratio=ratio).num_visible(num_tokens) < num_tokens
+    return 0 < replace(mask, mask_ratio=ratio).num_visible(num_tokens) < num_tokens
 
 
 def _exact_count(

@@ -12,8 +12,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import BadSample
-from d2v.data.image_datasets import StreamImages
-from d2v.data.images import HFImages, HFImageStream, ImageData, hf_images
+from d2v.data.datasets import StreamBatches
+from d2v.data.hf_images import HFImages, HFImageStream
+from d2v.data.image_data import ImageData
+from d2v.data.images import hf_images
 from d2v.data.sampler import BatchPlan
 from d2v.objective.masking import InverseBlockMask
 
@@ -150,7 +152,7 @@ def test_map_style_data(parquet):
 # --- streaming
 
 
-def stream(data: ImageData, **plan: int) -> StreamImages:
+def stream(data: ImageData, **plan: int) -> StreamBatches:
     full_plan = BatchPlan(**({"micro_batch_size": 4, "num_batches": 16} | plan))
     return data.pretrain_stream(MASK, 5, full_plan)
 

@@ -344,7 +344,7 @@ def test_making_a_sample_draws_nothing_from_torch():
 def test_workers_may_be_spawned():
     dataset = samples().pretrain_dataset(3)
     copy = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(copy[SampleKey(0, 7)].image, dataset[SampleKey(0, 7)].image)
+    assert torch.equal(copy[SampleKey(0, 7)].inputs, dataset[SampleKey(0, 7)].inputs)
 
 
 def test_a_resumed_run_sees_the_rest():
@@ -383,7 +383,7 @@ def test_a_bad_file_is_replaced_by_the_next_good_one(tmp_path):
     replaced = dataset[SampleKey(7, 2)]
     assert replaced.key == (7, 4)
     assert replaced.skipped == ("002.png: empty file", "003.png: empty file")
-    assert torch.equal(replaced.image, dataset[SampleKey(7, 4)].image)
+    assert torch.equal(replaced.inputs, dataset[SampleKey(7, 4)].inputs)
     assert dataset[SampleKey(0, 5)].key == (0, 0)  # round the end
     batch = data.pretrain_collate(MASK, 0)([dataset[SampleKey(0, i)] for i in range(6)])
     assert batch.sample_ids.tolist() == [0, 1, 4, 4, 4, 0]

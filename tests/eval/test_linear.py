@@ -45,13 +45,13 @@ def test_repeats_for_a_seed_and_does_not_depend_on_the_order_of_the_grid() -> No
     assert linear_probe(train_x, train_y, val_x, val_y, (1, 0.01)) == linear_probe(
         train_x, train_y, val_x, val_y, (0.01, 1, 1)
     )
-    splits = {linear._split_stratified(train_y.numpy(), seed).tobytes() for seed in (0, 0, 1)}
+    splits = {linear.split_stratified(train_y.numpy(), seed).tobytes() for seed in (0, 0, 1)}
     assert len(splits) == 2
 
 
 def test_split_holds_out_a_fifth_of_every_class_but_never_all_of_it() -> None:
     labels = np.array([0] * 100 + [1] * 11 + [2] * 2 + [3])
-    held_out = linear._split_stratified(labels, seed=0)
+    held_out = linear.split_stratified(labels, seed=0)
     assert [int(held_out[labels == label].sum()) for label in range(4)] == [20, 3, 1, 0]
 
 

@@ -155,11 +155,11 @@ def fit(*overrides: str, callbacks: list[L.Callback] | None = None, loggers: lis
         L.seed_everything(cfg.seed, verbose=False)
         data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
         trainer = setup.make_trainer(cfg.trainer, callbacks or [], loggers or [])
-        split = setup.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
+        split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
         trainer.accumulate_grad_batches = split.accumulate
         optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
         module = PretrainModule(model, optim, schedule, ema, cfg.seed)
-        datamodule = PretrainDataModule(data, mask, split.micro_batch_size, 0, cfg.seed)
+        datamodule = PretrainDataModule(data, mask, split, 0, cfg.seed)
     trainer.fit(module, datamodule)
     return Fit(module, datamodule, trainer)
 

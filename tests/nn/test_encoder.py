@@ -24,7 +24,7 @@ def test_masked_context_equals_gathering_by_hand(
     encoder, batch = make_encoder(**options).eval(), make_batch(3, 2)
     features = encoder.frontend("image").embed(batch.inputs)
     assert batch.mask is not None
-    result = encoder.context("image", features, batch.mask)
+    result = encoder.context("image", features, batch.mask)[0]
     for n, hidden in enumerate(batch.mask.mask):
         x = features[n // 2][~hidden][None]
         prefix = encoder.frontend("image").prefix_tokens
@@ -43,7 +43,9 @@ def test_hidden_tokens_do_not_reach_the_context(make_encoder: MakeEncoder, make_
     assert batch.mask is not None
     features = encoder.frontend("image").embed(batch.inputs)
     changed = features.masked_fill(batch.mask.mask[:, :, None], 1e6)
-    assert torch.equal(encoder.context("image", features, batch.mask), encoder.context("image", changed, batch.mask))
+    assert torch.equal(
+        encoder.context("image", features, batch.mask)[0], encoder.context("image", changed, batch.mask)[0]
+    )
 
 
 @torch.no_grad()
@@ -54,7 +56,7 @@ def test_order_of_the_visible_tokens_is_carried_through(make_encoder: MakeEncode
     features = encoder.frontend("image").embed(batch.inputs)
     order = torch.randperm(mask.ids_keep.shape[1])
     shuffled = TokenMask(mask.mask, mask.ids_keep[:, order], mask.ids_mask, mask.ids_restore, 2)
-    kept, moved = (encoder.context("image", features, m) for m in (mask, shuffled))
+    kept, moved = (encoder.context("image", features, m)[0] for m in (mask, shuffled))
     torch.testing.assert_close(moved[:, 0], kept[:, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(moved[:, 1:], kept[:, 1:][:, order], rtol=1e-4, atol=1e-5)
 
@@ -85,7 +87,7 @@ def test_forward_returns_everything_unmasked(
     assert torch.equal(encoder(batch).x, out.x)
     unmasked = Batch("image", batch.inputs, batch.sample_ids)
     assert torch.equal(encoder(unmasked).x, out.x)
-    x = encoder.context("image", encoder.frontend("image").embed(batch.inputs))
+    x = encoder.context("image", encoder.frontend("image").embed(batch.inputs))[0]
     for block, hidden in zip(encoder.blocks, out.hidden_states, strict=True):
         x = block(x)[0]
         assert torch.equal(x, hidden)

@@ -83,6 +83,7 @@ class SpeechFrontend(Frontend):
             nn.Conv1d(channels[i], c, k, stride=s, bias=False) for i, (c, k, s) in enumerate(self.conv_layers)
         )
         for conv in self.convs:
+            assert isinstance(conv, nn.Conv1d)
             nn.init.kaiming_normal_(conv.weight)
         self.conv_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels[1:])
         self.norm = nn.LayerNorm(channels[-1])

@@ -19,6 +19,8 @@ class TextFrontend(Frontend):
         max_positions: longest input, tokens.
         pad_id: the id of padding, in [0, vocab_size); its embeddings are never trained.
         drop_rate: dropout on the embeddings, drawn once a sample, for all of its masks and the teacher.
+        pos_init_std: standard deviation of the position embeddings at first; the released models' is that of the token
+            embeddings, .02, which makes half of what a fresh teacher's targets say a matter of position.
         num_prefix_tokens: learned tokens put before the text's own.
         input_drop_rate: dropout on the tokens that enter the prenet.
 
@@ -36,6 +38,7 @@ class TextFrontend(Frontend):
         max_positions: int = 512,
         pad_id: int = 1,
         drop_rate: float = 0.1,
+        pos_init_std: float = 0.02,
         num_prefix_tokens: int = 0,
         input_drop_rate: float = 0.0,
     ) -> None:
@@ -49,8 +52,8 @@ class TextFrontend(Frontend):
         self.token_embed = nn.Embedding(vocab_size, embed_dim, padding_idx=pad_id)
         # The ids of positions start after pad_id, which stands for "no position", as in the released models.
         self.pos_embed = nn.Embedding(max_positions + pad_id + 1, embed_dim, padding_idx=pad_id)
-        for embedding in (self.token_embed, self.pos_embed):
-            nn.init.normal_(embedding.weight, std=0.02)
+        for embedding, std in ((self.token_embed, 0.02), (self.pos_embed, pos_init_std)):
+            nn.init.normal_(embedding.weight, std=std)
             nn.init.zeros_(embedding.weight[pad_id])
         self.norm = nn.LayerNorm(embed_dim)
         self.drop = nn.Dropout(drop_rate)

@@ -1,0 +1,285 @@
+"""torch data sets over sources of any modality: what runs in the data workers.
+
+Everything random in a sample depends on (seed, epoch, sample id) alone, so the batches of a run are the same whatever
+the number of workers. A sample that cannot be read is replaced by the next one that can, as if that had been drawn, and
+reported in ``Batch.skipped``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from d2v.data.bad_samples import BadSample
+from d2v.data.sampler import BatchPlan, RandomStream, SampleKey, sample_rng
+from d2v.types import Batch
+
+_MAX_TRIES = 1000
+
+
+class Source(Protocol):
+    """Samples by number: images, waveforms, blocks of text.
+
+    Attributes:
+        class_names: name of every label, or None where there are no labels.
+    """
+
+    class_names: tuple[str, ...] | None
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Any:
+        """The decoded sample. Raises BadSample."""
+
+    def label(self, index: int) -> int | None:
+        """The sample's class, an index into ``class_names``, or None if it has none."""
+
+    def name(self, index: int) -> str:
+        """What the sample is called in messages: a path relative to the root, or an id."""
+
+
+class Stream(Protocol):
+    """Samples in a fixed order, read but not decoded until asked for; iteration is one pass over the data."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def decode(self, record: Any) -> Any:
+        """The decoded sample of a record that iteration gave. Raises BadSample."""
+
+    def name(self, index: int) -> str:
+        """What the ``index``-th record is called in messages."""
+
+
+# A random view of a decoded sample, drawn from its own generator; it may raise BadSample, too.
+RandomView = Callable[[Any, np.random.Generator], Tensor]
+# The one view for evaluation.
+FixedView = Callable[[Any], Tensor]
+
+
+class Sample(NamedTuple):
+    """One row of a batch to be.
+
+    Attributes:
+        inputs: what the frontend reads, without the batch axis; None if it could not be read (evaluation only).
+        key: epoch and number of the sample that was read.
+        label: its class, if it has one.
+        skipped: samples that could not be read and that this one stands for, as "name: reason".
+        step_size: ``Batch.step_size``.
+    """
+
+    inputs: Tensor | None
+    key: SampleKey
+    label: int | None = None
+    skipped: tuple[str, ...] = ()
+    step_size: int | None = None
+
+
+def skipped_in(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """``Batch.skipped`` of these samples."""
+    return tuple(entry for sample in samples for entry in sample.skipped)
+
+
+def labels_of(samples: Sequence[Sample]) -> Tensor | None:
+    """(B,) int64, or None if any sample lacks a label."""
+    labels = [sample.label for sample in samples if sample.label is not None]
+    return torch.tensor(labels, dtype=torch.int64) if len(labels) == len(samples) else None
+
+
+def first_good(
+    candidates: Iterable[int], make: Callable[[int], Tensor], name: Callable[[int], str]
+) -> tuple[int, Tensor, tuple[str, ...]]:
+    """The first candidate that can be read, its view, and "name: reason" of those before it.
+
+    Raises:
+        BadSample: none of the candidates can be read.
+    """
+    skipped: list[str] = []
+    for candidate in candidates:
+        try:
+            return candidate, make(candidate), tuple(skipped)
+        except BadSample as error:
+            skipped.append(f"{name(candidate)}: {error}")
+    if not skipped:
+        raise BadSample("there is no sample to take the place of one that cannot be read")
+    raise BadSample(f"{len(skipped)} samples in a row cannot be read, from {skipped[0]} to {skipped[-1]}")
+
+
+class PretrainSamples(Dataset[Sample]):
+    """One random view of every sample, by SampleKey.
+
+    Args:
+        source: the samples.
+        view: makes the view.
+        seed: the run's data seed.
+    """
+
+    def __init__(self, source: Source, view: RandomView, seed: int) -> None:
+        self.source = source
+        self.view = view
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """The view of this sample, or of the next good one. Raises BadSample after 1,000 bad ones or a full turn."""
+        epoch, index = key
+
+        def make(candidate: int) -> Tensor:
+            rng = sample_rng(self.seed, epoch, candidate, RandomStream.VIEW)
+            return self.view(self.source.load(candidate), rng)
+
+        turn = ((index + i) % len(self) for i in range(min(len(self), _MAX_TRIES)))
+        found, view, skipped = first_good(turn, make, self.source.name)
+        return Sample(view, SampleKey(epoch, found), skipped=skipped)
+
+
+class EvalSamples(Dataset[Sample]):
+    """The one evaluation view of every sample, with its label, by number.
+
+    Args:
+        source: the samples.
+        view: makes the view.
+    """
+
+    def __init__(self, source: Source, view: FixedView) -> None:
+        self.source = source
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        key = SampleKey(0, index)
+        try:
+            view = self.view(self.source.load(index))
+        except BadSample as error:
+            return Sample(None, key, skipped=(f"{self.source.name(index)}: {error}",))
+        return Sample(view, key, self.source.label(index))
+
+
+class _Row(NamedTuple):
+    key: SampleKey
+    record: Any
+
+
+class StreamBatches(IterableDataset[Batch]):
+    """Complete batches from a stream; for ``DataLoader(batch_size=None)``.
+
+    Worker w of W makes this rank's micro-batches w, w + W, ...: the order of batches does not depend on W. Every worker
+    reads the whole stream, but decodes only what it needs: not what other workers and ranks make, nor what was consumed
+    before a resume. A resumed run reads at most one epoch more than it needs, to count the rows.
+
+    Args:
+        stream: the samples, in the order they are stored.
+        view: makes the views.
+        collate: makes the batches.
+        seed: the run's data seed.
+        plan: which positions of the shuffled stream each batch covers.
+        shuffle_buffer: rows, still encoded, held by every worker to shuffle them: a row is drawn at random and the next
+            one read takes its place. 1 keeps the order.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        view: RandomView,
+        collate: Callable[[Sequence[Sample]], Batch],
+        seed: int,
+        plan: BatchPlan,
+        shuffle_buffer: int,
+    ) -> None:
+        self.stream = stream
+        self.view = view
+        self.collate = collate
+        self.seed = seed
+        self.plan = plan
+        self.shuffle_buffer = shuffle_buffer
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        batches = range(self.plan.start_batch + worker, self.plan.num_batches, num_workers)
+        if not batches:
+            return
+        first = self.plan.positions(batches[0]).start
+        window = _Window(self._rows(first), first)
+        for batch in batches:
+            positions = self.plan.positions(batch)
+            window.forget_before(positions.start)
+            yield self.collate([self._sample(window, position) for position in positions])
+
+    def _sample(self, window: _Window, position: int) -> Sample:
+        """The view at a position, or at the next one that can be read."""
+
+        def make(candidate: int) -> Tensor:
+            row = window[candidate]
+            return self.view(self.stream.decode(row.record), sample_rng(self.seed, *row.key, RandomStream.VIEW))
+
+        found, view, skipped = first_good(
+            islice(count(position), _MAX_TRIES), make, lambda p: self.stream.name(window[p].key.index)
+        )
+        return Sample(view, window[found].key, skipped=skipped)
+
+    def _rows(self, first: int) -> Iterator[_Row]:
+        """The endless stream from position ``first`` on."""
+        epoch, to_skip = 0, first
+        while True:
+            num_rows = 0
+            for row in self._epoch(epoch):
+                num_rows += 1
+                if num_rows > to_skip:
+                    yield row
+            if num_rows == 0:
+                raise ValueError("data.path: the stream has no rows; check data.path and data.split")
+            whole_epochs, to_skip = divmod(max(0, to_skip - num_rows), num_rows)
+            epoch += 1 + whole_epochs
+
+    def _epoch(self, epoch: int) -> Iterator[_Row]:
+        rows = (_Row(SampleKey(epoch, number), record) for number, record in enumerate(self.stream))
+        return _shuffle(rows, self.shuffle_buffer, sample_rng(self.seed, epoch, 0, RandomStream.ORDER))
+
+
+def _shuffle(rows: Iterable[_Row], buffer_size: int, rng: np.random.Generator) -> Iterator[_Row]:
+    buffer: list[_Row] = []
+    for row in rows:
+        if len(buffer) < buffer_size:
+            buffer.append(row)
+            continue
+        place = int(rng.integers(buffer_size))
+        yield buffer[place]
+        buffer[place] = row
+    for place in rng.permutation(len(buffer)):
+        yield buffer[place]
+
+
+class _Window:
+    """Rows of a stream by position, as far ahead as asked for, until they are forgotten."""
+
+    def __init__(self, rows: Iterator[_Row], first: int) -> None:
+        self._rows = rows
+        self._first = first
+        self._held: deque[_Row] = deque()
+
+    def __getitem__(self, position: int) -> _Row:
+        missing = position - self._first + 1 - len(self._held)
+        self._held.extend(islice(self._rows, max(0, missing)))
+        return self._held[position - self._first]
+
+    def forget_before(self, position: int) -> None:
+        while self._first < position:
+            if self._held:
+                self._held.popleft()
+            else:
+                next(self._rows)
+            self._first += 1

@@ -1,0 +1,95 @@
+"""Hugging Face data sets, whatever they hold: found, opened, and their columns chosen.
+
+``datasets`` is an optional dependency (extra ``d2v[hf]``), imported only when a source is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def load_hf(path: str, split: str, streaming: bool) -> Any:
+    """A ``datasets.Dataset`` or ``IterableDataset``.
+
+    Args:
+        path: name on the Hub, or a local directory of files, or what ``save_to_disk`` wrote.
+        split: for example "train".
+        streaming: read while it is used, instead of downloading first.
+
+    Raises:
+        FileNotFoundError: no such data set.
+        ValueError: ``datasets`` is not installed, or there is no such split.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"data.path={path}: needs the package datasets; pip install 'd2v[hf]'") from error
+
+    local = Path(path).expanduser()
+    if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+        return _load_saved(path, split, streaming)
+    if not local.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+        raise FileNotFoundError(f"data.path={path}: no such directory")
+    try:
+        return datasets.load_dataset(str(local) if local.is_dir() else path, split=split, streaming=streaming)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"data.path={path}: neither a local directory of parquet or other data files nor a data set on the Hugging "
+            f"Face Hub that this machine can reach; check the name, the network and `hf auth login` ({error})"
+        ) from error
+    except ValueError as error:
+        if "split" not in str(error).lower():
+            raise
+        raise ValueError(f"data.split={split}: no such split of data.path={path} ({error})") from error
+
+
+def _load_saved(path: str, split: str, streaming: bool) -> Any:
+    """What ``save_to_disk`` wrote: one data set, or one for each split."""
+    import datasets
+
+    data = datasets.load_from_disk(str(Path(path).expanduser()))
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise ValueError(f"data.split={split}: no such split of data.path={path}; it has {', '.join(data)}")
+        data = data[split]
+    return data.to_iterable_dataset() if streaming else data
+
+
+def features_of(data: Any) -> dict[str, Any]:
+    """The columns and their kinds; some formats tell only with their first rows."""
+    found: dict[str, Any] = data.features or data._resolve_features().features
+    return found
+
+
+def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequence[str]) -> str:
+    """The column to read, checked, or the only one of these types if None.
+
+    Args:
+        path: of the data set, for messages.
+        data: from :func:`load_hf`.
+        key: the config key that ``column`` was read from.
+        column: its value.
+        dtypes: Arrow types that fit, such as "string".
+
+    Raises:
+        ValueError: there is no such column, or not exactly one that fits.
+    """
+    features = features_of(data)
+    if column is not None:
+        if column not in features:
+            raise ValueError(f"{key}={column}: {path} has the columns {', '.join(features)}")
+        return column
+    fitting = [name for name, feature in features.items() if getattr(feature, "dtype", None) in dtypes]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"{key}=null: {path} has {len(fitting)} columns of type {dtypes[0]}; "
+            f"set {key} to one of {', '.join(fitting or features)}"
+        )
+    return fitting[0]
+
+
+def hf_fingerprint(data: Any, path: str, split: str) -> str:
+    """What changes when the data do, as far as ``datasets`` can tell."""
+    return f"{path} {split} {getattr(data, '_fingerprint', '')}"

@@ -1,0 +1,286 @@
+"""Speech by configuration: one factory for each kind, all of them making a ``SpeechData``.
+
+A factory checks everything it can, so that a wrong path, length or pattern fails before training starts. Its keywords
+are the keys of ``conf/data/<factory>.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from d2v.data.audio_sources import (
+    AudioClips,
+    audio_files,
+    librispeech_clips,
+    librispeech_folder,
+    manifest_clips,
+    prompt_clips,
+    read_prompt,
+    require_folder,
+)
+from d2v.data.datasets import Stream
+from d2v.data.hf_audio import HFAudioStream, hf_clips
+from d2v.data.speech_data import SpeechData, check_seconds
+
+Convs = Sequence[Sequence[int]]
+
+
+def samples_speech(
+    *,
+    conv_layers: Convs,
+    sample_rate: int = 16000,
+    min_seconds: float = 0.5,
+    max_seconds: float = 4.0,
+    eval_max_seconds: float = 60.0,
+    pool_size: int = 0,
+    max_bad_fraction: float = 0.01,
+) -> SpeechData:
+    """The spoken prompts that ship with the package: 24 minutes of one speaker, with transcripts.
+
+    Args:
+        conv_layers: as in SpeechData, like all that follow.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    check_seconds(min_seconds, max_seconds)
+    min_samples = round(min_seconds * sample_rate)
+    train = AudioClips(read_prompt, prompt_clips("train"), sample_rate, min_samples)
+    return SpeechData(
+        train=train,
+        probe_train=train,
+        val=AudioClips(read_prompt, prompt_clips("val"), sample_rate, min_samples),
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        eval_max_seconds=eval_max_seconds,
+        conv_layers=conv_layers,
+        pool_size=pool_size,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+def librispeech(
+    root: str,
+    *,
+    train: Sequence[str] | str,
+    val: Sequence[str] | str | None,
+    probe_train: Sequence[str] | str | None = None,
+    download: bool = False,
+    conv_layers: Convs,
+    sample_rate: int = 16000,
+    min_seconds: float = 2.0,
+    max_seconds: float = 20.0,
+    eval_max_seconds: float = 60.0,
+    pool_size: int = 0,
+    max_bad_fraction: float = 0.01,
+) -> SpeechData:
+    """LibriSpeech as its site and torchaudio give it: part/<speaker>/<chapter>/*.flac with *.trans.txt.
+
+    Args:
+        root: the folder that holds the parts, or LibriSpeech/ with the parts.
+        train: parts to pretrain on, such as "train-clean-100".
+        val: parts to evaluate probes on, or None.
+        probe_train: parts to train probes on; ``train`` if None.
+        download: fetch parts that are missing, by torchaudio.
+        conv_layers: as in SpeechData, like all that follow.
+
+    Raises:
+        FileNotFoundError: a part is not there, or could not be fetched.
+        ValueError: an utterance has no transcript, or a value is out of its range.
+    """
+    check_seconds(min_seconds, max_seconds)
+    if not download:
+        require_folder(root, "data.root")
+
+    def clips(parts: Sequence[str] | str, key: str, min_samples: int) -> AudioClips:
+        names = [parts] if isinstance(parts, str) else list(parts)
+        if download:
+            _download(root, [name for name in names if librispeech_folder(root, name) is None], key)
+        listed = [clip for name in names for clip in librispeech_clips(root, name, key)]
+        return AudioClips(partial(_below, Path(root).expanduser()), listed, sample_rate, min_samples, key=key)
+
+    shortest = round(min_seconds * sample_rate)
+    pretrained_on = clips(train, "data.train", shortest)
+    return SpeechData(
+        train=pretrained_on,
+        probe_train=pretrained_on if probe_train is None else clips(probe_train, "data.probe_train", 1),
+        val=None if val is None else clips(val, "data.val", 1),
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        eval_max_seconds=eval_max_seconds,
+        conv_layers=conv_layers,
+        pool_size=pool_size,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+def _below(root: Path, name: str) -> Path:
+    return root / name
+
+
+def _download(root: str, parts: Sequence[str], key: str) -> None:
+    from torchaudio.datasets import LIBRISPEECH
+
+    folder = Path(root).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        try:
+            LIBRISPEECH(folder, url=part, download=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise FileNotFoundError(
+                f"{key}={part}: could not be fetched ({error}); check the name and the network, or unpack it below "
+                f"data.root={root} yourself"
+            ) from error
+
+
+def audio_folder(
+    root: str,
+    *,
+    val_root: str | None = None,
+    label_pattern: str | None = None,
+    group_pattern: str | None = None,
+    conv_layers: Convs,
+    sample_rate: int = 16000,
+    min_seconds: float = 2.0,
+    max_seconds: float = 20.0,
+    eval_max_seconds: float = 60.0,
+    pool_size: int = 0,
+    max_bad_fraction: float = 0.01,
+) -> SpeechData:
+    """Any tree of audio files: wav, flac, ogg, mp3 and what else libsndfile reads.
+
+    Args:
+        root: the folder.
+        val_root: a folder to evaluate probes on, or None.
+        label_pattern: regular expression whose group is a clip's label, searched in its path below ``root``; None for
+            no labels.
+        group_pattern: likewise for its group, such as the speaker; probes then hold out every group in turn.
+        conv_layers: as in SpeechData, like all that follow.
+
+    Raises:
+        FileNotFoundError: there is no folder, or no audio file in it.
+        ValueError: a pattern does not match, or a value is out of its range.
+    """
+    check_seconds(min_seconds, max_seconds)
+    shortest = round(min_seconds * sample_rate)
+
+    def clips(folder: str, key: str, min_samples: int, names: tuple[str, ...] | None = None) -> AudioClips:
+        base = require_folder(folder, key)
+        return AudioClips(
+            partial(_below, base), audio_files(folder, key), sample_rate, min_samples, label_pattern, group_pattern,
+            names, f"{key}={folder}",
+        )  # fmt: skip
+
+    train = clips(root, "data.root", shortest)
+    return SpeechData(
+        train=train,
+        probe_train=train if label_pattern is not None else None,
+        val=None if val_root is None else clips(val_root, "data.val_root", 1, train.class_names),
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        eval_max_seconds=eval_max_seconds,
+        conv_layers=conv_layers,
+        pool_size=pool_size,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+def audio_manifest(
+    manifest: str,
+    *,
+    conv_layers: Convs,
+    sample_rate: int = 16000,
+    min_seconds: float = 2.0,
+    max_seconds: float = 20.0,
+    eval_max_seconds: float = 60.0,
+    pool_size: int = 0,
+    max_bad_fraction: float = 0.01,
+) -> SpeechData:
+    """Audio files listed with their lengths, so that none need be opened before it is used.
+
+    Args:
+        manifest: a tsv as fairseq has them: the root folder on the first line, then path<TAB>number of samples. A root
+            that is not absolute is looked for beside the manifest.
+        conv_layers: as in SpeechData, like all that follow.
+
+    Raises:
+        FileNotFoundError: no such manifest or root.
+        ValueError: a line or a value is not as it should be.
+    """
+    check_seconds(min_seconds, max_seconds)
+    root, listed = manifest_clips(manifest, sample_rate, "data.manifest")
+    shortest = round(min_seconds * sample_rate)
+    return SpeechData(
+        train=AudioClips(partial(_below, root), listed, sample_rate, shortest, key=f"data.manifest={manifest}"),
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        eval_max_seconds=eval_max_seconds,
+        conv_layers=conv_layers,
+        pool_size=pool_size,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+def hf_audio(
+    path: str,
+    split: str = "train",
+    *,
+    val_split: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    streaming: bool = False,
+    shuffle_buffer: int = 1000,
+    crop_seconds: float = 10.0,
+    conv_layers: Convs,
+    sample_rate: int = 16000,
+    min_seconds: float = 2.0,
+    max_seconds: float = 20.0,
+    eval_max_seconds: float = 60.0,
+    pool_size: int = 0,
+    max_bad_fraction: float = 0.01,
+) -> SpeechData:
+    """A Hugging Face data set of audio.
+
+    Args:
+        path: name on the Hub, or a local directory of parquet or audio files, or what ``save_to_disk`` wrote.
+        split: to train on.
+        val_split: to evaluate probes on, or None; never streamed.
+        audio_column: the only column of audio if None.
+        text_column: of transcripts; None for none.
+        streaming: read while training instead of downloading first. Lengths are not known then: every clip is cropped
+            to ``crop_seconds``, and shorter ones are skipped.
+        shuffle_buffer: rows that every worker holds, still encoded, to shuffle a stream.
+        crop_seconds: of a stream.
+        conv_layers: as in SpeechData, like all that follow.
+
+    Raises:
+        FileNotFoundError: no such data set.
+        ValueError: ``datasets`` is not installed, split or columns do not exist, or a value is out of its range.
+    """
+    check_seconds(min_seconds, max_seconds, crop_seconds)
+    shortest = round(min_seconds * sample_rate)
+    train: AudioClips | Stream
+    if streaming:
+        train = HFAudioStream(path, split, audio_column, sample_rate)
+    else:
+        train = hf_clips(path, split, audio_column, text_column, sample_rate, shortest)
+    return SpeechData(
+        train=train,
+        probe_train=train if isinstance(train, AudioClips) and train.has_transcripts else None,
+        val=None if val_split is None else hf_clips(path, val_split, audio_column, text_column, sample_rate, 1),
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        crop_seconds=crop_seconds,
+        eval_max_seconds=eval_max_seconds,
+        conv_layers=conv_layers,
+        pool_size=pool_size,
+        max_bad_fraction=max_bad_fraction,
+        shuffle_buffer=shuffle_buffer,
+    )

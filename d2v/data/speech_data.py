@@ -1,0 +1,424 @@
+"""``SpeechData``: clips of speech and how they become batches; the only part of speech data the trainer sees."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from d2v.data.audio_sources import AudioClips
+from d2v.data.bad_samples import BadSample, BadSampleCounter
+from d2v.data.datasets import EvalSamples, Sample, Stream, StreamBatches, first_good, labels_of, skipped_in
+from d2v.data.sampler import (
+    BatchPlan,
+    BatchSplit,
+    ClipKey,
+    LengthSampler,
+    RandomStream,
+    SampleKey,
+    sample_rng,
+)
+from d2v.objective.masking import MaskGenerator
+from d2v.types import Batch, TokenMask, num_frames
+
+log = logging.getLogger(__name__)
+
+MODALITY = "speech"
+_MAX_TRIES = 1000
+
+ConvLayers = tuple[tuple[int, ...], ...]
+
+
+def normalize(waveform: np.ndarray) -> Tensor:
+    """(S,) float32 of zero mean and unit variance."""
+    x = torch.from_numpy(waveform)
+    return F.layer_norm(x, x.shape)
+
+
+def crop(waveform: np.ndarray, length: int, rng: np.random.Generator) -> Tensor:
+    """A random stretch of a clip, which is normalised as a whole.
+
+    Raises:
+        BadSample: the clip is shorter than ``length``.
+    """
+    if len(waveform) < length:
+        raise BadSample(f"holds {len(waveform)} samples, fewer than the {length} it was listed for")
+    start = int(rng.integers(len(waveform) - length + 1))
+    return normalize(waveform)[start : start + length]
+
+
+class PretrainClips(Dataset[Sample]):
+    """A random crop of every clip, by ClipKey.
+
+    Args:
+        clips: the clips.
+        seed: the run's data seed.
+    """
+
+    def __init__(self, clips: AudioClips, seed: int) -> None:
+        self.clips = clips
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key: ClipKey) -> Sample:
+        """A crop of this clip, or of the next good one that is long enough."""
+
+        def make(candidate: int) -> Tensor:
+            rng = sample_rng(self.seed, key.epoch, candidate, RandomStream.VIEW)
+            return crop(self.clips.load(candidate), key.length, rng)
+
+        turn = ((key.index + i) % len(self) for i in range(min(len(self), _MAX_TRIES)))
+        long_enough = (candidate for candidate in turn if self.clips.lengths[candidate] >= key.length)
+        found, view, skipped = first_good(long_enough, make, self.clips.name)
+        return Sample(view, SampleKey(key.epoch, found), skipped=skipped, step_size=key.step_size)
+
+
+@dataclass(frozen=True)
+class CropView:
+    """A random crop of a fixed length, for streams.
+
+    Attributes:
+        length: samples.
+    """
+
+    length: int
+
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """(length,) float32. Raises BadSample for shorter clips."""
+        if len(waveform) < self.length:
+            raise BadSample(f"shorter than {self.length} samples (data.crop_seconds)")
+        return crop(waveform, self.length, rng)
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """A whole clip.
+
+    Attributes:
+        min_samples: the least that holds a frame.
+        max_samples: longer clips are bad samples: what is said in them would not be cut with them.
+    """
+
+    min_samples: int
+    max_samples: int
+
+    def __call__(self, waveform: np.ndarray) -> Tensor:
+        """(S,) float32. Raises BadSample for clips that are too short or too long."""
+        if len(waveform) < self.min_samples:
+            raise BadSample(f"{len(waveform)} samples do not hold one frame")
+        if len(waveform) > self.max_samples:
+            raise BadSample(f"{len(waveform)} samples, more than data.eval_max_seconds allows")
+        return normalize(waveform)
+
+
+@dataclass(frozen=True)
+class PretrainCollate:
+    """Crops of one length to a batch, with every clip's masks.
+
+    Attributes:
+        mask_generator: draws the masks.
+        conv_layers: of the encoder: what a frame is.
+        seed: the run's data seed.
+    """
+
+    mask_generator: MaskGenerator
+    conv_layers: ConvLayers
+    seed: int
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of B crops with B * num_masks masks, sample-major."""
+        inputs = torch.stack([sample.inputs for sample in samples if sample.inputs is not None])
+        rngs = [sample_rng(self.seed, *sample.key, RandomStream.MASK) for sample in samples]
+        mask = torch.from_numpy(self.mask_generator((num_frames(inputs.shape[1], self.conv_layers),), rngs))
+        return Batch(
+            modality=MODALITY,
+            inputs=inputs,
+            sample_ids=torch.tensor([sample.key.index for sample in samples]),
+            mask=TokenMask.from_bool(mask, self.mask_generator.num_masks),
+            skipped=skipped_in(samples),
+            step_size=samples[0].step_size,
+        )
+
+
+@dataclass(frozen=True)
+class EvalCollate:
+    """Clips to a batch, padded with zeros to the longest.
+
+    Attributes:
+        conv_layers: of the encoder: what a frame is.
+    """
+
+    conv_layers: ConvLayers
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of up to ``len(samples)`` clips, in order; labels None if any clip lacks one."""
+        good = [sample for sample in samples if sample.inputs is not None]
+        clips = [sample.inputs for sample in samples if sample.inputs is not None]
+        inputs = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True) if clips else torch.empty(0, 1)
+        frames = torch.tensor([num_frames(len(clip), self.conv_layers) for clip in clips])
+        padding_mask = torch.arange(num_frames(inputs.shape[1], self.conv_layers)) >= frames.unsqueeze(1)
+        return Batch(
+            modality=MODALITY,
+            inputs=inputs,
+            sample_ids=torch.tensor([sample.key.index for sample in good], dtype=torch.int64),
+            padding_mask=padding_mask if bool(padding_mask.any()) else None,
+            labels=labels_of(good),
+            skipped=skipped_in(samples),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechData:
+    """Clips of speech, and how they become batches.
+
+    Attributes:
+        train: clips to pretrain on; a stream has no length and no access by number; None where there are only clips to
+            probe with.
+        probe_train: clips with labels or transcripts to train probes on, or None.
+        val: such clips to evaluate probes on, or None. With groups and without ``val``, every group of ``probe_train``
+            is held out in turn.
+        sample_rate: Hz.
+        max_seconds: longer clips are cropped to this in training.
+        min_seconds: shorter clips are left out.
+        crop_seconds: length of every crop of a stream.
+        eval_max_seconds: longer clips are not evaluated.
+        conv_layers: of the encoder: (channels, kernel size, stride) of each convolution, which say what a frame is.
+        pool_size: clips that are sorted by length at a time; 0 for what makes 50 optimizer steps.
+        max_bad_fraction: highest tolerated share of clips that cannot be read.
+        shuffle_buffer: rows that every worker holds to shuffle a stream; unused otherwise.
+
+    Raises:
+        ValueError: a value is out of its range.
+        TooManyBadSamples: more clips cannot be read than ``max_bad_fraction`` allows.
+    """
+
+    modality: ClassVar[str] = MODALITY
+    batch_unit: ClassVar[str] = "seconds"
+    tokens_are: ClassVar[str] = "up to"
+    input_name: ClassVar[str] = "log-mel features"
+    eval_batch_size: ClassVar[int] = 16
+
+    train: AudioClips | Stream | None
+    probe_train: AudioClips | None = None
+    val: AudioClips | None = None
+    sample_rate: int = 16000
+    max_seconds: float = 20.0
+    min_seconds: float = 2.0
+    crop_seconds: float = 10.0
+    eval_max_seconds: float = 60.0
+    conv_layers: Sequence[Sequence[int]] = field(default=())
+    pool_size: int = 0
+    max_bad_fraction: float = 0.01
+    shuffle_buffer: int = 1000
+
+    def __post_init__(self) -> None:
+        layers = tuple(tuple(int(value) for value in layer) for layer in self.conv_layers)
+        object.__setattr__(self, "conv_layers", layers)
+        check_seconds(self.min_seconds, self.max_seconds, self.crop_seconds)
+        if num_frames(self._samples(self.min_seconds), layers) < 1:
+            raise ValueError(f"data.min_seconds={self.min_seconds}: such a clip holds no frame; raise it")
+        for name in ("max_bad_fraction",):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be between 0 and 1")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"data.shuffle_buffer={self.shuffle_buffer}: must be at least 1 (1 keeps the order)")
+        for name, clips in (("train", self.train), ("probe_train", self.probe_train), ("val", self.val)):
+            if isinstance(clips, AudioClips) and not (name == "probe_train" and clips is self.train):
+                self._report(clips)
+
+    def _report(self, clips: AudioClips) -> None:
+        """Name what the list had to leave out, and stop if it is too much."""
+        total = len(clips) + len(clips.bad) + len(clips.too_short)
+        for entry in BadSampleCounter(self.max_bad_fraction, total).update(clips.bad):
+            log.warning("skipped %s", entry)
+        if clips.too_short:
+            log.warning(
+                "left out %d of %d clips shorter than data.min_seconds=%g: %s%s",
+                len(clips.too_short), total, self.min_seconds, ", ".join(clips.too_short[:5]),
+                ", ..." if len(clips.too_short) > 5 else "",
+            )  # fmt: skip
+
+    def _samples(self, seconds: float) -> int:
+        return round(seconds * self.sample_rate)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether to train on ``pretrain_stream`` and not on ``pretrain_dataset``."""
+        return self.train is not None and not isinstance(self.train, AudioClips)
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        return np.minimum(self._clips().lengths, self._samples(self.max_seconds))
+
+    @property
+    def size(self) -> float | None:
+        """Seconds to pretrain on; None for a stream."""
+        return None if self.streaming else float(self._lengths.sum() / self.sample_rate)
+
+    @property
+    def token_grid(self) -> tuple[int]:
+        """Frames of the longest crop."""
+        longest = self._samples(self.crop_seconds) if self.streaming else int(self._lengths.max())
+        return (num_frames(longest, self.conv_layers),)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of every label, or None where there are none."""
+        labelled = self.probe_train or self.val
+        return None if labelled is None else labelled.class_names
+
+    def split_batch(self, global_batch_size: float, micro_batch_size: float | None, world_size: int) -> BatchSplit:
+        """Derive gradient accumulation for batches that are counted in seconds of audio.
+
+        Args:
+            global_batch_size: seconds per optimizer step, over all devices; what a recipe fixes.
+            micro_batch_size: at most so many seconds on a device at a time; None for all of its share at once.
+            world_size: devices.
+
+        Raises:
+            ValueError: a device's share does not hold the longest crop.
+        """
+        longest = self.crop_seconds if self.streaming else float(self._lengths.max() / self.sample_rate)
+        share = global_batch_size / world_size
+        if share < longest:
+            raise ValueError(
+                f"global_batch_size={global_batch_size:g} seconds are {share:g} for each of {world_size} devices, but "
+                f"a clip takes up to {longest:g}: choose at least {longest * world_size:g}, or lower data.max_seconds"
+            )
+        if micro_batch_size is not None and micro_batch_size < longest:
+            raise ValueError(
+                f"micro_batch_size={micro_batch_size:g} seconds: a clip takes up to {longest:g}; choose at least that, "
+                "or lower data.max_seconds"
+            )
+        accumulate = 1 if micro_batch_size is None else int(-(-share // micro_batch_size))
+        if self.streaming:  # equally many crops in every micro-batch
+            crops = max(1, int(share / accumulate / self.crop_seconds))
+            return BatchSplit(crops, accumulate, world_size)
+        return BatchSplit(share / accumulate, accumulate, world_size)
+
+    def pretrain_dataset(self, seed: int) -> PretrainClips:
+        """Random crops by ClipKey. Raises ValueError if the data is a stream."""
+        return PretrainClips(self._clips(), seed)
+
+    def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: int) -> LengthSampler:
+        """Batches of ClipKeys: clips of about the same length."""
+        seconds = split.micro_batch_size * split.accumulate * split.world_size
+        return LengthSampler(
+            lengths=self._lengths, step_length=self._samples(seconds), seed=seed, pool_size=self.pool_size, **plan
+        )
+
+    def pretrain_collate(self, mask: MaskGenerator, seed: int) -> PretrainCollate:
+        """Crops to a batch with masks. Raises ValueError if no such masks exist for the shortest or longest crop."""
+        shortest = self._samples(self.crop_seconds) if self.streaming else int(self._lengths.min())
+        for frames in (num_frames(shortest, self.conv_layers), *self.token_grid):
+            mask.validate((frames,))
+        return PretrainCollate(mask, self.conv_layers, seed)  # type: ignore[arg-type]  # made tuples above
+
+    def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
+        """Batches of random crops with masks, for a ``DataLoader`` with ``batch_size=None``."""
+        if self.train is None or isinstance(self.train, AudioClips):
+            raise ValueError("data.streaming=false: use pretrain_dataset")
+        collate = self.pretrain_collate(mask, seed)
+        view = CropView(self._samples(self.crop_seconds))
+        return StreamBatches(self.train, view, collate, seed, plan, self.shuffle_buffer)
+
+    def eval_dataset(self, split: Literal["train", "val"]) -> EvalSamples:
+        """Every whole clip, for a ``DataLoader`` with ``eval_collate``.
+
+        Args:
+            split: "train" (``probe_train``, or all training clips if none has a label) or "val".
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        clips = self._eval_clips(split)
+        return EvalSamples(clips, EvalView(self._min_eval_samples, self._samples(self.eval_max_seconds)))
+
+    @property
+    def eval_collate(self) -> EvalCollate:
+        """Clips to a padded batch."""
+        return EvalCollate(self.conv_layers)  # type: ignore[arg-type]  # made tuples above
+
+    @property
+    def _min_eval_samples(self) -> int:
+        return next(n for n in range(1, 10**9) if num_frames(n, self.conv_layers) > 0)
+
+    def _eval_clips(self, split: str) -> AudioClips:
+        clips: Any = self.val if split == "val" else self.probe_train
+        if clips is None and split == "train" and not self.streaming:
+            clips = self.train
+        if clips is None:
+            raise ValueError(
+                f"split={split!r}: this data has no such clips; set data.val_root, or choose another split"
+            )
+        return clips
+
+    def raw(self, split: Literal["train", "val"]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of 40 log-mels, (N, 80) float32, and labels (N,) int64."""
+        frames, ids = self.raw_frames(split)
+        features = torch.stack([torch.cat([x.mean(0), x.std(0)]) for x in frames])
+        labels = [self._eval_clips(split).label(i) for i in ids.tolist()]
+        return features, torch.tensor([-1 if label is None else label for label in labels])
+
+    def raw_frames(self, split: Literal["train", "val"]) -> tuple[list[Tensor], Tensor]:
+        """40 log-mels every 20 ms of every clip that can be read, (T, 40) float32 each, and sample ids (N,) int64."""
+        dataset = self.eval_dataset(split)
+        samples = [dataset[i] for i in range(len(dataset))]
+        mel = _LogMel(self.sample_rate)
+        kept = [(mel(sample.inputs), sample.key.index) for sample in samples if sample.inputs is not None]
+        return [frames for frames, _ in kept], torch.tensor([index for _, index in kept])
+
+    def assets(self) -> dict[str, str]:
+        """Nothing but the configuration need go with an encoder of speech."""
+        return {}
+
+    def bad_sample_counter(self) -> BadSampleCounter:
+        """A counter for ``Batch.skipped`` with this data's limit."""
+        return BadSampleCounter(self.max_bad_fraction, None if self.streaming else len(self._clips()))
+
+    def _clips(self) -> AudioClips:
+        if not isinstance(self.train, AudioClips):
+            what = (
+                "streaming=true: use pretrain_stream" if self.streaming else "root=null: there are no clips to train on"
+            )
+            raise ValueError(f"data.{what}")
+        return self.train
+
+
+class _LogMel:
+    """Logarithms of 40 mel bands, every 20 ms."""
+
+    def __init__(self, sample_rate: int) -> None:
+        import torchaudio.transforms
+
+        self._mel = torchaudio.transforms.MelSpectrogram(
+            sample_rate,
+            n_fft=sample_rate // 40,
+            hop_length=sample_rate // 50,
+            n_mels=40,
+            f_max=min(8000, sample_rate / 2),
+        )
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """(S,) -> (T, 40)."""
+        bands: Tensor = self._mel(waveform)
+        return (bands + 1e-5).log().T.contiguous()
+
+
+def check_seconds(min_seconds: float, max_seconds: float, crop_seconds: float = 1.0) -> None:
+    """Raise ValueError, naming the key and the fix, unless 0 < min <= max and the crop is positive."""
+    if not 0 < min_seconds <= max_seconds:
+        raise ValueError(
+            f"data.min_seconds={min_seconds}, data.max_seconds={max_seconds}: choose 0 < min_seconds <= max_seconds"
+        )
+    if not crop_seconds > 0:
+        raise ValueError(f"data.crop_seconds={crop_seconds}: must be above 0")

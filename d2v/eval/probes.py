@@ -1,0 +1,131 @@
+"""Which probes a data set allows, and running them: one row of a results table each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from d2v.eval.ctc import ctc_probe
+from d2v.eval.features import ProbeRow
+from d2v.eval.knn import knn_accuracy
+from d2v.eval.linear import linear_probe
+from d2v.eval.tfidf import tfidf_knn, tfidf_linear
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to probe.
+
+    Attributes:
+        linear: fit a linear classifier.
+        knn: look at the nearest neighbours.
+        ctc: fit a linear layer to letters, on frames.
+        k: neighbours that vote.
+        temperature: of the votes.
+        c_grid: inverse regularisations of the linear classifier to choose from.
+        ctc_epochs: passes over the training clips.
+        seed: of the linear classifier's inner split, and of the order of clips.
+    """
+
+    linear: bool = True
+    knn: bool = True
+    ctc: bool = False
+    k: int = 20
+    temperature: float = 0.07
+    c_grid: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    ctc_epochs: int = 60
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What is classified.
+
+    Attributes:
+        x: (N, D) features; or texts, which become TF-IDF vectors.
+        y: (N,) int class labels.
+    """
+
+    x: Tensor | Sequence[str]
+    y: Tensor
+
+
+Split = tuple[Labelled, Labelled]  # training, validation
+
+
+def classify(name: str, splits: Sequence[Split], settings: Settings) -> ProbeRow:
+    """The accuracies of the linear and kNN probes, over all splits together.
+
+    Args:
+        name: of the row.
+        splits: one, or one for every group that is held out in turn.
+        settings: which probes, and how.
+    """
+    return ProbeRow(
+        name,
+        _pooled(splits, lambda train, val: _linear(train, val, settings)) if settings.linear else None,
+        _pooled(splits, lambda train, val: _knn(train, val, settings)) if settings.knn else None,
+    )
+
+
+def _pooled(splits: Sequence[Split], accuracy: Callable[[Labelled, Labelled], float]) -> float:
+    """Share of all validation samples that are classified correctly."""
+    counts = [len(val.y) for _, val in splits]
+    return sum(accuracy(*split) * n for split, n in zip(splits, counts, strict=True)) / sum(counts)
+
+
+def _linear(train: Labelled, val: Labelled, settings: Settings) -> float:
+    if isinstance(train.x, Tensor) and isinstance(val.x, Tensor):
+        return linear_probe(train.x, train.y, val.x, val.y, settings.c_grid, settings.seed).accuracy
+    return tfidf_linear(_texts(train.x), train.y, _texts(val.x), val.y, seed=settings.seed)
+
+
+def _knn(train: Labelled, val: Labelled, settings: Settings) -> float:
+    if isinstance(train.x, Tensor) and isinstance(val.x, Tensor):
+        return knn_accuracy(train.x, train.y, val.x, val.y, settings.k, settings.temperature)
+    return tfidf_knn(_texts(train.x), train.y, _texts(val.x), val.y, settings.k, settings.temperature)
+
+
+def _texts(x: Tensor | Sequence[str]) -> list[str]:
+    assert not isinstance(x, Tensor)
+    return list(x)
+
+
+def hold_out_groups(data: Labelled, groups: Sequence[str]) -> list[Split]:
+    """A split for every group: trained on the others, evaluated on it.
+
+    Raises:
+        ValueError: there is only one group.
+    """
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise ValueError(f"data.group_pattern found only the group {names[0]!r}; to hold one out takes at least two")
+
+    def part(chosen: Tensor) -> Labelled:
+        if isinstance(data.x, Tensor):
+            return Labelled(data.x[chosen], data.y[chosen])
+        return Labelled([data.x[i] for i in chosen.nonzero().flatten().tolist()], data.y[chosen])
+
+    held_out = [torch.tensor([group == name for group in groups]) for name in names]
+    return [(part(~mask), part(mask)) for mask in held_out]
+
+
+def transcribe(
+    name: str,
+    train: tuple[Sequence[Tensor], Sequence[str]],
+    val: tuple[Sequence[Tensor], Sequence[str]],
+    settings: Settings,
+) -> ProbeRow:
+    """The letter error of the CTC probe.
+
+    Args:
+        name: of the row.
+        train: frames and texts of the training clips.
+        val: of the validation clips.
+        settings: how.
+    """
+    probe = ctc_probe(*train, *val, epochs=settings.ctc_epochs, seed=settings.seed)
+    return ProbeRow(name, letter_error=probe.letter_error)

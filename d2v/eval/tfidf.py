@@ -1,0 +1,72 @@
+"""The baseline of text: counts of words, weighted by how rare they are (TF-IDF), under the same two probes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from d2v.eval.knn import count_votes
+from d2v.eval.linear import split_stratified
+
+
+def tfidf_linear(
+    train_texts: Sequence[str],
+    train_y: Tensor,
+    val_texts: Sequence[str],
+    val_y: Tensor,
+    c_grid: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0),
+    seed: int = 0,
+) -> float:
+    """Accuracy of logistic regression, its strength chosen on a held-out fifth of the training texts.
+
+    Args:
+        train_texts: N texts to fit on.
+        train_y: (N,) int class labels.
+        val_texts: V texts to classify.
+        val_y: (V,) int class labels.
+        c_grid: inverse L2 strengths to try.
+        seed: of the split that chooses.
+    """
+    labels = train_y.numpy()
+    is_inner = split_stratified(labels, seed)
+    inner_train = [text for text, held_out in zip(train_texts, is_inner, strict=True) if not held_out]
+    inner_val = [text for text, held_out in zip(train_texts, is_inner, strict=True) if held_out]
+    x, z = _vectors(inner_train, inner_val)
+    scores = {c: _fit(c, x, labels[~is_inner]).score(z, labels[is_inner]) for c in c_grid}
+    best = max(scores, key=lambda c: scores[c])
+    x, z = _vectors(train_texts, val_texts)
+    return float(_fit(best, x, labels).score(z, val_y.numpy()))
+
+
+def tfidf_knn(
+    train_texts: Sequence[str],
+    train_y: Tensor,
+    val_texts: Sequence[str],
+    val_y: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Accuracy of weighted kNN by cosine, as :func:`d2v.eval.knn.knn_accuracy`."""
+    x, z = _vectors(train_texts, val_texts)
+    classes, train_ids = train_y.unique(return_inverse=True)
+    num_correct = 0
+    for start in range(0, z.shape[0], 512):
+        similarity = torch.from_numpy(np.asarray((z[start : start + 512] @ x.T).todense(), dtype=np.float32))
+        votes = count_votes(similarity, train_ids, len(classes), min(k, len(train_y)), temperature)
+        num_correct += int((classes[votes.argmax(1)] == val_y[start : start + 512]).sum())
+    return num_correct / len(val_y)
+
+
+def _vectors(train_texts: Sequence[str], val_texts: Sequence[str]) -> tuple[Any, Any]:
+    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    return vectorizer.fit_transform(train_texts), vectorizer.transform(val_texts)
+
+
+def _fit(c: float, x: Any, y: np.ndarray) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=300).fit(x, y)
