@@ -70,7 +70,7 @@ class PretrainModule(L.LightningModule):
             self.log_dict({f"train/loss_{name}": value / out.count for name, value in out.terms.items()})
             self.log("train/masked_fraction", mask.ids_mask.shape[1] / mask.mask.shape[1])
             self.log_dict({"train/target_std": out.target_std, "train/pred_std": out.pred_std})
-        return {"loss": loss, "features": out.features}
+        return {"loss": loss, "features": out.features, "local_features": out.local_features}
 
     def _mean_count(self, count: Tensor, batch: Batch) -> Tensor:
         """The masked tokens that ``world_size`` such micro-batches have on average, to divide the loss by."""

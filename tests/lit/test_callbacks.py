@@ -34,12 +34,13 @@ class Log:
     def log(self, name: str, value: Any, **_: Any) -> None:
         self.logged[-1][name] = float(value)
 
-    def end_batch(self, callback: Any, features: torch.Tensor) -> None:
-        """A micro-batch ends."""
+    def end_batch(self, callback: Any, features: torch.Tensor, local: torch.Tensor | None = None) -> None:
+        """A micro-batch ends; the frontend's features are healthy ones if not given."""
         self.batch_idx += 1
         self.logged.append({})
         self.trainer.global_step = (self.batch_idx + 1) // self.trainer.accumulate_grad_batches
-        callback.on_train_batch_end(self.trainer, self, {"features": features}, None, self.batch_idx)
+        outputs = {"features": features, "local_features": _features(0, 64) if local is None else local}
+        callback.on_train_batch_end(self.trainer, self, outputs, None, self.batch_idx)
 
 
 def _features(seed: int, n: int = 8, d: int = 6, spread: float = 1.0) -> torch.Tensor:
@@ -81,6 +82,16 @@ def _watch(monitor: HealthMonitor, spreads: list[float], every: int = 1, accumul
     for i, spread in enumerate(spreads):
         log.end_batch(monitor, _features(i, n=64, spread=spread))
     return log
+
+
+def test_guard_watches_the_frontend_on_its_own() -> None:
+    log, monitor = Log(), HealthMonitor(window=64, check_every_n_steps=1, patience=3)
+    for i, spread in enumerate([0.5, 0.5, 0.001, 0.001]):
+        log.end_batch(monitor, _features(i, n=64), _features(i, n=64, spread=spread))
+    with pytest.raises(Collapse, match=r"the frontend has collapsed at step 5.*train/frontend_spread"):
+        log.end_batch(monitor, _features(4, n=64), _features(4, n=64, spread=0.001))
+    assert log.logged[-1]["train/frontend_spread"] < 0.01 < log.logged[0]["train/frontend_spread"]
+    assert log.logged[-1]["train/frontend_rank"] < log.logged[0]["train/frontend_rank"]
 
 
 @pytest.mark.parametrize("end", [0.0, 0.02, float("nan")])

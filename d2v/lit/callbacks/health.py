@@ -21,17 +21,24 @@ class Collapse(RuntimeError):
     """The student gives (almost) the same features to every sample; the message says what to do."""
 
 
+_SUBJECTS = {
+    "features": ("the features have", "different samples' features"),
+    "frontend": ("the frontend has", "its features of different tokens"),
+}
+
+
 class HealthMonitor(L.Callback):
-    """Logs ``train/effective_rank`` (RankMe) and ``train/relative_spread``, and stops a run that has collapsed.
+    """Logs ``train/{effective_rank,relative_spread}`` and stops a run that has collapsed.
 
     Measured over the samples of the last optimizer steps, one mean-pooled view of each, and averaged over ranks. A
     fresh encoder has a spread from its inputs (about .5 for images) and a healthy run keeps it; a collapsed one falls
-    to almost 0, whatever its loss, its targets and its predictions do.
+    to almost 0, whatever its loss, its targets and its predictions do. ``train/frontend_{rank,spread}`` say the same of
+    the frontend's local features, over tokens of the last step: a convolutional one can die on its own.
 
     Args:
         window: samples to measure over, as far as they have been seen.
-        check_every_n_steps: optimizer steps between two looks at the spread.
-        min_spread: the run is stopped when the spread stays below this share of what it was at first; None for never.
+        check_every_n_steps: optimizer steps between two looks at the spreads.
+        min_spread: the run is stopped when a spread stays below this share of what it was at first; None for never.
         patience: for this many looks in a row.
 
     Raises:
@@ -51,14 +58,14 @@ class HealthMonitor(L.Callback):
         self.min_spread = min_spread
         self.patience = patience
         self._features: deque[Tensor] = deque()
-        self._first_spread: float | None = None
-        self._num_below = 0
+        self._first_spread: dict[str, float] = {}
+        self._num_below: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run judges by."""
         return {
-            "first_spread": self._first_spread,
-            "num_below": self._num_below,
+            "first_spread": dict(self._first_spread),
+            "num_below": dict(self._num_below),
             "features": [features.cpu() for features in self._features],
         }
 
@@ -86,24 +93,28 @@ class HealthMonitor(L.Callback):
         logged = is_logged(trainer, step)
         if not logged and step % self.check_every_n_steps:
             return
-        features = torch.cat(list(self._features))
-        spread = trainer.strategy.reduce(relative_spread(features), reduce_op="mean")
-        if logged:
-            pl_module.log("train/effective_rank", effective_rank(features), sync_dist=True)
-            pl_module.log("train/relative_spread", spread)
-        self._judge(float(spread), step)
+        measured = (
+            ("features", "effective_rank", "relative_spread", torch.cat(list(self._features))),
+            ("frontend", "frontend_rank", "frontend_spread", outputs["local_features"]),
+        )
+        for part, rank_name, spread_name, features in measured:
+            spread = trainer.strategy.reduce(relative_spread(features), reduce_op="mean")
+            if logged:
+                pl_module.log(f"train/{rank_name}", effective_rank(features), sync_dist=True)
+                pl_module.log(f"train/{spread_name}", spread)
+            self._judge(part, spread_name, float(spread), step)
 
-    def _judge(self, spread: float, step: int) -> None:
+    def _judge(self, part: str, spread_name: str, spread: float, step: int) -> None:
         if self.min_spread is None:
             return
-        if self._first_spread is None:
-            self._first_spread = spread
-        alive = spread >= self.min_spread * self._first_spread  # false for NaN
-        self._num_below = 0 if alive else self._num_below + 1
-        if self._num_below >= self.patience:
+        first = self._first_spread.setdefault(part, spread)
+        alive = spread >= self.min_spread * first  # false for NaN
+        self._num_below[part] = 0 if alive else self._num_below.get(part, 0) + 1
+        if self._num_below[part] >= self.patience:
+            subject, what = _SUBJECTS[part]
             raise Collapse(
-                f"the features have collapsed at step {step}: different samples' features differ by {spread:.3g} of "
-                f"their size, at the start by {self._first_spread:.3g} (train/relative_spread; limit: "
+                f"{subject} collapsed at step {step}: {what} differ by {spread:.3g} of "
+                f"their size, at the start by {first:.3g} (train/{spread_name}; limit: "
                 f"callbacks.health.min_spread={self.min_spread} of the start). What helps, in this order: a lower "
                 "optim.lr; a longer schedule.warmup_steps; trainer.gradient_clip_val=4; a slower teacher "
                 "(ema.decay_start and ema.decay_end closer to 1); instance norm in model.layer_norms. "
