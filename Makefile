@@ -16,7 +16,7 @@ help: ## list the targets
 # The stamps are files, so that an unchanged pyproject.toml installs nothing again.
 $(VENV)/.demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[plots]'
+	$(BIN)/python -m pip install --quiet --editable '.[plots,speech,text]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml
@@ -26,7 +26,7 @@ $(VENV)/.dev: pyproject.toml
 
 install: $(VENV)/.dev ## install d2v with every extra and the development tools into .venv
 
-demo: $(VENV)/.demo ## pretrain for a few minutes on the images that ship, probe, draw pictures (MODALITY=image SEED=0)
+demo: $(VENV)/.demo ## pretrain for minutes on samples that ship, probe, draw pictures (MODALITY=image|speech|text SEED=0)
 	$(BIN)/python scripts/demo.py $(MODALITY) --seed $(SEED)
 
 test: $(VENV)/.dev ## run the tests

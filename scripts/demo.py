@@ -14,18 +14,27 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Subset
 
 from d2v.cli.loading import load_trained
-from d2v.data.sampler import SampleKey
-from d2v.eval.features import extract
+from d2v.data.sampler import RandomStream, SampleKey, sample_rng
+from d2v.eval.features import extract, extract_frames
 from d2v.eval.figures import plot_curves, plot_masks, plot_pca
+from d2v.eval.figures_sequences import plot_clips, plot_texts
 from d2v.interop.native import Checkpoint, build
+from d2v.nn.encoder import Encoder
+from d2v.objective.masking import MaskGenerator
 
-EXPERIMENTS = {"image": "image_tiny"}
+# The experiment, and overrides of pretraining and of the probes.
+DEMOS = {
+    "image": ("image_tiny", ["callbacks=probe", "callbacks.probe.every_n_steps=500"]),
+    "speech": ("speech_tiny", []),
+    "text": ("text_tiny", []),
+}
 CONF = Path(__file__).parents[1] / "conf"
 BUDGET_S = 330  # of training: six minutes with the start and the online probe
 TRIAL_STEPS = 30
@@ -34,14 +43,14 @@ TRIAL_STEPS = 30
 def main() -> None:
     """Run the demo of one modality."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modality", nargs="?", default="image", choices=sorted(EXPERIMENTS))
+    parser.add_argument("modality", nargs="?", default="image", choices=sorted(DEMOS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     parser.add_argument("overrides", nargs="*", help="more overrides for d2v pretrain")
     args = parser.parse_args()
 
     run_dir = args.output / f"{args.modality}_seed{args.seed}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    name = EXPERIMENTS[args.modality]
+    name, extras = DEMOS[args.modality]
     experiment = [f"experiment={name}", f"seed={args.seed}", *args.overrides]
     max_steps = affordable_steps(experiment, name)
     run(
@@ -49,10 +58,10 @@ def main() -> None:
         *experiment,
         f"hydra.run.dir={run_dir}",
         f"trainer.max_steps={max_steps}",
-        "callbacks=probe",
-        "callbacks.probe.every_n_steps=500",
+        *extras,
     )
-    run("evaluate", f"checkpoint={run_dir}", f"hydra.run.dir={run_dir}/evaluate", f"seed={args.seed}")
+    probe = [f"hydra.run.dir={run_dir}/evaluate", f"seed={args.seed}", "probe.layers=concat"]
+    run("evaluate", f"checkpoint={run_dir}", *probe)
     print("\npictures:")
     for path in draw(run_dir):
         print(f"  {path}")
@@ -79,27 +88,59 @@ def run(*arguments: str) -> None:
     print(f"({time.monotonic() - start:.0f} s)", flush=True)
 
 
-def draw(run_dir: Path, num_images: int = 8) -> list[Path]:
-    """The run's curves, images with their masks, and patch features as colours."""
+def draw(run_dir: Path) -> list[Path]:
+    """The run's curves, and samples with their masks and features."""
     trained = load_trained(str(run_dir), "student")
     config = Checkpoint.load(trained.path).config
     data, mask = build(config["data"]), build(config["mask"])
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    draw_samples = {"image": draw_images, "speech": draw_clips, "text": draw_texts}[data.modality]
+    pictures = run_dir / "pictures"
+    curves = plot_curves(run_dir / "metrics.csv", pictures / "curves.png")
+    return [curves, *draw_samples(trained.encoder, data, mask, config["seed"], pictures)]
 
-    dataset, collate = data.pretrain_dataset(config["seed"]), data.pretrain_collate(mask, config["seed"])
-    batch = collate([dataset[SampleKey(epoch=0, index=index)] for index in range(num_images)])
+
+def draw_images(
+    encoder: Encoder, data: Any, mask: MaskGenerator, seed: int, pictures: Path, count: int = 8
+) -> list[Path]:
+    """Training images with their masks; held-out ones with their patch features as colours."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    dataset, collate = data.pretrain_dataset(seed), data.pretrain_collate(mask, seed)
+    batch = collate([dataset[SampleKey(epoch=0, index=index)] for index in range(count)])
     views = (batch.inputs * std + mean).clamp(0, 1)
 
-    val = data.eval_dataset("val")
-    loader = DataLoader(Subset(val, range(num_images * 4)), batch_size=num_images * 4, collate_fn=data.eval_collate)
+    loader = DataLoader(
+        Subset(data.eval_dataset("val"), range(count * 4)), batch_size=count * 4, collate_fn=data.eval_collate
+    )
     images = torch.cat([b.inputs for b in loader])
-    tokens = extract(trained.encoder, loader, pool="none").features[:, -math.prod(data.token_grid) :]
-    pictures = run_dir / "pictures"
+    tokens = extract(encoder, loader, pool="none").features[:, -math.prod(data.token_grid) :]
     return [
-        plot_curves(run_dir / "metrics.csv", pictures / "curves.png"),
         plot_masks(views, batch.mask.mask, data.token_grid, mask.num_masks, pictures / "masks.png"),
         plot_pca((images * std + mean).clamp(0, 1), tokens, data.token_grid, pictures / "pca.png"),
     ]
+
+
+def draw_clips(
+    encoder: Encoder, data: Any, mask: MaskGenerator, seed: int, pictures: Path, count: int = 4
+) -> list[Path]:
+    """Held-out clips: spectrograms, masks as training would draw them, and frame features as colours."""
+    chosen = list(range(0, len(data.val), max(1, len(data.val) // count)))[:count]
+    loader = DataLoader(Subset(data.eval_dataset("val"), chosen), batch_size=1, collate_fn=data.eval_collate)
+    frames, ids, _ = extract_frames(encoder, loader)
+    mels, mel_ids = data.raw_frames("val")
+    spectrograms = [mels[mel_ids.tolist().index(i)] for i in ids.tolist()]
+    rngs = [sample_rng(seed, 0, i, RandomStream.MASK) for i in ids.tolist()]
+    masks = [torch.from_numpy(mask((len(x),), [rng])) for x, rng in zip(frames, rngs, strict=True)]
+    return [plot_clips(spectrograms, masks, frames, pictures / "clips.png")]
+
+
+def draw_texts(
+    encoder: Encoder, data: Any, mask: MaskGenerator, seed: int, pictures: Path, count: int = 6
+) -> list[Path]:
+    """Training blocks with their masks."""
+    dataset, collate = data.pretrain_dataset(seed), data.pretrain_collate(mask, seed)
+    batch = collate([dataset[SampleKey(epoch=0, index=index)] for index in range(count)])
+    tokens = [[data.tokenizer.decode([i]) or "|" for i in block] for block in batch.inputs.tolist()]
+    return [plot_texts(tokens, list(batch.mask.mask.view(count, mask.num_masks, -1)), pictures / "masks.png")]
 
 
 if __name__ == "__main__":

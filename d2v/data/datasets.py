@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +19,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from d2v.data.bad_samples import BadSample
-from d2v.data.sampler import BatchPlan, RandomStream, SampleKey, sample_rng
-from d2v.types import Batch
+from d2v.data.sampler import (
+    BatchPlan,
+    BatchSplit,
+    RandomStream,
+    SampleKey,
+    StreamSampler,
+    sample_rng,
+    split_batch,
+)
+from d2v.objective.masking import MaskGenerator
+from d2v.types import Batch, TokenMask
 
 _MAX_TRIES = 1000
 
@@ -163,6 +173,86 @@ class EvalSamples(Dataset[Sample]):
         except BadSample as error:
             return Sample(None, key, skipped=(f"{self.source.name(index)}: {error}",))
         return Sample(view, key, self.source.label(index))
+
+
+@dataclass(frozen=True)
+class PretrainCollate:
+    """Views of one shape to a batch, with every sample's masks.
+
+    Attributes:
+        modality: of the batch.
+        mask_generator: draws the masks.
+        token_grid: the shape in which the tokens of a sample lie.
+        seed: the run's data seed.
+    """
+
+    modality: str
+    mask_generator: MaskGenerator
+    token_grid: tuple[int, ...]
+    seed: int
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of B views with B * num_masks masks, sample-major."""
+        inputs = torch.stack([sample.inputs for sample in samples if sample.inputs is not None])
+        rngs = [sample_rng(self.seed, *sample.key, RandomStream.MASK) for sample in samples]
+        mask = torch.from_numpy(self.mask_generator(self.grid(inputs), rngs))
+        return Batch(
+            modality=self.modality,
+            inputs=inputs,
+            sample_ids=torch.tensor([sample.key.index for sample in samples]),
+            mask=TokenMask.from_bool(mask, self.mask_generator.num_masks),
+            skipped=skipped_in(samples),
+            step_size=samples[0].step_size,
+        )
+
+    def grid(self, inputs: Tensor) -> tuple[int, ...]:
+        """The shape in which the tokens of a sample of these inputs lie."""
+        return self.token_grid
+
+
+class EqualSamples:
+    """What data have in common whose samples have equally many tokens: a batch is a number of samples.
+
+    A data class inherits it and adds ``modality``, ``token_grid``, ``size`` and the data sets.
+    """
+
+    modality: ClassVar[str]
+    batch_unit: ClassVar[str] = "samples"
+    tokens_are: ClassVar[str] = "each"
+
+    @property
+    def streaming(self) -> bool:
+        """Whether ``pretrain_stream`` is to be used, not ``pretrain_dataset``."""
+        return False
+
+    @property
+    def token_grid(self) -> tuple[int, ...]:
+        """The shape in which the tokens of a sample lie."""
+        raise NotImplementedError("data define token_grid")
+
+    @property
+    def size(self) -> float | None:
+        """Samples to pretrain on; None for a stream."""
+        raise NotImplementedError("data define size")
+
+    def split_batch(self, global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchSplit:
+        """Derive accumulation (:func:`d2v.data.sampler.split_batch`)."""
+        return split_batch(global_batch_size, micro_batch_size, world_size)
+
+    def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: int) -> StreamSampler:
+        """Batches of SampleKeys."""
+        return StreamSampler(
+            num_samples=int(self.size or 0), seed=seed, micro_batch_size=int(split.micro_batch_size), **plan
+        )
+
+    def pretrain_collate(self, mask: MaskGenerator, seed: int) -> PretrainCollate:
+        """Views to a batch with masks. Raises ValueError if no such masks exist on the token grid."""
+        mask.validate(self.token_grid)
+        return PretrainCollate(self.modality, mask, self.token_grid, seed)
+
+    def assets(self) -> dict[str, str]:
+        """Whole files that must go with an encoder, as values that take the place of this data's keys."""
+        return {}
 
 
 class _Row(NamedTuple):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EvalSamples, PretrainSamples, Source, Stream, StreamBatches
-from d2v.data.image_datasets import MODALITY, EvalCollate, EvalView, PretrainCollate, PretrainView
-from d2v.data.sampler import BatchPlan, BatchSplit, StreamSampler, split_batch
+from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples, Source, Stream, StreamBatches
+from d2v.data.image_datasets import MODALITY, EvalCollate, EvalView, PretrainView
+from d2v.data.sampler import BatchPlan
 from d2v.data.transforms import EvalTransform, Normalize, PretrainTransform
 from d2v.objective.masking import MaskGenerator
 
@@ -23,7 +23,7 @@ EvalSplit = Literal["train", "val"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageData:
+class ImageData(EqualSamples):
     """One data set of images, and how its images become batches.
 
     Attributes:
@@ -46,8 +46,6 @@ class ImageData:
     """
 
     modality: ClassVar[str] = MODALITY
-    batch_unit: ClassVar[str] = "samples"
-    tokens_are: ClassVar[str] = "each"
     input_name: ClassVar[str] = "raw pixels"
     eval_batch_size: ClassVar[int] = 256
 
@@ -135,25 +133,6 @@ class ImageData:
         """
         return PretrainSamples(self._train_images(), self._pretrain_view(), seed)
 
-    def split_batch(self, global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchSplit:
-        """Derive accumulation (:func:`d2v.data.sampler.split_batch`)."""
-        return split_batch(global_batch_size, micro_batch_size, world_size)
-
-    def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: int) -> StreamSampler:
-        """Batches of SampleKeys."""
-        return StreamSampler(
-            num_samples=len(self._train_images()), seed=seed, micro_batch_size=int(split.micro_batch_size), **plan
-        )
-
-    def pretrain_collate(self, mask: MaskGenerator, seed: int) -> PretrainCollate:
-        """Views to a batch with masks.
-
-        Raises:
-            ValueError: no such masks exist on the token grid.
-        """
-        mask.validate(self.token_grid)
-        return PretrainCollate(mask, self.patch_size, seed)
-
     def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
         """Batches of random views with masks, for a ``DataLoader`` with ``batch_size=None``.
 
@@ -215,10 +194,6 @@ class ImageData:
         if not labelled:
             return torch.empty(0, self.in_chans * size * size), torch.empty(0, dtype=torch.int64)
         return torch.stack([pixels for pixels, _ in labelled]), torch.tensor([label for _, label in labelled])
-
-    def assets(self) -> dict[str, str]:
-        """Nothing but the configuration need go with an encoder of images."""
-        return {}
 
     def bad_sample_counter(self) -> BadSampleCounter:
         """A counter for ``Batch.skipped`` with this data's limit."""

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from d2v.data.datasets import Sample, labels_of, skipped_in
 from d2v.data.image_sources import to_channels
-from d2v.data.sampler import RandomStream, sample_rng
 from d2v.data.transforms import EvalTransform, PretrainTransform
-from d2v.objective.masking import MaskGenerator
-from d2v.types import Batch, TokenMask
+from d2v.types import Batch
 
 MODALITY = "image"
 
@@ -52,35 +50,6 @@ class EvalView:
     def __call__(self, image: Image.Image) -> Tensor:
         """(C, H, W) float32. Raises BadSample for modes that cannot be converted."""
         return self.transform(to_channels(image, self.in_chans))
-
-
-@dataclass(frozen=True)
-class PretrainCollate:
-    """Views to a batch, with every sample's masks.
-
-    Attributes:
-        mask_generator: draws the masks.
-        patch_size: side of a token, pixels.
-        seed: the run's data seed.
-    """
-
-    mask_generator: MaskGenerator
-    patch_size: int
-    seed: int
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of B views with B * num_masks masks, sample-major."""
-        inputs = torch.stack([sample.inputs for sample in samples if sample.inputs is not None])
-        grid = (inputs.shape[2] // self.patch_size, inputs.shape[3] // self.patch_size)
-        rngs = [sample_rng(self.seed, *sample.key, RandomStream.MASK) for sample in samples]
-        mask = torch.from_numpy(self.mask_generator(grid, rngs))
-        return Batch(
-            modality=MODALITY,
-            inputs=inputs,
-            sample_ids=torch.tensor([sample.key.index for sample in samples]),
-            mask=TokenMask.from_bool(mask, self.mask_generator.num_masks),
-            skipped=skipped_in(samples),
-        )
 
 
 @dataclass(frozen=True)

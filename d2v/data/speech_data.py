@@ -15,7 +15,16 @@ from torch.utils.data import Dataset
 
 from d2v.data.audio_sources import AudioClips
 from d2v.data.bad_samples import BadSample, BadSampleCounter
-from d2v.data.datasets import EvalSamples, Sample, Stream, StreamBatches, first_good, labels_of, skipped_in
+from d2v.data.datasets import (
+    EvalSamples,
+    PretrainCollate,
+    Sample,
+    Stream,
+    StreamBatches,
+    first_good,
+    labels_of,
+    skipped_in,
+)
 from d2v.data.sampler import (
     BatchPlan,
     BatchSplit,
@@ -26,7 +35,7 @@ from d2v.data.sampler import (
     sample_rng,
 )
 from d2v.objective.masking import MaskGenerator
-from d2v.types import Batch, TokenMask, num_frames
+from d2v.types import Batch, num_frames
 
 log = logging.getLogger(__name__)
 
@@ -121,32 +130,18 @@ class EvalView:
 
 
 @dataclass(frozen=True)
-class PretrainCollate:
-    """Crops of one length to a batch, with every clip's masks.
+class ClipCollate(PretrainCollate):
+    """Crops of one length to a batch; the length is another in every step.
 
     Attributes:
-        mask_generator: draws the masks.
         conv_layers: of the encoder: what a frame is.
-        seed: the run's data seed.
     """
 
-    mask_generator: MaskGenerator
     conv_layers: ConvLayers
-    seed: int
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of B crops with B * num_masks masks, sample-major."""
-        inputs = torch.stack([sample.inputs for sample in samples if sample.inputs is not None])
-        rngs = [sample_rng(self.seed, *sample.key, RandomStream.MASK) for sample in samples]
-        mask = torch.from_numpy(self.mask_generator((num_frames(inputs.shape[1], self.conv_layers),), rngs))
-        return Batch(
-            modality=MODALITY,
-            inputs=inputs,
-            sample_ids=torch.tensor([sample.key.index for sample in samples]),
-            mask=TokenMask.from_bool(mask, self.mask_generator.num_masks),
-            skipped=skipped_in(samples),
-            step_size=samples[0].step_size,
-        )
+    def grid(self, inputs: Tensor) -> tuple[int]:
+        """Frames of these crops."""
+        return (num_frames(inputs.shape[1], self.conv_layers),)
 
 
 @dataclass(frozen=True)
@@ -316,12 +311,12 @@ class SpeechData:
             lengths=self._lengths, step_length=self._samples(seconds), seed=seed, pool_size=self.pool_size, **plan
         )
 
-    def pretrain_collate(self, mask: MaskGenerator, seed: int) -> PretrainCollate:
+    def pretrain_collate(self, mask: MaskGenerator, seed: int) -> ClipCollate:
         """Crops to a batch with masks. Raises ValueError if no such masks exist for the shortest or longest crop."""
         shortest = self._samples(self.crop_seconds) if self.streaming else int(self._lengths.min())
         for frames in (num_frames(shortest, self.conv_layers), *self.token_grid):
             mask.validate((frames,))
-        return PretrainCollate(mask, self.conv_layers, seed)  # type: ignore[arg-type]  # made tuples above
+        return ClipCollate(MODALITY, mask, self.token_grid, seed, self.conv_layers)  # type: ignore[arg-type]  # made tuples above
 
     def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
         """Batches of random crops with masks, for a ``DataLoader`` with ``batch_size=None``."""

@@ -11,13 +11,22 @@ import torch
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EvalSamples, PretrainSamples, Sample, StreamBatches, labels_of, skipped_in
-from d2v.data.sampler import BatchPlan, BatchSplit, RandomStream, StreamSampler, sample_rng, split_batch
+from d2v.data.datasets import (
+    EqualSamples,
+    EvalSamples,
+    PretrainCollate,
+    PretrainSamples,
+    Sample,
+    StreamBatches,
+    labels_of,
+    skipped_in,
+)
+from d2v.data.sampler import BatchPlan
 from d2v.data.text_blocks import BlockStream, TokenBlocks
 from d2v.data.text_sources import Labelled
 from d2v.data.tokenizer import Tokenizer
 from d2v.objective.masking import MaskGenerator
-from d2v.types import Batch, TokenMask
+from d2v.types import Batch
 
 MODALITY = "text"
 
@@ -25,32 +34,6 @@ MODALITY = "text"
 def _block_view(block: np.ndarray, rng: np.random.Generator) -> Tensor:
     """A block as it is: text has no augmentation."""
     return torch.from_numpy(block)
-
-
-@dataclass(frozen=True)
-class PretrainCollate:
-    """Blocks to a batch, with every block's masks.
-
-    Attributes:
-        mask_generator: draws the masks.
-        seed: the run's data seed.
-    """
-
-    mask_generator: MaskGenerator
-    seed: int
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of B blocks with B * num_masks masks, sample-major."""
-        inputs = torch.stack([sample.inputs for sample in samples if sample.inputs is not None])
-        rngs = [sample_rng(self.seed, *sample.key, RandomStream.MASK) for sample in samples]
-        mask = torch.from_numpy(self.mask_generator((inputs.shape[1],), rngs))
-        return Batch(
-            modality=MODALITY,
-            inputs=inputs,
-            sample_ids=torch.tensor([sample.key.index for sample in samples]),
-            mask=TokenMask.from_bool(mask, self.mask_generator.num_masks),
-            skipped=skipped_in(samples),
-        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +81,7 @@ class EvalCollate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextData:
+class TextData(EqualSamples):
     """Text, and how it becomes batches.
 
     Attributes:
@@ -116,8 +99,6 @@ class TextData:
     """
 
     modality: ClassVar[str] = MODALITY
-    batch_unit: ClassVar[str] = "samples"
-    tokens_are: ClassVar[str] = "each"
     input_name: ClassVar[str] = "TF-IDF of words"
     eval_batch_size: ClassVar[int] = 64
 
@@ -160,26 +141,15 @@ class TextData:
         labelled = self.probe_train or self.val
         return None if labelled is None else labelled.class_names
 
-    def split_batch(self, global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchSplit:
-        """Derive accumulation (:func:`d2v.data.sampler.split_batch`)."""
-        return split_batch(global_batch_size, micro_batch_size, world_size)
-
     def pretrain_dataset(self, seed: int) -> PretrainSamples:
         """Blocks by SampleKey. Raises ValueError if the data is a stream."""
         return PretrainSamples(self._blocks(), _block_view, seed)
-
-    def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: int) -> StreamSampler:
-        """Batches of SampleKeys."""
-        return StreamSampler(
-            num_samples=len(self._blocks()), seed=seed, micro_batch_size=int(split.micro_batch_size), **plan
-        )
 
     def pretrain_collate(self, mask: MaskGenerator, seed: int) -> PretrainCollate:
         """Blocks to a batch with masks. Raises ValueError if no such masks exist."""
         if self.train is None:
             raise ValueError("data.root=null: there is no text to pretrain on; give a file or a folder")
-        mask.validate(self.token_grid)
-        return PretrainCollate(mask, seed)
+        return super().pretrain_collate(mask, seed)
 
     def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
         """Batches of blocks with masks, for a ``DataLoader`` with ``batch_size=None``."""

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 130
-_TEXT, _GRID = "#333333", "#dddddd"
+TEXT_COLOUR, _GRID = "#333333", "#dddddd"
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#8c5fa8"  # Okabe and Ito: safe for colour blindness
-_MASKED_COLOUR = (0.60, 0.65, 0.72)  # a bluish grey: a neutral one could be part of a greyscale image
+MASKED_COLOUR = (0.60, 0.65, 0.72)  # a bluish grey: a neutral one could be part of a greyscale image
 _MAX_MASKS = 4
 _MIN_POINTS_TO_SMOOTH = 60
 
@@ -88,17 +88,17 @@ def plot_curves(metrics: Path | str | Mapping[str, Sequence[float | None]], path
 
     num_columns = 2 if len(panels) == 4 else len(panels)
     num_rows = len(panels) // num_columns
-    figure = _new_figure(4.4 * num_columns, 3.1 * num_rows)
+    figure = new_figure(4.4 * num_columns, 3.1 * num_rows)
     from matplotlib.ticker import MaxNLocator
 
     all_axes = figure.subplots(num_rows, num_columns, sharex=True, squeeze=False)
     for axes, panel in zip(all_axes.flat, panels, strict=True):
         _draw_panel(axes, panel, curves)
     for axes in all_axes[-1]:
-        axes.set_xlabel("optimizer step", fontsize=9, color=_TEXT)
+        axes.set_xlabel("optimizer step", fontsize=9, color=TEXT_COLOUR)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_masks(images: Tensor, mask: Tensor, grid: tuple[int, int], num_masks: int, path: Path | str) -> Path:
@@ -135,7 +135,7 @@ def plot_masks(images: Tensor, mask: Tensor, grid: tuple[int, int], num_masks: i
     subtitle = f"{masked_percent:.0f} % of {grid[0]} x {grid[1]} patches masked"
     if num_masks > _MAX_MASKS:
         subtitle += f", first {_MAX_MASKS} of {num_masks} masks per image"
-    return _save(_draw_image_grid(cells, titles, subtitle, group=len(titles)), path)
+    return save(_draw_image_grid(cells, titles, subtitle, group=len(titles)), path)
 
 
 def plot_pca(images: Tensor, patch_features: Tensor, grid: tuple[int, int], path: Path | str) -> Path:
@@ -166,14 +166,14 @@ def plot_pca(images: Tensor, patch_features: Tensor, grid: tuple[int, int], path
         )
     if not patch_features.isfinite().all():
         raise ValueError("the patch features hold NaN or infinite values: the encoder has diverged or overflowed")
-    components, explained = _principal_components(patch_features.flatten(0, 1))
-    maps = _scale_robustly(components).reshape(len(rgb), *grid, 3)
+    components, explained = principal_components(patch_features.flatten(0, 1))
+    maps = scale_robustly(components).reshape(len(rgb), *grid, 3)
 
     pairs = [[image, colours] for image, colours in zip(rgb, maps, strict=True)]
     pairs_per_row = max(1, min(4, round(math.sqrt(len(pairs) / 2))))
     cells = [list(chain(*pairs[i : i + pairs_per_row])) for i in range(0, len(pairs), pairs_per_row)]
     subtitle = f"three components explain {100 * explained:.0f} % of the variance"
-    return _save(_draw_image_grid(cells, ["image", "features"] * pairs_per_row, subtitle, group=2), path)
+    return save(_draw_image_grid(cells, ["image", "features"] * pairs_per_row, subtitle, group=2), path)
 
 
 def _read_csv(path: Path) -> dict[str, list[float | None]]:
@@ -219,8 +219,8 @@ def _draw_panel(axes: Axes, panel: _Panel, curves: Mapping[str, tuple[np.ndarray
             axes.plot(steps, _smooth(values), color=curve.colour, linewidth=1.6, label=curve.label)
         else:
             axes.plot(steps, values, color=curve.colour, linewidth=1.6, marker="o", markersize=3, label=curve.label)
-    axes.set_title(panel.title, fontsize=10.5, color=_TEXT, loc="left")
-    axes.set_ylabel(panel.ylabel, fontsize=9, color=_TEXT)
+    axes.set_title(panel.title, fontsize=10.5, color=TEXT_COLOUR, loc="left")
+    axes.set_ylabel(panel.ylabel, fontsize=9, color=TEXT_COLOUR)
     if panel.from_zero:
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     if len(drawn) > 1:
@@ -229,7 +229,7 @@ def _draw_panel(axes: Axes, panel: _Panel, curves: Mapping[str, tuple[np.ndarray
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GRID)
-    axes.tick_params(colors=_TEXT, labelsize=8.5, length=0)
+    axes.tick_params(colors=TEXT_COLOUR, labelsize=8.5, length=0)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -258,10 +258,10 @@ def _grey_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     # Pixel to patch by index, which also fits images whose size is no multiple of the grid.
     rows = np.arange(height) * mask.shape[0] // height
     columns = np.arange(width) * mask.shape[1] // width
-    return np.where(mask[rows][:, columns, None], _MASKED_COLOUR, image)
+    return np.where(mask[rows][:, columns, None], MASKED_COLOUR, image)
 
 
-def _principal_components(x: Tensor) -> tuple[np.ndarray, float]:
+def principal_components(x: Tensor) -> tuple[np.ndarray, float]:
     """The first three principal components (N, 3) of (N, D) features, and the fraction of the variance they explain."""
     centred = (x.detach().double() - x.detach().double().mean(0)).cpu().numpy()
     variances, axes = np.linalg.eigh(centred.T @ centred)
@@ -274,7 +274,7 @@ def _principal_components(x: Tensor) -> tuple[np.ndarray, float]:
     return components, float(variances[::-1][:3].sum() / total) if total > 0 else 0.0
 
 
-def _scale_robustly(components: np.ndarray) -> np.ndarray:
+def scale_robustly(components: np.ndarray) -> np.ndarray:
     """Every column from its 2nd .. 98th percentile to 0 .. 1, clipped; 0.5 if it is constant."""
     low, high = np.percentile(components, [2, 98], axis=0)
     spread = high - low
@@ -288,7 +288,7 @@ def _draw_image_grid(cells: Sequence[Sequence[np.ndarray]], titles: Sequence[str
     """Rows of images under column titles, with a gap between groups of ``group`` columns; rows may end early."""
     size, gap = 1.15, 0.25
     num_gaps = len(titles) // group - 1
-    figure = _new_figure(size * len(titles) + gap * num_gaps + 0.4, size * len(cells) + 0.7)
+    figure = new_figure(size * len(titles) + gap * num_gaps + 0.4, size * len(cells) + 0.7)
     # A gap is an empty column: constrained layout has one spacing for all columns.
     widths = ([size] * group + [gap]) * (num_gaps + 1)
     layout = figure.add_gridspec(len(cells), len(widths) - 1, width_ratios=widths[:-1])
@@ -298,12 +298,13 @@ def _draw_image_grid(cells: Sequence[Sequence[np.ndarray]], titles: Sequence[str
             axes.imshow(image, interpolation="nearest", vmin=0, vmax=1)
             axes.set_axis_off()
             if row == 0:
-                axes.set_title(titles[column], fontsize=9.5, color=_TEXT)
-    figure.suptitle(subtitle, fontsize=10.5, color=_TEXT)
+                axes.set_title(titles[column], fontsize=9.5, color=TEXT_COLOUR)
+    figure.suptitle(subtitle, fontsize=10.5, color=TEXT_COLOUR)
     return figure
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; ImportError if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -314,7 +315,8 @@ def _new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path | str) -> Path:
+def save(figure: Figure, path: Path | str) -> Path:
+    """Write a PNG; missing folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=_DPI)

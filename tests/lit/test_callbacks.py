@@ -220,7 +220,7 @@ def test_throughput_is_a_rate_and_a_share(runs: ModuleType, tmp_path: Path, micr
 def test_throughput_sees_slow_data(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
-    from d2v.data.image_datasets import PretrainCollate
+    from d2v.data.datasets import PretrainCollate
 
     collate = PretrainCollate.__call__
 

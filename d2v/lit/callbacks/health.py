@@ -6,6 +6,7 @@ image gets the same features. What dies in a collapse is how much different samp
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
@@ -32,13 +33,14 @@ class HealthMonitor(L.Callback):
 
     Measured over the samples of the last optimizer steps, one mean-pooled view of each, and averaged over ranks. A
     fresh encoder has a spread from its inputs (about .5 for images) and a healthy run keeps it; a collapsed one falls
-    to almost 0, whatever its loss, its targets and its predictions do. ``train/frontend_{rank,spread}`` say the same of
+    to almost 0, whatever its loss, its targets and its predictions do. (A fresh encoder of speech gives almost the same
+    features to every clip: what counts is the highest spread so far, not the first.) ``train/frontend_{rank,spread}`` say the same of
     the frontend's local features, over tokens of the last step: a convolutional one can die on its own.
 
     Args:
         window: samples to measure over, as far as they have been seen.
         check_every_n_steps: optimizer steps between two looks at the spreads.
-        min_spread: the run is stopped when a spread stays below this share of what it was at first; None for never.
+        min_spread: the run is stopped when a spread stays below this share of its highest so far; None for never.
         patience: for this many looks in a row.
 
     Raises:
@@ -58,20 +60,20 @@ class HealthMonitor(L.Callback):
         self.min_spread = min_spread
         self.patience = patience
         self._features: deque[Tensor] = deque()
-        self._first_spread: dict[str, float] = {}
+        self._best_spread: dict[str, float] = {}
         self._num_below: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run judges by."""
         return {
-            "first_spread": dict(self._first_spread),
+            "best_spread": dict(self._best_spread),
             "num_below": dict(self._num_below),
             "features": [features.cpu() for features in self._features],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._first_spread, self._num_below = state_dict["first_spread"], state_dict["num_below"]
+        self._best_spread, self._num_below = state_dict["best_spread"], state_dict["num_below"]
         self._features = deque(state_dict["features"])
 
     def on_train_batch_end(
@@ -107,15 +109,16 @@ class HealthMonitor(L.Callback):
     def _judge(self, part: str, spread_name: str, spread: float, step: int) -> None:
         if self.min_spread is None:
             return
-        first = self._first_spread.setdefault(part, spread)
-        alive = spread >= self.min_spread * first  # false for NaN
+        best = max(self._best_spread.get(part, 0.0), spread if math.isfinite(spread) else 0.0)
+        self._best_spread[part] = best
+        alive = spread >= self.min_spread * best  # false for NaN
         self._num_below[part] = 0 if alive else self._num_below.get(part, 0) + 1
         if self._num_below[part] >= self.patience:
             subject, what = _SUBJECTS[part]
             raise Collapse(
                 f"{subject} collapsed at step {step}: {what} differ by {spread:.3g} of "
-                f"their size, at the start by {first:.3g} (train/{spread_name}; limit: "
-                f"callbacks.health.min_spread={self.min_spread} of the start). What helps, in this order: a lower "
+                f"their size, at best by {best:.3g} (train/{spread_name}; limit: "
+                f"callbacks.health.min_spread={self.min_spread} of the best). What helps, in this order: a lower "
                 "optim.lr; a longer schedule.warmup_steps; trainer.gradient_clip_val=4; a slower teacher "
                 "(ema.decay_start and ema.decay_end closer to 1); instance norm in model.layer_norms. "
                 "callbacks.health.min_spread=null goes on regardless."

@@ -1,0 +1,237 @@
+"""Byte-level BPE: what it encodes, which ids it gives, and the files it is read from."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2v.data.tokenizer import SPECIALS, Tokenizer, load_tokenizer, train_tokenizer
+
+library = pytest.importorskip("tokenizers")
+
+TEXTS = ["the cat sat on the mat", "the other cat", "größe, naïve café", "猫がマットに座った"] * 5
+SENTENCES = ["the cat", "  two  spaces\tand a tab", "größer 猫 \N{GRINNING FACE}", "", "x" * 3000]
+
+
+@functools.cache
+def trained(vocab_size: int = 300) -> Tokenizer:
+    return train_tokenizer(TEXTS, vocab_size)
+
+
+def ids_of(tokenizer: Tokenizer, *texts: str) -> list[list[int]]:
+    return [ids.tolist() for ids in tokenizer.encode(texts)]
+
+
+def assert_same(a: Tokenizer, b: Tokenizer) -> None:
+    assert ids_of(a, *SENTENCES) == ids_of(b, *SENTENCES)
+    for name in ("vocab_size", "bos_id", "pad_id", "eos_id", "fingerprint"):
+        assert getattr(a, name) == getattr(b, name), name
+
+
+# --- our own
+
+
+def names_no_special_token(text: str) -> bool:
+    return not any(name in text for name in SPECIALS)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.text(max_size=60).filter(names_no_special_token), max_size=4))
+def test_any_text_comes_back(texts):
+    tokenizer = trained()
+    encoded = tokenizer.encode(texts)
+    assert [tokenizer.decode(ids) for ids in encoded] == texts
+    for ids in encoded:
+        assert ids.dtype == np.int32
+        assert ((ids >= len(SPECIALS)) & (ids < tokenizer.vocab_size)).all()
+
+
+def test_every_byte_and_odd_characters_come_back():
+    text = "".join(map(chr, range(256))) + "\u2028\ufeff\ufffd\U0010ffff\r\n"
+    assert trained().decode(trained().encode([text])[0]) == text
+
+
+def test_special_tokens_come_first_in_the_released_order():
+    tokenizer = trained()
+    vocab = json.loads(tokenizer.to_json())["model"]["vocab"]
+    assert [vocab[name] for name in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")] == [0, 1, 2, 3, 4]
+    assert (tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id) == (0, 1, 2)
+    assert sorted(vocab.values()) == list(range(tokenizer.vocab_size))
+
+
+def test_ids_that_open_close_and_pad_are_left_out_of_the_text():
+    (ids,) = trained().encode(["the cat"])
+    assert trained().decode([0, *ids, 2, 1, 1]) == "the cat"
+
+
+def test_frequent_words_become_one_token():
+    assert [len(ids) for ids in ids_of(trained(), " the", " zqx")] == [1, 4]
+
+
+def test_training_repeats_and_reads_lists_of_documents():
+    assert train_tokenizer(TEXTS, 300).to_json() == trained().to_json()
+    assert train_tokenizer(iter([TEXTS[:7], TEXTS[7:]]), 300).to_json() == trained().to_json()
+
+
+def test_a_vocabulary_needs_the_bytes_and_the_special_tokens():
+    smallest = train_tokenizer(TEXTS, 261)
+    assert smallest.vocab_size == 261
+    assert len(smallest.encode(["größe"])[0]) == len("größe".encode())
+    with pytest.raises(ValueError, match="vocab_size=260: 5 special tokens and 256 bytes need 261"):
+        train_tokenizer(TEXTS, 260)
+
+
+def test_a_text_too_small_for_the_vocabulary_gives_a_smaller_one():
+    tokenizer = train_tokenizer(["ab"], 5000)
+    assert 261 <= tokenizer.vocab_size < 300
+
+
+def test_nothing_to_encode():
+    assert trained().encode([]) == []
+    assert trained().encode([""])[0].shape == (0,)
+    assert trained().decode([]) == ""
+
+
+def test_the_fingerprint_tells_tokenizers_apart():
+    others = [train_tokenizer(TEXTS, 301), train_tokenizer(["quite another text"] * 5, 300)]
+    assert len({tokenizer.fingerprint for tokenizer in (trained(), *others)}) == 3
+    assert train_tokenizer(TEXTS, 300).fingerprint == trained().fingerprint
+
+
+# --- files
+
+
+def test_pickled():
+    assert_same(pickle.loads(pickle.dumps(trained())), trained())
+
+
+def test_read_from_its_text_a_file_and_a_folder(tmp_path, monkeypatch):
+    text = trained().to_json()
+    (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source in (text, f"\n{text}", tmp_path / "tokenizer.json", str(tmp_path), "~/tokenizer.json"):
+        read = load_tokenizer(source)
+        assert_same(read, trained())
+        assert read.to_json() == text
+
+
+def hugging_face(*specials: str) -> library.Tokenizer:
+    """As those on the Hub: padded, cut and wrapped unless it is told otherwise."""
+    vocab = {name: i for i, name in enumerate([*specials, "[UNK]", "the", "cat", "sat"])}
+    backend = library.Tokenizer(library.models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    backend.add_special_tokens(list(specials))
+    if "[CLS]" in vocab:
+        backend.post_processor = library.processors.BertProcessing(("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"]))
+    backend.enable_padding(pad_id=0, length=8)
+    backend.enable_truncation(2)
+    return backend
+
+
+def test_a_tokenizer_from_hugging_face(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    hugging_face("[PAD]", "[SEP]", "[CLS]").save(str(path))
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.vocab_size) == (0, 1, 2, 7)
+    assert ids_of(tokenizer, "the cat sat the dog", "cat") == [[4, 5, 6, 4, 3], [5]]
+    assert ids_of(load_tokenizer(tokenizer.to_json()), "the cat sat the dog") == [[4, 5, 6, 4, 3]]
+    assert ids_of(pickle.loads(pickle.dumps(tokenizer)), "the cat sat the dog") == [[4, 5, 6, 4, 3]]
+
+
+@pytest.mark.parametrize(
+    ("specials", "message"),
+    [
+        (["[CLS]", "[SEP]"], r"no token for pad; it needs one of <pad>, \[PAD\]"),
+        (["[PAD]", "[SEP]"], r"no token for bos; it needs one of <s>, \[CLS\]"),
+        (["[PAD]", "<s>"], r"no token for eos; it needs one of </s>, \[SEP\]"),
+    ],
+)
+def test_a_tokenizer_without_a_token_we_need(tmp_path, specials, message):
+    path = tmp_path / "tokenizer.json"
+    backend = library.Tokenizer(library.models.WordLevel({name: i for i, name in enumerate([*specials, "the"])}))
+    backend.save(str(path))
+    with pytest.raises(ValueError, match=rf"data\.tokenizer=.*tokenizer\.json: .*{message}"):
+        load_tokenizer(path)
+
+
+def test_what_is_no_tokenizer(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"data\.tokenizer=.*gone: no such file; train one with d2v tokenizer"):
+        load_tokenizer(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"x\.tok=.*: holds neither tokenizer\.json nor encoder\.json"):
+        load_tokenizer(tmp_path, "x.tok")
+    for content in ("", "hello", "[1, 2]", "3", '{"a": 1}', '{"ids": [1], "tokenizer": {}}', trained().to_json()[:-9]):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match=r"data\.tokenizer=.*tokenizer\.json: not a tokenizer\.json"):
+            load_tokenizer(tmp_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match=r"needs the package tokenizers: pip install 'd2v\[text\]'"):
+        train_tokenizer(TEXTS, 300)
+
+
+# --- the released models' layout
+
+ALPHABET = sorted(library.pre_tokenizers.ByteLevel.alphabet())
+VOCAB = {symbol: i for i, symbol in enumerate([*ALPHABET, "he", "Ġt", "Ġthe", "<|endoftext|>"])}
+MERGES = "#version: 0.2\nh e\nĠ t\nĠt he\n"
+SYMBOLS = [str(VOCAB[symbol]) for symbol in ("Ġthe", "e", "he", "Ġ", "<|endoftext|>", "h")] + ["madeupword0000"]
+
+
+def released(folder: Path, symbols: list[str] = SYMBOLS) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "encoder.json").write_text(json.dumps(VOCAB))
+    (folder / "vocab.bpe").write_text(MERGES)
+    (folder / "dict.txt").write_text("".join(f"{symbol} {1000 - i}\n" for i, symbol in enumerate(symbols)))
+    return folder
+
+
+def fairseq_dictionary(symbols: list[str]) -> dict[str, int]:
+    """Id of every symbol, as fairseq's Dictionary and its masked language model's task number them."""
+    return {s: i for i, s in enumerate(["<s>", "<pad>", "</s>", "<unk>", *symbols, "<mask>"])}
+
+
+def test_released_ids_are_fairseqs(tmp_path):
+    tokenizer, number = load_tokenizer(released(tmp_path)), fairseq_dictionary(SYMBOLS)
+    assert (tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id) == (0, 1, 2)
+    assert tokenizer.vocab_size == len(number) == number["<mask>"] + 1
+    bpe = ["he", "Ġthe", "Ġ", "e", "h", "z", "Ġt", "i"]  # of the text below; the last three are not in dict.txt
+    expected = [number.get(str(VOCAB[symbol]), number["<unk>"]) for symbol in bpe]
+    assert ids_of(tokenizer, "he the ehz ti") == [expected]
+    assert expected[-3:] == [3, 3, 3]
+    assert tokenizer.encode(["he"])[0].dtype == np.int32
+    assert tokenizer.decode(tokenizer.encode(["he the eh"])[0]) == "he the eh"
+
+
+def test_released_text_that_looks_like_a_special_token_is_text(tmp_path):
+    tokenizer = load_tokenizer(released(tmp_path))
+    for text in ("<s>", "<pad>", "</s>", "<|endoftext|>"):
+        assert len(tokenizer.encode([text])[0]) == len(text)
+
+
+def test_released_is_kept_as_text_and_pickled(tmp_path):
+    tokenizer = load_tokenizer(released(tmp_path))
+    for copy in (load_tokenizer(tokenizer.to_json()), pickle.loads(pickle.dumps(tokenizer))):
+        assert_same(copy, tokenizer)
+        assert copy.to_json() == tokenizer.to_json()
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    assert_same(load_tokenizer(tmp_path / "tokenizer.json"), tokenizer)
+
+
+def test_released_fingerprint_depends_on_the_dictionary(tmp_path):
+    one, other = load_tokenizer(released(tmp_path / "a")), load_tokenizer(released(tmp_path / "b", SYMBOLS[::-1]))
+    assert one.fingerprint != other.fingerprint
+    assert ids_of(one, "he") != ids_of(other, "he")
+
+
+@pytest.mark.parametrize("missing", ["encoder.json", "vocab.bpe"])
+def test_released_with_a_file_missing(tmp_path, missing):
+    (released(tmp_path) / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"data\.tokenizer=.*: has dict\.txt but no {missing}; put it beside"):
+        load_tokenizer(tmp_path)
