@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -27,14 +28,18 @@ Network = Literal["student", "teacher"]
 WEIGHTS, CONFIG, CARD = "encoder.safetensors", "config.yaml", "README.md"
 
 
+TRUST = "D2V_TRUST"  # packages beside d2v whose parts may be built from a file: names, separated by commas
+
+
 def build(node: Any) -> Any:
     """What a configuration node describes: ``_target_`` is the class, the other keys its arguments, recursively.
 
     Args:
-        node: plain containers, from a checkpoint or an export; only classes of d2v are built.
+        node: plain containers, from a checkpoint or an export; only parts of d2v are built, and of the packages that
+            the environment variable ``D2V_TRUST`` names.
 
     Raises:
-        ValueError: ``_target_`` lies outside d2v.
+        ValueError: ``_target_`` lies elsewhere.
     """
     if isinstance(node, Mapping):
         built = {key: build(value) for key, value in node.items() if key != "_target_"}
@@ -49,13 +54,18 @@ def build(node: Any) -> Any:
 def _own_part(target: str) -> Callable[..., Any]:
     """The class of d2v, or the data set factory, that ``target`` names; nothing else can be called from a file."""
     module, _, name = target.rpartition(".")
+    trusted = [package.strip() for package in os.environ.get(TRUST, "").split(",") if package.strip()]
+    package = next((p for p in ("d2v", *trusted) if f"{module}.".startswith(f"{p}.")), None)
     try:
-        part = getattr(importlib.import_module(module), name) if module.startswith("d2v.") else None
+        part = getattr(importlib.import_module(module), name) if package else None
     except (ImportError, AttributeError):
         part = None
-    own = getattr(part, "__module__", "").startswith("d2v.")
-    if not own or not (isinstance(part, type) or module.startswith("d2v.data.")):
-        raise ValueError(f"_target_={target}: only parts of d2v can be built from a file")
+    own = package is not None and f"{getattr(part, '__module__', '')}.".startswith(f"{package}.")
+    if not own or (package == "d2v" and not (isinstance(part, type) or module.startswith("d2v.data."))):
+        raise ValueError(
+            f"_target_={target}: only parts of d2v can be built from a file; if {module.partition('.')[0]} is a package "
+            f"of yours that can be imported, set {TRUST}={module.partition('.')[0]}"
+        )
     assert callable(part)
     return part
 

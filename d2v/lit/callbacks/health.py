@@ -33,9 +33,9 @@ class HealthMonitor(L.Callback):
 
     Measured over the samples of the last optimizer steps, one mean-pooled view of each, and averaged over ranks. A
     fresh encoder has a spread from its inputs (about .5 for images) and a healthy run keeps it; a collapsed one falls
-    to almost 0, whatever its loss, its targets and its predictions do. (A fresh encoder of speech gives almost the same
-    features to every clip: what counts is the highest spread so far, not the first.) ``train/frontend_{rank,spread}`` say the same of
-    the frontend's local features, over tokens of the last step: a convolutional one can die on its own.
+    to almost 0, whatever its loss, its targets and its predictions do. A fresh encoder of speech gives almost the same
+    features to every clip, so what counts is the highest spread so far, not the first. ``train/frontend_{rank,spread}``
+    say the same of the frontend's local features, over tokens of the last step: a convolutional one can die on its own.
 
     Args:
         window: samples to measure over, as far as they have been seen.

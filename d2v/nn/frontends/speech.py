@@ -114,7 +114,7 @@ class SpeechFrontend(Frontend):
             )
         x = inputs.unsqueeze(1)  # (B, 1, S)
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):
-            x = F.gelu(norm(conv(x).transpose(1, 2)).transpose(1, 2))  # (B, C, T)
+            x = F.gelu(norm(conv(x).transpose(1, 2))).transpose(1, 2)  # (B, C, T)
         return self.proj(self.norm(x.transpose(1, 2)))
 
     def tokens(self, x_BTD: Tensor, mask: TokenMask | None, padding_mask: Tensor | None = None) -> Tensor:

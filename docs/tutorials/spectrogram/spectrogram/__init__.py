@@ -1,0 +1,1 @@
+"""Spectrogram patches as a modality of d2v: a frontend and data."""
