@@ -45,16 +45,33 @@ def test_every_experiment_is_known() -> None:
     assert {"image_tiny", "image_base", "image_large", "image_huge14"} <= set(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment_takes_a_step(runs: ModuleType, tmp_path: Path, name: str) -> None:
-    """On two images, with its own masks, optimizer and schedules; only sizes are smaller."""
+def _modality(name: str) -> str:
+    return name.partition("_")[0]
+
+
+def _own_data(runs: ModuleType, folder: Path, name: str) -> list[str]:
+    """Small data for an experiment that asks for data."""
     with runs.configuration("pretrain", f"experiment={name}") as cfg:
-        needs_root = OmegaConf.is_missing(cfg.data, "root")
-    root = [f"data.root={runs.image_folder(tmp_path / 'images', train=2, val=1, size=32)}"] if needs_root else []
+        if not OmegaConf.is_missing(cfg.data, "root"):
+            return []
+    if _modality(name) == "image":
+        return [f"data.root={runs.image_folder(folder, train=2, val=1, size=32)}"]
+    if _modality(name) == "speech":
+        parts = ["data.train=train-clean-100", "data.val=null", "data.probe_train=null"]
+        return [f"data.root={runs.librispeech(folder)}", *parts]
+    folder.mkdir()
+    return [f"data.root={runs.text_file(folder / 'text.txt')}", "data.vocab_size=300"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_takes_a_step(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """On little data, with its own masks, optimizer and schedules; only sizes are smaller."""
+    monkeypatch.setenv("D2V_CACHE", str(tmp_path / "cache"))
+    batch = {"image": 2, "speech": 6, "text": 2}[_modality(name)]
     result = runs.d2v_command(
-        "pretrain", f"experiment={name}", f"output_dir={tmp_path / 'out'}", *root, *runs.MODEL, "global_batch_size=2",
-        "num_threads=1", "num_workers=0", "trainer.accelerator=cpu", "trainer.max_steps=1",
-        "trainer.log_every_n_steps=1",
+        "pretrain", f"experiment={name}", f"output_dir={tmp_path / 'out'}", *_own_data(runs, tmp_path / "data", name),
+        *runs.SMALL[_modality(name)], f"global_batch_size={batch}", "micro_batch_size=null", "num_threads=1",
+        "num_workers=0", "trainer.accelerator=cpu", "trainer.max_steps=1", "trainer.log_every_n_steps=1",
     )  # fmt: skip
     assert result.status in (0, None), result.err
     (run,) = (tmp_path / "out" / name).iterdir()
@@ -72,16 +89,42 @@ def test_experiment_instantiates(runs: ModuleType, name: str) -> None:
         optimizer = instantiate(cfg.optim)(model.student.named_parameters())
         schedule, ema, mask = instantiate(cfg.schedule), instantiate(cfg.ema), instantiate(cfg.mask)
         node = cfg.model.encoder
-        encoder = model.student
-        assert sum(p.numel() for p in encoder.parameters()) == _vit_parameters(
-            node.embed_dim, node.depth + node.prenet_depth, node.frontends.image.patch_size, cfg.data.in_chans
-        )
+        frontend = {"image": _patches, "speech": _convolutions, "text": _embeddings}[_modality(name)]
+        blocks = (node.depth + node.prenet_depth) * _block_parameters(node.embed_dim)
+        assert sum(p.numel() for p in model.student.parameters()) == blocks + frontend(cfg)
         assert optimizer.param_groups[0]["lr"] == cfg.optim.lr
         assert schedule(0) < schedule(cfg.schedule.warmup_steps) == 1
         assert schedule(cfg.trainer.max_steps) == pytest.approx(0, abs=1e-9)
         assert ema(0) == cfg.ema.decay_start
         assert ema(cfg.ema.anneal_steps) == cfg.ema.decay_end
-        mask.validate((cfg.data.img_size // cfg.data.patch_size,) * 2)
+        (frontend,) = model.student.frontends.values()
+        mask.validate(frontend.token_grid(frontend.example()))
+
+
+def _block_parameters(width: int) -> int:
+    """Attention, MLP and two norms."""
+    return 4 * (width * width + width) + 8 * width * width + 5 * width + 4 * width
+
+
+def _patches(cfg: Any) -> int:
+    """Patch embedding, CLS token, norm of the input."""
+    width, patch = cfg.model.encoder.embed_dim, cfg.model.encoder.frontends.image.patch_size
+    return (cfg.data.in_chans * patch**2 + 1) * width + width + 2 * width
+
+
+def _convolutions(cfg: Any) -> int:
+    """Convolutions with norms, projection, positions, a scale for every head, norm of the input."""
+    node, width = cfg.model.encoder.frontends.speech, cfg.model.encoder.embed_dim
+    total, channels = 0, 1
+    for out, kernel, _ in node.conv_layers:
+        total, channels = total + channels * out * kernel + 2 * out, out
+    positions = node.pos_depth * (width * width // node.pos_groups * node.pos_kernel_size + width)
+    return total + 2 * channels + (channels + 1) * width + positions + cfg.model.encoder.num_heads + 2 * width
+
+
+def _embeddings(cfg: Any) -> int:
+    """Tokens, positions after the id of padding, norm."""
+    return (cfg.data.vocab_size + cfg.data.block_size + cfg.data.pad_id + 1 + 2) * cfg.model.encoder.embed_dim
 
 
 class _Meta(TorchFunctionMode):
@@ -95,12 +138,6 @@ class _Meta(TorchFunctionMode):
 
 
 _FACTORIES = torch.utils._device._device_constructors()  # type: ignore[attr-defined]
-
-
-def _vit_parameters(width: int, blocks: int, patch_size: int, in_chans: int) -> int:
-    """Patch embedding, CLS token, norm of the input, post-norm blocks."""
-    block = 4 * (width * width + width) + 8 * width * width + 5 * width + 4 * width
-    return (in_chans * patch_size**2 + 1) * width + width + 2 * width + blocks * block
 
 
 # The published recipes, as released. CLS weight: .01 x images on each GPU x masks.
@@ -133,13 +170,15 @@ PUBLISHED = {
         "model.encoder.frontends.image.patch_size": 14, "global_batch_size": 8 * 32, "micro_batch_size": 8,
     },
 }  # fmt: skip
-COMMON = {
+IMAGES = {
     "mask.mask_length": 3, "optim.betas": [0.9, 0.95], "optim.eps": 1e-8, "optim.weight_decay": 0.05,
     "optim.exempt_norms_and_biases": False, "trainer.gradient_clip_val": 4.0, "model.loss_scale": None,
     "model.loss_beta": 0.0, "model.layer_norms": ["instance"], "model.target_norms": ["layer"],
     "model.end_of_block_targets": False, "model.encoder.norm_first": False, "model.encoder.drop_rate": 0.0,
     "model.encoder.attn_drop_rate": 0.0, "model.encoder.mlp_drop_rate": 0.0, "model.encoder.post_mlp_drop_rate": 0.0,
     "model.encoder.drop_path_rate": 0.0, "model.encoder.mlp_ratio": 4.0, "model.encoder.norm_eps": 1e-6,
+    "model.encoder.layer_drop_rate": 0.0, "model.teacher_scope": "encoder", "model.decoders.image.residual": True,
+    "model.decoders.image.proj_depth": 1,
     "model.encoder.frontends.image.num_prefix_tokens": 1, "model.decoders.image.groups": 16,
     "model.decoders.image.mask_noise_std": 0.01, "model.decoders.image.input_drop_rate": 0.0, "data.img_size": 224,
     "data.in_chans": 3, "data.crop_scale": [0.2, 1.0], "data.hflip": 0.5, "data.mean": [0.485, 0.456, 0.406],
@@ -150,16 +189,85 @@ COMMON = {
 }  # fmt: skip
 
 
+SEQUENCES = {
+    "optim.betas": [0.9, 0.98], "optim.eps": 1e-6, "optim.weight_decay": 0.01, "optim.exempt_norms_and_biases": False,
+    "model.loss_beta": 0.0, "model.cls_loss_weight": 0.0, "model.end_of_block_targets": False,
+    "model.encoder.norm_first": False, "model.encoder.norm_eps": 1e-5, "model.encoder.mlp_ratio": 4.0,
+    "model.encoder.drop_rate": 0.1, "model.encoder.attn_drop_rate": 0.1, "model.encoder.mlp_drop_rate": 0.0,
+    "model.encoder.post_mlp_drop_rate": 0.1, "model.encoder.drop_path_rate": 0.0, "schedule.min_factor": 0.0,
+}  # fmt: skip
+SPEECH = SEQUENCES | {
+    "mask._target_": "d2v.objective.masking.SpanMask", "mask.mask_length": 5, "model.loss_scale": None,
+    "model.layer_norms": ["instance"], "model.target_norms": [], "model.teacher_scope": "context",
+    "model.encoder.frontends.speech.conv_layers": [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2],
+    "model.encoder.frontends.speech.pos_depth": 5, "model.encoder.frontends.speech.pos_kernel_size": 95 // 5,
+    "model.encoder.frontends.speech.pos_groups": 16, "model.encoder.frontends.speech.alibi": True,
+    "model.encoder.frontends.speech.input_drop_rate": 0.1, "model.decoders.speech.kernel_size": 7,
+    "model.decoders.speech.depth": 4, "model.decoders.speech.groups": 16, "model.decoders.speech.residual": True,
+    "model.decoders.speech.mask_noise_std": 0.01, "model.decoders.speech.input_drop_rate": 0.1,
+    "data.min_seconds": 2.0, "data.max_seconds": 20.0, "data.sample_rate": 16000,
+}  # fmt: skip
+TEXT = SEQUENCES | {
+    "mask._target_": "d2v.objective.masking.RandomMask", "model.loss_scale": 1.0, "model.teacher_scope": "blocks",
+    "trainer.gradient_clip_val": 1.0, "model.encoder.layer_drop_rate": 0.0, "model.encoder.prenet_depth": 0,
+    "model.encoder.frontends.text.drop_rate": 0.1, "model.encoder.frontends.text.max_positions": 512,
+    "model.encoder.frontends.text.pos_init_std": 0.02, "model.decoders.text.kernel_size": 9,
+    "model.decoders.text.depth": 5, "model.decoders.text.groups": 1, "model.decoders.text.decoder_dim": 768,
+    "model.decoders.text.residual": False, "model.decoders.text.proj_depth": 2, "model.decoders.text.proj_ratio": 2.0,
+    "model.decoders.text.proj_init_std": 0.02, "model.decoders.text.mask_noise_std": 0.01,
+    "model.decoders.text.input_drop_rate": 0.1, "data.block_size": 512,
+}  # fmt: skip
+COMMON = {"image": IMAGES, "speech": SPEECH, "text": TEXT}
+PUBLISHED |= {
+    "speech_base": {
+        "model.encoder.depth": 12, "model.encoder.prenet_depth": 0, "model.encoder.embed_dim": 768,
+        "model.encoder.num_heads": 12, "model.encoder.layer_drop_rate": 0.05, "model.average_top_k_layers": 8,
+        "model.decoders.speech.decoder_dim": 384, "mask.num_masks": 8, "mask.mask_ratio": 0.5,
+        "mask.mask_ratio_adjust": 0.05, "ema.decay_start": 0.999, "ema.decay_end": 0.99999, "ema.anneal_steps": 75_000,
+        "optim.lr": 7.5e-4, "schedule.warmup_steps": 8000, "trainer.max_steps": 400_000,
+        "trainer.gradient_clip_val": None, "global_batch_size": 8 * 1_000_000 / 16_000, "micro_batch_size": 62.5,
+    },
+    "speech_large": {
+        "model.encoder.depth": 16, "model.encoder.prenet_depth": 8, "model.encoder.embed_dim": 1024,
+        "model.encoder.num_heads": 16, "model.encoder.layer_drop_rate": 0.0, "model.average_top_k_layers": 16,
+        "model.decoders.speech.decoder_dim": 768, "mask.num_masks": 12, "mask.mask_ratio": 0.55,
+        "mask.mask_ratio_adjust": 0.1, "ema.decay_start": 0.9997, "ema.decay_end": 1.0, "ema.anneal_steps": 300_000,
+        "optim.lr": 4e-4, "schedule.warmup_steps": 10_000, "trainer.max_steps": 600_000,
+        "trainer.gradient_clip_val": 1.0, "global_batch_size": 48 * 320_000 / 16_000, "micro_batch_size": 20.0,
+    },
+    "text_base": {
+        "model.encoder.depth": 12, "model.encoder.embed_dim": 768, "model.encoder.num_heads": 12,
+        "model.average_top_k_layers": 12, "model.layer_norms": ["instance"], "model.target_norms": [],
+        "mask.num_masks": 8, "mask.mask_ratio": 0.48, "ema.decay_start": 0.9999, "ema.decay_end": 0.99999,
+        "ema.anneal_steps": 100_000, "optim.lr": 2e-4, "schedule.warmup_steps": 4000, "trainer.max_steps": 1_000_000,
+        "global_batch_size": 4 * 16, "micro_batch_size": 4,
+    },
+    "text_large": {
+        "model.encoder.depth": 24, "model.encoder.embed_dim": 1024, "model.encoder.num_heads": 16,
+        "model.average_top_k_layers": 24, "model.layer_norms": ["layer"], "model.target_norms": ["instance"],
+        "mask.num_masks": 8, "mask.mask_ratio": 0.5, "ema.decay_start": 0.9999, "ema.decay_end": 0.99999,
+        "ema.anneal_steps": 100_000, "optim.lr": 1e-4, "schedule.warmup_steps": 4000, "trainer.max_steps": 600_000,
+        "global_batch_size": 2 * 32, "micro_batch_size": 2,
+    },
+}  # fmt: skip
+
+
+TOKENS = {
+    "image_base": (196, 39), "image_large": (196, 49), "image_huge14": (256, 64), "speech_base": (999, 500),
+    "speech_large": (999, 999 - 549), "text_base": (512, 266), "text_large": (512, 256),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_recipe(runs: ModuleType, name: str) -> None:
     with runs.configuration("pretrain", f"experiment={name}") as cfg:
-        for key, value in (PUBLISHED[name] | COMMON).items():
+        for key, value in (COMMON[_modality(name)] | PUBLISHED[name]).items():
             found = OmegaConf.select(cfg, key, throw_on_missing=True)
             found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
             assert found == (pytest.approx(value) if isinstance(value, float) else value), key
         mask = instantiate(cfg.mask)
-        tokens = (cfg.data.img_size // cfg.data.patch_size) ** 2
-        assert mask.num_visible(tokens) == {"image_base": 39, "image_large": 49, "image_huge14": 64}[name]
+        tokens, visible = TOKENS[name]
+        assert mask.num_visible(tokens) == visible
 
 
 def _nodes(config: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -174,9 +282,20 @@ def _nodes(config: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _nodes(value, f"{path}[{i}]")
 
 
+def _choice(group: str, option: str) -> list[str]:
+    """An option with an experiment whose data and model are of its modality."""
+    file = (CONF / group / f"{option}.yaml").read_text()
+    fitting = [name for name in ("speech", "text") if f"{name}" in f"{option} {file}".lower()]
+    if (group, option) == ("mask", "random"):
+        fitting = ["text"]  # other experiments set lengths of blocks
+    if group in ("data", "mask", "model") and fitting:
+        return [f"experiment={fitting[0]}_tiny", f"{group}={option}"]
+    return [f"{group}={option}"]
+
+
 PRETRAIN_CHOICES = [
     [], *([f"experiment={name}"] for name in EXPERIMENTS),
-    *([f"{group}={option}"] for group in GROUPS["pretrain"] for option in options(group)),
+    *(_choice(group, option) for group in GROUPS["pretrain"] for option in options(group)),
 ]  # fmt: skip
 
 AT_RUN_TIME = {  # arguments that do not come from the configuration
@@ -227,7 +346,9 @@ def test_every_key_of_the_command_is_read() -> None:
     [(command, group, option) for command, groups in GROUPS.items() for group in groups for option in options(group)],
 )
 def test_every_option_composes(runs: ModuleType, command: str, group: str, option: str) -> None:
-    with runs.configuration(command, f"{group}={option}") as cfg:
+    with runs.configuration(
+        command, *(_choice(group, option) if command == "pretrain" else [f"{group}={option}"])
+    ) as cfg:
         assert group == "debug" or cfg[group]  # debug files are global
 
 
@@ -294,6 +415,7 @@ def test_experiment_begins_with_the_exact_command(runs: ModuleType, name: str) -
     header = [line for line in (CONF / "experiment" / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert header[0] == "# @package _global_"
     (command,) = [line.removeprefix("# d2v ") for line in header if line.startswith("# d2v pretrain ")]
+    assert header[1].startswith("# d2v pretrain ")
     assert f"experiment={name}" in command.split()
     assert _composed(runs, *command.split())["optim"] == _composed(runs, "pretrain", f"experiment={name}")["optim"]
 

@@ -41,6 +41,17 @@ MODEL = [
     "model.average_top_k_layers=1",
     "model.cls_loss_weight=2.56",
 ]
+SIZE = [*MODEL[:4], "model.average_top_k_layers=1"]
+CONVS = "model.encoder.frontends.speech.conv_layers=[[8,20,10],[16,4,4],[16,4,4]]"
+# What makes a recipe of each modality small.
+SMALL = {
+    "image": MODEL,
+    "speech": [
+        *SIZE, CONVS, "model.encoder.frontends.speech.pos_depth=1", "model.decoders.speech.decoder_dim=16",
+        "model.decoders.speech.depth=1",
+    ],
+    "text": [*SIZE, "model.decoders.text.decoder_dim=16", "model.decoders.text.depth=1", "data.block_size=32"],
+}  # fmt: skip
 TINY = [
     *MODEL,
     "model.encoder.frontends.image.patch_size=7",  # 4 x 4 tokens
@@ -205,6 +216,33 @@ def image_folder(root: Path, train: int = 12, val: int = 6, size: int = 20) -> P
                 pixels = np.clip(rng.normal(brightness, 30, (size, size)), 0, 255).astype("uint8")
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return root
+
+
+def librispeech(root: Path, speakers: int = 2, clips: int = 3, part: str = "train-clean-100") -> Path:
+    """A part of LibriSpeech of tones: so many clips of 2 to 3 s of every speaker, with transcripts."""
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    for speaker in range(speakers):
+        folder = root / "LibriSpeech" / part / str(100 + speaker) / "1"
+        folder.mkdir(parents=True)
+        lines = []
+        for i in range(clips):
+            name = f"{100 + speaker}-1-{i:04d}"
+            time = np.arange(int(16000 * (2 + i / max(1, clips)))) / 16000
+            wave = 0.3 * np.sin(2 * np.pi * (200 + 150 * speaker + 40 * i) * time) + 0.02 * rng.normal(size=len(time))
+            soundfile.write(folder / f"{name}.flac", wave.astype("float32"), 16000)
+            lines.append(f"{name} {'HIGH' if speaker else 'LOW'} TONE\n")
+        (folder / f"{100 + speaker}-1.trans.txt").write_text("".join(lines))
+    return root
+
+
+def text_file(path: Path, lines: int = 200) -> Path:
+    """Sentences of a few words, one a line."""
+    rng = np.random.default_rng(0)
+    words = ["the", "cat", "dog", "sees", "hears", "a", "house", "tree", "and", "runs", "away", "slowly"]
+    path.write_text("".join(" ".join(rng.choice(words, 8)) + ".\n" for _ in range(lines)))
+    return path
 
 
 def folder_data(root: Path) -> list[str]:
