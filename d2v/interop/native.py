@@ -28,7 +28,7 @@ Network = Literal["student", "teacher"]
 WEIGHTS, CONFIG, CARD = "encoder.safetensors", "config.yaml", "README.md"
 
 
-TRUST = "D2V_TRUST"  # packages beside d2v whose parts may be built from a file: names, separated by commas
+TRUST = "D2V_TRUST"  # names of packages whose parts may be built from a file too, separated by commas
 
 
 def build(node: Any) -> Any:

@@ -137,7 +137,14 @@ def test_guard_goes_on_where_it_was() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"window": 0}, {"check_every_n_steps": 0}, {"patience": 0}, {"min_spread": 0.0}, {"min_spread": 1.5}],
+    [
+        {"window": 0},
+        {"check_every_n_steps": 0},
+        {"patience": 0},
+        {"min_spread": 0.0},
+        {"min_spread": 1.5},
+        {"min_frontend_spread": 1.0},
+    ],
 )
 def test_guard_options_out_of_range(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()

@@ -23,8 +23,8 @@ class Collapse(RuntimeError):
 
 
 _SUBJECTS = {
-    "features": ("the features have", "different samples' features"),
-    "frontend": ("the frontend has", "its features of different tokens"),
+    "features": ("the features have", "different samples' features", "min_spread"),
+    "frontend": ("the frontend has", "its features of different tokens", "min_frontend_spread"),
 }
 
 
@@ -40,7 +40,9 @@ class HealthMonitor(L.Callback):
     Args:
         window: samples to measure over, as far as they have been seen.
         check_every_n_steps: optimizer steps between two looks at the spreads.
-        min_spread: the run is stopped when a spread stays below this share of its highest so far; None for never.
+        min_spread: the run is stopped when the features' spread stays below this share of its highest so far; None for
+            never.
+        min_frontend_spread: likewise for the frontend's, which in a healthy run may dip to a tenth while it warms up.
         patience: for this many looks in a row.
 
     Raises:
@@ -48,16 +50,22 @@ class HealthMonitor(L.Callback):
     """
 
     def __init__(
-        self, window: int = 512, check_every_n_steps: int = 10, min_spread: float | None = 0.2, patience: int = 3
+        self,
+        window: int = 512,
+        check_every_n_steps: int = 10,
+        min_spread: float | None = 0.2,
+        min_frontend_spread: float | None = 0.02,
+        patience: int = 3,
     ) -> None:
         for name, value in (("window", window), ("check_every_n_steps", check_every_n_steps), ("patience", patience)):
             if value < 1:
                 raise ValueError(f"callbacks.health.{name}={value}: must be at least 1")
-        if min_spread is not None and not 0 < min_spread < 1:
-            raise ValueError(f"callbacks.health.min_spread={min_spread}: must lie between 0 and 1, or be null")
+        for name, share in (("min_spread", min_spread), ("min_frontend_spread", min_frontend_spread)):
+            if share is not None and not 0 < share < 1:
+                raise ValueError(f"callbacks.health.{name}={share}: must lie between 0 and 1, or be null")
         self.window = window
         self.check_every_n_steps = check_every_n_steps
-        self.min_spread = min_spread
+        self.limits = {"features": min_spread, "frontend": min_frontend_spread}
         self.patience = patience
         self._features: deque[Tensor] = deque()
         self._best_spread: dict[str, float] = {}
@@ -107,19 +115,20 @@ class HealthMonitor(L.Callback):
             self._judge(part, spread_name, float(spread), step)
 
     def _judge(self, part: str, spread_name: str, spread: float, step: int) -> None:
-        if self.min_spread is None:
+        limit = self.limits[part]
+        if limit is None:
             return
         best = max(self._best_spread.get(part, 0.0), spread if math.isfinite(spread) else 0.0)
         self._best_spread[part] = best
-        alive = spread >= self.min_spread * best  # false for NaN
+        alive = spread >= limit * best  # false for NaN
         self._num_below[part] = 0 if alive else self._num_below.get(part, 0) + 1
         if self._num_below[part] >= self.patience:
-            subject, what = _SUBJECTS[part]
+            subject, what, key = _SUBJECTS[part]
             raise Collapse(
                 f"{subject} collapsed at step {step}: {what} differ by {spread:.3g} of "
                 f"their size, at best by {best:.3g} (train/{spread_name}; limit: "
-                f"callbacks.health.min_spread={self.min_spread} of the best). What helps, in this order: a lower "
+                f"callbacks.health.{key}={limit} of the best). What helps, in this order: a lower "
                 "optim.lr; a longer schedule.warmup_steps; trainer.gradient_clip_val=4; a slower teacher "
                 "(ema.decay_start and ema.decay_end closer to 1); instance norm in model.layer_norms. "
-                "callbacks.health.min_spread=null goes on regardless."
+                f"callbacks.health.{key}=null goes on regardless."
             )

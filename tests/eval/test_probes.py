@@ -1,0 +1,202 @@
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from d2v.eval import probes
+from d2v.eval.features import ProbeRow, extract_frames, probe_table
+from d2v.eval.knn import knn_accuracy
+from d2v.eval.linear import linear_probe
+from d2v.eval.probes import Labelled, Settings, classify, hold_out_groups, transcribe
+from d2v.eval.tfidf import tfidf_knn, tfidf_linear
+from d2v.types import Batch, EncoderOutput, TokenMask
+
+GROUPS = ["ann", "bob", "ann", "cid", "bob", "ann", "cid"]
+
+
+def blobs(num_samples: int, seed: int) -> Labelled:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(num_samples) % 3
+    return Labelled(2 * torch.eye(3, 5)[y] + torch.randn(num_samples, 5, generator=generator), y)
+
+
+def words(num_samples: int, seed: int) -> Labelled:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(20, (num_samples, 4), generator=generator).tolist()
+    y = torch.arange(num_samples) % 3
+    texts = [" ".join([f"c{c}", *(f"w{i}" for i in line)]) for c, line in zip(y.tolist(), noise, strict=True)]
+    return Labelled(texts, y)
+
+
+# --- groups that are held out
+
+
+@pytest.mark.parametrize("as_texts", [False, True])
+def test_nothing_of_a_held_out_group_is_trained_on(as_texts: bool) -> None:
+    x: Tensor | Sequence[str] = [str(i) for i in range(7)] if as_texts else torch.arange(7.0)[:, None]
+    splits = hold_out_groups(Labelled(x, torch.arange(7) * 10), GROUPS)
+    found = [[[int(i) for i in part.x] for part in split] for split in splits]
+    assert found == [[[1, 3, 4, 6], [0, 2, 5]], [[0, 2, 3, 5, 6], [1, 4]], [[0, 1, 2, 4, 5], [3, 6]]]
+    for split in splits:
+        for part in split:
+            assert part.y.tolist() == [int(i) * 10 for i in part.x]
+
+
+def test_one_group_cannot_be_held_out() -> None:
+    with pytest.raises(ValueError, match=r"data\.group_pattern found only the group 'ann'; .* at least two"):
+        hold_out_groups(blobs(4, 0), ["ann"] * 4)
+
+
+def test_held_out_groups_show_what_a_probe_learns_of_them_alone() -> None:
+    """Features that tell the group and nothing of the class, which within a group is always the same."""
+    groups = [str(i % 4) for i in range(80)]
+    x = 5 * torch.eye(4)[torch.arange(80) % 4] + 0.1 * torch.randn(80, 4)
+    data = Labelled(x, torch.arange(80) % 4 % 2)
+    settings = Settings(k=5)
+    leaky = classify("", [(Labelled(data.x[:40], data.y[:40]), Labelled(data.x[40:], data.y[40:]))], settings)  # type: ignore[index]
+    honest = classify("", hold_out_groups(data, groups), settings)
+    assert leaky.linear == leaky.knn == 1
+    assert honest.linear is not None
+    assert honest.knn is not None
+    assert max(honest.linear, honest.knn) < 0.8
+
+
+# --- classes
+
+
+def test_features_go_to_the_feature_probes_and_texts_to_tf_idf() -> None:
+    settings = Settings(k=7, temperature=0.5, c_grid=(0.1, 1.0), seed=3)
+    train, val = blobs(90, 1), blobs(60, 2)
+    assert isinstance(train.x, Tensor)
+    assert isinstance(val.x, Tensor)
+    row = classify("name", [(train, val)], settings)
+    expected = linear_probe(train.x, train.y, val.x, val.y, (0.1, 1.0), 3).accuracy
+    assert (row.name, row.linear) == ("name", expected)
+    assert row.knn == knn_accuracy(train.x, train.y, val.x, val.y, 7, 0.5)
+
+    train, val = words(90, 1), words(60, 2)
+    texts, val_texts = list(train.x), list(val.x)
+    row = classify("name", [(train, val)], settings)
+    assert row.linear == tfidf_linear(texts, train.y, val_texts, val.y, seed=3)  # type: ignore[arg-type]
+    assert row.knn == tfidf_knn(texts, train.y, val_texts, val.y, 7, 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["linear", "knn"])
+def test_only_what_is_asked_for_is_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(probes, "knn_accuracy" if name == "linear" else "linear_probe")
+    row = classify("", [(blobs(60, 1), blobs(30, 2))], replace(Settings(linear=False, knn=False), **{name: True}))
+    assert [row.linear is None, row.knn is None] == [name != "linear", name != "knn"]
+
+
+def test_splits_count_by_their_samples() -> None:
+    train = Labelled(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+    right = Labelled(torch.tensor([[0.0, 1.0]] * 3), torch.tensor([0] * 3))
+    wrong = Labelled(torch.tensor([[0.0, 1.0]]), torch.tensor([1]))
+    assert classify("", [(train, right), (train, wrong)], Settings(linear=False, k=1)).knn == 0.75
+
+
+# --- letters
+
+
+def test_transcribe_gives_the_letter_error() -> None:
+    texts = ["ab", "ba", "a", "b", "aab", "abb"]
+    clips = [torch.cat([torch.eye(3)[[0, 1 + "ab".index(c)]] for c in text]) for text in texts]
+    row = transcribe("name", (clips, texts), (clips, texts), Settings())
+    assert row == ProbeRow("name", letter_error=0.0)
+    untrained = transcribe("name", (clips, texts), (clips, texts), Settings(ctc_epochs=1))
+    assert untrained.letter_error is not None
+    assert untrained.letter_error > 0.2
+
+
+# --- frames
+
+DEPTH, DIM = 3, 8
+
+
+class Encoder(nn.Module):
+    """Tokens are image rows; block i adds 1; dropout shows whether it runs in eval mode."""
+
+    def __init__(self, num_prefix_tokens: int = 1) -> None:
+        super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
+        self.embed = nn.Linear(4, DIM)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, batch: Batch, return_layers: bool) -> EncoderOutput:
+        assert batch.mask is None
+        x = self.embed(batch.inputs)
+        x = self.dropout(torch.cat([x.new_full((len(x), self.num_prefix_tokens, DIM), 7.0), x], dim=1))
+        layers = tuple(x + i for i in range(DEPTH))
+        return EncoderOutput(x * 2, layers if return_layers else (), self.num_prefix_tokens)
+
+
+def padded_batches(lengths: Sequence[Sequence[int]], seed: int = 0) -> list[Batch]:
+    """Batches of inputs of these lengths; padding is NaN; no padding mask where all are equally long."""
+    generator = torch.Generator().manual_seed(seed)
+    batches, start = [], 100
+    for sizes in lengths:
+        padding = torch.arange(max(sizes)) >= torch.tensor(sizes)[:, None]
+        inputs = torch.randn(len(sizes), max(sizes), 4, generator=generator).masked_fill(padding[..., None], torch.nan)
+        ids = torch.arange(start, start + len(sizes))
+        batches.append(Batch("x", inputs, ids, padding_mask=padding if padding.any() else None))
+        start += len(sizes)
+    return batches
+
+
+@pytest.mark.parametrize("num_prefix_tokens", [0, 2])
+def test_frames_are_every_samples_own_without_padding_and_prefix(num_prefix_tokens: int) -> None:
+    encoder, batches = Encoder(num_prefix_tokens), padded_batches([[5, 3, 1], [4, 4], [2]])
+    batches[1] = replace(batches[1], skipped=("a.wav: torn",), mask=TokenMask.from_bool(torch.eye(4).bool()[:2]))
+    frames, ids, skipped = extract_frames(encoder, batches)
+    assert [x.shape for x in frames] == [(n, DIM) for n in (5, 3, 1, 4, 4, 2)]
+    assert ids.tolist() == list(range(100, 106))
+    assert skipped == ("a.wav: torn",)
+    assert encoder.training
+    inputs = [row[: len(x)] for x, row in zip(frames, [row for b in batches for row in b.inputs], strict=True)]
+    for x, row in zip(frames, inputs, strict=True):
+        torch.testing.assert_close(x, 2 * encoder.embed(row).detach())
+
+
+def test_frames_of_any_layer() -> None:
+    encoder, batches = Encoder(), padded_batches([[5, 3], [4]])
+    last = extract_frames(encoder, batches)[0]
+    for layers, offset in ((0, 0), (-1, 2), ("average", 1)):
+        for x, expected in zip(extract_frames(encoder, batches, layers=layers)[0], last, strict=True):  # type: ignore[arg-type]
+            torch.testing.assert_close(x, expected / 2 + offset)
+    concat = extract_frames(encoder, batches, layers="concat")[0]
+    assert [x.shape for x in concat] == [(5, 3 * DIM), (3, 3 * DIM), (4, 3 * DIM)]
+    torch.testing.assert_close(concat[1][:, DIM:], torch.cat([last[1] / 2 + 1, last[1] / 2 + 2], dim=1))
+    with pytest.raises(ValueError, match=r"probe\.layers=all: frames are of one width; choose last, average, concat"):
+        extract_frames(encoder, batches, layers="all")
+    with pytest.raises(ValueError, match=rf"probe\.layers={DEPTH}, .*choose -3 to 2"):
+        extract_frames(encoder, batches, layers=DEPTH)
+    assert encoder.training
+
+
+def test_frames_are_ordinary_float32_tensors_of_their_own() -> None:
+    encoder = Encoder().bfloat16()
+    batches = [replace(batch, inputs=batch.inputs.bfloat16()) for batch in padded_batches([[5, 3], [4]])]
+    frames = extract_frames(encoder, batches)[0]
+    for x in frames:
+        assert x.dtype == torch.float32
+        assert not x.is_inference()
+        assert x.untyped_storage().nbytes() == x.numel() * 4
+    nn.Linear(DIM, 2)(frames[0]).sum().backward()
+
+
+# --- the table
+
+
+def test_the_table_has_a_column_for_every_probe_that_was_run() -> None:
+    assert probe_table([ProbeRow("frames", letter_error=0.3456, letter_error_std=0.01)]) == (
+        "| features | letter error (%) |\n|----------|-----------------:|\n| frames   |       34.6 ± 1.0 |\n"
+    )
+    both = probe_table([ProbeRow("a", linear=0.5), ProbeRow("b", letter_error=1.25)])
+    assert both == (
+        "| features | linear (%) | letter error (%) |\n"
+        "|----------|-----------:|-----------------:|\n"
+        "| a        |       50.0 |                – |\n"
+        "| b        |          – |            125.0 |\n"
+    )
