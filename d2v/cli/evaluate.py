@@ -82,7 +82,8 @@ class Prober:
         encoder.to(best_device())
         row = ProbeRow(name)
         if self.settings.linear or self.settings.knn:
-            row = classify(name, self._pair([self._features(encoder, split) for split in self.splits]), self.settings)
+            parts = [self._features(encoder, split) for split in self.splits]
+            row = classify(name, self._pair([part for part, _ in parts], parts[0][1]), self.settings)
         if self.settings.ctc:
             train, val = (self._frames(encoder, split) for split in ("train", "val"))
             row = replace(row, letter_error=transcribe(name, train, val, self.settings).letter_error)
@@ -93,27 +94,30 @@ class Prober:
         name = self.data.input_name
         row = ProbeRow(name)
         if self.settings.linear or self.settings.knn:
-            row = classify(name, self._pair([Labelled(*self.data.raw(split)) for split in self.splits]), self.settings)
+            inputs = [Labelled(*self.data.raw(split)) for split in self.splits]
+            ids = [] if self.groups is None else self.data.raw_frames("train")[1].tolist()
+            row = classify(name, self._pair(inputs, ids), self.settings)
         if self.settings.ctc:
             train, val = (self._spoken(split, *self.data.raw_frames(split)) for split in ("train", "val"))
             row = replace(row, letter_error=transcribe(name, train, val, self.settings).letter_error)
         return row
 
-    def _pair(self, parts: list[Labelled]) -> Sequence[Split]:
+    def _pair(self, parts: list[Labelled], ids: list[int]) -> Sequence[Split]:
+        """Training and validation, or a pair for every group; ``ids`` are the samples of the first part."""
         if self.groups is not None:
-            return hold_out_groups(parts[0], self.groups)
+            return hold_out_groups(parts[0], [self.groups[i] for i in ids])
         return [(parts[0], parts[1])]
 
     def _loader(self, split: str) -> Any:
         dataset = self.data.eval_dataset(split)
         return DataLoader(dataset, batch_size=self.batch_size, collate_fn=self.data.eval_collate)
 
-    def _features(self, encoder: Encoder, split: str) -> Labelled:
+    def _features(self, encoder: Encoder, split: str) -> tuple[Labelled, list[int]]:
         features = extract(encoder, self._loader(split), layers=self.layers, pool=self.pool)
         if features.labels is None:
             raise ValueError("some of these samples have no label to probe with")
         _name_skipped(features.skipped)
-        return Labelled(features.features, features.labels)
+        return Labelled(features.features, features.labels), features.sample_ids.tolist()
 
     def _frames(self, encoder: Encoder, split: str) -> tuple[list[Tensor], list[str]]:
         frames, ids, skipped = extract_frames(encoder, self._loader(split), layers=self.layers)

@@ -23,8 +23,13 @@ import numpy as np
 import torch
 
 from d2v.data.bad_samples import BadSample
+from d2v.data.files import files_below
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph")
+
+
+_MAX_SAMPLES = 2**36  # 50 days at 16 kHz: more is a damaged header
+_MAX_RATIO = 5000  # of two sampling rates over their common divisor
 
 
 class Clip(NamedTuple):
@@ -67,8 +72,8 @@ def decode_audio(file: str | os.PathLike[str] | bytes, sample_rate: int) -> np.n
     soundfile, _ = libraries()
     _check_not_empty(file)
     try:
-        waveform, rate = soundfile.read(io.BytesIO(file) if isinstance(file, bytes) else file, dtype="float32")
-    except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError) as error:
+        waveform, rate = soundfile.read(_opened(file), dtype="float32")
+    except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise BadSample(_reason(error)) from error
     if waveform.size == 0:
         raise BadSample("no samples")
@@ -80,12 +85,21 @@ def decode_audio(file: str | os.PathLike[str] | bytes, sample_rate: int) -> np.n
 
 
 def resample(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """(S,) float32 at ``rate`` Hz -> (S',) float32 at ``sample_rate`` Hz."""
+    """(S,) float32 at ``rate`` Hz -> (:func:`num_resampled`,) float32 at ``sample_rate`` Hz.
+
+    Raises:
+        BadSample: the rates have so small a common divisor that it would take very long.
+    """
     if rate == sample_rate:
         return waveform
+    if max(rate, sample_rate) // gcd(rate, sample_rate) > _MAX_RATIO:
+        raise BadSample(f"{rate} Hz cannot be resampled to {sample_rate} Hz in reasonable time")
     _, functional = libraries()
-    resampled: np.ndarray = functional.resample(torch.from_numpy(waveform), rate, sample_rate).numpy()
-    return resampled
+    resampled = functional.resample(torch.from_numpy(waveform), rate, sample_rate)
+    # torchaudio computes the length in float32, which may be a sample off.
+    length = num_resampled(len(waveform), rate, sample_rate)
+    exact: np.ndarray = torch.nn.functional.pad(resampled, (0, max(0, length - len(resampled))))[:length].numpy()
+    return exact
 
 
 def num_resampled(num_samples: int, rate: int, sample_rate: int) -> int:
@@ -100,12 +114,19 @@ def audio_length(file: str | os.PathLike[str] | bytes, sample_rate: int) -> int:
     soundfile, _ = libraries()
     _check_not_empty(file)
     try:
-        info = soundfile.info(io.BytesIO(file) if isinstance(file, bytes) else file)
-    except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError) as error:
+        info = soundfile.info(_opened(file))
+    except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise BadSample(_reason(error)) from error
     if info.frames <= 0:
         raise BadSample("no samples")
+    if info.frames > _MAX_SAMPLES:
+        raise BadSample(f"its header claims {info.frames} samples")
     return num_resampled(info.frames, info.samplerate, sample_rate)
+
+
+def _opened(file: str | os.PathLike[str] | bytes) -> Any:
+    """What libsndfile opens: a file's content, or its name, in whatever encoding the file system has."""
+    return io.BytesIO(file) if isinstance(file, bytes) else os.fsencode(file)
 
 
 def _check_not_empty(file: str | os.PathLike[str] | bytes) -> None:
@@ -235,7 +256,7 @@ class AudioClips:
 
     def transcript(self, index: int) -> str | None:
         """What is said in the clip, or None if it is not known."""
-        return None if self._transcripts is None else self._transcripts[index].decode()
+        return None if self._transcripts is None else self._transcripts[index].decode() or None
 
     def name(self, index: int) -> str:
         """The clip's path relative to the root."""
@@ -252,7 +273,7 @@ def _search(clips: Sequence[Clip], pattern: str, key: str) -> list[str]:
     found = []
     for clip in clips:
         match = compiled.search(clip.path)
-        if match is None:
+        if match is None or match[1] is None:
             raise ValueError(f"{key}={pattern}: does not match {clip.path}")
         found.append(match[1])
     return found
@@ -266,11 +287,8 @@ def audio_files(root: str, key: str = "data.root") -> Iterator[Clip]:
         ValueError: it is a file.
     """
     folder = require_folder(root, key)
-    for directory, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield Clip(os.path.relpath(os.path.join(directory, name), folder))
+    for path in files_below(folder, EXTENSIONS):
+        yield Clip(os.path.relpath(path, folder))
 
 
 def require_folder(root: str, key: str) -> Path:
@@ -298,11 +316,11 @@ def librispeech_clips(root: str, split: str, key: str) -> Iterator[Clip]:
         )
     for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
         texts = {}
-        for file in chapter.glob("*.trans.txt"):
+        for file in chapter.glob("[!.]*.trans.txt"):
             for line in file.read_text(encoding="utf-8").splitlines():
                 name, _, text = line.strip().partition(" ")
                 texts[name] = text
-        for path in sorted(chapter.glob("*.flac")):
+        for path in sorted(chapter.glob("[!.]*.flac")):
             if path.stem not in texts:
                 raise ValueError(f"{path}: no transcript in {chapter}/*.trans.txt; the copy of LibriSpeech is damaged")
             yield Clip(str(path.relative_to(Path(root).expanduser())), None, texts[path.stem])
@@ -331,7 +349,10 @@ def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, lis
     path = Path(manifest).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{key}={manifest}: no such file; give a tsv: a root line, then path<TAB>samples")
-    root_line, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+    try:
+        root_line, *lines = path.read_text(encoding="utf-8-sig").splitlines() or [""]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{key}={manifest}: not UTF-8 ({error.reason} at byte {error.start})") from error
     root = Path(root_line.strip()).expanduser()
     if not root.is_absolute():
         root = path.parent / root
@@ -340,7 +361,7 @@ def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, lis
     entries = []
     for number, line in enumerate(lines, 2):
         name, tab, count = line.rstrip("\n").partition("\t")
-        if not tab or not count.strip().isdigit():
+        if not tab or not count.strip().isdecimal():
             raise ValueError(f"{manifest}:{number}: {line!r} is not path<TAB>number of samples")
         entries.append((name, int(count)))
     rate = _first_rate(root, [name for name, _ in entries])
@@ -351,8 +372,8 @@ def _first_rate(root: Path, names: list[str]) -> int | None:
     soundfile, _ = libraries()
     for name in names[:100]:
         try:
-            return int(soundfile.info(root / name).samplerate)
-        except (soundfile.SoundFileError, OSError, RuntimeError):
+            return int(soundfile.info(_opened(root / name)).samplerate)
+        except (soundfile.SoundFileError, OSError, RuntimeError, TypeError):
             continue
     return None
 

@@ -9,12 +9,15 @@ class BadSample(Exception):
     """A sample that cannot be read; the message is the reason, in a few words."""
 
 
+TOO_SHORT = "too short"  # how the reason begins where a sample is sound but not long enough: no fault of the data set
+
+
 class TooManyBadSamples(RuntimeError):
     """So many samples cannot be read that the data set itself must be wrong."""
 
 
 class BadSampleCounter:
-    """Counts the distinct bad samples of a run.
+    """Counts the distinct bad samples of a run. Those that are only too short are named, but do not count.
 
     Args:
         max_bad_fraction: highest tolerated share of bad samples, in [0, 1].
@@ -29,6 +32,7 @@ class BadSampleCounter:
         self.num_samples = num_samples
         self.num_seen = 0
         self._bad: dict[str, str] = {}  # name -> "name: reason", in the order of appearance
+        self._short: dict[str, str] = {}
 
     @property
     def num_bad(self) -> int:
@@ -51,9 +55,9 @@ class BadSampleCounter:
         self.num_seen += num_seen
         new = []
         for entry in skipped:
-            name = entry.partition(": ")[0]
-            if name not in self._bad:
-                self._bad[name] = entry
+            known = self._short if f": {TOO_SHORT}" in entry else self._bad
+            if entry not in known:  # the same sample fails for the same reason, and its name may hold anything
+                known[entry] = entry
                 new.append(entry)
         total = max(self.num_seen, self._FIRST) if self.num_samples is None else self.num_samples
         if new and self.num_bad > self.max_bad_fraction * total:

@@ -56,7 +56,10 @@ class Source(Protocol):
 
 
 class Stream(Protocol):
-    """Samples in a fixed order, read but not decoded until asked for; iteration is one pass over the data."""
+    """Samples in a fixed order, read but not decoded until asked for; iteration is one pass over the data.
+
+    A record may have an attribute ``skipped``: what had to be passed over before it, as "name: reason".
+    """
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -319,7 +322,8 @@ class StreamBatches(IterableDataset[Batch]):
         found, view, skipped = first_good(
             islice(count(position), _MAX_TRIES), make, lambda p: self.stream.name(window[p].key.index)
         )
-        return Sample(view, window[found].key, skipped=skipped)
+        row = window[found]
+        return Sample(view, row.key, skipped=(*skipped, *getattr(row.record, "skipped", ())))
 
     def _rows(self, first: int) -> Iterator[_Row]:
         """The endless stream from position ``first`` on."""

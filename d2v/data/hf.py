@@ -71,7 +71,7 @@ def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequ
         data: from :func:`load_hf`.
         key: the config key that ``column`` was read from.
         column: its value.
-        dtypes: Arrow types that fit, such as "string".
+        dtypes: Arrow types that fit, such as "string"; none for any.
 
     Raises:
         ValueError: there is no such column, or not exactly one that fits.
@@ -80,6 +80,8 @@ def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequ
     if column is not None:
         if column not in features:
             raise ValueError(f"{key}={column}: {path} has the columns {', '.join(features)}")
+        if dtypes and getattr(features[column], "dtype", None) not in dtypes:
+            raise ValueError(f"{key}={column}: not a column of type {dtypes[0]}; {path} has {', '.join(features)}")
         return column
     fitting = [name for name, feature in features.items() if getattr(feature, "dtype", None) in dtypes]
     if len(fitting) != 1:

@@ -32,7 +32,7 @@ def hf_clips(
     """Every row's audio; lengths are read from the files' headers.
 
     Args:
-        path: name on the Hub, or a local directory of parquet or audio files, or what ``save_to_disk`` wrote.
+        path: name on the Hub, or a local directory of parquet files, or what ``save_to_disk`` wrote.
         split: for example "train".
         audio_column: the only column of audio if None.
         text_column: of transcripts; None for none.
@@ -56,7 +56,7 @@ class HFAudioStream:
     """Rows of a Hugging Face data set in the order they are stored, without downloading all first.
 
     Args:
-        path: name on the Hub, or a local directory of parquet or audio files.
+        path: name on the Hub, or a local directory of parquet files.
         split: for example "train".
         audio_column: the only column of audio if None.
         sample_rate: Hz; other clips are resampled.

@@ -10,7 +10,6 @@ import gzip
 import io
 import os
 import warnings
-from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from d2v.data.bad_samples import BadSample
+from d2v.data.files import files_below
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 
@@ -159,7 +159,7 @@ class ImageFolder:
         self, root: str | os.PathLike[str], class_names: tuple[str, ...] | None = None, key: str = "data.root"
     ) -> None:
         self._root = require_directory(root, key)
-        paths = [os.path.relpath(path, self._root) for path in _image_files(str(self._root))]
+        paths = [os.path.relpath(path, self._root) for path in files_below(self._root, EXTENSIONS)]
         if not paths:
             raise FileNotFoundError(
                 f"{key}={root}: no image file below this directory ({', '.join(sorted(EXTENSIONS))}); "
@@ -205,20 +205,3 @@ def require_directory(root: str | os.PathLike[str], key: str) -> Path:
     if not path.is_dir():
         raise ValueError(f"{key}={root}: not a directory; set {key} to the folder that holds the images")
     return path
-
-
-def _image_files(directory: str, ancestors: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Paths of the image files below a directory, sorted by name at every level."""
-    stat = os.stat(directory)
-    inode = (stat.st_dev, stat.st_ino)
-    if inode in ancestors:  # a symbolic link to a directory that holds it
-        return
-    with os.scandir(directory) as scan:
-        entries = sorted(scan, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _image_files(entry.path, ancestors | {inode})
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-            yield entry.path

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import pairwise
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -229,6 +229,17 @@ class _Permutations:
             self._order = sample_rng(self.seed, epoch, 0, RandomStream.ORDER).permutation(self.num_samples)
         return SampleKey(epoch, int(self._order[place]))
 
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start, 2) int64 epochs and indices."""
+        parts = []
+        while start < stop:
+            epoch, place = divmod(start, self.num_samples)
+            _ = self[start]  # makes this epoch's order
+            indices = self._order[place : place + stop - start]
+            parts.append(np.stack([np.full(len(indices), epoch), indices], axis=1))
+            start += len(indices)
+        return np.concatenate(parts)
+
 
 class ClipKey(NamedTuple):
     """What a data set of samples of different lengths needs to know to make one.
@@ -251,9 +262,9 @@ class LengthSampler(StepPlan):
     """Batch sampler for samples of different lengths: an optimizer step holds samples of about the same length.
 
     The endless stream of permuted samples is cut into pools of ``pool_size``; a pool is sorted by length and cut into
-    steps, which are shuffled. A step's samples are cropped to its shortest and hold at most ``step_length`` in all. It
-    is dealt evenly to micro-batches and ranks, so steps do not depend on how many there are. Every sample comes exactly
-    once per epoch.
+    steps, which are shuffled. A step's samples are cropped to its shortest and hold at most ``step_length`` in all.
+    What is left of a pool, fewer than a step of the longest samples would hold, goes into the next one. A step is dealt
+    evenly to micro-batches and ranks, so steps do not depend on how many there are.
 
     Attributes:
         lengths: of every sample, in any unit, as far as it is used.
@@ -282,48 +293,43 @@ class LengthSampler(StepPlan):
                 f"{self.world_size} devices x {self.accumulate} accumulated micro-batches need one each: raise "
                 "global_batch_size, or lower data.max_seconds or the number of devices"
             )
+        fewest = self.step_length // int(self.lengths.max())
         if self.pool_size < 1:
-            self.pool_size = max(1, math.ceil(50 * self.step_length / float(self.lengths.mean())))
+            self.pool_size = math.ceil(50 * self.step_length / float(self.lengths.mean()))
+        self.pool_size = max(fewest, self.pool_size)
 
     def __iter__(self) -> Iterator[list[ClipKey]]:
         first_step, last_step = self.start_batch // self.accumulate, self.num_batches // self.accumulate
-        step, pool = 0, 0
-        while step < last_step:
-            steps = self._steps(pool)
-            for keys in steps[max(0, first_step - step) : last_step - step]:
-                for part in np.array_split(np.arange(len(keys)), self.accumulate * self.world_size)[
-                    self.rank :: self.world_size
-                ]:
+        step = 0
+        for clips, bounds, rng in self._pools():
+            order = rng.permutation(len(bounds) - 1)
+            for place in order[max(0, first_step - step) : last_step - step]:
+                keys = self._keys(clips[bounds[place] : bounds[place + 1]])
+                parts = np.array_split(np.arange(len(keys)), self.accumulate * self.world_size)
+                for part in parts[self.rank :: self.world_size]:
                     yield [keys[i] for i in part]
-            step, pool = step + len(steps), pool + 1
+            step += len(order)
+            if step >= last_step:
+                return
 
-    def _steps(self, pool: int) -> list[list[ClipKey]]:
-        """The optimizer steps of a pool, in their order."""
-        keys = [self._order[position] for position in range(pool * self.pool_size, (pool + 1) * self.pool_size)]
-        lengths = self.lengths[[key.index for key in keys]]
-        rng = sample_rng(self.seed, pool, 1, RandomStream.ORDER)
-        order = np.lexsort((rng.random(len(keys)), lengths))  # ascending, ties broken at random
-        bounds = _cut(lengths[order], self.step_length)
-        steps = []
-        for start, stop in pairwise(bounds):
-            chosen = [keys[i] for i in rng.permutation(order[start:stop])]
-            length = int(lengths[order[start]])
-            steps.append([ClipKey(key.epoch, key.index, length, stop - start) for key in chosen])
-        return [steps[i] for i in rng.permutation(len(steps))]
+    def _pools(self) -> Iterator[tuple[np.ndarray, list[int], np.random.Generator]]:
+        """Every pool: (n, 2) epochs and indices of its samples, ascending by length, and the bounds of its steps."""
+        fewest = self.step_length // int(self.lengths.max())
+        rest = np.empty((0, 2), dtype=np.int64)
+        for pool in count():
+            clips = np.concatenate([rest, self._order.slice(pool * self.pool_size, (pool + 1) * self.pool_size)])
+            lengths = self.lengths[clips[:, 1]]
+            rng = sample_rng(self.seed, pool, 1, RandomStream.ORDER)
+            clips = clips[np.lexsort((rng.random(len(clips)), lengths))]  # ties broken at random
+            lengths = self.lengths[clips[:, 1]]
+            bounds = [0]
+            while len(clips) - bounds[-1] >= fewest:
+                bounds.append(min(len(clips), bounds[-1] + self.step_length // int(lengths[bounds[-1]])))
+            rest = clips[bounds[-1] :]
+            yield clips, bounds, rng
 
-
-def _cut(ascending: np.ndarray, step_length: int) -> list[int]:
-    """Bounds of steps that hold at most ``step_length`` once cropped to their shortest: as few as can be, and even."""
-
-    def bounds(limit: int) -> list[int]:
-        found = [0]
-        while found[-1] < len(ascending):
-            found.append(min(len(ascending), found[-1] + max(1, limit // int(ascending[found[-1]]))))
-        return found
-
-    fewest = bounds(step_length)
-    low, high = int(ascending.max()), step_length  # the smallest limit that needs no more steps
-    while high - low > max(1, step_length // 1000):
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(bounds(middle)) <= len(fewest) else (middle, high)
-    return bounds(high)
+    def _keys(self, clips: np.ndarray) -> list[ClipKey]:
+        """A step's keys, in random order; the generator is the step's own, whatever steps were made before."""
+        length = int(self.lengths[clips[:, 1]].min())
+        own = np.random.Generator(np.random.PCG64([int(x) for x in clips[0]] + [self.seed]))
+        return [ClipKey(int(e), int(i), length, len(clips)) for e, i in own.permutation(clips)]

@@ -248,7 +248,8 @@ def hf_audio(
     """A Hugging Face data set of audio.
 
     Args:
-        path: name on the Hub, or a local directory of parquet or audio files, or what ``save_to_disk`` wrote.
+        path: name on the Hub, or a local directory of parquet files, or what ``save_to_disk`` wrote; for a directory of
+            audio files use :func:`audio_folder`.
         split: to train on.
         val_split: to evaluate probes on, or None; never streamed.
         audio_column: the only column of audio if None.

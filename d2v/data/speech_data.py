@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from d2v.data.audio_sources import AudioClips
-from d2v.data.bad_samples import BadSample, BadSampleCounter
+from d2v.data.bad_samples import TOO_SHORT, BadSample, BadSampleCounter
 from d2v.data.datasets import (
     EvalSamples,
     PretrainCollate,
@@ -85,9 +85,21 @@ class PretrainClips(Dataset[Sample]):
             rng = sample_rng(self.seed, key.epoch, candidate, RandomStream.VIEW)
             return crop(self.clips.load(candidate), key.length, rng)
 
-        turn = ((key.index + i) % len(self) for i in range(min(len(self), _MAX_TRIES)))
-        long_enough = (candidate for candidate in turn if self.clips.lengths[candidate] >= key.length)
-        found, view, skipped = first_good(long_enough, make, self.clips.name)
+        def make_longer(candidate: int) -> Tensor:
+            waveform = self.clips.load(candidate)
+            repeated = np.resize(waveform, max(len(waveform), key.length))
+            return crop(repeated, key.length, sample_rng(self.seed, key.epoch, candidate, RandomStream.VIEW))
+
+        turn = [(key.index + i) % len(self) for i in range(len(self))]
+        long_enough = [candidate for candidate in turn if self.clips.lengths[candidate] >= key.length]
+        try:
+            found, view, skipped = first_good(long_enough[:_MAX_TRIES], make, self.clips.name)
+        except BadSample:  # of the longest clips every one is bad: a shorter one, repeated
+            shorter = sorted(set(turn) - set(long_enough), key=lambda i: -self.clips.lengths[i])
+            if not shorter:
+                raise
+            found, view, skipped = first_good(shorter[:_MAX_TRIES], make_longer, self.clips.name)
+            skipped = (f"{self.clips.name(key.index)}: cannot be read", *skipped)
         return Sample(view, SampleKey(key.epoch, found), skipped=skipped, step_size=key.step_size)
 
 
@@ -104,7 +116,7 @@ class CropView:
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Tensor:
         """(length,) float32. Raises BadSample for shorter clips."""
         if len(waveform) < self.length:
-            raise BadSample(f"shorter than {self.length} samples (data.crop_seconds)")
+            raise BadSample(f"{TOO_SHORT}: {len(waveform)} samples, data.crop_seconds takes {self.length}")
         return crop(waveform, self.length, rng)
 
 
@@ -219,11 +231,11 @@ class SpeechData:
         layers = tuple(tuple(int(value) for value in layer) for layer in self.conv_layers)
         object.__setattr__(self, "conv_layers", layers)
         check_seconds(self.min_seconds, self.max_seconds, self.crop_seconds)
-        if num_frames(self._samples(self.min_seconds), layers) < 1:
-            raise ValueError(f"data.min_seconds={self.min_seconds}: such a clip holds no frame; raise it")
-        for name in ("max_bad_fraction",):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must be between 0 and 1")
+        for name in ("min_seconds", "crop_seconds", "eval_max_seconds"):
+            if num_frames(self._samples(getattr(self, name)), layers) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)}: such a clip holds no frame; raise it")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}: must be between 0 and 1")
         if self.shuffle_buffer < 1:
             raise ValueError(f"data.shuffle_buffer={self.shuffle_buffer}: must be at least 1 (1 keeps the order)")
         for name, clips in (("train", self.train), ("probe_train", self.probe_train), ("val", self.val)):
@@ -276,7 +288,8 @@ class SpeechData:
 
         Args:
             global_batch_size: seconds per optimizer step, over all devices; what a recipe fixes.
-            micro_batch_size: at most so many seconds on a device at a time; None for all of its share at once.
+            micro_batch_size: so many seconds on a device at a time, on average over an optimizer step: where its clips
+                cannot be dealt evenly, some micro-batches hold one more than others. None for all of its share at once.
             world_size: devices.
 
         Raises:
@@ -294,10 +307,11 @@ class SpeechData:
                 f"micro_batch_size={micro_batch_size:g} seconds: a clip takes up to {longest:g}; choose at least that, "
                 "or lower data.max_seconds"
             )
-        accumulate = 1 if micro_batch_size is None else int(-(-share // micro_batch_size))
         if self.streaming:  # equally many crops in every micro-batch
-            crops = max(1, int(share / accumulate / self.crop_seconds))
-            return BatchSplit(crops, accumulate, world_size)
+            crops = _whole(share / self.crop_seconds)
+            micro = crops if micro_batch_size is None else min(crops, _whole(micro_batch_size / self.crop_seconds))
+            return BatchSplit(micro, crops // micro, world_size)
+        accumulate = 1 if micro_batch_size is None else int(-(-share // micro_batch_size))
         return BatchSplit(share / accumulate, accumulate, world_size)
 
     def pretrain_dataset(self, seed: int) -> PretrainClips:
@@ -360,6 +374,8 @@ class SpeechData:
     def raw(self, split: Literal["train", "val"]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of 40 log-mels, (N, 80) float32, and labels (N,) int64."""
         frames, ids = self.raw_frames(split)
+        if not frames:
+            raise ValueError(f"split={split!r}: none of these clips can be read")
         features = torch.stack([torch.cat([x.mean(0), x.std(0)]) for x in frames])
         labels = [self._eval_clips(split).label(i) for i in ids.tolist()]
         return features, torch.tensor([-1 if label is None else label for label in labels])
@@ -405,8 +421,14 @@ class _LogMel:
 
     def __call__(self, waveform: Tensor) -> Tensor:
         """(S,) -> (T, 40)."""
-        bands: Tensor = self._mel(waveform)
+        shortage = self._mel.n_fft - len(waveform)  # of which the transform reflects half at either end
+        bands: Tensor = self._mel(F.pad(waveform, (0, max(0, shortage))))
         return (bands + 1e-5).log().T.contiguous()
+
+
+def _whole(ratio: float) -> int:
+    """Rounded down, but not for the last bits of a division."""
+    return int(ratio + 1e-9)
 
 
 def check_seconds(min_seconds: float, max_seconds: float, crop_seconds: float = 1.0) -> None:

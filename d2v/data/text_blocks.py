@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -73,8 +73,8 @@ class TokenBlocks:
         self._tokens: np.ndarray | None = None
         if len(self) == 0:
             raise ValueError(
-                f"data.block_size={block_size}: the whole text has {self.num_tokens} tokens; choose at most "
-                f"{self.num_tokens + 1}"
+                f"data.block_size={block_size}: the whole text has {self.num_tokens} tokens; "
+                + (f"choose at most {self.num_tokens + 1}" if self.num_tokens > 2 else "give more text")
             )
 
     def __len__(self) -> int:
@@ -129,6 +129,9 @@ def _pack(documents: Documents, tokenizer: Tokenizer, target: Path) -> None:
     progress = target / "progress.json"
     if progress.exists():
         done = json.loads(progress.read_text())
+        written = target / "tokens.bin"
+        if not written.exists() or written.stat().st_size < done["tokens"] * dtype.itemsize:
+            done = {"documents": 0, "tokens": 0, "bad": [], "dtype": dtype.name}  # not what was recorded: start anew
         log.info("packing goes on after %d documents", done["documents"])
     else:
         log.info("packing text into %s", target)
@@ -167,11 +170,23 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
 
+class Block(NamedTuple):
+    """A record of a stream.
+
+    Attributes:
+        tokens: (block_size,) int64.
+        skipped: documents since the block before that could not be read, as "name: reason".
+    """
+
+    tokens: np.ndarray
+    skipped: tuple[str, ...] = ()
+
+
 class BlockStream:
     """Blocks packed while they are read, for text that is not to be stored a second time.
 
     Args:
-        documents: to pack; those that cannot be read become records that cannot be decoded.
+        documents: to pack; those that cannot be read are reported with the next block.
         tokenizer: encodes them.
         block_size: tokens a block.
     """
@@ -181,22 +196,22 @@ class BlockStream:
         self.tokenizer = tokenizer
         self.block_size = block_size
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[Block]:
         length = self.block_size - 1
         rest = np.empty(0, dtype=np.int64)
+        bad: list[str] = []
         reader = self.documents.read()
         while chunk := list(islice(reader, 256)):
-            for document in chunk:
-                if document.text is None:
-                    log.warning("skipped %s: %s", document.name, document.reason)
+            bad += [f"{document.name}: {document.reason}" for document in chunk if document.text is None]
             rest = np.concatenate([rest, _encode(chunk, self.tokenizer, np.dtype(np.int64))])
             for start in range(0, len(rest) - length + 1, length):
-                yield np.concatenate([[self.tokenizer.bos_id], rest[start : start + length]])
+                yield Block(np.concatenate([[self.tokenizer.bos_id], rest[start : start + length]]), tuple(bad))
+                bad = []
             rest = rest[len(rest) - len(rest) % length :]
 
-    def decode(self, record: np.ndarray) -> np.ndarray:
+    def decode(self, record: Block) -> np.ndarray:
         """The block itself."""
-        return record
+        return record.tokens
 
     def name(self, index: int) -> str:
         """The block's number."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from d2v.data.bad_samples import BadSample
+from d2v.data.files import files_below
 from d2v.data.hf import find_column, hf_fingerprint, load_hf
 
 EXTENSIONS = (".txt", ".txt.gz")
@@ -81,11 +82,7 @@ class TextFiles:
             raise FileNotFoundError(
                 f"{self.key}={self.root}: no such file or folder; give a text file or a folder of them"
             )
-        found = []
-        for folder, subfolders, names in os.walk(root, followlinks=True):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            found += [Path(folder, n) for n in sorted(names) if n.endswith(EXTENSIONS) and not n.startswith(".")]
-        return found
+        return [Path(path) for path in files_below(root, EXTENSIONS)]
 
     @property
     def fingerprint(self) -> str:
@@ -100,21 +97,22 @@ class TextFiles:
             for line, content in enumerate(self._contents(path), 1):
                 if number >= start:
                     name = f"{path}:{line}" if self.document == "line" else str(path)
-                    yield decode(content, name)
+                    yield decode(content, name) if isinstance(content, bytes) else Document(None, name, content)
                 number += 1
 
-    def _contents(self, path: Path) -> Iterator[bytes]:
+    def _contents(self, path: Path) -> Iterator[bytes | str]:
+        """What documents consist of; at the end, if the file is damaged, the reason."""
         try:
             with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
                 yield from file if self.document == "line" else [file.read()]
-        except (OSError, EOFError) as error:  # a truncated archive, an unreadable file
-            yield b"\xff" + str(error).encode()
+        except (OSError, EOFError, zlib.error) as error:
+            yield f"cannot be read on ({error})"
 
 
 def decode(content: bytes, name: str) -> Document:
     """A document from bytes."""
     try:
-        return Document(content.decode("utf-8").strip(), name)
+        return Document(content.decode("utf-8-sig").strip(), name)
     except UnicodeDecodeError as error:
         return Document(None, name, f"not UTF-8 ({error.reason} at byte {error.start})")
 
@@ -144,7 +142,7 @@ class HFTexts:
 
     def _rows(self) -> tuple[Any, str]:
         data = load_hf(self.path, self.split, self.streaming)
-        column = find_column(self.path, data, "data.text_column", self.text_column, ("string", "large_string"))
+        column = find_column(self.path, data, "data.column", self.text_column, ("string", "large_string"))
         return data.select_columns([column]), column
 
     @property
@@ -156,10 +154,13 @@ class HFTexts:
         """Every row from number ``start`` on; one without a text has a reason instead."""
         data, column = self._rows()
         rows = data.skip(start) if start else data
-        for number, row in enumerate(rows, start):
-            name = f"{self.path}/{self.split}[{number}]"
-            text = row[column]
-            yield Document(None, name, "no text in this row") if text is None else Document(text.strip(), name)
+        number = start
+        # Not iter(rows): inside a data worker that would give this worker's share of the files only.
+        for batch in rows.iter(batch_size=256):
+            for text in batch[column]:
+                name = f"{self.path}/{self.split}[{number}]"
+                yield Document(None, name, "no text in this row") if text is None else Document(text.strip(), name)
+                number += 1
 
 
 class Labelled:
@@ -228,6 +229,7 @@ def read_table(
         content = file_path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{key}={path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    csv.field_size_limit(2**31 - 1)
     rows = csv.reader(
         io.StringIO(content, newline=""),
         delimiter=delimiter,
@@ -238,6 +240,8 @@ def read_table(
     labels_at = _column(path, header, "data.label_column", label_column, ("label",))
     found: list[tuple[str, str, int]] = []
     for row in rows:
+        if not row:
+            continue
         if len(row) <= max(texts_at, labels_at):
             raise ValueError(f"{path}:{rows.line_num}: {len(row)} columns, but the header has {len(header)}")
         found.append((row[texts_at].strip(), row[labels_at].strip(), rows.line_num))
@@ -248,6 +252,8 @@ def read_table(
     for _, label, line in found:
         if label not in number:
             raise ValueError(f"{path}:{line}: label {label!r} is not in the training set ({', '.join(names[:10])})")
+    if limit is not None and limit < 1:
+        raise ValueError(f"data.probe_limit={limit}: must be at least 1, or null")
     if limit is not None and limit < len(found):
         found = [found[i * len(found) // limit] for i in range(limit)]
     return Labelled([text for text, _, _ in found], [number[label] for _, label, _ in found], names, str(path))

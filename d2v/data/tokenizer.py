@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ class Tokenizer:
     """
 
     def __init__(self, backend: Any, key: str = "data.tokenizer", ids: np.ndarray | None = None) -> None:
+        backend.encode_special_tokens = True  # "<s>" in a text is three characters, not the token
         self._backend = backend
         self._ids = ids  # of the backend's ids, where ours are others
         self._roles = {}
         if ids is None:
-            self.vocab_size = int(backend.get_vocab_size())
+            self.vocab_size = max(backend.get_vocab().values(), default=-1) + 1  # there may be gaps
             for role, names in _ROLES.items():
                 found = [backend.token_to_id(name) for name in names if backend.token_to_id(name) is not None]
                 if not found:
@@ -67,7 +69,8 @@ class Tokenizer:
         special = {self.bos_id, self.pad_id, self.eos_id}
         plain = [int(i) for i in ids if int(i) not in special]
         if self._ids is not None:
-            back = {int(ours): theirs for theirs, ours in enumerate(self._ids.tolist())}
+            unknown = SPECIALS.index("<unk>")
+            back = {int(ours): theirs for theirs, ours in enumerate(self._ids.tolist()) if ours != unknown}
             plain = [back[i] for i in plain if i in back]
         text: str = self._backend.decode(plain, skip_special_tokens=False)
         return text
@@ -113,7 +116,14 @@ def load_tokenizer(path: str | Path, key: str = "data.tokenizer") -> Tokenizer:
                 f"{key}={path}: holds neither tokenizer.json nor encoder.json, vocab.bpe and dict.txt; give one of them"
             )
         path = path / "tokenizer.json"
-    return _from_json(path.read_text(encoding="utf-8"), f"{key}={path}")
+    return _from_json(_read(path, key), f"{key}={path}")
+
+
+def _read(path: Path, key: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{key}={path}: not a text file ({error.reason} at byte {error.start})") from error
 
 
 def _from_json(text: str, key: str) -> Tokenizer:
@@ -138,18 +148,24 @@ def _load_released(folder: Path, key: str) -> Tokenizer:
     if missing:
         raise FileNotFoundError(f"{key}={folder}: has dict.txt but no {' and no '.join(missing)}; put it beside it")
     library = _library()
-    vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    try:
+        vocab = json.loads(_read(folder / "encoder.json", key))
+    except ValueError as error:
+        raise ValueError(f"{key}={folder}: encoder.json is damaged ({error})") from error
     merges = [
         tuple(line.split())
-        for line in (folder / "vocab.bpe").read_text(encoding="utf-8").splitlines()
+        for line in _read(folder / "vocab.bpe", key).splitlines()
         if line and not line.startswith("#version")
     ]
+    for merge in merges:
+        if len(merge) != 2 or not {*merge, "".join(merge)} <= vocab.keys():
+            raise ValueError(f"{key}={folder}: vocab.bpe merges {' '.join(merge)}, which encoder.json lacks: no pair")
     backend = library.Tokenizer(library.models.BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = library.decoders.ByteLevel()
     unknown = SPECIALS.index("<unk>")
     ids = np.full(max(vocab.values()) + 1, unknown, np.int32)
-    lines = (folder / "dict.txt").read_text(encoding="utf-8").split("\n")
+    lines = _read(folder / "dict.txt", key).split("\n")
     symbols = [line.rpartition(" ")[0] for line in lines if line.strip()]
     for place, symbol in enumerate(symbols):
         if symbol.isdigit() and int(symbol) < len(ids):
@@ -159,19 +175,19 @@ def _load_released(folder: Path, key: str) -> Tokenizer:
     return tokenizer
 
 
-def train_tokenizer(texts: Iterable[str] | Iterator[list[str]], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE, trained on texts; every text can be encoded, whatever its characters.
 
     Args:
-        texts: documents, or lists of them.
+        texts: documents.
         vocab_size: ids, the 5 special ones and the 256 bytes included.
 
     Raises:
-        ValueError: the vocabulary is too small, or ``tokenizers`` is not installed.
+        ValueError: the vocabulary is too small, there is no text, or ``tokenizers`` is not installed.
     """
     smallest = len(SPECIALS) + 256
     if vocab_size < smallest:
-        raise ValueError(f"vocab_size={vocab_size}: {len(SPECIALS)} special tokens and 256 bytes need {smallest}")
+        raise ValueError(f"data.vocab_size={vocab_size}: {len(SPECIALS)} special tokens and 256 bytes need {smallest}")
     library = _library()
     backend = library.Tokenizer(library.models.BPE())
     backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -182,7 +198,11 @@ def train_tokenizer(texts: Iterable[str] | Iterator[list[str]], vocab_size: int)
         initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    texts = iter(texts)
+    first = next(texts, None)
+    if first is None:
+        raise ValueError("there is no text to train a tokenizer on: every document is empty or cannot be read")
+    backend.train_from_iterator(chain([first], texts), trainer)
     return Tokenizer(backend)
 
 

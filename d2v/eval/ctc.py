@@ -68,7 +68,7 @@ def ctc_probe(
     targets = [torch.tensor([number[letter] for letter in text]) for text in train_texts]
 
     frames = torch.cat(list(train_x)).float()
-    mean, std = frames.mean(0), frames.std(0).clamp(min=1e-5)
+    mean, std = frames.mean(0), frames.std(0, correction=0).clamp(min=1e-5)
     head = nn.Linear(frames.shape[1], len(alphabet) + 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from d2v.types import Batch, EncoderOutput
 
 Layers = Literal["last", "average", "concat", "all"] | int
-Pool = Literal["mean", "cls", "none"]
+Pool = Literal["mean", "mean_std", "cls", "none"]
 
 _LAYER_NAMES = ("last", "average", "concat", "all")
-_POOL_NAMES = ("mean", "cls", "none")
+_POOL_NAMES = ("mean", "mean_std", "cls", "none")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def extract(
         layers: "last", the encoder's final features; "average", the mean over all blocks' outputs; "concat", all of
             them side by side, L * D features; "all", every
             block's output, stacked; or one block's index, 0 the first, negative from the end.
-        pool: "mean" over the patch tokens that are not padding; "cls", the first prefix token; "none", all tokens,
+        pool: "mean" over the tokens that are not padding; "mean_std", that and their standard deviation side by side,
+            2 D features; "cls", the first prefix token; "none", all tokens,
             prefix tokens first.
         device: where the encoder is; the batches are moved there. Default: the device of its first parameter.
         progress: called after each batch with the number of samples encoded so far.
@@ -118,6 +119,8 @@ def extract_frames(
                 frames.append(x[i] if batch.padding_mask is None else x[i][~batch.padding_mask[i]])
             sample_ids.append(batch.sample_ids)
             skipped.extend(batch.skipped)
+    if not sample_ids:
+        raise ValueError("there were no batches to extract frames from: is the data set, or its split, empty?")
     return [x.clone() for x in frames], torch.cat(sample_ids), tuple(skipped)
 
 
@@ -156,14 +159,20 @@ def pool_tokens(x: Tensor, num_prefix_tokens: int, pool: Pool, padding_mask: Ten
         return x[..., 0, :]
     patches = x[..., num_prefix_tokens:, :].float()
     if padding_mask is None:
-        return patches.mean(-2)
+        mean = patches.mean(-2)
+        return torch.cat([mean, patches.std(-2, correction=0)], dim=-1) if pool == "mean_std" else mean
     if padding_mask.shape != (x.shape[0], patches.shape[-2]):
         raise ValueError(
             f"padding mask of shape {tuple(padding_mask.shape)} for {x.shape[0]} samples of {patches.shape[-2]} tokens"
         )
     real = ~padding_mask.view(x.shape[0], *[1] * (x.ndim - 3), -1, 1)
     # where, not a product: padded positions may hold NaN, and NaN * 0 is NaN.
-    return patches.where(real, 0).sum(-2) / real.sum(-2).clamp(min=1)
+    count = real.sum(-2).clamp(min=1)
+    mean = patches.where(real, 0).sum(-2) / count
+    if pool == "mean":
+        return mean
+    variance = (patches - mean.unsqueeze(-2)).square().where(real, 0).sum(-2) / count
+    return torch.cat([mean, variance.sqrt()], dim=-1)
 
 
 def standardize(train_x: Tensor, val_x: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,8 +63,8 @@ def _own_part(target: str) -> Callable[..., Any]:
     own = package is not None and f"{getattr(part, '__module__', '')}.".startswith(f"{package}.")
     if not own or (package == "d2v" and not (isinstance(part, type) or module.startswith("d2v.data."))):
         raise ValueError(
-            f"_target_={target}: only parts of d2v can be built from a file; if {module.partition('.')[0]} is a package "
-            f"of yours that can be imported, set {TRUST}={module.partition('.')[0]}"
+            f"_target_={target}: only parts of d2v can be built from a file; if {module.partition('.')[0]} is "
+            f"a package of yours that can be imported, set {TRUST}={module.partition('.')[0]}"
         )
     assert callable(part)
     return part

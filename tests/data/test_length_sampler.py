@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v.data.sampler import ClipKey, LengthSampler, StepPlan, _cut
+from d2v.data.sampler import ClipKey, LengthSampler, StepPlan
 
 SPLITS = [(1, 1), (2, 1), (1, 4), (4, 1), (2, 2)]  # world_size, accumulate
 LENGTHS = st.builds(
@@ -48,11 +48,14 @@ def test_every_clip_once_an_epoch(lengths, room, pool_size, seed):
         lengths=lengths, step_length=int(lengths.max()) + room, pool_size=pool_size, seed=seed, num_batches=120
     )
     keys = joined(list(sampler))
-    in_whole_pools = len(keys) // sampler.pool_size * sampler.pool_size
     counts = Counter((key.epoch, key.index) for key in keys)
     assert max(counts.values()) == 1
-    for epoch in range(in_whole_pools // len(lengths)):
-        assert all((epoch, index) in counts for index in range(len(lengths)))
+    # Of the pools begun before the last one, at most what is left over is still to come.
+    positions = (len(keys) // sampler.pool_size - 1) * sampler.pool_size
+    missing = sum(
+        (epoch, index) not in counts for epoch in range(positions // len(lengths)) for index in range(len(lengths))
+    )
+    assert missing < max(1, (int(lengths.max()) + room) // int(lengths.max()))
 
 
 def test_an_epoch_is_over_after_its_clips():
@@ -60,8 +63,8 @@ def test_an_epoch_is_over_after_its_clips():
     sampler = LengthSampler(lengths=lengths, step_length=100, pool_size=20, num_batches=60)
     keys = joined(list(sampler))
     for epoch in range(3):
-        found = [(key.epoch, key.index) for key in keys[40 * epoch : 40 * epoch + 40]]
-        assert sorted(found) == [(epoch, index) for index in range(40)]
+        found = {(key.epoch, key.index) for key in keys[40 * epoch : 40 * epoch + 40]}
+        assert len(found & {(epoch, index) for index in range(40)}) >= 38  # one may be left over from the pool before
 
 
 @settings(max_examples=40, deadline=None)
@@ -118,13 +121,18 @@ def test_the_order_depends_on_the_seed_and_the_pass():
     assert sorted(order(0)[:100]) == sorted(order(0)[100:]) == list(range(100))
 
 
-def test_steps_do_not_come_in_the_order_of_their_lengths():
-    lengths = np.random.default_rng(0).integers(100, 1000, 400)
-    steps = list(LengthSampler(lengths=lengths, step_length=5000, pool_size=400, num_batches=30))
-    cropped_to = [step[0].length for step in steps]
-    assert cropped_to not in (sorted(cropped_to), sorted(cropped_to, reverse=True))
-    ids = [key.index for key in joined(steps)]
-    assert [lengths[i] for i in ids[:20]] != sorted(lengths[i] for i in ids[:20])
+def test_steps_and_the_clips_in_them_are_shuffled_anew_in_every_pool():
+    lengths = np.random.default_rng(0).permutation(np.arange(100, 500))
+
+    def pools(seed: int) -> list[list[list[int]]]:
+        sampler = LengthSampler(lengths=lengths, step_length=5000, pool_size=400, seed=seed, num_batches=48)
+        steps = [[int(lengths[key.index]) for key in step] for step in sampler]
+        return [steps[:24], steps[24:48]]
+
+    (first, second), (other, _) = pools(0), pools(1)
+    assert len({tuple(map(min, pool)) for pool in (first, second, other)}) == 3
+    assert list(map(min, first)) != sorted(map(min, first))
+    assert sum(step == sorted(step) for step in first) < 3
 
 
 def test_larger_pools_crop_less():
@@ -144,7 +152,8 @@ def test_a_pool_makes_fifty_steps_unless_it_is_chosen():
     sampler = LengthSampler(lengths=lengths, step_length=10_000, num_batches=50)
     assert sampler.pool_size == pytest.approx(50 * 10_000 / lengths.mean(), abs=1)
     assert 0.9 * sampler.pool_size < sum(len(step) for step in sampler) < 1.1 * sampler.pool_size
-    assert LengthSampler(lengths=lengths, step_length=10_000, pool_size=7, num_batches=50).pool_size == 7
+    assert LengthSampler(lengths=lengths, step_length=10_000, pool_size=70, num_batches=50).pool_size == 70
+    assert LengthSampler(lengths=lengths, step_length=10_000, pool_size=7, num_batches=50).pool_size == 10  # a step's
 
 
 def test_clips_may_be_fewer_than_a_step_holds():
@@ -154,30 +163,44 @@ def test_clips_may_be_fewer_than_a_step_holds():
     assert [Counter(key.index for key in step) for step in steps] == [{0: 4, 1: 4}] * 3
 
 
-# --- bounds
+# --- no step is too small to be dealt
 
 
-@settings(max_examples=100, deadline=None)
-@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30), room=st.integers(0, 200))
-def test_cuts_are_as_few_as_can_be(lengths, room):
-    ascending = np.sort(lengths)
-    step_length = int(ascending[-1]) + room
-    bounds = _cut(ascending, step_length)
-    assert (bounds[0], bounds[-1]) == (0, len(lengths))
-    assert all(0 < (stop - start) * ascending[start] <= step_length for start, stop in pairwise(bounds))
-    # With ascending lengths it is never better to stop a step early.
-    fewest, start = 0, 0
-    while start < len(lengths):
-        start += step_length // int(ascending[start])
-        fewest += 1
-    assert len(bounds) - 1 == fewest
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    parts=st.integers(1, 4),
+    room=st.integers(0, 200),
+    pool_size=st.integers(0, 60),
+)
+def test_every_micro_batch_has_a_sample(lengths, parts, room, pool_size):
+    step_length = max(lengths) * parts + room
+    common = {"lengths": np.array(lengths), "step_length": step_length, "pool_size": pool_size, "num_batches": 30}
+    batches = [list(LengthSampler(**common, world_size=parts, rank=rank)) for rank in range(parts)]
+    for step in zip(*batches, strict=True):
+        assert all(step)
+        keys = [key for batch in step for key in batch]
+        assert {key.step_size for key in keys} == {len(keys)}
+        assert len(keys) * keys[0].length <= step_length
+        assert min(lengths[key.index] for key in keys) == keys[0].length
 
 
-def test_cuts_are_even():
-    assert _cut(np.full(9, 100), 400) == [0, 3, 6, 9]
-    assert _cut(np.full(9, 100), 450) == [0, 3, 6, 9]
-    assert _cut(np.full(10, 100), 1000) == [0, 10]
-    assert np.diff(_cut(np.full(101, 1000), 100_000)).tolist() == [51, 50]
+def test_what_is_left_of_a_pool_goes_into_the_next():
+    sampler = LengthSampler(lengths=np.full(10, 100), step_length=300, pool_size=10, num_batches=10)
+    steps = list(sampler)
+    assert [len(step) for step in steps] == [3] * 10
+    counts = Counter(key.index for step in steps for key in step)
+    assert sum(counts.values()) == 30
+    assert set(counts.values()) == {3}
+
+
+def test_resuming_late_is_fast():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(32_000, 320_000, 30_000)
+    sampler = LengthSampler(lengths=lengths, step_length=8_000_000, num_batches=30_000, start_batch=29_999)
+    start = time.perf_counter()
+    assert len(list(sampler)) == 1
+    assert time.perf_counter() - start < 20
 
 
 # --- errors

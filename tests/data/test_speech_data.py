@@ -199,7 +199,7 @@ def test_fewer_clips_than_a_batch_holds(tmp_path):
     for i in range(2):
         save(tmp_path / f"{i}.wav", 1600 + i, i)
     batches = list(loader(speech(tmp_path, pool_size=8), steps=3))
-    assert [sorted(batch.sample_ids.tolist()) for batch in batches] == [[0] * 4 + [1] * 4] * 3
+    assert [sorted(set(batch.sample_ids.tolist())) for batch in batches] == [[0, 1]] * 3
     assert torch.unique(batches[0].inputs, dim=0).shape[0] > 1
 
 

@@ -73,7 +73,7 @@ def test_files_are_found_below_a_folder_in_order(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(name.encode()) if name.endswith(".gz") else name.encode())
-    found = ["a.txt.gz", "b.txt", "größe 猫.txt", "sub.txt", *sorted(folders)]
+    found = ["a.txt.gz", "b.txt", "größe 猫.txt", *sorted(folders), "sub.txt"]
     assert read(tmp_path) == found
     assert [str(path.relative_to(tmp_path)) for path in TextFiles(str(tmp_path)).files()] == found
     assert read(tmp_path / "x.md") == ["x.md"]  # whoever names a file means it
@@ -421,9 +421,9 @@ def test_a_stream_gives_the_packed_blocks_in_order(tmp_path, block_size):
         assert {block.dtype for block in streamed} == {np.dtype(np.int64)}
 
 
-def test_a_stream_names_what_it_cannot_read(caplog):
-    list(BlockStream(Texts(["a cat", None, "a dog"]), bpe(), 4))
-    assert "skipped doc[1]: torn" in caplog.text
+def test_a_stream_names_what_it_cannot_read():
+    blocks = list(BlockStream(Texts(["a cat", None, "a dog"]), bpe(), 4))
+    assert [entry for block in blocks for entry in block.skipped] == ["doc[1]: torn"]
 
 
 class Endless(Texts):

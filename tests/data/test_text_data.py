@@ -486,6 +486,7 @@ def test_hf_text_both_ways(hugging_face, tmp_path):
         same.train.load(i).tolist() for i in range(int(same.size))
     ]
     stream = hf_text(path, streaming=True, shuffle_buffer=1, **sizes)
+    assert stream.train.documents.streaming
     found = torch.cat([batch.inputs for batch in loader(stream, batches=int(packed.size), micro=1)])
     assert found.tolist() == [packed.train.load(i).tolist() for i in range(int(packed.size))]
 

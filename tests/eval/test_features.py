@@ -192,8 +192,28 @@ def test_results_are_written_as_json(tmp_path) -> None:
     path = save_results(tmp_path / "run" / "results.json", [ProbeRow("raw", 0.5, knn_std=0.1)], seeds=[0, 1])
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "seeds": [0, 1],
-        "probes": [{"name": "raw", "linear": 0.5, "knn": None, "linear_std": None, "knn_std": 0.1}],
+        "probes": [
+            {
+                "name": "raw",
+                "linear": 0.5,
+                "knn": None,
+                "linear_std": None,
+                "knn_std": 0.1,
+                "letter_error": None,
+                "letter_error_std": None,
+            }
+        ],
     }
     with pytest.raises(ValueError, match="JSON"):
         save_results(path, [ProbeRow("diverged", float("nan"))])
     assert "raw" in path.read_text(encoding="utf-8")
+
+
+def test_mean_std_leaves_padding_out() -> None:
+    x = torch.randn(2, 7, 3)
+    padding = torch.arange(6)[None] >= torch.tensor([6, 4])[:, None]
+    pooled = pool_tokens(x, 1, "mean_std", padding)
+    for i, n in enumerate((6, 4)):
+        real = x[i, 1 : 1 + n]
+        torch.testing.assert_close(pooled[i], torch.cat([real.mean(0), real.std(0, correction=0)]))
+    torch.testing.assert_close(pool_tokens(x[:1], 1, "mean_std"), pooled[:1])

@@ -120,7 +120,7 @@ def test_greyed_out_pixels_are_exactly_the_masked_patches(size: int) -> None:
     for row in range(size):
         for column in range(size):
             masked = mask[row * 7 // size, column * 7 // size]
-            expected = figures._MASKED_COLOUR if masked else image[row, column]
+            expected = figures.MASKED_COLOUR if masked else image[row, column]
             np.testing.assert_allclose(greyed[row, column], expected)
 
 
@@ -132,7 +132,7 @@ def test_masks_picture_shows_the_masked_share(tmp_path: Path, num_masks: int, ch
     half[:, :28] = True
     full = read_png(plot_masks(random_images(2, channels), ~mask, (7, 7), num_masks, tmp_path / "2.png"))
     part = read_png(plot_masks(random_images(2, channels), half, (7, 7), num_masks, tmp_path / "1.png"))
-    masked = [count_pixels(picture, figures._MASKED_COLOUR) for picture in (empty, part, full)]
+    masked = [count_pixels(picture, figures.MASKED_COLOUR) for picture in (empty, part, full)]
     assert masked[0] < 100
     assert masked[1] / masked[2] == pytest.approx(28 / 49, abs=0.02)
     assert masked[2] > 2 * min(num_masks, 4) * 100**2
@@ -153,19 +153,19 @@ def test_mask_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_features", [1, 2, 3, 20])
 def test_principal_components_match_svd(num_features: int) -> None:
     x = torch.randn(60, num_features, generator=torch.Generator().manual_seed(0)) + 3
-    components, explained = figures._principal_components(x)
+    components, explained = figures.principal_components(x)
     u, sigma, _ = np.linalg.svd((x - x.mean(0)).double().numpy(), full_matrices=False)
     expected = np.zeros((60, 3))
     expected[:, :num_features] = (u * sigma)[:, :3]
     np.testing.assert_allclose(np.abs(components), np.abs(expected), atol=1e-5)
     assert explained == pytest.approx((sigma[:3] ** 2).sum() / (sigma**2).sum())
     # The sign does not depend on the order of the patches, so neither do the colours.
-    np.testing.assert_allclose(figures._principal_components(x.flip(0))[0], components[::-1], atol=1e-5)
+    np.testing.assert_allclose(figures.principal_components(x.flip(0))[0], components[::-1], atol=1e-5)
 
 
 def test_scaling_is_robust_to_outliers_and_constants() -> None:
     components = np.stack([np.arange(100.0), np.zeros(100), np.r_[1e6, np.arange(99.0)]], axis=1)
-    scaled = figures._scale_robustly(components)
+    scaled = figures.scale_robustly(components)
     assert scaled.min() == 0
     assert scaled.max() == 1
     assert (scaled[:, 1] == 0.5).all()

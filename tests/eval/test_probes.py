@@ -90,6 +90,11 @@ def test_only_what_is_asked_for_is_run(name: str, monkeypatch: pytest.MonkeyPatc
     assert [row.linear is None, row.knn is None] == [name != "linear", name != "knn"]
 
 
+def test_the_seed_is_that_of_the_inner_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "tfidf_linear", lambda *data, seed: seed)
+    assert classify("", [(words(9, 1), words(9, 2))], Settings(knn=False, seed=3)).linear == 3
+
+
 def test_splits_count_by_their_samples() -> None:
     train = Labelled(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1]))
     right = Labelled(torch.tensor([[0.0, 1.0]] * 3), torch.tensor([0] * 3))

@@ -36,6 +36,12 @@ def test_one_neighbour_is_the_text_of_highest_cosine() -> None:
     assert expected < 1
 
 
+def test_how_rare_a_word_is_only_the_training_texts_say() -> None:
+    train, y = ["b x", "c x", "c x", "c x"], torch.tensor([0, 1, 1, 1])
+    for others in (0, 50):  # in which b is frequent
+        assert tfidf_knn(train, y, ["b c", *["b"] * others], torch.zeros(1 + others), k=1) == 1
+
+
 def test_many_texts_are_classified_in_parts() -> None:
     train, (val, val_y) = texts(40, 1), texts(600, 2)
     parts = [tfidf_knn(*train, val[i : i + 100], val_y[i : i + 100]) for i in range(0, 600, 100)]
