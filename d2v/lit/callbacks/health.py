@@ -42,7 +42,7 @@ class HealthMonitor(L.Callback):
         check_every_n_steps: optimizer steps between two looks at the spreads.
         min_spread: the run is stopped when the features' spread stays below this share of its highest so far; None for
             never.
-        min_frontend_spread: likewise for the frontend's, which in a healthy run may dip to a tenth while it warms up.
+        min_frontend_spread: likewise for the frontend's, which in a healthy run may dip to a fifth while it warms up.
         patience: for this many looks in a row.
 
     Raises:
@@ -54,7 +54,7 @@ class HealthMonitor(L.Callback):
         window: int = 512,
         check_every_n_steps: int = 10,
         min_spread: float | None = 0.2,
-        min_frontend_spread: float | None = 0.02,
+        min_frontend_spread: float | None = 0.1,
         patience: int = 3,
     ) -> None:
         for name, value in (("window", window), ("check_every_n_steps", check_every_n_steps), ("patience", patience)):
