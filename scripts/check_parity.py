@@ -320,7 +320,11 @@ class Case:
         state |= {
             f"teacher.{key.removeprefix('student.')}": v for key, v in state.items() if key.startswith("student.")
         }
-        state |= to_d2v_state(teacher, "teacher")
+        averages = to_d2v_state(teacher, "teacher")
+        wanted = {f"teacher.{name}" for name, _ in model.teacher.named_parameters() if model.is_averaged(name)}
+        if teacher and (missing := wanted - averages.keys()):
+            raise KeyError(f"{path.name}: the reference's teacher lacks {sorted(missing)}")
+        state |= averages
         # The reference may leave constant positions out of a state dict: ours are computed, and compared when present.
         for key in ours.keys() - state.keys():
             if not key.endswith("positions"):

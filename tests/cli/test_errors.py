@@ -156,7 +156,7 @@ OTHER_COMMANDS = [
     (["evaluate", "checkpoint=RUN", "probe=nearest"], ["probe=nearest", "knn"]),
     (["evaluate", "checkpoint=RUN", "probe.k=0", "probe=knn"], ["probe.k=0"]),
     (["evaluate", "checkpoint=RUN", "probe.layers=7", "probe=knn"], ["layers=7", "-1 to 0"]),
-    (["evaluate", "checkpoint=RUN", "probe.pool=max", "probe=knn"], ["probe.pool", "max", "mean, cls"]),
+    (["evaluate", "checkpoint=RUN", "probe.pool=max", "probe=knn"], ["probe.pool", "max", "mean, mean_std, cls"]),
     (["evaluate", "checkpoint=RUN", "data=image_folder", "data.root=MISSING"], ["data.root=MISSING"]),
     (["evaluate", "checkpoint=RUN", "batch_size=0"], ["batch_size=0"]),
     (["extract", "checkpoint=RUN"], ["output=VALUE"]),

@@ -14,7 +14,7 @@ import d2v.conf
 import pytest
 
 from d2v import __version__
-from d2v.cli.main import COMMANDS
+from d2v.cli.main import ACTIONS, COMMANDS
 
 CONF = Path(d2v.conf.__file__).parent
 
@@ -48,7 +48,7 @@ def test_general_help_lists_the_commands(runs: ModuleType) -> None:
     for arguments in (["--help"], ["-h"], ["help"], []):
         result = runs.d2v_command(*arguments)
         assert result.status in (0, None)
-        assert set(COMMANDS) == {"pretrain", "evaluate", "extract", "export", "info"}
+        assert set(COMMANDS) == {"pretrain", "evaluate", "extract", "export", "tokenizer", "info"}
         for name, text in COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(text)}", result.out, re.MULTILINE)
     assert runs.d2v_command("--version").out == f"d2v {__version__}\n"
@@ -73,12 +73,12 @@ def test_pretrain_help_lists_experiments_groups_and_examples(runs: ModuleType) -
 def test_every_example_is_a_command_that_composes(
     runs: ModuleType, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examples = re.findall(rf"^  (d2v {command}.*)$", runs.d2v_command(command, "--help").out, re.MULTILINE)
-    assert examples
-    for example in examples:
-        overrides = [word for word in example.split()[2:] if word not in ("-m", "--cfg", "job")]
+    examples = re.findall(r"^  d2v (\w+) ?(.*)$", runs.d2v_command(command, "--help").out, re.MULTILINE)
+    assert command in {name for name, _ in examples}
+    for name, words in examples:
+        overrides = [word for word in words.split() if word not in ("-m", "--cfg", "job", *ACTIONS.get(name, ()))]
         overrides = [word.replace("seed=0,1,2", "seed=0") for word in overrides]
-        with runs.configuration(command, *overrides):
+        with runs.configuration(name, *overrides):
             pass
 
 

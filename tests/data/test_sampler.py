@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v.data.sampler import BatchPlan, RandomStream, SampleKey, StreamSampler, sample_rng
+from d2v.data.sampler import BatchPlan, RandomStream, SampleKey, StreamSampler, sample_rng, split_batch
 
 SPLITS = [(1, 8, 1), (2, 4, 1), (1, 2, 4), (4, 1, 2), (2, 2, 2), (8, 1, 1)]  # world_size, micro_batch_size, accumulate
 
@@ -116,3 +116,43 @@ def test_random_streams_are_independent():
 def test_errors_name_the_argument(change, message):
     with pytest.raises(ValueError, match=message):
         StreamSampler(**({"num_samples": 10, "micro_batch_size": 2, "num_batches": 8} | change))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((8, None, 1), (8, 1, 1)),
+        ((8, 2, 1), (2, 4, 1)),
+        ((8, 100, 1), (8, 1, 1)),
+        ((256, 16, 16), (16, 1, 16)),
+        ((256, 16, 1), (16, 16, 1)),
+        ((12, 5, 1), (4, 3, 1)),  # the largest divisor below the limit
+        ((7, 4, 1), (1, 7, 1)),
+    ],
+)
+def test_split_batch(arguments: tuple[int, int | None, int], expected: tuple[int, int, int]) -> None:
+    split = split_batch(*arguments)
+    assert (split.micro_batch_size, split.accumulate, split.world_size) == expected
+
+
+@given(st.integers(1, 64), st.none() | st.integers(1, 64), st.integers(1, 8))
+def test_split_batch_covers_the_global_batch_exactly(per_device: int, limit: int | None, world_size: int) -> None:
+    split = split_batch(per_device * world_size, limit, world_size)
+    assert split.micro_batch_size * split.accumulate * split.world_size == per_device * world_size
+    assert limit is None or split.micro_batch_size <= limit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((0, None, 1), ["global_batch_size=0"]),
+        ((-4, None, 2), ["global_batch_size=-4"]),
+        ((10, None, 4), ["global_batch_size=10", "4 devices", "8"]),
+        ((8, 0, 1), ["micro_batch_size=0", "null"]),
+    ],
+)
+def test_split_batch_names_key_value_and_fix(arguments: tuple[int, int | None, int], words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        split_batch(*arguments)
+    for word in words:
+        assert word in str(error.value)

@@ -40,7 +40,31 @@ def test_unknown_names_are_refused(name: str) -> None:
 
 def test_a_modality_that_the_project_lacks_is_refused() -> None:
     with pytest.raises(KeyError):
-        to_d2v_name("modality_encoders.AUDIO.context_encoder.norm.weight")
+        to_d2v_name("modality_encoders.VIDEO.context_encoder.norm.weight")
+
+
+AUDIO, TEXT = "modality_encoders.AUDIO.", "modality_encoders.TEXT."
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (f"{AUDIO}local_encoder.conv_layers.6.0.weight", "student.frontends.speech.convs.6.weight"),
+        (f"{AUDIO}local_encoder.conv_layers.6.2.1.bias", "student.frontends.speech.conv_norms.6.bias"),
+        (f"{AUDIO}project_features.1.weight", "student.frontends.speech.norm.weight"),
+        (f"{AUDIO}project_features.2.bias", "student.frontends.speech.proj.bias"),
+        (f"{AUDIO}relative_positional_encoder.5.0.weight", "student.frontends.speech.positions.convs.4.weight"),
+        (f"{AUDIO}alibi_scale", "student.frontends.speech.alibi_scale"),
+        (f"{AUDIO}decoder.proj.weight", "decoders.speech.proj.weight"),
+        (f"{TEXT}local_encoder.embed_tokens.weight", "student.frontends.text.token_embed.weight"),
+        (f"{TEXT}local_encoder.embed_positions.weight", "student.frontends.text.pos_embed.weight"),
+        (f"{TEXT}local_encoder.layernorm_embedding.bias", "student.frontends.text.norm.bias"),
+        (f"{TEXT}decoder.proj.2.weight", "decoders.text.proj.2.weight"),
+        ("3.attn.qkv.bias", "student.blocks.3.attn.qkv.bias"),
+    ],
+)
+def test_names_of_speech_and_text(theirs: str, ours: str) -> None:
+    assert to_d2v_name(theirs) == ours
 
 
 @pytest.mark.parametrize("name", ["image_base", "image_variant"])
