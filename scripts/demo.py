@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
@@ -29,14 +29,22 @@ from d2v.interop.native import Checkpoint, build
 from d2v.nn.encoder import Encoder
 from d2v.objective.masking import MaskGenerator
 
-# The experiment, and overrides of pretraining and of the probes.
+
+class Demo(NamedTuple):
+    """What a demo runs: the experiment, seconds of training, more overrides of pretraining and of the probes."""
+
+    experiment: str
+    seconds: int
+    pretrain: list[str]
+    evaluate: list[str]
+
+
 DEMOS = {
-    "image": ("image_tiny", ["callbacks=probe", "callbacks.probe.every_n_steps=500"]),
-    "speech": ("speech_tiny", []),
-    "text": ("text_tiny", []),
+    "image": Demo("image_tiny", 330, ["callbacks=probe", "callbacks.probe.every_n_steps=500"], []),
+    "speech": Demo("speech_tiny", 180, [], ["probe.ctc_epochs=30"]),
+    "text": Demo("text_tiny", 150, [], ["probe.pool=mean_std", "probe.c_grid=[0.003,0.03]"]),
 }
 CONF = Path(__file__).parents[1] / "conf"
-BUDGET_S = 330  # of training: six minutes with the start and the online probe
 TRIAL_STEPS = 30
 
 
@@ -45,38 +53,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modality", nargs="?", default="image", choices=sorted(DEMOS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=int, help="of training, at most; the demo's own if not given")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
     parser.add_argument("overrides", nargs="*", help="more overrides for d2v pretrain")
     args = parser.parse_args()
 
     run_dir = args.output / f"{args.modality}_seed{args.seed}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    name, extras = DEMOS[args.modality]
-    experiment = [f"experiment={name}", f"seed={args.seed}", *args.overrides]
-    max_steps = affordable_steps(experiment, name)
+    demo = DEMOS[args.modality]
+    experiment = [f"experiment={demo.experiment}", f"seed={args.seed}", *args.overrides]
+    max_steps = affordable_steps(experiment, demo.experiment, args.seconds or demo.seconds)
     run(
         "pretrain",
         *experiment,
         f"hydra.run.dir={run_dir}",
         f"trainer.max_steps={max_steps}",
-        *extras,
+        *demo.pretrain,
     )
-    probe = [f"hydra.run.dir={run_dir}/evaluate", f"seed={args.seed}", "probe.layers=concat"]
+    probe = [f"hydra.run.dir={run_dir}/evaluate", f"seed={args.seed}", "probe.layers=concat", *demo.evaluate]
     run("evaluate", f"checkpoint={run_dir}", *probe)
     print("\npictures:")
     for path in draw(run_dir):
         print(f"  {path}")
 
 
-def affordable_steps(experiment: list[str], name: str) -> int:
+def affordable_steps(experiment: list[str], name: str, seconds: int) -> int:
     """The recipe's steps, or fewer where they would take too long here: the schedule must reach its end."""
     with tempfile.TemporaryDirectory() as folder:
         trial = [f"trainer.max_steps={TRIAL_STEPS}", f"trainer.log_every_n_steps={TRIAL_STEPS // 3}"]
         run("pretrain", *experiment, f"hydra.run.dir={folder}/trial", *trial)
         with Path(folder, "trial", "metrics.csv").open(newline="") as file:
             rates = [float(row["perf/steps_per_s"]) for row in csv.DictReader(file)]
-    affordable = int(BUDGET_S * statistics.median(rates[1:]))  # the first rate holds the start
+    affordable = int(seconds * statistics.median(rates[1:]))  # the first rate holds the start
     recipe: int = OmegaConf.load(CONF / "experiment" / f"{name}.yaml").trainer.max_steps
-    print(f"\nthis machine affords {affordable:,} steps in {BUDGET_S} s; the recipe has {recipe:,}", flush=True)
+    print(f"\nthis machine affords {affordable:,} steps in {seconds} s; the recipe has {recipe:,}", flush=True)
     return min(recipe, affordable)
 
 
