@@ -1,12 +1,13 @@
 """List the audio files below a folder with their lengths: ``python scripts/prepare_audio_manifest.py DIR OUT.tsv``.
 
 The tsv is what ``data=audio_manifest`` reads (and fairseq's wav2vec): the folder on the first line, then path, tab and
-number of samples at the file's own rate. Files that cannot be read are named on stderr and left out.
+number of samples, all at one rate. Files that cannot be read, or have another rate, are named on stderr and left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +17,25 @@ import soundfile
 from d2v.data.audio_sources import audio_files
 
 
-def num_samples(path: Path) -> int | str:
+def num_samples(path: Path, rate: int) -> int | str:
     """Length in samples, or why there is none."""
     try:
-        frames = int(soundfile.info(path).frames)
+        info = soundfile.info(os.fsencode(path))
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
         return str(error)
-    return frames if frames > 0 else "no samples"
+    if info.samplerate != rate:
+        return f"{info.samplerate} Hz, but the first file has {rate} Hz: a manifest has one rate"
+    return int(info.frames) if info.frames > 0 else "no samples"
+
+
+def first_rate(folder: Path, names: list[str]) -> int:
+    """The rate of the first file that can be read; 0 if there is none."""
+    for name in names:
+        try:
+            return int(soundfile.info(os.fsencode(folder / name)).samplerate)
+        except (soundfile.SoundFileError, OSError, RuntimeError):
+            continue
+    return 0
 
 
 def main() -> int:
@@ -33,13 +46,14 @@ def main() -> int:
     args = parser.parse_args()
     folder = args.folder.expanduser().resolve()
     names = [clip.path for clip in audio_files(str(folder), "folder")]
+    rate = first_rate(folder, names)
     with ThreadPoolExecutor() as pool:
-        lengths = list(pool.map(lambda name: num_samples(folder / name), names))
+        lengths = list(pool.map(lambda name: num_samples(folder / name, rate), names))
     lines = [f"{name}\t{n}\n" for name, n in zip(names, lengths, strict=True) if isinstance(n, int)]
     for name, n in zip(names, lengths, strict=True):
         if isinstance(n, str):
             print(f"left out {name}: {n}", file=sys.stderr)
-    args.output.write_text(f"{folder}\n" + "".join(lines))
+    args.output.write_text(f"{folder}\n" + "".join(lines), encoding="utf-8")
     print(f"{args.output}: {len(lines)} files, {len(names) - len(lines)} left out")
     return 0 if lines else 1
 

@@ -47,7 +47,7 @@ def hf_clips(
     column = _audio_column(path, data, audio_column)
     texts: list[str | None] = [None] * len(data)
     if text_column is not None:
-        texts = data[find_column(path, data, "data.text_column", text_column, ())][:]
+        texts = data[find_column(path, data, "data.text_column", text_column, ("string", "large_string"))][:]
     clips = [Clip(str(number), None, text) for number, text in enumerate(texts)]
     return AudioClips(_Rows(_undecoded(data, column), column), clips, sample_rate, min_samples, key=f"data.path={path}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -33,6 +34,7 @@ from d2v.data.sampler import (
     RandomStream,
     SampleKey,
     sample_rng,
+    split_batch,
 )
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch, num_frames
@@ -90,15 +92,16 @@ class PretrainClips(Dataset[Sample]):
             repeated = np.resize(waveform, max(len(waveform), key.length))
             return crop(repeated, key.length, sample_rng(self.seed, key.epoch, candidate, RandomStream.VIEW))
 
-        turn = [(key.index + i) % len(self) for i in range(len(self))]
-        long_enough = [candidate for candidate in turn if self.clips.lengths[candidate] >= key.length]
+        lengths = self.clips.lengths
+        turn = ((key.index + i) % len(self) for i in range(len(self)))
+        long_enough = (candidate for candidate in turn if lengths[candidate] >= key.length)
         try:
-            found, view, skipped = first_good(long_enough[:_MAX_TRIES], make, self.clips.name)
+            found, view, skipped = first_good(islice(long_enough, _MAX_TRIES), make, self.clips.name)
         except BadSample:  # of the longest clips every one is bad: a shorter one, repeated
-            shorter = sorted(set(turn) - set(long_enough), key=lambda i: -self.clips.lengths[i])
+            shorter = [int(i) for i in np.argsort(-lengths, kind="stable") if lengths[i] < key.length][:_MAX_TRIES]
             if not shorter:
                 raise
-            found, view, skipped = first_good(shorter[:_MAX_TRIES], make_longer, self.clips.name)
+            found, view, skipped = first_good(shorter, make_longer, self.clips.name)
             skipped = (f"{self.clips.name(key.index)}: cannot be read", *skipped)
         return Sample(view, SampleKey(key.epoch, found), skipped=skipped, step_size=key.step_size)
 
@@ -209,7 +212,6 @@ class SpeechData:
     """
 
     modality: ClassVar[str] = MODALITY
-    batch_unit: ClassVar[str] = "seconds"
     tokens_are: ClassVar[str] = "up to"
     input_name: ClassVar[str] = "log-mel features"
     eval_batch_size: ClassVar[int] = 16
@@ -256,6 +258,11 @@ class SpeechData:
 
     def _samples(self, seconds: float) -> int:
         return round(seconds * self.sample_rate)
+
+    @property
+    def batch_unit(self) -> str:
+        """What batches are counted in: "seconds", or, of a stream, crops of ``crop_seconds``."""
+        return "crops" if self.streaming else "seconds"
 
     @property
     def streaming(self) -> bool:
@@ -309,8 +316,8 @@ class SpeechData:
             )
         if self.streaming:  # equally many crops in every micro-batch
             crops = _whole(share / self.crop_seconds)
-            micro = crops if micro_batch_size is None else min(crops, _whole(micro_batch_size / self.crop_seconds))
-            return BatchSplit(micro, crops // micro, world_size)
+            limit = crops if micro_batch_size is None else _whole(micro_batch_size / self.crop_seconds)
+            return split_batch(crops * world_size, limit, world_size)
         accumulate = 1 if micro_batch_size is None else int(-(-share // micro_batch_size))
         return BatchSplit(share / accumulate, accumulate, world_size)
 

@@ -80,7 +80,8 @@ class Tokenizer:
         content = json.loads(self._backend.to_str())
         if self._ids is not None:
             content = {"tokenizer": content, "ids": self._ids.tolist(), "vocab_size": self.vocab_size}
-        return json.dumps(content, ensure_ascii=False)
+        # "${" would be an interpolation to whoever puts the text into a configuration.
+        return json.dumps(content, ensure_ascii=False).replace("$", "\\u0024")
 
 
 def _rebuild(backend: str, ids: np.ndarray | None, vocab_size: int) -> Tokenizer:

@@ -81,13 +81,15 @@ def extract(
     num_samples = 0
     with eval_mode(encoder), torch.inference_mode():
         for batch in batches:
+            skipped.extend(batch.skipped)
+            if len(batch.sample_ids) == 0:  # nothing in it could be read
+                continue
             on_device = replace(batch, mask=None).to(device, non_blocking=True)
             out: EncoderOutput = encoder(on_device, return_layers=layers != "last")
             pooled = pool_tokens(_select_layers(out, layers), out.num_prefix_tokens, pool, on_device.padding_mask)
             features.append(pooled.float().cpu())
             labels.append(batch.labels)
             sample_ids.append(batch.sample_ids)
-            skipped.extend(batch.skipped)
             num_samples += len(batch.sample_ids)
             if progress is not None:
                 progress(num_samples)
@@ -112,13 +114,15 @@ def extract_frames(
     skipped: list[str] = []
     with eval_mode(encoder), torch.inference_mode():
         for batch in batches:
+            skipped.extend(batch.skipped)
+            if len(batch.sample_ids) == 0:
+                continue
             on_device = replace(batch, mask=None).to(device, non_blocking=True)
             out: EncoderOutput = encoder(on_device, return_layers=layers != "last")
             x = _select_layers(out, layers)[:, out.num_prefix_tokens :].float().cpu()
             for i in range(len(x)):
                 frames.append(x[i] if batch.padding_mask is None else x[i][~batch.padding_mask[i]])
             sample_ids.append(batch.sample_ids)
-            skipped.extend(batch.skipped)
     if not sample_ids:
         raise ValueError("there were no batches to extract frames from: is the data set, or its split, empty?")
     return [x.clone() for x in frames], torch.cat(sample_ids), tuple(skipped)

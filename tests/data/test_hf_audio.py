@@ -314,7 +314,7 @@ def test_batches_of_a_stream_are_split_into_crops(streamed):
     crop = CROP / RATE  # 0.075 s
     assert streamed.split_batch(1.0, None, 1) == BatchSplit(13, 1, 1)
     assert streamed.split_batch(1.0, None, 4) == BatchSplit(3, 1, 4)
-    assert streamed.split_batch(1.0, 0.25, 1) == BatchSplit(3, 4, 1)
+    assert streamed.split_batch(1.0, 0.25, 1) == BatchSplit(1, 13, 1)
     assert streamed.split_batch(1.0, 0.25, 2) == BatchSplit(3, 2, 2)
     assert streamed.split_batch(crop, crop, 1) == BatchSplit(1, 1, 1)
     with pytest.raises(ValueError, match=r"global_batch_size=0\.1 seconds are 0\.05 .* a clip takes up to 0\.075"):

@@ -81,7 +81,7 @@ class HealthMonitor(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._best_spread, self._num_below = state_dict["best_spread"], state_dict["num_below"]
+        self._best_spread, self._num_below = dict(state_dict["best_spread"]), dict(state_dict["num_below"])
         self._features = deque(state_dict["features"])
 
     def on_train_batch_end(
