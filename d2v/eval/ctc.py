@@ -53,7 +53,7 @@ def ctc_probe(
         epochs: passes over the training clips.
         lr: peak learning rate of Adam, falling to 0 by a cosine.
         batch_size: clips a step.
-        seed: of the order of the clips.
+        seed: of the order of the batches, which hold clips of about the same length.
 
     Raises:
         ValueError: there is nothing to train or to measure on, or an empty text.
@@ -76,19 +76,20 @@ def ctc_probe(
     num_steps = epochs * -(-len(train_x) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     generator = torch.Generator().manual_seed(seed)
+    by_length = sorted(range(len(train_x)), key=lambda i: len(train_x[i]))  # little padding in a batch
+    batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
     losses = []
     for _ in range(epochs):
-        order = torch.randperm(len(train_x), generator=generator).tolist()
         total = 0.0
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for place in torch.randperm(len(batches), generator=generator).tolist():
+            chosen = batches[place]
             loss = _ctc_loss(head, [(train_x[i].float() - mean) / std for i in chosen], [targets[i] for i in chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             total += float(loss.detach()) * len(chosen)
-        losses.append(total / len(order))
+        losses.append(total / len(train_x))
     with torch.no_grad():
         hypotheses = [greedy(head((x.float() - mean) / std), alphabet) for x in val_x]
     return CTCProbe(float(char_error_rate(hypotheses, list(val_texts))), hypotheses, losses)
