@@ -81,7 +81,7 @@ class _Blocks:
 
     def num_visible(self, num_tokens: int) -> int:
         """Tokens that stay visible out of ``num_tokens``."""
-        raise NotImplementedError
+        raise NotImplementedError("a subclass says whether blocks are kept or masked")
 
     def validate(self, grid: tuple[int, ...]) -> None:
         """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
@@ -98,7 +98,7 @@ class _Blocks:
     @property
     def _block_ratio(self) -> float:
         """Share of tokens that the blocks are to cover."""
-        raise NotImplementedError
+        raise NotImplementedError("a subclass says whether blocks are kept or masked")
 
     def _priorities(
         self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None
