@@ -20,6 +20,10 @@ def tokenizer(cfg: DictConfig) -> None:
         output = Path(cfg.output)
         if output.is_dir():
             raise ValueError(f"output={output}: is a folder; give a file, such as {output / 'tokenizer.json'}")
+        if not isinstance(cfg.vocab_size, int):
+            raise ValueError(f"vocab_size={cfg.vocab_size}: must be a whole number, such as 32768")
+        if cfg.files is None:
+            raise ValueError("files=null: give a text file or a folder of them")
         documents = TextFiles(cfg.files, cfg.document, "files")
         bad = [document for document in documents.read() if document.text is None]
         trained = train_tokenizer((d.text for d in documents.read() if d.text), cfg.vocab_size)

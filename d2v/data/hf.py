@@ -93,5 +93,8 @@ def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequ
 
 
 def hf_fingerprint(data: Any, path: str, split: str) -> str:
-    """What changes when the data do, as far as ``datasets`` can tell."""
-    return f"{path} {split} {getattr(data, '_fingerprint', '')}"
+    """What changes when the data do, as far as one can tell: of what is streamed from the Hub it is the name alone."""
+    local = Path(path).expanduser()
+    files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else []
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"{path} {split} {getattr(data, '_fingerprint', stats)}"

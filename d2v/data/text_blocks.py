@@ -72,10 +72,7 @@ class TokenBlocks:
         self._dtype = meta["dtype"]
         self._tokens: np.ndarray | None = None
         if len(self) == 0:
-            raise ValueError(
-                f"data.block_size={block_size}: the whole text has {self.num_tokens} tokens; "
-                + (f"choose at most {self.num_tokens + 1}" if self.num_tokens > 2 else "give more text")
-            )
+            raise _no_block(block_size, self.num_tokens)
 
     def __len__(self) -> int:
         return self.num_tokens // (self.block_size - 1)
@@ -99,6 +96,11 @@ class TokenBlocks:
     def name(self, index: int) -> str:
         """The block's number."""
         return f"block[{index}]"
+
+
+def _no_block(block_size: int, num_tokens: int) -> ValueError:
+    fix = f"choose at most {num_tokens + 1}" if num_tokens > 2 else "give more text"
+    return ValueError(f"data.block_size={block_size}: the whole text has {num_tokens} tokens; {fix}")
 
 
 def pack(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Path:
@@ -189,6 +191,9 @@ class BlockStream:
         documents: to pack; those that cannot be read are reported with the next block.
         tokenizer: encodes them.
         block_size: tokens a block.
+
+    Raises:
+        ValueError: when it is read to its end, if it is shorter than one block.
     """
 
     def __init__(self, documents: Documents, tokenizer: Tokenizer, block_size: int) -> None:
@@ -200,6 +205,7 @@ class BlockStream:
         length = self.block_size - 1
         rest = np.empty(0, dtype=np.int64)
         bad: list[str] = []
+        num_blocks = 0
         reader = self.documents.read()
         while chunk := list(islice(reader, 256)):
             bad += [f"{document.name}: {document.reason}" for document in chunk if document.text is None]
@@ -207,7 +213,10 @@ class BlockStream:
             for start in range(0, len(rest) - length + 1, length):
                 yield Block(np.concatenate([[self.tokenizer.bos_id], rest[start : start + length]]), tuple(bad))
                 bad = []
+                num_blocks += 1
             rest = rest[len(rest) - len(rest) % length :]
+        if num_blocks == 0:
+            raise _no_block(self.block_size, len(rest))
 
     def decode(self, record: Block) -> np.ndarray:
         """The block itself."""

@@ -77,6 +77,8 @@ def test_it_names_what_it_skips(runs: ModuleType, text: Path, tmp_path: Path) ->
         (["train", "files=/gone"], ["files=/gone", "no such file or folder"]),
         (["train", "files=EMPTY"], ["files=EMPTY", "no text file there"]),
         (["train", "files=TEXT", "vocab_size=260"], ["vocab_size=260", "261"]),
+        (["train", "files=TEXT", "vocab_size=many"], ["vocab_size=many", "whole number"]),
+        (["train", "files=null"], ["files=null", "give a text file or a folder"]),
         (["train", "files=TEXT", "document=page"], ["document=page", "line or file"]),
         (["train", "files=TEXT", "output=EMPTY"], ["output=EMPTY", "is a folder", "EMPTY/tokenizer.json"]),
         (["train", "files=TEXT", "output=TEXT/a.txt/x.json"], ["a.txt"]),

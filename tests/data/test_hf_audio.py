@@ -17,7 +17,8 @@ from d2v.data.datasets import StreamBatches
 from d2v.data.hf_audio import HFAudioStream, hf_clips
 from d2v.data.sampler import BatchPlan, BatchSplit, ClipKey
 from d2v.data.speech import hf_audio
-from d2v.data.speech_data import SpeechData, normalize
+from d2v.data.speech_batches import normalize
+from d2v.data.speech_data import SpeechData
 from d2v.objective.masking import SpanMask
 from d2v.types import num_frames
 

@@ -190,6 +190,11 @@ def test_the_last_partial_block_is_dropped(tmp_path):
     assert [len(TokenBlocks(folder, size, 0)) for size in (total, total + 1)] == [1, 1]
     with pytest.raises(ValueError, match=rf"data\.block_size={total + 2}: .* has {total} .* at most {total + 1}$"):
         TokenBlocks(folder, total + 2, 0)
+    stream = BlockStream(Texts(texts), bpe(), total + 2)
+    with pytest.raises(ValueError, match=rf"data\.block_size={total + 2}: .* has {total} .* at most {total + 1}$"):
+        next(iter(stream))
+    with pytest.raises(ValueError, match=r"data\.block_size=8: the whole text has 0 tokens; give more text"):
+        next(iter(BlockStream(Texts(["", None]), bpe(), 8)))
 
 
 def test_a_block_is_the_callers_own(tmp_path):

@@ -518,6 +518,17 @@ def test_hf_text_trains_a_tokenizer(hugging_face):
     assert data.tokenizer.fingerprint == expected.fingerprint
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hf_text_trains_another_tokenizer_when_the_files_change(hugging_face, streaming):
+    """A stream has no fingerprint of its own."""
+    path = Path(hugging_face("json"))
+    before = hf_text(str(path), vocab_size=280, block_size=8, max_bad_fraction=1.0, streaming=streaming).tokenizer
+    (file,) = path.glob("*.json*")
+    file.write_text("".join(json.dumps({"body": text}) + "\n" for text in sentences(40, 3)))
+    after = hf_text(str(path), vocab_size=280, block_size=8, max_bad_fraction=1.0, streaming=streaming).tokenizer
+    assert after.fingerprint == train_tokenizer(sentences(40, 3), 280).fingerprint != before.fingerprint
+
+
 # --- the shipped samples
 
 

@@ -168,9 +168,7 @@ def test_refusals_name_key_and_value() -> None:
         ConvDecoder2d(12, 32, groups=3)
 
 
-def test_a_decoder_without_layers_works_or_is_refused() -> None:
-    try:
-        decoder = ConvDecoder2d(8, 16, depth=0, groups=2)
-    except ValueError:
-        return
-    decoder(torch.randn(2, 5, 8), random_mask(2), GRID)
+def test_a_decoder_without_layers_is_refused() -> None:
+    for layers in ({"depth": 0}, {"proj_depth": 0}):
+        with pytest.raises(ValueError, match=r"both must be at least 1"):
+            ConvDecoder2d(8, 16, groups=2, **layers)

@@ -23,9 +23,9 @@ def test_initialisation_is_the_references() -> None:
     for embedding in (made.token_embed, made.pos_embed):
         assert embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert (embedding.weight[1] == 0).all()
-    assert TextFrontend(64, 2000, 500, pos_init_std=0.002).pos_embed.weight.std().item() == pytest.approx(
-        0.002, rel=0.05
-    )
+    other = TextFrontend(64, 2000, 500, token_init_std=0.5, pos_init_std=0.002)
+    assert other.token_embed.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    assert other.pos_embed.weight.std().item() == pytest.approx(0.002, rel=0.05)
 
 
 def test_padding_is_never_trained() -> None:

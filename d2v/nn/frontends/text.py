@@ -19,8 +19,10 @@ class TextFrontend(Frontend):
         max_positions: longest input, tokens.
         pad_id: the id of padding, in [0, vocab_size); its embeddings are never trained.
         drop_rate: dropout on the embeddings, drawn once a sample, for all of its masks and the teacher.
-        pos_init_std: standard deviation of the position embeddings at first; the released models' is that of the token
-            embeddings, .02, which makes half of what a fresh teacher's targets say a matter of position.
+        token_init_std: standard deviation of the token embeddings at first. The LayerNorm that follows undoes their
+            scale, so what this sets is how fast they learn: a step of Adam turns large embeddings less.
+        pos_init_std: of the position embeddings; that of the token embeddings, as in the released models, makes half
+            of what a fresh teacher's targets say a matter of position.
         num_prefix_tokens: learned tokens put before the text's own.
         input_drop_rate: dropout on the tokens that enter the prenet.
 
@@ -38,6 +40,7 @@ class TextFrontend(Frontend):
         max_positions: int = 512,
         pad_id: int = 1,
         drop_rate: float = 0.1,
+        token_init_std: float = 0.02,
         pos_init_std: float = 0.02,
         num_prefix_tokens: int = 0,
         input_drop_rate: float = 0.0,
@@ -52,7 +55,7 @@ class TextFrontend(Frontend):
         self.token_embed = nn.Embedding(vocab_size, embed_dim, padding_idx=pad_id)
         # The ids of positions start after pad_id, which stands for "no position", as in the released models.
         self.pos_embed = nn.Embedding(max_positions + pad_id + 1, embed_dim, padding_idx=pad_id)
-        for embedding, std in ((self.token_embed, 0.02), (self.pos_embed, pos_init_std)):
+        for embedding, std in ((self.token_embed, token_init_std), (self.pos_embed, pos_init_std)):
             nn.init.normal_(embedding.weight, std=std)
             nn.init.zeros_(embedding.weight[pad_id])
         self.norm = nn.LayerNorm(embed_dim)
