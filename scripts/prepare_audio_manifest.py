@@ -1,7 +1,8 @@
 """List the audio files below a folder with their lengths: ``python scripts/prepare_audio_manifest.py DIR OUT.tsv``.
 
 The tsv is what ``data=audio_manifest`` reads (and fairseq's wav2vec): the folder on the first line, then path, tab and
-number of samples, all at one rate. Files that cannot be read, or have another rate, are named on stderr and left out.
+number of samples, all at one rate. Files that cannot be read, have another rate or a name that breaks the tsv are named
+on stderr and left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from d2v.data.audio_sources import audio_files
 
 def num_samples(path: Path, rate: int) -> int | str:
     """Length in samples, or why there is none."""
+    if set("\t\n\r") & set(str(path)):
+        return "its name holds a tab or a line break, which a manifest cannot"
     try:
         info = soundfile.info(os.fsencode(path))
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
@@ -52,8 +55,8 @@ def main() -> int:
     lines = [f"{name}\t{n}\n" for name, n in zip(names, lengths, strict=True) if isinstance(n, int)]
     for name, n in zip(names, lengths, strict=True):
         if isinstance(n, str):
-            print(f"left out {name}: {n}", file=sys.stderr)
-    args.output.write_text(f"{folder}\n" + "".join(lines), encoding="utf-8")
+            print(f"left out {name!a}: {n}", file=sys.stderr)
+    args.output.write_text(f"{folder}\n" + "".join(lines), "utf-8", "surrogateescape")
     print(f"{args.output}: {len(lines)} files, {len(names) - len(lines)} left out")
     return 0 if lines else 1
 

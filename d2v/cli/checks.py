@@ -9,18 +9,18 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class Range(NamedTuple):
-    """A number's type and its bounds, both allowed; ``optional``: null is allowed, too."""
+    """A value's type and, of numbers, the bounds, both allowed; ``optional``: null is allowed, too."""
 
     kind: type
-    low: float
+    low: float = -math.inf
     high: float = math.inf
     optional: bool = False
 
 
 PRETRAIN = {
     "seed": Range(int, 0),
-    "global_batch_size": Range(int, 1),
-    "micro_batch_size": Range(int, 1, optional=True),
+    "global_batch_size": Range(float, 1),  # seconds, or a whole number of samples: the data know
+    "micro_batch_size": Range(float, 1, optional=True),
     "trainer.max_steps": Range(int, 1),
     "trainer.log_every_n_steps": Range(int, 1),
     "trainer.gradient_clip_val": Range(float, 0, optional=True),
@@ -34,6 +34,32 @@ PRETRAIN = {
     "mask.num_masks": Range(int, 1),
     "callbacks.checkpoint.every_n_steps": Range(int, 1),
     "callbacks.probe.every_n_steps": Range(int, 1),
+    "mask.mask_ratio": Range(float),
+    "mask.mask_ratio_adjust": Range(float),
+    "mask.mask_length": Range(int),
+}
+# Types only, where the data's own checks say more about the bounds.
+DATA = {
+    "data.download": Range(bool),
+    "data.streaming": Range(bool),
+    "data.max_bad_fraction": Range(float),
+    "data.shuffle_buffer": Range(int),
+    "data.sample_rate": Range(int, 1),
+    "data.min_seconds": Range(float),
+    "data.max_seconds": Range(float, high=86_400),
+    "data.crop_seconds": Range(float, high=86_400),
+    "data.eval_max_seconds": Range(float, high=86_400),
+    "data.pool_size": Range(int, 0),
+    "data.block_size": Range(int),
+    "data.vocab_size": Range(int),
+    "data.pad_id": Range(int),
+    "data.probe_limit": Range(int, optional=True),
+}
+PROBE = {
+    "seed": Range(int, 0),
+    "probe.k": Range(int, 1),
+    "probe.temperature": Range(float, 0),
+    "probe.ctc_epochs": Range(int, 1),
 }
 
 
@@ -61,13 +87,18 @@ def check_ranges(cfg: DictConfig, ranges: dict[str, Range]) -> None:
         if value is _ABSENT or (value is None and wanted.optional):
             continue
         kinds = (int, float) if wanted.kind is float else (wanted.kind,)
-        of_kind = isinstance(value, kinds) and not isinstance(value, bool)
-        fits = of_kind and wanted.low <= float(value) <= wanted.high
-        if not fits:
-            what = "a whole number" if wanted.kind is int else "a number"
-            upto = "" if wanted.high == math.inf else f" to {wanted.high:g}"
-            least = f"from {wanted.low:g}{upto}" if upto else f"of at least {wanted.low:g}"
-            raise ValueError(f"{key}={value}: give {what} {least}{' or null' if wanted.optional else ''}")
+        of_kind = isinstance(value, kinds) and isinstance(value, bool) == (wanted.kind is bool)
+        if not (of_kind and wanted.low <= float(value) <= wanted.high):
+            raise ValueError(f"{key}={value}: give {_described(wanted)}{' or null' if wanted.optional else ''}")
+
+
+def _described(wanted: Range) -> str:
+    if wanted.kind is bool:
+        return "true or false"
+    what = "a whole number" if wanted.kind is int else "a number"
+    if wanted.high == math.inf:
+        return what if wanted.low == -math.inf else f"{what} of at least {wanted.low:g}"
+    return f"{what} from {max(0, wanted.low):g} to {wanted.high:g}"
 
 
 _ABSENT: Any = object()

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from d2v.cli.checks import DATA, PROBE, check_ranges
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, save_results
@@ -26,6 +27,7 @@ from d2v.nn.encoder import Encoder
 def evaluate(cfg: DictConfig) -> None:
     """Print the probes' table and write it, with results.json, to the command's folder."""
     with configuring():
+        check_ranges(cfg, PROBE | DATA)
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         set_threads(cfg.num_threads, num_workers=0)
         trained = load_trained(cfg.checkpoint, cfg.network)

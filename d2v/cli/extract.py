@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
+from d2v.cli.checks import DATA, check_ranges
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.eval.features import Features
@@ -24,6 +25,7 @@ from d2v.lit.setup import set_threads
 def extract(cfg: DictConfig) -> None:
     """Write features, sample ids, names and, where there are any, labels."""
     with configuring():
+        check_ranges(cfg, DATA)
         set_threads(cfg.num_threads, num_workers=0)
         output = Path(cfg.output)
         if output.suffix not in (".safetensors", ".npz"):
@@ -44,8 +46,13 @@ def extract(cfg: DictConfig) -> None:
 
 
 def write(path: Path, features: Features, names: list[str]) -> None:
-    """Write ``features``, ``sample_ids``, ``labels`` and ``names`` (in .safetensors: JSON in the metadata)."""
+    """Write what there is of ``features``, ``sample_ids``, ``labels``, ``lengths`` and ``names``.
+
+    In .safetensors the names are JSON in the metadata.
+    """
     tensors = {"features": features.features, "sample_ids": features.sample_ids}
+    if features.lengths is not None:
+        tensors["lengths"] = features.lengths
     if features.labels is not None:
         tensors["labels"] = features.labels
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from d2v.cli.checks import PRETRAIN, check_keys, check_ranges
+from d2v.cli.checks import DATA, PRETRAIN, check_keys, check_ranges
 from d2v.cli.launch import configuring, naming, run, running
 from d2v.interop.native import Checkpoint, init_from, newest_intact_checkpoint
 from d2v.lit import setup
@@ -32,7 +32,7 @@ def pretrain(cfg: DictConfig) -> None:
     with configuring():
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         check_keys(cfg)
-        check_ranges(cfg, PRETRAIN)
+        check_ranges(cfg, PRETRAIN | DATA)
         setup.quiet_libraries()
         L.seed_everything(cfg.seed, verbose=False)
         checkpoint = find_checkpoint(cfg.resume, run_dir)

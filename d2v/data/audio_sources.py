@@ -349,10 +349,8 @@ def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, lis
     path = Path(manifest).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{key}={manifest}: no such file; give a tsv: a root line, then path<TAB>samples")
-    try:
-        root_line, *lines = path.read_text(encoding="utf-8-sig").splitlines() or [""]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{key}={manifest}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    # Names are bytes to the system: what is no UTF-8 comes through as it is; only "\n" ends a line.
+    root_line, *lines = path.read_text("utf-8-sig", "surrogateescape").removesuffix("\n").split("\n")
     root = Path(root_line.strip()).expanduser()
     if not root.is_absolute():
         root = path.parent / root
@@ -360,7 +358,7 @@ def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, lis
         raise FileNotFoundError(f"{manifest}:1: {root_line!r} is no folder; the first line must name the files' root")
     entries = []
     for number, line in enumerate(lines, 2):
-        name, tab, count = line.rstrip("\n").partition("\t")
+        name, tab, count = line.partition("\t")
         if not tab or not count.strip().isdecimal():
             raise ValueError(f"{manifest}:{number}: {line!r} is not path<TAB>number of samples")
         entries.append((name, int(count)))

@@ -6,9 +6,12 @@ are the keys of ``conf/data/<factory>.yaml``.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+from filelock import FileLock
 
 from d2v.data.audio_sources import (
     AudioClips,
@@ -123,18 +126,27 @@ def _below(root: Path, name: str) -> Path:
 
 
 def _download(root: str, parts: Sequence[str], key: str) -> None:
+    """Fetch parts; one is there only when it is complete, and other processes wait for the first."""
     from torchaudio.datasets import LIBRISPEECH
 
-    folder = Path(root).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    target = Path(root).expanduser() / "LibriSpeech"
+    target.mkdir(parents=True, exist_ok=True)
     for part in parts:
-        try:
-            LIBRISPEECH(folder, url=part, download=True)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise FileNotFoundError(
-                f"{key}={part}: could not be fetched ({error}); check the name and the network, or unpack it below "
-                f"data.root={root} yourself"
-            ) from error
+        with FileLock(target / f".{part}.lock"):
+            if librispeech_folder(root, part) is not None:
+                continue
+            scratch = target / f".{part}.download"
+            shutil.rmtree(scratch / "LibriSpeech", ignore_errors=True)  # half unpacked; the archive may be whole
+            scratch.mkdir(exist_ok=True)
+            try:
+                LIBRISPEECH(scratch, url=part, download=True)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise FileNotFoundError(
+                    f"{key}={part}: could not be fetched ({error}); check the name and the network, or unpack it below "
+                    f"data.root={root} yourself"
+                ) from error
+            (scratch / "LibriSpeech" / part).rename(target / part)
+            shutil.rmtree(scratch)
 
 
 def audio_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -156,6 +157,13 @@ class SpeechData:
             limit = crops if micro_batch_size is None else _whole(micro_batch_size / self.crop_seconds)
             return split_batch(crops * world_size, limit, world_size)
         accumulate = 1 if micro_batch_size is None else int(-(-share // micro_batch_size))
+        most = int(_whole(global_batch_size / longest) // world_size)  # micro-batches that a longest clip each fits
+        if accumulate > most:
+            raise ValueError(
+                f"micro_batch_size={micro_batch_size:g} seconds: {global_batch_size:g} in parts of that size leave "
+                f"some of {world_size} devices x {accumulate} without a clip of {longest:g}; choose at least "
+                f"{math.ceil(share / most)}, or lower data.max_seconds"
+            )
         return BatchSplit(share / accumulate, accumulate, world_size)
 
     def pretrain_dataset(self, seed: int) -> PretrainClips:
@@ -227,7 +235,7 @@ class SpeechData:
     def raw_frames(self, split: Literal["train", "val"]) -> tuple[list[Tensor], Tensor]:
         """40 log-mels every 20 ms of every clip that can be read, (T, 40) float32 each, and sample ids (N,) int64."""
         dataset = self.eval_dataset(split)
-        samples = [dataset[i] for i in range(len(dataset))]
+        samples = (dataset[i] for i in range(len(dataset)))  # one waveform at a time
         mel = _LogMel(self.sample_rate)
         kept = [(mel(sample.inputs), sample.key.index) for sample in samples if sample.inputs is not None]
         return [frames for frames, _ in kept], torch.tensor([index for _, index in kept])

@@ -159,7 +159,16 @@ class TextData(EqualSamples):
         return StreamBatches(self.train, _block_view, collate, seed, plan, self.shuffle_buffer)
 
     def eval_dataset(self, split: Literal["train", "val"]) -> EvalSamples:
-        """Every labelled text, for a ``DataLoader`` with ``eval_collate``. Raises ValueError if there are none."""
+        """Texts for a ``DataLoader`` with ``eval_collate``.
+
+        Args:
+            split: "train" (``probe_train``, or all blocks of the training text where there is none) or "val".
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split == "train" and self.probe_train is None and isinstance(self.train, TokenBlocks):
+            return EvalSamples(self.train, torch.from_numpy)
         return EvalSamples(self._labelled(split), EvalView(self.tokenizer, self.block_size))
 
     @property
@@ -168,9 +177,10 @@ class TextData(EqualSamples):
         return EvalCollate(self.tokenizer.pad_id)
 
     def raw(self, split: Literal["train", "val"]) -> tuple[list[str], Tensor]:
-        """Texts and their labels, for the baseline that a representation has to beat."""
+        """Texts and their labels, for the baseline that a representation has to beat; empty texts are left out."""
         source = self._labelled(split)
-        return source.texts, torch.tensor(source.labels)
+        pairs = [(text, label) for text, label in zip(source.texts, source.labels, strict=True) if text.strip()]
+        return [text for text, _ in pairs], torch.tensor([label for _, label in pairs])
 
     def assets(self) -> dict[str, str]:
         """What must go with an encoder: values that take the place of this data's keys wherever it is read again."""

@@ -17,9 +17,9 @@ import numpy as np
 # In the order of the released models' dictionaries: <s> 0, <pad> 1, </s> 2, <unk> 3.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _ROLES = {
-    "bos": ("<s>", "[CLS]", "<|startoftext|>"),
+    "bos": ("<s>", "[CLS]", "<|startoftext|>", "<|begin_of_text|>"),
     "pad": ("<pad>", "[PAD]"),
-    "eos": ("</s>", "[SEP]", "<|endoftext|>"),
+    "eos": ("</s>", "[SEP]", "<|endoftext|>", "<|end_of_text|>"),
 }
 
 
@@ -43,17 +43,27 @@ class Tokenizer:
             self.vocab_size = max(backend.get_vocab().values(), default=-1) + 1  # there may be gaps
             for role, names in _ROLES.items():
                 found = [backend.token_to_id(name) for name in names if backend.token_to_id(name) is not None]
-                if not found:
-                    raise ValueError(
-                        f"{key}: the tokenizer has no token for {role}; it needs one of {', '.join(names)}"
-                    )
-                self._roles[role] = int(found[0])
+                if found:
+                    self._roles[role] = int(found[0])
+            self._fill_roles(key)
         else:
             self._roles = {"bos": 0, "pad": 1, "eos": 2}
             self.vocab_size = int(ids.max()) + 1
         self.bos_id, self.pad_id, self.eos_id = (self._roles[role] for role in ("bos", "pad", "eos"))
         content = backend.to_str() + ("" if ids is None else hashlib.sha256(ids.tobytes()).hexdigest())
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def _fill_roles(self, key: str) -> None:
+        """Many tokenizers have one token between texts, which then opens and closes, and none for padding."""
+        between = self._roles.get("eos", self._roles.get("bos"))
+        if between is None:
+            names = ", ".join(_ROLES["bos"] + _ROLES["eos"])
+            raise ValueError(f"{key}: the tokenizer has no token that opens or closes a text; it needs one of {names}")
+        self._roles.setdefault("bos", between)
+        self._roles.setdefault("eos", between)
+        if "pad" not in self._roles:
+            self._roles["pad"] = self.vocab_size
+            self.vocab_size += 1
 
     def __reduce__(self) -> Any:
         return _rebuild, (self._backend.to_str(), self._ids, self.vocab_size)

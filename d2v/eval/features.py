@@ -30,16 +30,20 @@ class Features:
     """A data set as an encoder sees it, on the CPU.
 
     Attributes:
-        features: float32; (N, D), or (N, L, D) for all L blocks; ``pool="none"`` keeps a token axis before D.
+        features: float32; (N, D), or (N, L, D) for all L blocks; ``pool="none"`` keeps a token axis before D. Where
+            samples have different numbers of tokens, their tokens follow each other: (sum of ``lengths``, D), or
+            (sum of ``lengths``, L, D).
         labels: (N,) int64 class labels, or None where the batches had none.
         sample_ids: (N,) int64, which sample of the data set each row is.
         skipped: samples that could not be read and were replaced, as "name: reason".
+        lengths: (N,) int64, tokens of every sample, prefix tokens included, where these differ; else None.
     """
 
     features: Tensor
     labels: Tensor | None
     sample_ids: Tensor
     skipped: tuple[str, ...] = ()
+    lengths: Tensor | None = None
 
 
 def extract(
@@ -60,8 +64,7 @@ def extract(
             them side by side, L * D features; "all", every
             block's output, stacked; or one block's index, 0 the first, negative from the end.
         pool: "mean" over the tokens that are not padding; "mean_std", that and their standard deviation side by side,
-            2 D features; "cls", the first prefix token; "none", all tokens,
-            prefix tokens first.
+            2 D features; "cls", the first prefix token; "none", all tokens that are not padding, prefix tokens first.
         device: where the encoder is; the batches are moved there. Default: the device of its first parameter.
         progress: called after each batch with the number of samples encoded so far.
 
@@ -70,7 +73,7 @@ def extract(
 
     Raises:
         ValueError: an unknown ``layers`` or ``pool``, a block the encoder lacks, ``pool="cls"`` without a prefix
-            token, no batches, labels in some batches only, or token counts that differ under ``pool="none"``.
+            token, no batches, or labels in some batches only.
     """
     _check_options(layers, pool)
     device = _device_of(encoder) if device is None else torch.device(device)
@@ -78,6 +81,7 @@ def extract(
     labels: list[Tensor | None] = []
     sample_ids: list[Tensor] = []
     skipped: list[str] = []
+    lengths: list[Tensor] = []
     num_samples = 0
     with eval_mode(encoder), torch.inference_mode():
         for batch in batches:
@@ -88,13 +92,27 @@ def extract(
             out: EncoderOutput = encoder(on_device, return_layers=layers != "last")
             pooled = pool_tokens(_select_layers(out, layers), out.num_prefix_tokens, pool, on_device.padding_mask)
             features.append(pooled.float().cpu())
+            if pool == "none":
+                padding = 0 if batch.padding_mask is None else batch.padding_mask.sum(1).cpu()
+                lengths.append(torch.full((len(pooled),), pooled.shape[-2]) - padding)
             labels.append(batch.labels)
             sample_ids.append(batch.sample_ids)
             num_samples += len(batch.sample_ids)
             if progress is not None:
                 progress(num_samples)
     # Concatenated outside inference mode: inside, the results could never be saved for a backward pass.
-    return Features(_concatenate(features), _concatenate_labels(labels), torch.cat(sample_ids).cpu(), tuple(skipped))
+    if not sample_ids:
+        raise ValueError("there were no batches to extract features from: is the data set, or its split, empty?")
+    ids, all_labels = torch.cat(sample_ids).cpu(), _concatenate_labels(labels)
+    if len({n for part in lengths for n in part.tolist()}) > 1:
+        ragged = [_real_tokens(*part) for part in zip(features, lengths, strict=True)]
+        return Features(torch.cat(ragged), all_labels, ids, tuple(skipped), torch.cat(lengths))
+    return Features(torch.cat(features), all_labels, ids, tuple(skipped))
+
+
+def _real_tokens(x: Tensor, lengths: Tensor) -> Tensor:
+    """(N, ..., T, D), padded at the end, to (sum of lengths, ..., D)."""
+    return torch.cat([tokens.movedim(-2, 0)[:n] for tokens, n in zip(x, lengths.tolist(), strict=True)])
 
 
 def extract_frames(
@@ -322,18 +340,6 @@ def _select_layers(out: EncoderOutput, layers: Layers) -> Tensor:
     if not -depth <= layers < depth:
         raise ValueError(f"probe.layers={layers}, but this encoder has {depth} blocks: choose {-depth} to {depth - 1}")
     return out.hidden_states[layers]
-
-
-def _concatenate(features: Sequence[Tensor]) -> Tensor:
-    if not features:
-        raise ValueError("there were no batches to extract features from: is the data set, or its split, empty?")
-    shapes = {x.shape[1:] for x in features}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"batches gave features of shapes {sorted(tuple(s) for s in shapes)} a sample, which cannot be one tensor:"
-            " set probe.pool=mean, or pad every batch to one length"
-        )
-    return torch.cat(list(features))
 
 
 def _concatenate_labels(labels: Sequence[Tensor | None]) -> Tensor | None:

@@ -25,6 +25,8 @@ def tfidf_linear(
 ) -> float:
     """Accuracy of logistic regression, its strength chosen on a held-out fifth of the training texts.
 
+    Where every class has but one text, none can be held out: then it is the middle of the grid.
+
     Args:
         train_texts: N texts to fit on.
         train_y: (N,) int class labels.
@@ -32,9 +34,17 @@ def tfidf_linear(
         val_y: (V,) int class labels.
         c_grid: inverse L2 strengths to try.
         seed: of the split that chooses.
+
+    Raises:
+        ValueError: the training texts are of one class, or hold no word.
     """
     labels = train_y.numpy()
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"a linear probe needs at least two classes, the {len(labels)} training samples have one")
     is_inner = split_stratified(labels, seed)
+    if not is_inner.any():
+        x, z = _vectors(train_texts, val_texts)
+        return float(_fit(sorted(c_grid)[len(c_grid) // 2], x, labels).score(z, val_y.numpy()))
     inner_train = [text for text, held_out in zip(train_texts, is_inner, strict=True) if not held_out]
     inner_val = [text for text, held_out in zip(train_texts, is_inner, strict=True) if held_out]
     x, z = _vectors(inner_train, inner_val)

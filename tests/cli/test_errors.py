@@ -93,6 +93,7 @@ VALUES = [
     (["global_batch_size=???"], ["global_batch_size=VALUE"]),
     (["micro_batch_size=0"], ["micro_batch_size=0", "null"]),
     (["micro_batch_size=two"], ["micro_batch_size=two"]),
+    (["global_batch_size=4.5"], ["global_batch_size=4.5"]),
     (["num_workers=-1"], ["num_workers=-1", "auto"]),
     (["num_threads=0"], ["num_threads=0", "auto"]),
     (["seed=-1"], ["seed=-1"]),

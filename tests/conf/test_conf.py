@@ -22,6 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch.overrides import TorchFunctionMode
 
+from d2v.cli.checks import DATA, PRETRAIN, check_ranges
 from d2v.cli.main import COMMANDS, GROUPS, options
 
 CONF = Path(d2v.conf.__file__).parent
@@ -84,6 +85,7 @@ def test_experiment_takes_a_step(runs: ModuleType, tmp_path: Path, monkeypatch: 
 def test_experiment_instantiates(runs: ModuleType, name: str) -> None:
     """At full size, without the memory."""
     with runs.configuration("pretrain", f"experiment={name}") as cfg:
+        check_ranges(cfg, PRETRAIN | DATA)
         with _Meta():
             model = instantiate(cfg.model, _convert_="all")
         optimizer = instantiate(cfg.optim)(model.student.named_parameters())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -408,6 +410,23 @@ def test_a_manifests_lengths_are_at_the_files_rate(tmp_path):
 def test_a_manifest_from_windows(tmp_path):
     (tmp_path / "m.tsv").write_bytes(b".\r\na.wav\t640\r\n")
     assert manifest_clips(str(tmp_path / "m.tsv"), 16000, "data.manifest")[1] == [Clip("a.wav", 640)]
+
+
+def test_odd_names_in_a_manifest(tmp_path):
+    """Names are bytes to the system, and only a line feed ends a line."""
+    names = ["one\u2028two.wav", os.fsdecode(b"bad\xff.wav"), " \x0b.wav"]
+    source = save(tmp_path / "source.wav", np.zeros(800))
+    (tmp_path / "in").mkdir()
+    for name in (*names, "tab\there.wav", "line\nhere.wav"):
+        shutil.copy(source, tmp_path / "in" / name)
+    script = Path(__file__).parents[2] / "scripts" / "prepare_audio_manifest.py"
+    made = subprocess.run(
+        [sys.executable, script, tmp_path / "in", tmp_path / "m.tsv"], capture_output=True, text=True, check=True
+    )
+    assert "3 files, 2 left out" in made.stdout
+    assert made.stderr.count("a tab or a line break") == 2
+    _, clips = manifest_clips(str(tmp_path / "m.tsv"), 16000, "data.manifest")
+    assert sorted(clip.path for clip in clips) == sorted(names)
 
 
 @pytest.mark.parametrize("line", ["b.wav", "b.wav 640", "b.wav\t", "b.wav\tmany", "b.wav\t-5", "b.wav\t640.0", ""])

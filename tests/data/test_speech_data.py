@@ -408,6 +408,10 @@ def test_split_batch_errors(folder):
         data.split_batch(0.5, None, 2)
     with pytest.raises(ValueError, match=r"micro_batch_size=0\.2 seconds: a clip takes up to 0\.3; choose at least"):
         data.split_batch(1.0, 0.2, 1)
+    # 5 of the longest clips for 2 devices x 3 micro-batches would leave one without.
+    with pytest.raises(ValueError, match=r"micro_batch_size=0\.3 seconds: 1\.5 in .* 2 devices x 3 .* at least 1, or"):
+        data.split_batch(1.5, 0.3, 2)
+    assert data.split_batch(1.5, 0.4, 2).accumulate == 2
     assert data.split_batch(0.3, 0.3, 1) == BatchSplit(0.3, 1, 1)
     assert speech(folder, max_seconds=1.0).split_batch(0.385, None, 1) == BatchSplit(0.385, 1, 1)
 
@@ -514,9 +518,33 @@ def test_librispeech_fetches_only_what_is_missing(tmp_path, monkeypatch):
         data = librispeech(str(tmp_path / "new"), train="dev", val="dev", **options)
     assert fetched == ["dev"]
     assert data.val.transcript(0) == "HELLO"
+    assert [p.name for p in (tmp_path / "new" / "LibriSpeech").iterdir() if not p.name.endswith(".lock")] == ["dev"]
     message = r"data\.train=tset: could not be fetched \(no network\); .*data\.root="
     with pytest.raises(FileNotFoundError, match=message):
         librispeech(str(tmp_path / "new"), train=["dev", "tset"], val=None, **options)
+
+
+def test_librispeech_half_unpacked_is_not_there(tmp_path, monkeypatch):
+    """Whoever was interrupted, or is still at it, leaves nothing that looks like a part."""
+    import torchaudio.datasets
+
+    def fetch(root, url, download):
+        chapter = Path(root) / "LibriSpeech" / url / "3" / "7"
+        if not interrupted:
+            assert not chapter.exists()
+        for number in range(2):
+            save(chapter / f"3-7-000{number}.flac", 3200)
+            if interrupted and number == 0:
+                raise KeyboardInterrupt
+        (chapter / "3-7.trans.txt").write_text("3-7-0000 HELLO\n3-7-0001 YOU\n")
+
+    monkeypatch.setattr(torchaudio.datasets, "LIBRISPEECH", fetch)
+    options = {"conv_layers": CONVS, "min_seconds": 0.1, "max_seconds": 0.3, "download": True}
+    interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        librispeech(str(tmp_path), train="dev", val=None, **options)
+    interrupted = False
+    assert len(librispeech(str(tmp_path), train="dev", val=None, **options).train) == 2
 
 
 def test_manifest(folder, tmp_path):

@@ -146,20 +146,34 @@ def test_a_tokenizer_from_hugging_face(tmp_path):
     assert ids_of(pickle.loads(pickle.dumps(tokenizer)), "the cat sat the dog") == [[4, 5, 6, 4, 3]]
 
 
+def word_level(path, *specials):
+    backend = library.Tokenizer(library.models.WordLevel({name: i for i, name in enumerate([*specials, "the"])}))
+    backend.save(str(path / "tokenizer.json"))
+    return path
+
+
 @pytest.mark.parametrize(
-    ("specials", "message"),
+    ("specials", "roles"),
     [
-        (["[CLS]", "[SEP]"], r"no token for pad; it needs one of <pad>, \[PAD\]"),
-        (["[PAD]", "[SEP]"], r"no token for bos; it needs one of <s>, \[CLS\]"),
-        (["[PAD]", "<s>"], r"no token for eos; it needs one of </s>, \[SEP\]"),
+        (["<|endoftext|>"], (0, 2, 0)),  # as GPT-2: one token between texts, none for padding
+        (["<s>", "</s>"], (0, 3, 1)),  # as Llama
+        (["<pad>", "</s>"], (1, 0, 1)),  # as T5
+        (["[CLS]", "[SEP]", "[PAD]"], (0, 2, 1)),  # as BERT
     ],
 )
-def test_a_tokenizer_without_a_token_we_need(tmp_path, specials, message):
-    path = tmp_path / "tokenizer.json"
-    backend = library.Tokenizer(library.models.WordLevel({name: i for i, name in enumerate([*specials, "the"])}))
-    backend.save(str(path))
+def test_tokens_that_a_tokenizer_lacks(tmp_path, specials, roles):
+    tokenizer = load_tokenizer(word_level(tmp_path, *specials))
+    assert (tokenizer.bos_id, tokenizer.pad_id, tokenizer.eos_id) == roles
+    assert tokenizer.vocab_size == len({*specials, "the"} | ({"pad"} if tokenizer.pad_id > len(specials) else set()))
+    for copy in (load_tokenizer(tokenizer.to_json()), pickle.loads(pickle.dumps(tokenizer))):
+        assert (copy.bos_id, copy.pad_id, copy.eos_id, copy.vocab_size) == (*roles, tokenizer.vocab_size)
+        assert copy.fingerprint == tokenizer.fingerprint
+
+
+def test_a_tokenizer_must_have_a_token_between_texts(tmp_path):
+    message = r"no token that opens or closes a text; it needs one of <s>, \[CLS\]"
     with pytest.raises(ValueError, match=rf"data\.tokenizer=.*tokenizer\.json: .*{message}"):
-        load_tokenizer(path)
+        load_tokenizer(word_level(tmp_path, "[PAD]"))
 
 
 def test_what_is_no_tokenizer(tmp_path, monkeypatch):

@@ -154,8 +154,24 @@ def test_errors_name_the_setting() -> None:
         extract(Encoder(), [])
     with pytest.raises(ValueError, match="only 1 of 2 batches have labels"):
         extract(Encoder(), [batches[0], replace(batches[1], labels=None)])
-    with pytest.raises(ValueError, match=r"set probe\.pool=mean"):
-        extract(Encoder(), make_batches(2) + make_batches(2, num_tokens=6), pool="none")
+
+
+def test_tokens_of_samples_of_different_lengths_follow_each_other() -> None:
+    encoder = Encoder(num_prefix_tokens=2)
+    padded, longer = make_batches(2)[0], make_batches(2, num_tokens=6)[0]
+    padding_mask = torch.zeros(2, 5, dtype=torch.bool)
+    padding_mask[1, 3:] = True
+    whole = extract(encoder, [padded], pool="none").features
+    rest = extract(encoder, [longer], pool="none").features
+    found = extract(encoder, [replace(padded, padding_mask=padding_mask), longer], pool="none")
+    assert found.lengths is not None
+    assert found.lengths.tolist() == [7, 5, 8, 8]
+    torch.testing.assert_close(found.features, torch.cat([whole[0], whole[1, :5], *rest]))
+    batches = [replace(padded, padding_mask=padding_mask), longer]
+    layers = extract(encoder, batches, pool="none", layers="all").features
+    assert layers.shape == (28, DEPTH, DIM)
+    torch.testing.assert_close(layers[:, 1], extract(encoder, batches, pool="none", layers=1).features)
+    assert extract(encoder, [padded], pool="none").lengths is None
 
 
 def test_standardize() -> None:

@@ -27,6 +27,16 @@ def test_both_beat_chance_and_find_nothing_in_common_words() -> None:
     assert abs(tfidf_knn(*train, *val) - 1 / 3) < 0.12
 
 
+def test_one_text_a_class_is_enough() -> None:
+    train = (["red apple", "green leaf", "blue sky"], torch.arange(3))
+    assert tfidf_linear(*train, ["apple", "the sky", "leaf"], torch.tensor([0, 2, 1])) == 1
+
+
+def test_one_class_is_not() -> None:
+    with pytest.raises(ValueError, match="at least two classes, the 2 training samples have one"):
+        tfidf_linear(["a b", "b c"], torch.zeros(2).long(), ["a"], torch.zeros(1).long())
+
+
 def test_one_neighbour_is_the_text_of_highest_cosine() -> None:
     (train, y), (val, val_y) = texts(80, 1), texts(60, 2)
     vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+").fit(train)

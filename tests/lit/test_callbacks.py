@@ -210,6 +210,8 @@ def test_probe_results_survive_a_sparser_log(runs: ModuleType, images: Path, tmp
 def test_probe_needs_labels() -> None:
     with pytest.raises(ValueError, match=r"callbacks=probe.*data\.val_root.*callbacks=default"):
         OnlineKNN(data=SimpleNamespace(probe_train=None, val=None))
+    with pytest.raises(ValueError, match="callbacks=probe needs labelled"):  # only transcripts
+        OnlineKNN(data=SimpleNamespace(probe_train=[1], val=[1], class_names=None))
 
 
 @pytest.mark.parametrize("micro_batch_size", ["null", "2"])

@@ -41,10 +41,10 @@ class OnlineKNN(L.Callback):
         layers: Layers = "last",
         pool: Pool = "mean",
     ) -> None:
-        if data.probe_train is None or data.val is None:
+        if data.probe_train is None or data.val is None or data.class_names is None:
             raise ValueError(
-                "callbacks=probe needs labelled training and validation images: set data.val_root (or data.val_split), "
-                "use class folders, or choose callbacks=default"
+                "callbacks=probe needs labelled training and validation samples: set data.val_root (or data.val_split, "
+                "or data.probe_train and data.probe_val), use class folders, or choose callbacks=default"
             )
         if every_n_steps < 1:
             raise ValueError(f"callbacks.probe.every_n_steps={every_n_steps}: must be at least 1")
@@ -70,7 +70,8 @@ class OnlineKNN(L.Callback):
         train, val = self._features(pl_module, "train"), self._features(pl_module, "val")
         assert train.labels is not None
         assert val.labels is not None
-        accuracy = knn_accuracy(train.features, train.labels, val.features, val.labels)
+        k = min(20, len(train.labels))
+        accuracy = knn_accuracy(train.features, train.labels, val.features, val.labels, k)
         pl_module.log("probe/knn", accuracy, rank_zero_only=True)
 
     def _features(self, pl_module: PretrainModule, split: str) -> Features:
