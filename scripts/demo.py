@@ -40,11 +40,9 @@ class Demo(NamedTuple):
 
 
 DEMOS = {
-    "image": Demo(
-        "image_tiny", 330, ["callbacks=probe", "callbacks.probe.every_n_steps=500"], ["probe.c_grid=[0.001,0.01,0.1]"]
-    ),
+    "image": Demo("image_tiny", 330, ["callbacks=probe", "callbacks.probe.every_n_steps=500"], []),
     "speech": Demo("speech_tiny", 140, [], ["probe.ctc_epochs=15"]),
-    "text": Demo("text_tiny", 120, [], ["probe.pool=mean_std", "probe.c_grid=[0.03]"]),
+    "text": Demo("text_tiny", 100, [], ["probe.pool=mean_std", "probe.c_grid=[0.003,0.03]"]),
 }
 CONF = Path(__file__).parents[1] / "conf"
 TRIAL_STEPS = 30
