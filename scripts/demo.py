@@ -41,7 +41,7 @@ class Demo(NamedTuple):
 
 DEMOS = {
     "image": Demo("image_tiny", 330, ["callbacks=probe", "callbacks.probe.every_n_steps=500"], []),
-    "speech": Demo("speech_tiny", 170, [], ["probe.ctc_epochs=15"]),
+    "speech": Demo("speech_tiny", 130, [], ["probe.ctc_epochs=15"]),
     "text": Demo("text_tiny", 130, [], ["probe.pool=mean_std", "probe.c_grid=[0.003,0.03]"]),
 }
 CONF = Path(__file__).parents[1] / "conf"
