@@ -31,18 +31,24 @@ from d2v.objective.masking import MaskGenerator
 
 
 class Demo(NamedTuple):
-    """What a demo runs: the experiment, seconds of training, more overrides of pretraining and of the probes."""
+    """What a demo runs: the experiment, seconds of training, more overrides of pretraining and of the probes.
+
+    ``least_steps`` are trained even where they take longer: with fewer, the inputs themselves would be as good.
+    """
 
     experiment: str
     seconds: int
+    least_steps: int
     pretrain: list[str]
     evaluate: list[str]
 
 
 DEMOS = {
-    "image": Demo("image_tiny", 330, ["callbacks=probe", "callbacks.probe.every_n_steps=500"], []),
-    "speech": Demo("speech_tiny", 130, [], ["probe.ctc_epochs=15"]),
-    "text": Demo("text_tiny", 130, [], ["probe.pool=mean_std", "probe.c_grid=[0.003,0.03]"]),
+    "image": Demo(
+        "image_tiny", 330, 1150, ["callbacks=probe", "callbacks.probe.every_n_steps=500"], ["probe.layers=concat"]
+    ),
+    "speech": Demo("speech_tiny", 180, 0, [], ["probe.layers=concat", "probe.ctc_epochs=15"]),
+    "text": Demo("text_tiny", 200, 0, [], []),
 }
 CONF = Path(__file__).parents[1] / "conf"
 TRIAL_STEPS = 30
@@ -62,7 +68,7 @@ def main() -> None:
     run_dir = args.output / f"{args.modality}_seed{args.seed}_{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     demo = DEMOS[args.modality]
     experiment = [f"experiment={demo.experiment}", f"seed={args.seed}", *args.overrides]
-    max_steps = affordable_steps(experiment, demo.experiment, args.seconds or demo.seconds)
+    max_steps = plan_steps(experiment, demo, args.seconds)
     run(
         "pretrain",
         *experiment,
@@ -70,23 +76,37 @@ def main() -> None:
         f"trainer.max_steps={max_steps}",
         *demo.pretrain,
     )
-    probe = [f"hydra.run.dir={run_dir}/evaluate", f"seed={args.seed}", "probe.layers=concat", *demo.evaluate]
+    probe = [f"hydra.run.dir={run_dir}/evaluate", f"seed={args.seed}", *demo.evaluate]
     run("evaluate", f"checkpoint={run_dir}", *probe)
     print("\npictures:")
     for path in draw(run_dir):
         print(f"  {path}")
 
 
-def affordable_steps(experiment: list[str], name: str, seconds: int) -> int:
-    """The recipe's steps, or fewer where they would take too long here: the schedule must reach its end."""
+def plan_steps(experiment: list[str], demo: Demo, seconds: int | None) -> int:
+    """The recipe's steps, or as many as take the demo's time here: the schedule must reach its end.
+
+    Without ``seconds`` there are at least ``demo.least_steps``, and it is said where they take longer.
+    """
     with tempfile.TemporaryDirectory() as folder:
         trial = [f"trainer.max_steps={TRIAL_STEPS}", f"trainer.log_every_n_steps={TRIAL_STEPS // 3}"]
         run("pretrain", *experiment, f"hydra.run.dir={folder}/trial", *trial)
         with Path(folder, "trial", "metrics.csv").open(newline="") as file:
             rates = [float(row["perf/steps_per_s"]) for row in csv.DictReader(file)]
-    affordable = int(seconds * SUSTAINED * statistics.median(rates[1:]))  # the first rate holds the start
-    recipe: int = OmegaConf.load(CONF / "experiment" / f"{name}.yaml").trainer.max_steps
-    print(f"\nthis machine affords {affordable:,} steps in {seconds} s; the recipe has {recipe:,}", flush=True)
+    rate = SUSTAINED * statistics.median(rates[1:])  # the first rate holds the start
+    affordable = int(rate * (seconds or demo.seconds))
+    recipe: int = OmegaConf.load(CONF / "experiment" / f"{demo.experiment}.yaml").trainer.max_steps
+    print(
+        f"\nthis machine affords {affordable:,} steps in {seconds or demo.seconds} s; the recipe has {recipe:,}",
+        flush=True,
+    )
+    if not seconds and affordable < demo.least_steps:
+        minutes = demo.least_steps / rate / 60
+        print(
+            f"fewer than {demo.least_steps:,} do not beat the inputs: it takes these, in about {minutes:.0f} minutes",
+            flush=True,
+        )
+        affordable = demo.least_steps
     return min(recipe, affordable)
 
 

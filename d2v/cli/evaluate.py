@@ -12,11 +12,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from d2v.cli.checks import DATA, PROBE, check_ranges
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, load_data, load_trained
+from d2v.data.datasets import eval_loader
 from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, save_results
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
 from d2v.lit.setup import set_threads
@@ -60,7 +60,7 @@ class Prober:
     def __init__(self, data: Any, cfg: DictConfig) -> None:
         self.data = data
         self.layers, self.pool = cfg.probe.layers, cfg.probe.pool
-        self.batch_size = data.eval_batch_size if cfg.batch_size == "auto" else cfg.batch_size
+        self.batch_size = None if cfg.batch_size == "auto" else cfg.batch_size
         node: Any = OmegaConf.to_container(cfg.probe, resolve=True)
         self.settings = Settings(seed=cfg.seed, **{k: v for k, v in node.items() if k not in ("layers", "pool")})
         self.groups = getattr(data.probe_train, "groups", None) if data.val is None else None
@@ -110,19 +110,17 @@ class Prober:
             return hold_out_groups(parts[0], [self.groups[i] for i in ids])
         return [(parts[0], parts[1])]
 
-    def _loader(self, split: str) -> Any:
-        dataset = self.data.eval_dataset(split)
-        return DataLoader(dataset, batch_size=self.batch_size, collate_fn=self.data.eval_collate)
-
     def _features(self, encoder: Encoder, split: str) -> tuple[Labelled, list[int]]:
-        features = extract(encoder, self._loader(split), layers=self.layers, pool=self.pool)
+        batches = eval_loader(self.data, split, self.batch_size)
+        features = extract(encoder, batches, layers=self.layers, pool=self.pool).by_id()
         if features.labels is None:
             raise ValueError("some of these samples have no label to probe with")
         _name_skipped(features.skipped)
         return Labelled(features.features, features.labels), features.sample_ids.tolist()
 
     def _frames(self, encoder: Encoder, split: str) -> tuple[list[Tensor], list[str]]:
-        frames, ids, skipped = extract_frames(encoder, self._loader(split), layers=self.layers)
+        batches = eval_loader(self.data, split, self.batch_size)
+        frames, ids, skipped = extract_frames(encoder, batches, layers=self.layers)
         _name_skipped(skipped)
         return self._spoken(split, frames, ids)
 

@@ -11,11 +11,11 @@ import hydra
 import numpy as np
 from omegaconf import DictConfig
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
 
 from d2v.cli.checks import DATA, check_ranges
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, load_data, load_trained
+from d2v.data.datasets import eval_loader
 from d2v.eval.features import Features
 from d2v.eval.features import extract as extract_features
 from d2v.lit.setup import set_threads
@@ -34,11 +34,12 @@ def extract(cfg: DictConfig) -> None:
             raise ValueError(f"output={output}: {output.parent} is a file, not a folder")
         trained = load_trained(cfg.checkpoint, cfg.network)
         data = load_data(cfg, trained)
-        dataset = data.eval_dataset(("train" if data.val is None else "val") if cfg.split == "auto" else cfg.split)
-        batch_size = data.eval_batch_size if cfg.batch_size == "auto" else cfg.batch_size
-        loader = DataLoader(dataset, batch_size=batch_size, collate_fn=data.eval_collate)
-        features = extract_features(trained.encoder.to(best_device()), loader, layers=cfg.layers, pool=cfg.pool)
-        names = [dataset.source.name(i) for i in features.sample_ids.tolist()]
+        split = ("train" if data.val is None else "val") if cfg.split == "auto" else cfg.split
+        batches = eval_loader(data, split, None if cfg.batch_size == "auto" else cfg.batch_size)
+        features = extract_features(trained.encoder.to(best_device()), batches, layers=cfg.layers, pool=cfg.pool)
+        features = features.by_id()
+        source: Any = batches.dataset
+        names = [source.source.name(i) for i in features.sample_ids.tolist()]
         write(output, features, names)
         print(f"{tuple(features.features.shape)} features, {len(features.skipped)} samples skipped: {output}")
         for entry in features.skipped:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from d2v.data.bad_samples import BadSample
 from d2v.data.sampler import (
@@ -176,6 +176,25 @@ class EvalSamples(Dataset[Sample]):
         except BadSample as error:
             return Sample(None, key, skipped=(f"{self.source.name(index)}: {error}",))
         return Sample(view, key, self.source.label(index))
+
+
+def eval_loader(data: Any, split: str, batch_size: int | None = None) -> DataLoader[Batch]:
+    """Every sample of a split, once.
+
+    Where samples differ in length, a batch holds samples of about the same, or most of the work would be on padding:
+    they come sorted by it, and ``Features.by_id`` puts what was computed back into the data's order.
+
+    Args:
+        data: with ``eval_dataset``, ``eval_collate`` and ``eval_batch_size``.
+        split: of ``eval_dataset``.
+        batch_size: samples a batch; None for the data's own.
+    """
+    dataset = data.eval_dataset(split)
+    lengths = getattr(dataset.source, "lengths", None)
+    order = range(len(dataset)) if lengths is None else np.argsort(lengths, kind="stable").tolist()
+    return DataLoader(
+        dataset, batch_size=batch_size or data.eval_batch_size, sampler=order, collate_fn=data.eval_collate
+    )
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class SpeechData:
     modality: ClassVar[str] = MODALITY
     tokens_are: ClassVar[str] = "up to"
     input_name: ClassVar[str] = "log-mel features"
-    eval_batch_size: ClassVar[int] = 16
+    eval_batch_size: ClassVar[int] = 8
 
     train: AudioClips | Stream | None
     probe_train: AudioClips | None = None

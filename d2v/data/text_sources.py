@@ -184,6 +184,11 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Characters of every text."""
+        return [len(text) for text in self.texts]
+
     def load(self, index: int) -> str:
         """The text. Raises BadSample if it is empty."""
         if not self.texts[index].strip():

@@ -45,6 +45,17 @@ class Features:
     skipped: tuple[str, ...] = ()
     lengths: Tensor | None = None
 
+    def by_id(self) -> Features:
+        """The same in the order of the sample ids."""
+        order = self.sample_ids.argsort(stable=True)
+        if self.lengths is None:
+            features = self.features[order]
+        else:
+            parts = self.features.split(self.lengths.tolist())
+            features = torch.cat([parts[i] for i in order.tolist()])
+        labels, lengths = (None if x is None else x[order] for x in (self.labels, self.lengths))
+        return replace(self, features=features, labels=labels, sample_ids=self.sample_ids[order], lengths=lengths)
+
 
 def extract(
     encoder: nn.Module,

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from d2v.data.audio_sources import AudioClips, Clip
 from d2v.data.bad_samples import BadSample, TooManyBadSamples
+from d2v.data.datasets import eval_loader
 from d2v.data.sampler import BatchSplit, ClipKey
 from d2v.data.speech import audio_folder, audio_manifest, hf_audio, librispeech, samples_speech
 from d2v.data.speech_data import SpeechData
@@ -334,6 +335,15 @@ def test_evaluation_takes_whole_normalised_clips(folder):
         assert not row[data.train.lengths[i] :].any()
     assert (batch.sample_ids.tolist(), batch.labels.tolist(), batch.mask) == ([19, 0, 7], [1, 0, 1], None)
     assert (batch.skipped, batch.step_size) == ((), None)
+
+
+def test_evaluation_batches_hold_clips_of_about_one_length(tmp_path):
+    lengths = [4000, 800, 3900, 820, 2000, 810]
+    for i, length in enumerate(lengths):
+        save(tmp_path / f"{i}.wav", length, i)
+    batches = list(eval_loader(speech(tmp_path, min_seconds=0.05), "train", batch_size=2))
+    assert [batch.sample_ids.tolist() for batch in batches] == [[1, 5], [3, 4], [2, 0]]
+    assert [batch.inputs.shape[1] for batch in batches] == [810, 2000, 4000]
 
 
 def test_clips_of_a_frame_more_or_less_need_no_padding_mask(tmp_path):

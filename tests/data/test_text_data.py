@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import TooManyBadSamples
+from d2v.data.datasets import eval_loader
 from d2v.data.sampler import BatchPlan, SampleKey, StreamSampler
 from d2v.data.text_blocks import TokenBlocks
 from d2v.data.text_data import TextData
@@ -394,6 +395,12 @@ def test_texts_are_opened_closed_cut_and_padded(labelled):
     for row, padded, padding in zip(rows, batch.inputs.tolist(), batch.padding_mask.tolist(), strict=True):
         assert padded == row + [tokenizer.pad_id] * (16 - len(row))
         assert padding == [False] * len(row) + [True] * (16 - len(row))
+
+
+def test_evaluation_batches_hold_texts_of_about_one_length(labelled):
+    first, second = eval_loader(labelled, "val", batch_size=3)
+    assert first.sample_ids.tolist() == [4, 0]  # and the empty text
+    assert second.sample_ids.tolist() == [2, 3]
 
 
 def test_texts_of_one_length_have_no_padding_mask(labelled):

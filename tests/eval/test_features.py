@@ -174,6 +174,28 @@ def test_tokens_of_samples_of_different_lengths_follow_each_other() -> None:
     assert extract(encoder, [padded], pool="none").lengths is None
 
 
+def test_features_are_put_back_into_the_order_of_the_ids() -> None:
+    padded, longer = make_batches(2)[0], make_batches(2, num_tokens=6)[0]
+    batches = [replace(longer, sample_ids=torch.tensor([3, 1])), replace(padded, sample_ids=torch.tensor([2, 0]))]
+    for pool in ("mean", "none"):
+        as_read = extract(Encoder(), batches, pool=pool)
+        found = as_read.by_id()
+        assert found.sample_ids.tolist() == [0, 1, 2, 3]
+        place = as_read.sample_ids.tolist().index
+        assert found.labels is not None
+        assert as_read.labels is not None
+        assert found.labels.tolist() == [as_read.labels[place(i)].item() for i in range(4)]
+        if pool == "mean":
+            rows = list(as_read.features)
+            torch.testing.assert_close(list(found.features), [rows[place(i)] for i in range(4)])
+        else:
+            assert as_read.lengths is not None
+            parts = as_read.features.split(as_read.lengths.tolist())
+            torch.testing.assert_close(found.features, torch.cat([parts[place(i)] for i in range(4)]))
+            assert found.lengths is not None
+            assert found.lengths.tolist() == [len(parts[place(i)]) for i in range(4)]
+
+
 def test_standardize() -> None:
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 10, 100]) + 5
     train, val = standardize(x[:40], x[40:])
