@@ -41,4 +41,5 @@ def feature_std(x: Tensor) -> Tensor:
         0-dim float32; 1e-3 for constant features.
     """
     x = x.detach().float().flatten(0, -2)
-    return (x.var(dim=0, correction=min(1, len(x) - 1)) + 1e-6).sqrt().mean()
+    x = x - x.mean(dim=0)  # faster on a CPU than var over this dimension
+    return (x.square().sum(dim=0) / max(1, len(x) - 1) + 1e-6).sqrt().mean()

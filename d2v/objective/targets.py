@@ -21,8 +21,8 @@ def check_target_norms(name: str, norms: Sequence[str]) -> tuple[str, ...]:
 
 def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Zero mean, unit biased variance over time, per sample and channel; no affine. (B, T, D) -> (B, T, D)."""
-    var, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
-    return (x - mean) * torch.rsqrt(var + eps)
+    x = x - x.mean(dim=1, keepdim=True)  # two means are several times as fast on a CPU as var_mean over this dimension
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
 
 
 def normalize_targets(x: Tensor, norms: Sequence[str]) -> Tensor:
