@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+NO_LETTER = -1
+
 
 def num_frames(num_samples: int, conv_layers: Sequence[Sequence[int]]) -> int:
     """Frames that unpadded convolutions make of ``num_samples`` samples, 0 if there are too few for one.
@@ -82,7 +84,8 @@ class Batch:
         sample_ids: (B,) int64, which sample of the data set each row is.
         mask: the M masks of every sample; None where nothing is masked (evaluation).
         padding_mask: (B, T) bool, True = padding, ignore; None where nothing is padded.
-        labels: (B,) int64 class labels, or None.
+        labels: (B,) int64 classes; (B, C) float32 shares of mixed classes; (B,) float32 scores; (B, L) int64 letters,
+            ended by ``NO_LETTER`` where they are fewer than L; or None.
         skipped: samples that could not be read and were replaced, as "name: reason".
         step_size: samples of the optimizer step that this batch is part of, over all devices and micro-batches, where
             these hold different numbers of them; None where they hold equally many.

@@ -48,7 +48,7 @@ DEMOS = {
         "image_tiny", 330, 1150, ["callbacks=probe", "callbacks.probe.every_n_steps=500"], ["probe.layers=concat"]
     ),
     "speech": Demo("speech_tiny", 180, 0, [], ["probe.layers=concat", "probe.ctc_epochs=15"]),
-    "text": Demo("text_tiny", 180, 0, [], ["probe.layers=concat", "probe.c_grid=[0.001,0.01,0.1]"]),
+    "text": Demo("text_tiny", 140, 0, [], ["probe.layers=concat", "probe.c_grid=[0.001,0.01,0.1]"]),
 }
 CONF = Path(__file__).parents[1] / "conf"
 TRIAL_STEPS = 30

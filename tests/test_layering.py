@@ -23,8 +23,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "interop": ("models", "nn", "objective", "types"),
     "data": ("types", "objective.masking"),
     "eval": ("types",),
-    "lit": ("types", "objective", "nn", "models", "interop", "data", "eval"),
-    "cli": ("types", "objective", "nn", "models", "interop", "data", "eval", "lit"),
+    "tasks": ("types", "data.letters", "eval"),
+    "lit": ("types", "objective", "nn", "models", "interop", "data", "eval", "tasks"),
+    "cli": ("types", "objective", "nn", "models", "interop", "data", "eval", "tasks", "lit"),
 }
 # Framework -> the layers that may import it.
 FRAMEWORKS = {

@@ -16,6 +16,7 @@ from torch import Tensor
 from d2v.cli.checks import DATA, PROBE, check_ranges
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, load_data, load_trained
+from d2v.cli.scoring import is_finetuned, score_finetuned
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, save_results
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
@@ -30,6 +31,9 @@ def evaluate(cfg: DictConfig) -> None:
         check_ranges(cfg, PROBE | DATA)
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         set_threads(cfg.num_threads, num_workers=0)
+        if is_finetuned(cfg.checkpoint):
+            score_finetuned(cfg, run_dir)
+            return
         trained = load_trained(cfg.checkpoint, cfg.network)
         prober = Prober(load_data(cfg, trained), cfg)
         print(f"checkpoint: {trained.path}")

@@ -61,7 +61,7 @@ def load_trained(path: str, network: Network) -> Trained:
         config = load_export_config(found)
         return Trained(load_encoder(found), found, config["encoder"], config["data"], None)
     checkpoint = Checkpoint.load(found)
-    encoder = getattr(checkpoint.build_model(), network).eval().requires_grad_(False)
+    encoder = checkpoint.build_encoder(network)
     config = checkpoint.config
     return Trained(encoder, found, config["model"]["encoder"], config["data"], checkpoint.step)
 

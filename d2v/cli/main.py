@@ -13,7 +13,8 @@ from d2v.version import __version__
 
 COMMANDS = {
     "pretrain": "train an encoder by data2vec 2.0",
-    "evaluate": "probe a frozen encoder: kNN, linear and CTC, beside its inputs and the untrained encoder",
+    "finetune": "train an encoder and a head on labels, and score them: ImageNet, GLUE, LibriSpeech",
+    "evaluate": "probe a frozen encoder beside its inputs and itself untrained; score a fine-tuned one",
     "extract": "write features to .safetensors or .npz",
     "export": "write an encoder as a folder that d2v.load_encoder reads",
     "tokenizer": "train a byte-level BPE for text",
@@ -33,9 +34,30 @@ EXAMPLES = {
         ("d2v pretrain callbacks=probe logger=wandb", "online kNN probe, metrics in wandb"),
         ("d2v pretrain --cfg job", "print the configuration and stop"),
     ],
+    "finetune": [
+        ("d2v finetune task=imagenet data.root=DIR checkpoint=RUN", "ImageNet, with the released recipe"),
+        ("d2v finetune task=image_classification data.root=DIR checkpoint=RUN epochs=50", "any folder of classes"),
+        ("d2v finetune task=glue/cola data.root=GLUE checkpoint=RUN", "one task of GLUE"),
+        ("d2v finetune task=glue_all data.root=GLUE checkpoint=RUN", "all of them, learning rates and seeds swept"),
+        ("d2v finetune task=librispeech/10h data.root=DIR checkpoint=RUN", "letters by CTC, from ten hours of labels"),
+        (
+            "d2v finetune task=imagenet data.root=DIR checkpoint=RUN data.label_fraction=0.1",
+            "a tenth of the labels",
+        ),
+        (
+            "d2v finetune task=imagenet data.root=DIR checkpoint=null model=data2vec2/image_base",
+            "from scratch",
+        ),
+        (
+            "d2v finetune task=imagenet data.root=DIR checkpoint=RUN resume=auto",
+            "go on",
+        ),
+    ],
     "evaluate": [
         ("d2v evaluate checkpoint=RUN", "linear and kNN probes on the run's own data"),
         ("d2v evaluate checkpoint=RUN probe=knn probe.layers=average", "kNN on the average of all layers"),
+        ("d2v evaluate checkpoint=FINETUNED", "score what was fine-tuned, on its own evaluation sets"),
+        ("d2v evaluate checkpoint=FINETUNED decoder=beam decoder.lm=FILE", "transcripts, with a language model"),
         ("d2v evaluate checkpoint=RUN data=image_folder data.root=DIR", "on other data (DIR/train, DIR/val)"),
     ],
     "tokenizer": [
@@ -55,7 +77,8 @@ EXAMPLES = {
 
 GROUPS = {
     "pretrain": ["model", "mask", "data", "optim", "schedule", "ema", "trainer", "callbacks", "logger", "debug"],
-    "evaluate": ["probe", "data"],
+    "finetune": ["task", "model", "data", "optim", "schedule", "trainer", "logger", "decoder", "debug"],
+    "evaluate": ["probe", "data", "decoder"],
     "extract": ["data"],
     "export": [],
     "tokenizer": [],
@@ -132,7 +155,7 @@ def command_help(command: str) -> str:
 def options(group: str) -> list[str]:
     """The options of a configuration group."""
     folder = _conf() / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("[!_]*.yaml"))
 
 
 def _conf() -> Path:

@@ -16,12 +16,14 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from d2v.data.bad_samples import BadSample
 from d2v.data.sampler import (
     BatchPlan,
     BatchSplit,
+    ClipKey,
     RandomStream,
     SampleKey,
     StreamSampler,
@@ -29,27 +31,32 @@ from d2v.data.sampler import (
     split_batch,
 )
 from d2v.objective.masking import MaskGenerator
-from d2v.types import Batch, TokenMask
+from d2v.types import NO_LETTER, Batch, TokenMask
 
 _MAX_TRIES = 1000
+
+
+# A class, a score, or what is said, letter by letter.
+Label = int | float | tuple[int, ...]
 
 
 class Source(Protocol):
     """Samples by number: images, waveforms, blocks of text.
 
-    Attributes:
-        class_names: name of every label, or None where there are no labels.
+    A source may have ``lengths``, of every sample in any unit.
     """
 
-    class_names: tuple[str, ...] | None
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of every label, or None where there are no classes."""
 
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> Any:
         """The decoded sample. Raises BadSample."""
 
-    def label(self, index: int) -> int | None:
-        """The sample's class, an index into ``class_names``, or None if it has none."""
+    def label(self, index: int) -> Label | None:
+        """The sample's label, or None if it has none; a class is an index into ``class_names``."""
 
     def name(self, index: int) -> str:
         """What the sample is called in messages: a path relative to the root, or an id."""
@@ -82,14 +89,14 @@ class Sample(NamedTuple):
     Attributes:
         inputs: what the frontend reads, without the batch axis; None if it could not be read (evaluation only).
         key: epoch and number of the sample that was read.
-        label: its class, if it has one.
+        label: if it has one.
         skipped: samples that could not be read and that this one stands for, as "name: reason".
         step_size: ``Batch.step_size``.
     """
 
     inputs: Tensor | None
     key: SampleKey
-    label: int | None = None
+    label: Label | None = None
     skipped: tuple[str, ...] = ()
     step_size: int | None = None
 
@@ -100,9 +107,13 @@ def skipped_in(samples: Iterable[Sample]) -> tuple[str, ...]:
 
 
 def labels_of(samples: Sequence[Sample]) -> Tensor | None:
-    """(B,) int64, or None if any sample lacks a label."""
-    labels = [sample.label for sample in samples if sample.label is not None]
-    return torch.tensor(labels, dtype=torch.int64) if len(labels) == len(samples) else None
+    """``Batch.labels`` of these samples, or None if any of them lacks a label."""
+    labels: list[Any] = [sample.label for sample in samples if sample.label is not None]
+    if len(labels) < len(samples):
+        return None
+    if labels and isinstance(labels[0], tuple):
+        return pad_sequence([torch.tensor(label) for label in labels], batch_first=True, padding_value=NO_LETTER)
+    return torch.tensor(labels, dtype=torch.float32 if labels and isinstance(labels[0], float) else torch.int64)
 
 
 def first_good(
@@ -125,7 +136,7 @@ def first_good(
 
 
 class PretrainSamples(Dataset[Sample]):
-    """One random view of every sample, by SampleKey.
+    """One random view of every sample, by the keys of a sampler.
 
     Args:
         source: the samples.
@@ -141,9 +152,9 @@ class PretrainSamples(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: SampleKey | ClipKey) -> Sample:
         """The view of this sample, or of the next good one. Raises BadSample after 1,000 bad ones or a full turn."""
-        epoch, index = key
+        epoch, index = key[:2]
 
         def make(candidate: int) -> Tensor:
             rng = sample_rng(self.seed, epoch, candidate, RandomStream.VIEW)
@@ -178,23 +189,28 @@ class EvalSamples(Dataset[Sample]):
         return Sample(view, key, self.source.label(index))
 
 
-def eval_loader(data: Any, split: str, batch_size: int | None = None) -> DataLoader[Batch]:
-    """Every sample of a split, once.
-
-    Where samples differ in length, a batch holds samples of about the same, or most of the work would be on padding:
-    they come sorted by it, and ``Features.by_id`` puts what was computed back into the data's order.
+def eval_loader(data: Any, split: str, batch_size: int | None = None) -> DataLoader[Any]:
+    """Every sample of a split of a data set, once: see :func:`sorted_loader`.
 
     Args:
         data: with ``eval_dataset``, ``eval_collate`` and ``eval_batch_size``.
         split: of ``eval_dataset``.
         batch_size: samples a batch; None for the data's own.
     """
-    dataset = data.eval_dataset(split)
-    lengths = getattr(dataset.source, "lengths", None)
-    order = range(len(dataset)) if lengths is None else np.argsort(lengths, kind="stable").tolist()
-    return DataLoader(
-        dataset, batch_size=batch_size or data.eval_batch_size, sampler=order, collate_fn=data.eval_collate
-    )
+    return sorted_loader(data.eval_dataset(split), batch_size or data.eval_batch_size, data.eval_collate)
+
+
+def sorted_loader(
+    samples: EvalSamples, batch_size: int, collate: Callable[[Sequence[Sample]], Batch]
+) -> DataLoader[Any]:
+    """Batches of every sample, once.
+
+    Where samples differ in length, a batch holds samples of about the same, or most of the work would be on padding:
+    they come sorted by it. ``Batch.sample_ids`` tells which is which.
+    """
+    lengths = getattr(samples.source, "lengths", None)
+    order = range(len(samples)) if lengths is None else np.argsort(lengths, kind="stable").tolist()
+    return DataLoader(samples, batch_size=batch_size, sampler=order, collate_fn=collate)
 
 
 @dataclass(frozen=True)

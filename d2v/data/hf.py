@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 
-def load_hf(path: str, split: str, streaming: bool) -> Any:
+def load_hf(path: str, split: str, streaming: bool = False, name: str | None = None) -> Any:
     """A ``datasets.Dataset`` or ``IterableDataset``.
 
     Args:
         path: name on the Hub, or a local directory of files, or what ``save_to_disk`` wrote.
         split: for example "train".
         streaming: read while it is used, instead of downloading first.
+        name: of one of the data set's configurations; None for the only one.
 
     Raises:
         FileNotFoundError: no such data set.
@@ -33,7 +34,7 @@ def load_hf(path: str, split: str, streaming: bool) -> Any:
     if not local.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
         raise FileNotFoundError(f"data.path={path}: no such directory")
     try:
-        return datasets.load_dataset(str(local) if local.is_dir() else path, split=split, streaming=streaming)
+        return datasets.load_dataset(str(local) if local.is_dir() else path, name, split=split, streaming=streaming)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"data.path={path}: neither a local directory of parquet or other data files nor a data set on the Hugging "

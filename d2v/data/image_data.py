@@ -9,8 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from d2v.data.augment import AugmentedView, ImageAugment, MixCollate
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples, Source, Stream, StreamBatches
+from d2v.data.finetune import FinetuneData, part
 from d2v.data.image_datasets import MODALITY, EvalCollate, EvalView, PretrainView
 from d2v.data.sampler import BatchPlan
 from d2v.data.transforms import EvalTransform, Normalize, PretrainTransform
@@ -169,6 +171,37 @@ class ImageData(EqualSamples):
     def eval_collate(self) -> EvalCollate:
         """Evaluation views to a batch without masks."""
         return EvalCollate((self.in_chans, self.img_size, self.img_size))
+
+    def finetune(self, augment: ImageAugment, label_fraction: float = 1.0, seed: int = 0) -> FinetuneData:
+        """The labelled images, to train on and to score.
+
+        Args:
+            augment: how images are varied in training.
+            label_fraction: train on this share of every class only.
+            seed: decides which, and how batches are mixed.
+
+        Raises:
+            ValueError: training or validation images have no labels, or the fraction is out of range.
+        """
+        if self.probe_train is None or self.val is None or self.probe_train.class_names is None:
+            raise ValueError(
+                "fine-tuning needs labelled training and validation images: class directories in data.root's train and "
+                "val, data.val_root, or data.label_column and data.val_split"
+            )
+        classes = self.probe_train.class_names
+        image_shape = (self.in_chans, self.img_size, self.img_size)
+        return FinetuneData(
+            modality=MODALITY,
+            train=part(self.probe_train, label_fraction, seed),
+            evals={"val": self.val},
+            labels=classes,
+            train_view=AugmentedView(image_shape, self.mean, self.std, augment),
+            eval_view=EvalView(self.in_chans, EvalTransform(self.img_size, self.crop_pct, self._normalize())),
+            collate=self.eval_collate,
+            train_collate=MixCollate(self.eval_collate, len(classes), augment, seed) if augment.mixes else None,
+            eval_batch_size=self.eval_batch_size,
+            max_bad_fraction=self.max_bad_fraction,
+        )
 
     def raw(self, split: EvalSplit, max_samples: int | None = None, size: int = 32) -> tuple[Tensor, Tensor]:
         """Pixels as features, the baseline that a representation has to beat.

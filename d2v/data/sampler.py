@@ -270,7 +270,8 @@ class LengthSampler(StepPlan):
         lengths: of every sample, in any unit, as far as it is used.
         step_length: most that an optimizer step holds, over all devices, in the same unit.
         seed: with the epoch, it decides the order.
-        pool_size: samples that are sorted at a time; larger pools crop less and mix less. 0 for what makes 50 steps.
+        pool_size: samples that are sorted at a time; larger pools crop less and mix less. 0 for what makes 50
+            steps, but no more than there are, or a step would hold a sample several times.
 
     Raises:
         ValueError: as StepPlan, the data set is empty or the seed negative, or a step of the longest samples holds
@@ -295,7 +296,7 @@ class LengthSampler(StepPlan):
             )
         fewest = self.step_length // int(self.lengths.max())
         if self.pool_size < 1:
-            self.pool_size = math.ceil(50 * self.step_length / float(self.lengths.mean()))
+            self.pool_size = min(len(self.lengths), math.ceil(50 * self.step_length / float(self.lengths.mean())))
         self.pool_size = max(fewest, self.pool_size)
 
     def __iter__(self) -> Iterator[list[ClipKey]]:

@@ -16,8 +16,11 @@ from torch import Tensor
 from d2v.data.audio_sources import AudioClips
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.datasets import EvalSamples, Stream, StreamBatches
+from d2v.data.finetune import FinetuneData, part
+from d2v.data.letters import LETTERS, check_letters
 from d2v.data.sampler import BatchPlan, BatchSplit, LengthSampler, split_batch
 from d2v.data.speech_batches import MODALITY, ClipCollate, CropView, EvalCollate, EvalView, PretrainClips
+from d2v.data.spoken import SpokenClips, WholeView, choose_hours
 from d2v.objective.masking import MaskGenerator
 from d2v.types import num_frames
 
@@ -222,6 +225,46 @@ class SpeechData:
                 f"split={split!r}: this data has no such clips; set data.val_root, or choose another split"
             )
         return clips
+
+    def finetune(
+        self,
+        letters: str = LETTERS,
+        hours: float | None = None,
+        label_fraction: float = 1.0,
+        on_bad_text: Literal["error", "skip"] = "error",
+        seed: int = 0,
+    ) -> FinetuneData:
+        """The clips with transcripts, to train on and to score.
+
+        Args:
+            letters: what they are spelled with (see :mod:`d2v.data.letters`).
+            hours: train on so many only, of as many speakers as possible; None for all.
+            label_fraction: train on this share of the clips only.
+            on_bad_text: what to do with transcripts that cannot be spelled, "error" or "skip".
+            seed: decides which clips.
+
+        Raises:
+            ValueError: there are no transcripts, or one cannot be spelled.
+        """
+        if self.probe_train is None or self.val is None:
+            raise ValueError("fine-tuning needs clips with transcripts to train on and to score: see data.val")
+        check_letters(letters)
+        ids = None if hours is None else choose_hours(self.probe_train, hours, self.sample_rate, seed)
+        longest = self._samples(self.max_seconds)
+        train = SpokenClips(self.probe_train, letters, longest, on_bad_text, ids)
+        view = EvalView(self._min_eval_samples, self._samples(self.eval_max_seconds))
+        return FinetuneData(
+            modality=MODALITY,
+            train=part(train, label_fraction, seed, stratify=False),
+            evals={"val": SpokenClips(self.val, letters, self._samples(self.eval_max_seconds), on_bad_text)},
+            labels=letters,
+            train_view=WholeView(view),
+            eval_view=view,
+            collate=self.eval_collate,
+            eval_batch_size=self.eval_batch_size,
+            seconds=self.sample_rate,
+            max_bad_fraction=self.max_bad_fraction,
+        )
 
     def raw(self, split: Literal["train", "val"]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of 40 log-mels, (N, 80) float32, and labels (N,) int64."""

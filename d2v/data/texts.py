@@ -32,7 +32,7 @@ def samples_text(
         ValueError: a value is out of its range.
     """
     glosses = SampleTexts()
-    chosen = _tokenizer(glosses, tokenizer, vocab_size, pad_id, cache)
+    chosen = fitting_tokenizer(glosses, tokenizer, vocab_size, pad_id, cache)
     return TextData(
         train=_blocks(glosses, chosen, block_size, cache),
         tokenizer=chosen,
@@ -90,7 +90,7 @@ def text_files(
         documents,
         streaming,
         shuffle_buffer,
-        _tokenizer(documents, tokenizer, vocab_size, pad_id, cache),
+        fitting_tokenizer(documents, tokenizer, vocab_size, pad_id, cache),
         block_size,
         *_probe_tables(probe_train, probe_val, text_column, label_column, probe_limit),
         max_bad_fraction,
@@ -135,7 +135,7 @@ def hf_text(
         documents,
         streaming,
         shuffle_buffer,
-        _tokenizer(documents, tokenizer, vocab_size, pad_id, cache),
+        fitting_tokenizer(documents, tokenizer, vocab_size, pad_id, cache),
         block_size,
         *_probe_tables(probe_train, probe_val, text_column, label_column, probe_limit),
         max_bad_fraction,
@@ -176,7 +176,7 @@ def _blocks(documents: Documents, tokenizer: Tokenizer, block_size: int, cache: 
     return TokenBlocks(pack(documents, tokenizer, cache_dir(cache)), block_size, tokenizer.bos_id)
 
 
-def _tokenizer(
+def fitting_tokenizer(
     documents: Documents | None, path: str | None, vocab_size: int, pad_id: int, cache: str | None
 ) -> Tokenizer:
     """The given tokenizer, or one trained on the documents, that the encoder's vocabulary holds."""

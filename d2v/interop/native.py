@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from d2v.models.data2vec2 import Data2Vec2
+from d2v.models.heads import FinetunedModel
 from d2v.nn.encoder import Encoder
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 Network = Literal["student", "teacher"]
 
 WEIGHTS, CONFIG, CARD = "encoder.safetensors", "config.yaml", "README.md"
+BEST = "best.ckpt"
 
 
 TRUST = "D2V_TRUST"  # names of packages whose parts may be built from a file too, separated by commas
@@ -103,16 +105,28 @@ class Checkpoint:
             raise ValueError(f"checkpoint={path}: not written by a d2v run (no 'd2v' entry)")
         try:
             config, step = content["d2v"]["config"], int(content["global_step"])
-            state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
+            # Of a fine-tuned model whose weights were averaged, the average is what was scored.
+            prefix = "average." if any(key.startswith("average.") for key in content["state_dict"]) else "model."
+            state = {
+                key.removeprefix(prefix): value
+                for key, value in content["state_dict"].items()
+                if key.startswith(prefix)
+            }
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"checkpoint={path}: parts of it are missing ({error})") from error
         return cls(config, state, step)
 
-    def build_model(self) -> Data2Vec2:
+    def build_model(self) -> Data2Vec2 | FinetunedModel:
         """The model with its weights."""
-        model = build(self.config["model"])
+        model: Data2Vec2 | FinetunedModel = build(self.config["model"])
         load_exactly(model, self.state)
         return model
+
+    def build_encoder(self, network: Network) -> Encoder:
+        """An encoder with its weights: the student or the teacher, or a fine-tuned model's only one."""
+        model = self.build_model()
+        encoder: Encoder = model.encoder if isinstance(model, FinetunedModel) else getattr(model, network)
+        return encoder.eval().requires_grad_(False)
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -151,7 +165,9 @@ def init_from(model: Data2Vec2, path: str | Path) -> None:
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file or export folder that ``path`` means; a run's folder means its newest intact checkpoint.
+    """The checkpoint file or export folder that ``path`` means.
+
+    A run's folder means its best checkpoint, if it chose one (fine-tuning does), else its newest intact one.
 
     Raises:
         FileNotFoundError: there is none.
@@ -159,6 +175,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir() and not (path / WEIGHTS).exists():
         folder = path / "checkpoints"
+        if (folder / BEST).is_file():
+            return folder / BEST
         checkpoint = newest_intact_checkpoint(folder if folder.is_dir() else path)
         if checkpoint is None:
             raise FileNotFoundError(f"checkpoint={path}: holds neither {WEIGHTS} nor intact checkpoints/*.ckpt")
@@ -255,5 +273,5 @@ def load_encoder(path: str | Path, network: Network = "student") -> Encoder:
         encoder: Encoder = build(load_export_config(path)["encoder"])
         load_exactly(encoder, _load_weights(path / WEIGHTS))
     else:
-        encoder = getattr(Checkpoint.load(path).build_model(), network)
+        encoder = Checkpoint.load(path).build_encoder(network)
     return encoder.eval().requires_grad_(False)

@@ -91,56 +91,39 @@ def _leave_interrupts_to_the_trainer(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class PretrainDataModule(L.LightningDataModule):
-    """Feeds a run from one data set.
+class ResumableDataModule(L.LightningDataModule):
+    """Remembers which optimizer steps are done, and goes on after them.
 
     Args:
-        data: the data set.
-        mask: draws the masks, in the workers.
-        split: how the global batch is spread.
-        num_workers: processes that load and mask; 0 loads in the training process.
-        seed: decides order, augmentation and masks.
+        num_workers: processes that load; 0 loads in the training process.
     """
 
-    def __init__(
-        self, data: PretrainData, mask: MaskGenerator, split: BatchSplit, num_workers: int = 0, seed: int = 0
-    ) -> None:
+    def __init__(self, num_workers: int = 0) -> None:
         super().__init__()
-        self.data = data
-        self.collate = data.pretrain_collate(mask, seed)
-        self.mask = mask
-        self.split = split
         self.num_workers = num_workers
-        self.seed = seed
         self.first_step = 0
         self.loader: TimedLoader | None = None
 
-    def train_dataloader(self) -> TimedLoader:
-        """Batches from where the run stands to its end."""
+    def plan(self) -> dict[str, int]:
+        """This rank's share of the run: arguments of a :class:`StepPlan`."""
         trainer = self.trainer
         assert trainer is not None
-        plan = {
+        return {
             "num_batches": trainer.max_steps * trainer.accumulate_grad_batches,
             "start_batch": self.first_step * trainer.accumulate_grad_batches,
             "rank": trainer.global_rank,
             "world_size": trainer.world_size,
             "accumulate": trainer.accumulate_grad_batches,
         }
-        common: dict[str, Any] = {
+
+    def loader_options(self) -> dict[str, Any]:
+        """Arguments of every training ``DataLoader``."""
+        assert self.trainer is not None
+        return {
             "num_workers": self.num_workers,
             "worker_init_fn": _leave_interrupts_to_the_trainer,
-            "pin_memory": trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
+            "pin_memory": self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
         }
-        loader: DataLoader[Any]
-        if self.data.streaming:
-            stream_plan = BatchPlan(micro_batch_size=int(self.split.micro_batch_size), **plan)
-            loader = DataLoader(self.data.pretrain_stream(self.mask, self.seed, stream_plan), batch_size=None, **common)
-        else:
-            sampler: Any = self.data.pretrain_sampler(self.seed, self.split, **plan)
-            dataset = self.data.pretrain_dataset(self.seed)
-            loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate, **common)
-        self.loader = TimedLoader(loader, self.data.bad_sample_counter())
-        return self.loader
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Without waiting: batches for a GPU come in pinned memory."""
@@ -166,3 +149,41 @@ class PretrainDataModule(L.LightningDataModule):
                 f"{state_dict['accumulate']}: resume with the same global_batch_size, micro_batch_size and devices"
             )
         self.first_step = state_dict["step"]
+
+
+class PretrainDataModule(ResumableDataModule):
+    """Feeds a run from one data set.
+
+    Args:
+        data: the data set.
+        mask: draws the masks, in the workers.
+        split: how the global batch is spread.
+        num_workers: processes that load and mask; 0 loads in the training process.
+        seed: decides order, augmentation and masks.
+    """
+
+    def __init__(
+        self, data: PretrainData, mask: MaskGenerator, split: BatchSplit, num_workers: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__(num_workers)
+        self.data = data
+        self.collate = data.pretrain_collate(mask, seed)
+        self.mask = mask
+        self.split = split
+        self.seed = seed
+
+    def train_dataloader(self) -> TimedLoader:
+        """Batches from where the run stands to its end."""
+        plan, options = self.plan(), self.loader_options()
+        loader: DataLoader[Any]
+        if self.data.streaming:
+            stream_plan = BatchPlan(micro_batch_size=int(self.split.micro_batch_size), **plan)
+            loader = DataLoader(
+                self.data.pretrain_stream(self.mask, self.seed, stream_plan), batch_size=None, **options
+            )
+        else:
+            sampler: Any = self.data.pretrain_sampler(self.seed, self.split, **plan)
+            dataset = self.data.pretrain_dataset(self.seed)
+            loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate, **options)
+        self.loader = TimedLoader(loader, self.data.bad_sample_counter())
+        return self.loader

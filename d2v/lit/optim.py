@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.05,
     exempt_norms_and_biases: bool = False,
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW, fused.
 
@@ -26,12 +29,16 @@ def adamw(
         weight_decay: decoupled, times the learning rate.
         exempt_norms_and_biases: leave vectors (norms, biases) and prefix tokens undecayed. The released runs decay
             everything: the exemption in their code never took effect.
+        layer_decay: for fine-tuning: the learning rate of an encoder's block over that of the next one; what comes
+            before the blocks is one below the first (BEiT, arXiv:2106.08254; ELECTRA, arXiv:2003.10555).
 
     Raises:
-        ValueError: ``betas`` are not two.
+        ValueError: ``betas`` are not two, or ``layer_decay`` is out of range.
     """
     if len(betas) != 2:
         raise ValueError(f"optim.betas={list(betas)}: give two numbers")
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"optim.layer_decay={layer_decay}: must be above 0 and at most 1")
     parameters = list(named_parameters)
     groups = [{"params": [p for _, p in parameters], "weight_decay": weight_decay}]
     if exempt_norms_and_biases:
@@ -40,4 +47,33 @@ def adamw(
             {"params": [p for name, p in parameters if name not in exempt], "weight_decay": weight_decay},
             {"params": [p for name, p in parameters if name in exempt], "weight_decay": 0.0},
         ]
+    if layer_decay < 1:
+        groups = _by_layer(parameters, groups, lr, layer_decay)
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
+
+
+def _by_layer(
+    parameters: list[tuple[str, nn.Parameter]], groups: list[dict[str, Any]], lr: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """The groups cut by layer, each with its learning rate; the last layer's group comes first."""
+    blocks = [int(found[1]) for name, _ in parameters if (found := _BLOCK.search(name))]
+    depth = max(blocks, default=-1) + 1
+
+    def layer(name: str) -> int:
+        found = _BLOCK.search(name)
+        if found:
+            return int(found[1]) + 1
+        return 0 if _BEFORE_BLOCKS.search(name) else depth + 1
+
+    layers = {p: layer(name) for name, p in parameters}
+    cut = []
+    for i in range(depth + 1, -1, -1):
+        for group in groups:
+            chosen = [p for p in group["params"] if layers[p] == i]
+            if chosen:
+                cut.append({**group, "params": chosen, "lr": lr * layer_decay ** (depth + 1 - i)})
+    return cut
+
+
+_BLOCK = re.compile(r"(?:^|\.)encoder\.blocks\.(\d+)\.")
+_BEFORE_BLOCKS = re.compile(r"(?:^|\.)encoder\.(?:frontends|input_norms|prenets)\.")

@@ -150,14 +150,27 @@ class Encoder(nn.Module):
             batch: its mask, if any, is ignored; features of its padding mean nothing.
             return_layers: also return every shared block's output.
         """
-        frontend = self.frontend(batch.modality)
-        x, attn_bias = self.context(batch.modality, frontend.embed(batch.inputs), padding_mask=batch.padding_mask)
+        features_BTD = self.frontend(batch.modality).embed(batch.inputs)
+        return self.encode(batch.modality, features_BTD, batch.padding_mask, return_layers)
+
+    def encode(
+        self, modality: str, x_BTD: Tensor, padding_mask: Tensor | None = None, return_layers: bool = False
+    ) -> EncoderOutput:
+        """Features of whole samples from their local features.
+
+        Args:
+            modality: whose frontend and prenet to use.
+            x_BTD: (B, T, D) from the frontend's ``embed``.
+            padding_mask: (B, T) bool, True = padding; None where nothing is padded.
+            return_layers: also return every shared block's output.
+        """
+        x, attn_bias = self.context(modality, x_BTD, padding_mask=padding_mask)
         hidden_states: list[Tensor] = []
         for block in self.blocks:
             x, _ = block(x, attn_bias)
             if return_layers:
                 hidden_states.append(x)
-        return EncoderOutput(self.norm(x), tuple(hidden_states), frontend.num_prefix_tokens)
+        return EncoderOutput(self.norm(x), tuple(hidden_states), self.frontend(modality).num_prefix_tokens)
 
 
 def _padding_bias(padding_mask: Tensor, mask: TokenMask | None, num_prefix_tokens: int) -> Tensor:

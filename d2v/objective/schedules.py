@@ -32,3 +32,51 @@ def warmup_cosine(step: int, warmup_steps: int, max_steps: int, min_factor: floa
         return step / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
     return min_factor + (1.0 - min_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def warmup_linear(step: int, warmup_fraction: float, max_steps: int, min_factor: float = 0.0) -> float:
+    """Factor on the peak learning rate of update ``step`` (0-based): linear from 0, then linear to ``min_factor``.
+
+    The fine-tuning schedule of BERT and RoBERTa, "polynomial decay" of power 1 in the released recipes for GLUE.
+
+    Args:
+        step: optimizer steps done before this update.
+        warmup_fraction: share of the run that warms up.
+        max_steps: optimizer steps of the whole run.
+        min_factor: where the decay ends, as a share of the peak.
+    """
+    warmup_steps = int(warmup_fraction * max_steps)
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    return 1.0 - (1.0 - min_factor) * progress
+
+
+def tri_stage(
+    step: int,
+    max_steps: int,
+    warmup_fraction: float = 0.1,
+    hold_fraction: float = 0.4,
+    start_factor: float = 0.01,
+    min_factor: float = 0.05,
+) -> float:
+    """Factor on the peak learning rate of update ``step`` (0-based): linear up, constant, exponential down.
+
+    wav2vec 2.0 (arXiv:2006.11477), sec. 4.3, and the released fine-tuning recipes for speech.
+
+    Args:
+        step: optimizer steps done before this update.
+        max_steps: optimizer steps of the whole run.
+        warmup_fraction: share of the run that warms up.
+        hold_fraction: share that stays at the peak; the rest decays.
+        start_factor: where the warm-up starts, as a share of the peak.
+        min_factor: where the decay ends, above 0.
+    """
+    warmup_steps, hold_steps = int(warmup_fraction * max_steps), int(hold_fraction * max_steps)
+    if step < warmup_steps:
+        return start_factor + (1.0 - start_factor) * step / warmup_steps
+    if step < warmup_steps + hold_steps:
+        return 1.0
+    decay_steps = max(1, max_steps - warmup_steps - hold_steps)
+    progress = min(1.0, (step - warmup_steps - hold_steps) / decay_steps)
+    return float(min_factor**progress)

@@ -301,7 +301,23 @@ PRETRAIN_CHOICES = [
     *(_choice(group, option) for group in GROUPS["pretrain"] for option in options(group)),
 ]  # fmt: skip
 
+FINETUNE = ["task=image_classification", "checkpoint=null", "data.root=DIR"]  # a task that other groups are tried with
+FINETUNE_CHOICES = [
+    [f"task={option}", "checkpoint=null"] if group == "task" else [*FINETUNE, f"{group}={option}"]
+    for group in GROUPS["finetune"] if group not in ("model", "data") for option in options(group)
+]  # fmt: skip
+
 AT_RUN_TIME = {  # arguments that do not come from the configuration
+    "d2v.models.heads.MeanPoolHead": {"embed_dim", "num_outputs"},
+    "d2v.models.heads.FirstTokenHead": {"embed_dim", "num_outputs"},
+    "d2v.models.heads.FrameHead": {"embed_dim", "num_outputs"},
+    "d2v.tasks.classification.Classification": {"labels"},
+    "d2v.tasks.classification.Regression": {"labels"},
+    "d2v.tasks.transcription.Transcription": {"labels"},
+    "d2v.eval.beam.BeamDecoder": {"letters"},
+    "d2v.lit.callbacks.score.ScoreEvery": {"data"},
+    "d2v.objective.schedules.warmup_linear": {"step"},
+    "d2v.objective.schedules.tri_stage": {"step"},
     "d2v.lit.optim.adamw": {"named_parameters"},
     "d2v.objective.schedules.warmup_cosine": {"step"},
     "d2v.objective.schedules.ema_decay": {"step"},
@@ -312,8 +328,19 @@ AT_RUN_TIME = {  # arguments that do not come from the configuration
 @pytest.mark.parametrize("choice", PRETRAIN_CHOICES, ids=lambda choice: " ".join(choice) or "default")
 def test_every_node_mirrors_its_constructor(runs: ModuleType, choice: list[str]) -> None:
     """Each key is an argument, each argument a key: nothing is ignored, nothing is hidden."""
-    nodes = list(_nodes(_composed(runs, "pretrain", *choice)))
-    assert len(nodes) >= 12
+    _check_nodes(_composed(runs, "pretrain", *choice), at_least=12)
+
+
+@pytest.mark.parametrize("choice", FINETUNE_CHOICES, ids=" ".join)
+def test_every_node_of_finetuning_mirrors_its_constructor(runs: ModuleType, choice: list[str]) -> None:
+    config = _composed(runs, "finetune", *choice)
+    del config["data"]  # refers to the checkpoint's model
+    _check_nodes(config, at_least=8)
+
+
+def _check_nodes(config: dict[str, Any], at_least: int) -> None:
+    nodes = list(_nodes(config))
+    assert len(nodes) >= at_least
     for path, node in nodes:
         module, _, name = node["_target_"].rpartition(".")
         target = getattr(importlib.import_module(module), name)
@@ -326,7 +353,7 @@ def test_every_node_mirrors_its_constructor(runs: ModuleType, choice: list[str])
             plain |= keys & inspect.signature(wandb_logger).parameters.keys()
         supplied = AT_RUN_TIME.get(node["_target_"], set())
         assert keys == plain - supplied, f"{path}: {keys ^ (plain - supplied)}"
-        assert bool(node.get("_partial_")) == bool(supplied), path
+        assert bool(node.get("_partial_")) == bool(supplied) or path == "head", path
 
 
 def test_trainer_keys_are_the_trainers(runs: ModuleType) -> None:
@@ -349,17 +376,18 @@ def test_every_key_of_the_command_is_read() -> None:
     [(command, group, option) for command, groups in GROUPS.items() for group in groups for option in options(group)],
 )
 def test_every_option_composes(runs: ModuleType, command: str, group: str, option: str) -> None:
-    with runs.configuration(
-        command, *(_choice(group, option) if command == "pretrain" else [f"{group}={option}"])
-    ) as cfg:
-        assert group == "debug" or cfg[group]  # debug files are global
+    choice = _choice(group, option) if command == "pretrain" else [f"{group}={option}"]
+    task = ["task=image_classification"] if command == "finetune" and group != "task" else []
+    with runs.configuration(command, *task, *choice) as cfg:
+        assert group in ("debug", "task") or cfg[group]  # these files are global
 
 
 def test_every_file_is_an_option_of_a_listed_group() -> None:
     """``d2v COMMAND --help`` hides nothing."""
     listed = {f"{group}/{option}" for groups in GROUPS.values() for group in groups for option in options(group)}
     listed |= {f"experiment/{name}" for name in EXPERIMENTS} | set(COMMANDS)
-    assert {path.relative_to(CONF).with_suffix("").as_posix() for path in FILES} == listed
+    parts = {path for path in FILES if path.name.startswith("_")}  # of other files
+    assert {path.relative_to(CONF).with_suffix("").as_posix() for path in FILES if path not in parts} == listed
 
 
 def test_unknown_key_fails() -> None:
@@ -423,8 +451,43 @@ def test_experiment_begins_with_the_exact_command(runs: ModuleType, name: str) -
     assert _composed(runs, *command.split())["optim"] == _composed(runs, "pretrain", f"experiment={name}")["optim"]
 
 
-def test_only_primary_experiment_and_debug_files_are_global() -> None:
+def test_only_primary_experiment_task_and_debug_files_are_global() -> None:
     for path in FILES:
         parts = path.relative_to(CONF).parts
         is_global = "@package _global_" in path.read_text()
-        assert is_global == (len(parts) == 1 or parts[0] in ("experiment", "debug")), path
+        assert is_global == (len(parts) == 1 or parts[0] in ("experiment", "task", "debug")), path
+
+
+TASKS = {  # what the paper's code fine-tunes with
+    "imagenet": {
+        "epochs": 100, "global_batch_size": 1024, "optim.lr": 1e-3, "optim.layer_decay": 0.65,
+        "schedule.warmup_steps": 16000, "schedule.min_factor": 1e-3, "labels.augment.mixup": 0.7,
+        "labels.augment.cutmix": 1.0, "labels.augment.mix_prob": 0.9, "labels.augment.label_smoothing": 0.1,
+        "labels.augment.erase_prob": 0.25, "encoder.drop_path_rate": 0.2,
+    },
+    "glue/cola": {
+        "epochs": 10, "global_batch_size": 16, "optim.weight_decay": 0.1, "schedule.warmup_fraction": 0.06,
+        "task.metric": "matthews", "trainer.gradient_clip_val": None,
+    },
+    "glue/qqp": {"epochs": 10, "global_batch_size": 32, "schedule.warmup_fraction": 0.25, "task.metric": "accuracy_f1"},
+    "librispeech/10h": {
+        "labels.hours": 10, "freeze_steps": 10000, "feature_mask.time_prob": 0.4, "feature_mask.time_length": 5,
+        "feature_mask.channel_prob": 0.1, "feature_mask.channel_length": 64, "train_frontend": False,
+        "encoder.layer_drop_rate": 0.1, "schedule.warmup_fraction": 0.1, "schedule.hold_fraction": 0.4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_published_finetuning_recipe(runs: ModuleType, name: str) -> None:
+    with runs.configuration("finetune", f"task={name}") as cfg:
+        for key, value in TASKS[name].items():
+            found = OmegaConf.select(cfg, key, throw_on_missing=True)
+            assert found == (pytest.approx(value) if isinstance(value, float) else value), key
+
+
+@pytest.mark.parametrize("name", options("task"))
+def test_a_task_begins_with_its_command(name: str) -> None:
+    first, command = (CONF / "task" / f"{name}.yaml").read_text().splitlines()[:2]
+    assert first == "# @package _global_"
+    assert command.startswith(f"# d2v finetune task={name} ")

@@ -60,3 +60,31 @@ def test_options_reach_adamw() -> None:
     (group,) = optimizer.param_groups
     assert (group["lr"], tuple(group["betas"]), group["eps"], group["weight_decay"]) == (0.1, (0.8, 0.9), 1e-5, 0.3)
     assert group["fused"]
+
+
+def _named(depth: int = 3) -> dict[str, nn.Parameter]:
+    names = ["encoder.frontends.image.proj.weight", "encoder.prenets.image.0.mlp.weight", "head.proj.weight"]
+    names += [f"encoder.blocks.{i}.attn.qkv.{kind}" for i in range(depth) for kind in ("weight", "bias")]
+    return {name: nn.Parameter(torch.zeros(2, 2) if name.endswith("weight") else torch.zeros(2)) for name in names}
+
+
+def test_layer_decay_lowers_learning_rates_towards_the_input() -> None:
+    parameters = _named()
+    optimizer = adamw(parameters.items(), lr=1.0, weight_decay=0.1, exempt_norms_and_biases=True, layer_decay=0.5)
+    lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert optimizer.param_groups[0]["lr"] == 1.0  # what is logged
+    expected = {
+        "head.": 1.0,
+        "blocks.2.": 0.5,
+        "blocks.1.": 0.25,
+        "blocks.0.": 0.125,
+        "frontends.": 1 / 16,
+        "prenets.": 1 / 16,
+    }
+    for name, parameter in parameters.items():
+        (wanted,) = [value for part, value in expected.items() if part in name]
+        assert lr[id(parameter)] == wanted, name
+        assert decay[id(parameter)] == (0.0 if name.endswith("bias") else 0.1), name
+    with pytest.raises(ValueError, match=r"optim\.layer_decay=0"):
+        adamw(parameters.items(), lr=1.0, layer_decay=0)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2v.objective.schedules import ema_decay, warmup_cosine
+from d2v.objective.schedules import ema_decay, tri_stage, warmup_cosine, warmup_linear
 
 
 @pytest.mark.parametrize("name", ["image_base", "image_variant"])
@@ -68,3 +68,16 @@ def test_a_resumed_run_sees_the_same_values_in_any_order() -> None:
     for schedule in (lambda s: ema_decay(s, 0.9, 0.99, 50), lambda s: warmup_cosine(s, 10, 90, 0.01)):
         forwards = {s: schedule(s) for s in range(100)}
         assert [schedule(s) for s in steps] == [forwards[s] for s in steps]
+
+
+def test_linear_warm_up_and_decay_by_hand() -> None:
+    assert [warmup_linear(step, 0.1, 100) for step in (0, 5, 10, 55, 100, 200)] == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
+    assert warmup_linear(100, 0.1, 100, min_factor=0.2) == pytest.approx(0.2)
+    assert warmup_linear(0, 0.0, 100) == 1
+
+
+def test_three_stages_by_hand() -> None:
+    factors = [tri_stage(step, 100) for step in (0, 5, 10, 49, 50, 75, 100, 200)]
+    assert factors == pytest.approx([0.01, 0.505, 1, 1, 1, 0.05**0.5, 0.05, 0.05])
+    assert tri_stage(0, 100, warmup_fraction=0.0) == 1
+    assert all(a >= b for a, b in pairwise(tri_stage(step, 100) for step in range(10, 101)))

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from d2v.lit.data import PretrainDataModule
+from d2v.lit.data import ResumableDataModule
 from d2v.lit.steps import ends_step, is_logged_step
 
 
@@ -53,7 +53,7 @@ class Throughput(L.Callback):
 
 def _total_wait_s(trainer: L.Trainer) -> float:
     datamodule = getattr(trainer, "datamodule", None)
-    loader = datamodule.loader if isinstance(datamodule, PretrainDataModule) else None
+    loader = datamodule.loader if isinstance(datamodule, ResumableDataModule) else None
     return loader.wait_s if loader is not None else 0.0
 
 
@@ -111,6 +111,7 @@ class ProgressReport(ProgressBar):
             parts.append(f"data wait {metrics['perf/data_wait_fraction']:.0%}")
         if "probe/knn" in metrics:
             parts.append(f"kNN {metrics['probe/knn']:.1%}")
+        parts += [f"{name} {value:.1%}" for name, value in metrics.items() if name.startswith("val/")][:2]
         done = trainer.global_step - self._first_step
         left = (trainer.max_steps - trainer.global_step) * (time.monotonic() - self._started_at) / max(1, done)
         minutes, seconds = divmod(round(left), 60)

@@ -1,0 +1,166 @@
+"""``d2v finetune``: an encoder and a head, trained on labels and scored."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from d2v.cli.checks import DATA, FINETUNE, check_ranges
+from d2v.cli.launch import configuring, run, running
+from d2v.cli.loading import Trained, best_device, load_data, load_trained
+from d2v.cli.pretrain import find_checkpoint
+from d2v.cli.scoring import set_decoder
+from d2v.cli.sweep import sweep
+from d2v.data.finetune import FinetuneData
+from d2v.interop.native import Checkpoint, load_exactly
+from d2v.lit import setup
+from d2v.lit.callbacks.score import ScoreEvery
+from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
+from d2v.models.heads import FinetunedModel
+from d2v.tasks.base import Task
+from d2v.tasks.results import write_results
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="finetune")
+def finetune(cfg: DictConfig) -> None:
+    """Train and score; whatever a user can have got wrong is checked before the first step."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.sweep is not None:
+        sweep(cfg, run_dir)
+        return
+    with configuring():
+        check_ranges(cfg, FINETUNE | DATA)
+        setup.quiet_libraries()
+        L.seed_everything(cfg.seed, verbose=False)
+        resumed = find_checkpoint(cfg.resume, run_dir)
+        trained = None if cfg.checkpoint is None else load_trained(cfg.checkpoint, cfg.network)
+        data, dataset = prepare_data(cfg, trained)
+        task: Task = instantiate(cfg.task)(labels=data.labels)
+        if cfg.get("decoder") is not None:
+            set_decoder(task, cfg.decoder)
+        model = build_model(cfg, trained, task)
+        set_steps(cfg, data)
+        callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+        callbacks = [c(data=data) if isinstance(c, partial) else c for c in callbacks]
+        loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
+        trainer = setup.make_trainer(cfg.trainer, callbacks, loggers)
+        split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
+        if data.train_collate is not None and split.micro_batch_size % 2:
+            raise ValueError(f"global_batch_size={cfg.global_batch_size}: mixing takes an even number a device")
+        trainer.accumulate_grad_batches = split.accumulate
+        num_workers = setup.choose_workers(cfg.num_workers, trainer)
+        threads = setup.set_threads(cfg.num_threads, num_workers)
+        optim, schedule = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule"))
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        portable = {**config, "data": {**config["data"], **dataset.assets()}, "label_names": data.labels}
+        module = FinetuneModule(model, task, optim, schedule, cfg.freeze_steps, cfg.ema_decay, cfg.seed, portable)
+        module.configure_optimizers()  # only to see that it can be done
+    if trainer.is_global_zero:
+        OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
+        setup.write_run_record(run_dir / "run.json", setup.describe_run(cfg.seed))
+        for logger in loggers:
+            logger.log_hyperparams(config)
+        start = "from scratch" if trained is None else f"from {trained.path}"
+        print(
+            f"model     {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {start}\n"
+            f"data      {data.size:,.0f} {data.batch_unit} to train on, {len(data.evals['val']):,} samples to score\n"
+            f"batch     {cfg.global_batch_size:g} = {split.micro_batch_size:g} x {split.accumulate} accumulated x "
+            f"{split.world_size} devices; {trainer.max_steps:,} steps = "
+            f"{trainer.max_steps * cfg.global_batch_size / data.size:.1f} epochs\n"
+            f"machine   {trainer.precision}, {threads} threads, {num_workers} data workers\n"
+            f"run       {run_dir}",
+            flush=True,
+        )
+    with running():
+        trainer.fit(
+            module, FinetuneDataModule(data, split, num_workers, cfg.seed), ckpt_path=resumed, weights_only=True
+        )
+    stopped = any(getattr(c, "stop_signal", None) for c in callbacks)
+    if trainer.is_global_zero and not stopped:
+        score_best(run_dir, module, data, trainer)
+    elif stopped:
+        print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
+
+
+def prepare_data(cfg: DictConfig, trained: Trained | None) -> tuple[FinetuneData, Any]:
+    """The labelled data, seen as the encoder saw its own; and the data set that they come from."""
+    with open_dict(cfg):
+        cfg.label_fraction = cfg.data.pop("label_fraction", 1.0)  # of every kind of data: no factory need know it
+    if trained is None:
+        if cfg.get("model") is None:
+            raise ValueError("checkpoint=null trains from scratch: choose the encoder by model=data2vec2/...")
+        dataset = instantiate(cfg.data, _convert_="all")
+    else:
+        dataset = load_data(cfg, trained)
+        if dataset.modality not in trained.encoder.frontends:
+            raise ValueError(
+                f"checkpoint={trained.path} reads {', '.join(trained.encoder.frontends)}, but this task's data are "
+                f"{dataset.modality}: choose another checkpoint or task"
+            )
+    if not hasattr(dataset, "finetune"):
+        raise ValueError(f"data of this kind ({cfg.data._target_}) cannot be fine-tuned on: choose another data=...")
+    options = {"seed": cfg.seed if cfg.label_seed is None else cfg.label_seed, "label_fraction": cfg.label_fraction}
+    return dataset.finetune(**instantiate(cfg.labels, _convert_="all"), **options), dataset
+
+
+def build_model(cfg: DictConfig, trained: Trained | None, task: Task) -> FinetunedModel:
+    """Encoder and head; its node replaces ``cfg.model``, so that checkpoints can rebuild it."""
+    node: Any = OmegaConf.to_container(cfg.model.encoder, resolve=True) if trained is None else trained.encoder_node
+    node = {**node, **{key: value for key, value in cfg.encoder.items() if value is not None}}
+    head = {**OmegaConf.to_container(cfg.head, resolve=True), "num_outputs": task.num_outputs}  # type: ignore[dict-item]
+    head["embed_dim"] = node["embed_dim"]
+    with open_dict(cfg):
+        cfg.model = {
+            "_target_": "d2v.models.heads.FinetunedModel",
+            "encoder": node,
+            "head": head,
+            "train_frontend": cfg.train_frontend,
+            "feature_mask": cfg.feature_mask,
+        }
+    model: FinetunedModel = instantiate(cfg.model, _convert_="all")
+    if trained is not None:
+        load_exactly(model.encoder, trained.encoder.state_dict())
+    return model
+
+
+def set_steps(cfg: DictConfig, data: FinetuneData) -> None:
+    """``trainer.max_steps`` from ``epochs``, and ``callbacks.score.every_n_steps`` from the former, where not given."""
+    if cfg.trainer.max_steps is None:
+        if cfg.epochs is None:
+            raise ValueError("give epochs=N or trainer.max_steps=N")
+        cfg.trainer.max_steps = max(1, math.ceil(cfg.epochs * data.size / cfg.global_batch_size))
+    elif cfg.epochs is not None and "epochs" in " ".join(HydraConfig.get().overrides.task):
+        raise ValueError("epochs and trainer.max_steps say the same: give one of them")
+    score = cfg.callbacks.get("score")
+    if score is not None and score.every_n_steps is None:
+        score.every_n_steps = max(1, cfg.trainer.max_steps // 10)
+
+
+def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, trainer: L.Trainer) -> None:
+    """Score the best checkpoint on every evaluation set, and write what was found."""
+    best = next((c for c in trainer.callbacks if isinstance(c, ScoreEvery)), None)  # type: ignore[attr-defined]
+    step, model = trainer.global_step, module.scored
+    if best is not None and best.path.is_file():
+        checkpoint = Checkpoint.load(best.path)
+        load_exactly(model, checkpoint.state)
+        step = checkpoint.step
+    model = model.eval().to(best_device())
+    table = write_results(run_dir, model, module.task, data, best_device(), step=step, seed=module.seed)
+    print(table)
+    print(f"results: {run_dir / 'results.json'}\nrun: {run_dir}")
+
+
+if __name__ == "__main__":
+    sys.exit(run("finetune"))

@@ -1,0 +1,64 @@
+"""``d2v evaluate`` of a fine-tuned checkpoint: its task's scores, on its own evaluation sets or on others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from d2v.cli.loading import best_device, load_data, load_trained
+from d2v.data.finetune import FinetuneData
+from d2v.interop.native import Checkpoint, build, resolve_checkpoint
+from d2v.tasks.results import write_results
+from d2v.tasks.transcription import Transcription
+
+
+def is_finetuned(path: str) -> bool:
+    """Whether there is a fine-tuned model in a checkpoint or run."""
+    found = resolve_checkpoint(path)
+    return found.is_file() and "task" in Checkpoint.load(found).config
+
+
+def score_finetuned(cfg: DictConfig, run_dir: Path) -> None:
+    """Print the scores and write them, with predictions and reports, to the command's folder.
+
+    Raises:
+        ValueError: a probe is asked for, or the data's labels mean other things than those it was trained on.
+    """
+    if any(o.lstrip("+").startswith("probe") for o in HydraConfig.get().overrides.task):
+        raise ValueError(
+            f"probe=...: checkpoint={cfg.checkpoint} is fine-tuned, and is scored; to probe its encoder, d2v export it"
+        )
+    checkpoint = Checkpoint.load(resolve_checkpoint(cfg.checkpoint))
+    config = checkpoint.config
+    dataset = load_data(cfg, load_trained(cfg.checkpoint, "student"))
+    # Which part of the labels was trained on is of no interest here.
+    data: FinetuneData = dataset.finetune(**{k: v for k, v in build(config["labels"]).items() if k != "hours"})
+    known = config["label_names"]
+    if list(data.labels) != list(known):
+        raise ValueError(
+            f"checkpoint={cfg.checkpoint} knows the labels {_shown(known)}, these data have {_shown(data.labels)}: "
+            "score it on data with the same"
+        )
+    task: Any = build({**{k: v for k, v in config["task"].items() if k != "_partial_"}, "labels": known})
+    if cfg.get("decoder") is not None:
+        set_decoder(task, cfg.decoder)
+    model = checkpoint.build_model().eval().to(best_device())
+    table = write_results(
+        run_dir, model, task, data, best_device(), checkpoint=str(cfg.checkpoint), step=checkpoint.step
+    )
+    print(f"checkpoint: {resolve_checkpoint(cfg.checkpoint)}\n{table}\nresults: {run_dir / 'results.json'}")
+
+
+def set_decoder(task: Any, node: DictConfig) -> None:
+    """Let a transcription decode as ``decoder`` says; ValueError if the task is another."""
+    if not isinstance(task, Transcription):
+        raise ValueError("decoder=...: only transcripts are decoded; remove it")
+    task.decoder = instantiate(node)(task.letters)
+
+
+def _shown(labels: Any) -> str:
+    return labels if isinstance(labels, str) else ", ".join(map(str, labels[:10]))

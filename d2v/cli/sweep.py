@@ -1,0 +1,98 @@
+"""Several fine-tuning runs: learning rates to choose from, seeds to average over, tasks to put into one table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from d2v.cli.launch import configuring
+
+
+def sweep(cfg: DictConfig, run_dir: Path) -> None:
+    """Run ``d2v finetune`` for every task, learning rate and seed, and write one table.
+
+    Of every task, the learning rate with the best ``sweep.report`` over seeds counts. A run that has its results
+    already is not repeated, so the same command with the same ``hydra.run.dir`` goes on after an interruption.
+    """
+    with configuring():
+        tasks = list(cfg.sweep.get("tasks") or [HydraConfig.get().runtime.choices["task"]])
+        lrs, seeds = list(cfg.sweep.get("lrs") or [cfg.optim.lr]), list(cfg.sweep.get("seeds") or [cfg.seed])
+        report = {"mean": statistics.mean, "median": statistics.median}.get(cfg.sweep.get("report", "mean"))
+        if report is None:
+            raise ValueError(f"sweep.report={cfg.sweep.report}: choose mean or median")
+    ours = ("sweep", "task=", "seed=", "optim.lr=", "hydra.", "resume=")
+    overrides = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(ours)]
+    found: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        runs = {}
+        for lr, seed in product(lrs, seeds):
+            folder = run_dir / f"{task.replace('/', '_')}_lr{lr:g}_seed{seed}"
+            if not (folder / "results.json").is_file():
+                command = [f"task={task}", *overrides, f"optim.lr={lr}", f"seed={seed}", "sweep=null"]
+                print("\n$ d2v finetune " + " ".join(command), flush=True)
+                subprocess.run(
+                    [sys.executable, "-m", "d2v.cli.finetune", *command, f"hydra.run.dir={folder}"], check=True
+                )
+            runs[lr, seed] = json.loads((folder / "results.json").read_text())
+        found[task] = choose(runs, lrs, seeds, report)
+    table = sweep_table(found, len(seeds))
+    (run_dir / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+    (run_dir / "results.md").write_text(table)
+    print(f"\n{table}\nresults: {run_dir / 'results.json'}")
+
+
+def choose(runs: dict[tuple[float, int], Any], lrs: list[float], seeds: list[int], report: Any) -> dict[str, Any]:
+    """The best learning rate's scores: "lr", and of every set and score the ``report`` and standard deviation."""
+    metric = next(iter(runs.values()))["metric"]
+    worse_first = -1 if metric == "wer" else 1
+
+    def value(lr: float, name: str, score: str) -> list[float]:
+        return [runs[lr, seed]["sets"][name]["scores"][score] for seed in seeds]
+
+    best = max(lrs, key=lambda lr: worse_first * report(value(lr, "val", metric)))
+    sets = next(iter(runs.values()))["sets"]
+    scores = {
+        name: {
+            score: {"value": report(value(best, name, score)), "std": statistics.pstdev(value(best, name, score))}
+            for score in content["scores"]
+        }
+        for name, content in sets.items()
+        if content["scores"]
+    }
+    return {"metric": metric, "lr": best, "scores": scores}
+
+
+def sweep_table(found: dict[str, dict[str, Any]], num_seeds: int) -> str:
+    """Markdown: a row a task and set, its score over seeds and its learning rate, in percent; GLUE's average below."""
+    lines = [f"| task | set | score | % over {num_seeds} seeds | learning rate |", "|---|---|---|---:|---:|"]
+    glue = []
+    for task, content in found.items():
+        for name, scores in content["scores"].items():
+            main = scores[content["metric"]]
+            cell = f"{100 * main['value']:.1f} ± {100 * main['std']:.1f}"
+            lines.append(f"| {task} | {name} | {content['metric']} | {cell} | {content['lr']:g} |")
+            if task.startswith("glue/") and task != "glue/wnli" and name == "val":
+                glue.append(main["value"])
+    if len(glue) > 1:
+        lines.append(f"| average without WNLI | val | | {100 * statistics.mean(glue):.1f} | |")
+    if glue:
+        lines += ["", _PUBLISHED]
+    return "\n".join(lines) + "\n"
+
+
+_PUBLISHED = """Published, development sets, mean of five runs (arXiv:2202.03555):
+
+| | MNLI | QNLI | RTE | MRPC | QQP | STS-B | CoLA | SST | Avg |
+|---|---|---|---|---|---|---|---|---|---|
+| BERT base | 84.0/84.4 | 89.0 | 61.0 | 86.3 | 89.1 | 89.5 | 57.3 | 93.0 | 80.7 |
+| RoBERTa base, retrained | 84.1/83.9 | 90.4 | 69.3 | 89.0 | 89.3 | 88.9 | 56.8 | 92.3 | 82.5 |
+| data2vec | 83.2/83.0 | 90.9 | 67.0 | 90.2 | 89.1 | 87.2 | 62.2 | 91.8 | 82.7 |
+| data2vec, spans masked | 82.8/83.4 | 91.1 | 69.9 | 90.0 | 89.0 | 87.7 | 60.3 | 92.4 | 82.9 |"""

@@ -1,0 +1,189 @@
+"""Labelled data to fine-tune on, and to score: the same for every modality.
+
+A modality says how its samples are seen in training and in evaluation, and how they are collated; what a label is
+(a class, a score, letters) is the source's to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.datasets import EvalSamples, FixedView, PretrainSamples, RandomView, Sample, Source, sorted_loader
+from d2v.data.sampler import (
+    BatchSplit,
+    ClipKey,
+    LengthSampler,
+    RandomStream,
+    SampleKey,
+    StepPlan,
+    StreamSampler,
+    sample_rng,
+    split_batch,
+)
+from d2v.types import Batch
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some samples of a source, as a source.
+
+    Attributes:
+        source: all of them.
+        ids: which.
+    """
+
+    source: Source
+    ids: Sequence[int]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of every label, or None."""
+        return self.source.class_names
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Of these samples, where they differ."""
+        lengths = getattr(self.source, "lengths", None)
+        return None if lengths is None else np.asarray(lengths)[list(self.ids)]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def load(self, index: int) -> Any:
+        """The decoded sample. Raises BadSample."""
+        return self.source.load(self.ids[index])
+
+    def label(self, index: int) -> Any:
+        """The sample's label."""
+        return self.source.label(self.ids[index])
+
+    def name(self, index: int) -> str:
+        """What the sample is called."""
+        return self.source.name(self.ids[index])
+
+
+def part(source: Source, fraction: float, seed: int, stratify: bool = True) -> Source:
+    """A random part of a source, for runs with few labels: the same for a seed, and a larger one holds a smaller one.
+
+    Args:
+        source: labelled samples.
+        fraction: of the samples, above 0 and at most 1.
+        seed: decides which.
+        stratify: take this share of every class, at least one sample each; else of all.
+
+    Raises:
+        ValueError: ``fraction`` is out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"data.label_fraction={fraction}: must be above 0 and at most 1")
+    if fraction == 1:
+        return source
+    order = sample_rng(seed, 0, 0, RandomStream.ORDER).permutation(len(source)).tolist()
+    groups: dict[Any, list[int]] = {}
+    for i in order:
+        groups.setdefault(source.label(i) if stratify else None, []).append(i)
+    chosen = [i for group in groups.values() for i in group[: max(1, math.ceil(fraction * len(group) - 1e-9))]]
+    return Part(source, sorted(chosen))
+
+
+class LabelledSamples(PretrainSamples):
+    """One random view of every sample, with its label, by the keys of a sampler."""
+
+    def __getitem__(self, key: SampleKey | ClipKey) -> Sample:
+        """The view of this sample, or of the next good one, and its label."""
+        sample = super().__getitem__(key)
+        return sample._replace(label=self.source.label(sample.key.index))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneData:
+    """Labelled samples, how they are seen, and how they become batches.
+
+    Attributes:
+        modality: of the batches.
+        train: to train on.
+        evals: to score, by name; the first one, "val", chooses the best checkpoint. "test" sets may lack labels.
+        labels: what labels mean: names of classes, letters, or the lowest and the highest score.
+        train_view: makes a random view of a decoded sample.
+        eval_view: makes the one view for evaluation.
+        collate: makes a batch of samples.
+        train_collate: likewise in training; None for ``collate``.
+        eval_batch_size: samples scored at a time.
+        seconds: where batches are counted in seconds: units of ``train.lengths`` in one. None: counted in samples.
+        max_bad_fraction: highest tolerated share of samples that cannot be read.
+        submission: writes answers for a set without labels into a folder, for whoever scores them; or None.
+    """
+
+    modality: str
+    train: Source
+    evals: Mapping[str, Source]
+    labels: Any
+    train_view: RandomView
+    eval_view: FixedView
+    collate: Callable[[Sequence[Sample]], Batch]
+    train_collate: Callable[[Sequence[Sample]], Batch] | None = None
+    eval_batch_size: int
+    seconds: int | None = None
+    max_bad_fraction: float = 0.01
+    submission: Callable[[Path, str, Sequence[Any]], Path] | None = None
+
+    @property
+    def batch_unit(self) -> str:
+        """What ``global_batch_size`` counts."""
+        return "samples" if self.seconds is None else "seconds"
+
+    @property
+    def size(self) -> float:
+        """The data to train on, in ``batch_unit``."""
+        return len(self.train) if self.seconds is None else float(self._lengths.sum()) / self.seconds
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        return np.asarray(self.train.lengths)  # type: ignore[attr-defined]  # sources counted in seconds have it
+
+    def split_batch(self, global_batch_size: float, micro_batch_size: float | None, world_size: int) -> BatchSplit:
+        """Derive gradient accumulation.
+
+        Raises:
+            ValueError: the global batch cannot be spread.
+        """
+        if self.seconds is None:
+            return split_batch(global_batch_size, micro_batch_size, world_size)  # type: ignore[arg-type]  # it checks
+        longest = float(self._lengths.max()) / self.seconds
+        share = global_batch_size / world_size
+        if share < longest:
+            raise ValueError(
+                f"global_batch_size={global_batch_size:g} seconds are {share:g} for each of {world_size} devices, but "
+                f"a clip has {longest:g}: choose at least {math.ceil(longest * world_size)}, or lower data.max_seconds"
+            )
+        accumulate = 1 if micro_batch_size is None else max(1, math.ceil(share / max(micro_batch_size, longest)))
+        return BatchSplit(share / accumulate, accumulate, world_size)
+
+    def train_dataset(self, seed: int) -> LabelledSamples:
+        """Random views with labels, by the keys of ``train_sampler``."""
+        return LabelledSamples(self.train, self.train_view, seed)
+
+    def train_sampler(self, seed: int, split: BatchSplit, **plan: int) -> StepPlan:
+        """Batches of keys; ``plan`` are the arguments of a :class:`StepPlan`."""
+        if self.seconds is None:
+            return StreamSampler(
+                micro_batch_size=int(split.micro_batch_size), num_samples=len(self.train), seed=seed, **plan
+            )
+        seconds = split.micro_batch_size * split.accumulate * split.world_size
+        return LengthSampler(lengths=self._lengths, step_length=round(seconds * self.seconds), seed=seed, **plan)
+
+    def eval_loader(self, name: str) -> DataLoader[Any]:
+        """Every sample of an evaluation set once, those of about the same length together."""
+        return sorted_loader(EvalSamples(self.evals[name], self.eval_view), self.eval_batch_size, self.collate)
+
+    def bad_sample_counter(self) -> BadSampleCounter:
+        """Counts and limits what cannot be read."""
+        return BadSampleCounter(self.max_bad_fraction, len(self.train))

@@ -1,0 +1,43 @@
+"""Transcripts as numbers: a letter is its place in the alphabet plus one, 0 is CTC's blank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+BLANK = 0
+LETTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZ'"  # what the released recipes for LibriSpeech spell with; a space ends a word
+
+
+def check_letters(letters: str) -> str:
+    """The alphabet; ValueError if a letter is there twice, or there is no boundary of words."""
+    if len(set(letters)) != len(letters) or " " not in letters:
+        raise ValueError(f"labels.letters={letters!r}: give every letter once, and a space for the boundary of words")
+    return letters
+
+
+def spell(text: str, letters: str, name: str) -> tuple[int, ...]:
+    """A transcript as numbers, words parted by one boundary each.
+
+    Args:
+        text: what is said.
+        letters: the alphabet.
+        name: of the clip, for messages.
+
+    Raises:
+        ValueError: there is no word in it, or a character that the alphabet lacks.
+    """
+    words = text.split()
+    if not words:
+        raise ValueError(f"{name}: empty transcript; correct it, or set labels.on_bad_text=skip")
+    unknown = sorted(set("".join(words)) - set(letters))
+    if unknown:
+        raise ValueError(
+            f"{name}: {''.join(unknown)!r} in {text!r} is not in labels.letters={letters!r}; add it there, correct the "
+            "transcript, or set labels.on_bad_text=skip"
+        )
+    return tuple(letters.index(letter) + 1 for letter in " ".join(words))
+
+
+def unspell(numbers: Sequence[int], letters: str) -> str:
+    """The text of numbers; blanks are passed over."""
+    return "".join(letters[i - 1] for i in numbers if i != BLANK)

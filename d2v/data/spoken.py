@@ -1,0 +1,136 @@
+"""Clips with what is said in them, letter by letter: what speech is fine-tuned on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import PurePath
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from d2v.data.audio_sources import AudioClips
+from d2v.data.letters import spell
+from d2v.data.sampler import RandomStream, sample_rng
+from d2v.data.speech_batches import EvalView
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WholeView:
+    """A whole clip, in training as in evaluation: what is said in it cannot be cropped with it.
+
+    Attributes:
+        view: the evaluation's.
+    """
+
+    view: EvalView
+
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """(S,) float32. Raises BadSample for clips that are too short or too long."""
+        return self.view(waveform)
+
+
+class SpokenClips:
+    """Clips with transcripts, by number.
+
+    Args:
+        clips: all of them.
+        letters: what transcripts are spelled with; without small letters in it, transcripts are put in capitals.
+        max_samples: longer clips are left out.
+        on_bad_text: "error", or "skip": leave clips out whose transcript is empty or has other characters, and say so.
+        ids: those to choose from; None for all.
+
+    Raises:
+        ValueError: no clip has a transcript, none is short enough, or a transcript cannot be spelled.
+    """
+
+    class_names: tuple[str, ...] | None = None
+
+    def __init__(
+        self,
+        clips: AudioClips,
+        letters: str,
+        max_samples: int,
+        on_bad_text: Literal["error", "skip"] = "error",
+        ids: Sequence[int] | None = None,
+    ) -> None:
+        if on_bad_text not in ("error", "skip"):
+            raise ValueError(f"labels.on_bad_text={on_bad_text}: choose error or skip")
+        if not clips.has_transcripts:
+            raise ValueError(
+                "these clips have no transcripts: use data=librispeech, data.transcripts, or another data set"
+            )
+        self.clips = clips
+        self.ids: list[int] = []
+        self._letters: list[tuple[int, ...]] = []
+        bad, too_long = [], 0
+        for i in range(len(clips)) if ids is None else ids:
+            if clips.lengths[i] > max_samples:
+                too_long += 1
+                continue
+            text = clips.transcript(i) or ""
+            try:
+                spelled = spell(text.upper() if letters == letters.upper() else text, letters, clips.name(i))
+            except ValueError as error:
+                if on_bad_text == "error":
+                    raise
+                bad.append(str(error))
+                continue
+            self.ids.append(i)
+            self._letters.append(spelled)
+        for entry in bad:
+            log.warning("left out %s", entry)
+        if bad or too_long:
+            log.warning("left out %d clips for their transcripts, %d for their length", len(bad), too_long)
+        if not self.ids:
+            count = len(clips) if ids is None else len(ids)
+            raise ValueError(f"none of {count} clips can be used: {len(bad)} transcripts, {too_long} too long")
+        self.lengths = clips.lengths[self.ids]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def load(self, index: int) -> np.ndarray:
+        """(S,) float32. Raises BadSample."""
+        return self.clips.load(self.ids[index])
+
+    def label(self, index: int) -> tuple[int, ...]:
+        """What is said, as numbers of letters."""
+        return self._letters[index]
+
+    def name(self, index: int) -> str:
+        """The clip's path."""
+        return self.clips.name(self.ids[index])
+
+
+def choose_hours(clips: AudioClips, hours: float, sample_rate: int, seed: int) -> list[int]:
+    """Clips that last so long together, the speakers taking turns: a few labels from as many voices as possible.
+
+    The same for the same clips and seed; more hours hold the clips of fewer.
+
+    Args:
+        clips: in folders <speaker>/<chapter>, as LibriSpeech has them; others count as one speaker.
+        hours: at most; the first clip of all is always taken.
+        sample_rate: of ``clips.lengths``, Hz.
+        seed: of the order.
+    """
+    if hours <= 0:
+        raise ValueError(f"labels.hours={hours}: must be above 0, or null for all")
+    voices: dict[str, list[int]] = {}
+    for i in sample_rng(seed, 0, 0, RandomStream.ORDER).permutation(len(clips)).tolist():
+        parents = PurePath(clips.name(i)).parts[:-1]
+        voices.setdefault(parents[-2] if len(parents) > 1 else "", []).append(i)
+    turns = chain.from_iterable(zip_longest(*(voices[name] for name in sorted(voices))))
+    left = hours * 3600 * sample_rate
+    chosen: list[int] = []
+    for i in (i for i in turns if i is not None):
+        left -= clips.lengths[i]
+        if left < 0 and chosen:
+            break
+        chosen.append(i)
+    return sorted(chosen)

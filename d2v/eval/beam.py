@@ -1,0 +1,80 @@
+"""Beam search for CTC, with an n-gram language model and a lexicon if wanted: torchaudio's decoder with flashlight-text
+(extra ``d2v[speech,decode]``).
+
+Without a lexicon words are free, and a language model is one of letters; with one, it is one of words. KenLM reads the
+models, .arpa or binary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_BOUNDARY, _BLANK = "|", "<blank>"
+
+
+class BeamDecoder:
+    """Text of (T, C) log-probabilities.
+
+    Args:
+        letters: the alphabet; output i + 1 is the i-th, output 0 CTC's blank, a space the boundary of words.
+        beam: hypotheses kept at a frame.
+        lm: file of an n-gram model, or None.
+        lexicon: file of lines "WORD W O R D |", or None for free spelling.
+        lm_weight: weight of the language model.
+        word_score: added for every word, with a lexicon.
+        boundary_score: added for every boundary of words.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: torchaudio or flashlight-text is not installed, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        letters: str,
+        beam: int = 50,
+        lm: str | None = None,
+        lexicon: str | None = None,
+        lm_weight: float = 2.0,
+        word_score: float = -1.0,
+        boundary_score: float = 0.0,
+    ) -> None:
+        if beam < 1:
+            raise ValueError(f"decoder.beam={beam}: must be at least 1")
+        for key, path in (("lm", lm), ("lexicon", lexicon)):
+            if path is not None and not Path(path).expanduser().is_file():
+                raise FileNotFoundError(f"decoder.{key}={path}: no such file")
+        try:
+            from torchaudio.models.decoder import ctc_decoder
+        except (ImportError, RuntimeError) as error:
+            raise ValueError("decoder=beam needs flashlight-text: pip install 'd2v[speech,decode]'") from error
+        tokens = [_BLANK, *(_BOUNDARY if letter == " " else letter for letter in letters)]
+        self._spells_words = lexicon is not None
+        self._decoder: Any = ctc_decoder(
+            lexicon=None if lexicon is None else str(Path(lexicon).expanduser()),
+            tokens=tokens,
+            lm=None if lm is None else str(Path(lm).expanduser()),
+            beam_size=beam,
+            lm_weight=lm_weight,
+            word_score=word_score if lexicon is not None else 0.0,
+            sil_score=boundary_score,
+            log_add=False,
+            blank_token=_BLANK,
+            sil_token=_BOUNDARY,
+        )
+
+    def __call__(self, log_probs: Tensor) -> str:
+        """The best hypothesis.
+
+        Args:
+            log_probs: (T, C) float, on the CPU.
+        """
+        hypotheses = self._decoder(log_probs.float().unsqueeze(0).contiguous())[0]
+        if not hypotheses:
+            return ""
+        if self._spells_words:
+            return " ".join(hypotheses[0].words)
+        return "".join(self._decoder.idxs_to_tokens(hypotheses[0].tokens)).replace(_BOUNDARY, " ").strip()

@@ -1,0 +1,46 @@
+"""Errors of transcripts, by jiwer (extra ``d2v[speech]``): rates, and the worst utterances with their alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def _jiwer() -> Any:
+    try:
+        import jiwer
+    except ImportError as error:
+        raise ValueError("scoring transcripts needs jiwer: pip install 'd2v[speech]'") from error
+    return jiwer
+
+
+def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Edits over words (wer) and over letters (cer), over all utterances together.
+
+    Args:
+        hypotheses: what was decoded.
+        references: what was said, none of them empty.
+    """
+    jiwer = _jiwer()
+    return {
+        "wer": float(jiwer.wer(list(references), list(hypotheses))),
+        "cer": float(jiwer.cer(list(references), list(hypotheses))),
+    }
+
+
+def align_worst(hypotheses: Sequence[str], references: Sequence[str], names: Sequence[str], count: int = 20) -> str:
+    """Markdown: the utterances with the most word errors, said and decoded one above the other, word by word."""
+    jiwer = _jiwer()
+    rows = []
+    for name, reference, hypothesis in zip(names, references, hypotheses, strict=True):
+        output = jiwer.process_words(reference, hypothesis)
+        edits = output.substitutions + output.deletions + output.insertions
+        if edits:
+            rows.append((edits, output.wer, name, output))
+    rows.sort(key=lambda row: (-row[0], -row[1], row[2]))
+    parts = []
+    for edits, rate, name, output in rows[:count]:
+        lines = jiwer.visualize_alignment(output, show_measures=False, skip_correct=False).splitlines()
+        shown = "\n".join(line for line in lines if line.startswith(("REF:", "HYP:", " ")))
+        parts.append(f"`{name}`: {edits} word errors, {100 * rate:.0f} %\n\n```\n{shown}\n```\n")
+    return "\n".join(parts)

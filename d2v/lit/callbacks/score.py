@@ -1,0 +1,81 @@
+"""Scoring on held-out data while fine-tuning: the best checkpoint, and when to stop."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from d2v.eval.features import eval_mode
+from d2v.interop.native import BEST
+from d2v.lit.finetune import FinetuneModule
+from d2v.lit.steps import ends_step
+from d2v.tasks.scoring import Scored, score
+
+log = logging.getLogger(__name__)
+
+
+class ScoreEvery(L.Callback):
+    """Logs ``val/...``, keeps the checkpoint of the best score as ``best.ckpt``, stops when it stays away.
+
+    Args:
+        data: whose first evaluation set is scored.
+        dirpath: folder of the checkpoint.
+        every_n_steps: optimizer steps between two scores; the last step is always scored.
+        patience: stop after so many scores in a row that are not the best; None: never.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(self, data: Any, dirpath: str | Path, every_n_steps: int, patience: int | None = None) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"callbacks.score.every_n_steps={every_n_steps}: must be at least 1")
+        if patience is not None and patience < 1:
+            raise ValueError(f"callbacks.score.patience={patience}: must be at least 1, or null")
+        self.data = data
+        self.path = Path(dirpath) / BEST
+        self.every_n_steps = every_n_steps
+        self.patience = patience
+        self.best: float | None = None
+        self.best_step = 0
+        self.waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far: a resumed run goes on comparing with it."""
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up again."""
+        self.best, self.best_step, self.waited = (state_dict[key] for key in ("best", "best_step", "waited"))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Score if it is time."""
+        step = trainer.global_step
+        if not ends_step(trainer, batch_idx) or (step % self.every_n_steps and step < trainer.max_steps):
+            return
+        assert isinstance(pl_module, FinetuneModule)
+        task = pl_module.task
+        found = self._score(pl_module)
+        for name, value in found.scores.items():
+            pl_module.log(f"val/{name}", value, rank_zero_only=True)
+        value = found.scores[task.metric]
+        better = self.best is None or (value > self.best if task.higher_is_better else value < self.best)
+        if better:
+            self.best, self.best_step, self.waited = value, step, 0
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(self.path, weights_only=True)
+        else:
+            self.waited += 1
+            if self.patience is not None and self.waited >= self.patience:
+                log.info("no better %s since step %d: stopping at step %d", task.metric, self.best_step, step)
+                trainer.should_stop = True
+
+    def _score(self, pl_module: FinetuneModule) -> Scored:
+        with torch.random.fork_rng(devices=[]), eval_mode(pl_module.scored):
+            return score(pl_module.scored, pl_module.task, self.data.eval_loader("val"), pl_module.device)

@@ -1,0 +1,109 @@
+"""Fine-tuning under Lightning: a task's loss on labelled batches, whatever the modality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from d2v.data.finetune import FinetuneData
+from d2v.data.sampler import BatchSplit
+from d2v.lit.data import ResumableDataModule, TimedLoader
+from d2v.lit.module import TrainingModule
+from d2v.models.heads import FinetunedModel
+from d2v.objective.teacher import make_teacher, update_teacher
+from d2v.tasks.base import Task
+from d2v.types import Batch
+
+
+class FinetuneModule(TrainingModule):
+    """Trains a :class:`FinetunedModel`.
+
+    Args:
+        model: encoder and head.
+        task: what its outputs mean.
+        optim: makes the optimizer from (name, parameter) pairs; its groups' ``lr`` is the peak.
+        schedule: factor on the peak learning rate by optimizer step (0-based).
+        freeze_steps: optimizer steps at the start in which only the head is trained.
+        ema_decay: of a moving average of the weights, which is then what is scored and kept; None for none.
+        seed: with the step, the source of all randomness on the device.
+        config: plain containers that rebuild the model; stored in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: FinetunedModel,
+        task: Task,
+        optim: Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer],
+        schedule: Callable[[int], float],
+        freeze_steps: int = 0,
+        ema_decay: float | None = None,
+        seed: int = 0,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, optim, schedule, seed, config)
+        self.model: FinetunedModel
+        self.task = task
+        self.freeze_steps = freeze_steps
+        self.ema_decay = ema_decay
+        self.average = None if ema_decay is None else make_teacher(model)
+
+    @property
+    def scored(self) -> FinetunedModel:
+        """The model that is scored and kept: the average of the weights, if there is one."""
+        return self.model if self.average is None else self.average
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss of a micro-batch; gradients averaged over ranks are those of the global batch."""
+        self._seed_step(batch_idx)
+        outputs = self.model(batch, train_encoder=self.trainer.global_step >= self.freeze_steps)
+        found = self.task.loss(outputs, batch)
+        loss = found.sum * self.trainer.world_size / self.trainer.strategy.reduce(found.count.clone(), reduce_op="sum")
+        if self.should_log:
+            self.log("train/loss", loss.detach(), sync_dist=True)
+        return {"loss": loss}
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """One optimizer step, and the average's move after it."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average is not None and self.ema_decay is not None:
+            # As in TensorFlow's averages: a young run forgets its start sooner.
+            step = self.trainer.global_step
+            update_teacher(self.average, self.model, min(self.ema_decay, (1 + step) / (10 + step)))
+
+
+class FinetuneDataModule(ResumableDataModule):
+    """Feeds a run with labelled batches.
+
+    Args:
+        data: what to train on.
+        split: how the global batch is spread.
+        num_workers: processes that load; 0 loads in the training process.
+        seed: decides order and augmentation.
+    """
+
+    def __init__(self, data: FinetuneData, split: BatchSplit, num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__(num_workers)
+        self.data = data
+        self.split = split
+        self.seed = seed
+
+    def train_dataloader(self) -> TimedLoader:
+        """Batches from where the run stands to its end."""
+        sampler: Any = self.data.train_sampler(self.seed, self.split, **self.plan())
+        collate = self.data.train_collate or self.data.collate
+        loader: DataLoader[Any] = DataLoader(
+            self.data.train_dataset(self.seed), batch_sampler=sampler, collate_fn=collate, **self.loader_options()
+        )
+        self.loader = TimedLoader(loader, self.data.bad_sample_counter())
+        return self.loader

@@ -1,0 +1,102 @@
+"""What pretraining and fine-tuning share under Lightning: the optimizer, seeds, logging by step, checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from d2v.lit.steps import ends_step, is_logged
+from d2v.types import Batch
+from d2v.version import __version__
+
+
+class TrainingModule(L.LightningModule):
+    """Trains a model; a subclass defines ``training_step``.
+
+    Args:
+        model: what is trained.
+        optim: makes the optimizer from (name, parameter) pairs; its groups' ``lr`` is the peak.
+        schedule: factor on the peak learning rate by optimizer step (0-based).
+        seed: with the step, the source of all randomness on the device (dropout, noise), so that a resumed run draws
+            what the uninterrupted one would have.
+        config: plain containers that rebuild the model; stored in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optim: Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer],
+        schedule: Callable[[int], float],
+        seed: int = 0,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optim = optim
+        self.schedule = schedule
+        self.seed = seed
+        self.config = config or {}
+        self._logged: set[str] = set()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW or whatever ``optim`` makes, with its learning rate stepped every optimizer step."""
+        optimizer = self.optim((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, but loggers get a step's metrics once, at its end, under its own number (the first is 1)."""
+        self._logged.add(name)
+        super().log(name, value, *args, **{**kwargs, "logger": False})
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """After all callbacks have logged: hand the step's metrics to the loggers."""
+        if ends_step(self.trainer, batch_idx):
+            self._hand_over_metrics()
+
+    def _hand_over_metrics(self) -> None:
+        if not self._logged:
+            return
+        known = self.trainer.callback_metrics
+        metrics = {name: float(known[name]) for name in self._logged}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
+            logger.save()
+        self._logged.clear()
+
+    @property
+    def should_log(self) -> bool:
+        """Whether the metrics of the optimizer step under way are logged."""
+        return is_logged(self.trainer, self.trainer.global_step + 1)
+
+    def _seed_step(self, batch_idx: int) -> None:
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        entropy = (self.seed, self.trainer.global_step, micro_batch, self.trainer.global_rank)
+        torch.manual_seed(int.from_bytes(_digest(entropy)[:8], "little") >> 1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the global norm, if the trainer says so, and log the norm before clipping."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"), foreach=True)
+        if self.should_log:
+            self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the model: plain containers only, so that loading executes nothing."""
+        self._hand_over_metrics()  # first, or a run killed in between would resume after a step it never logged
+        checkpoint["d2v"] = {"version": __version__, "config": self.config}
+
+
+def _digest(values: tuple[int, ...]) -> bytes:
+    return hashlib.blake2b(repr(values).encode(), digest_size=16).digest()

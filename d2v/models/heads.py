@@ -1,0 +1,148 @@
+"""Heads for fine-tuning, one for each kind of output, and the model that they make with an encoder.
+
+data2vec 2.0 (arXiv:2212.07525), sec. 4: images are classified from the mean of their patch tokens, texts from their
+first token, and speech is transcribed frame by frame.
+
+B samples, T tokens, P prefix tokens, D features, C outputs
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v.nn.encoder import Encoder
+from d2v.types import Batch, EncoderOutput
+
+
+class MeanPoolHead(nn.Module):
+    """Images: mean of the patch tokens, a LayerNorm of its own, a linear layer. To (B, C)."""
+
+    def __init__(self, embed_dim: int, num_outputs: int, norm_eps: float = 1e-6, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.drop = nn.Dropout(drop_rate)
+        self.proj = nn.Linear(embed_dim, num_outputs)
+        nn.init.trunc_normal_(self.proj.weight, std=0.02)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, out: EncoderOutput, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, C); padded tokens do not count."""
+        x = out.patch_tokens
+        if padding_mask is None:
+            return self.proj(self.drop(self.norm(x.mean(dim=1))))
+        real = ~padding_mask.unsqueeze(-1)
+        return self.proj(self.drop(self.norm((x * real).sum(dim=1) / real.sum(dim=1))))
+
+
+class FirstTokenHead(nn.Module):
+    """Texts, as RoBERTa's: dropout, dense, tanh, dropout, a linear layer, on the token that opens a text. To (B, C)."""
+
+    def __init__(self, embed_dim: int, num_outputs: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.dense = nn.Linear(embed_dim, embed_dim)
+        self.drop = nn.Dropout(drop_rate)
+        self.proj = nn.Linear(embed_dim, num_outputs)
+        for layer in (self.dense, self.proj):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, out: EncoderOutput, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, C)."""
+        return self.proj(self.drop(torch.tanh(self.dense(self.drop(out.patch_tokens[:, 0])))))
+
+
+class FrameHead(nn.Module):
+    """Speech: dropout and a linear layer on every frame. To (B, T, C)."""
+
+    def __init__(self, embed_dim: int, num_outputs: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(drop_rate)
+        self.proj = nn.Linear(embed_dim, num_outputs)
+        nn.init.xavier_uniform_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, out: EncoderOutput, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, T, C); what comes out at padding means nothing."""
+        return self.proj(self.drop(out.patch_tokens))
+
+
+class FeatureMask(nn.Module):
+    """Spans of time and of channels set to zero in training: wav2vec 2.0 (arXiv:2006.11477), sec. 4.3.
+
+    Every frame (channel) starts a span with probability ``prob / length``; spans may overlap. Drawn on the device, from
+    torch's generator.
+
+    Args:
+        time_prob: expected share of frames in spans, overlaps counted twice.
+        time_length: frames a span.
+        channel_prob: likewise of channels.
+        channel_length: channels a span.
+    """
+
+    def __init__(
+        self, time_prob: float = 0.0, time_length: int = 5, channel_prob: float = 0.0, channel_length: int = 64
+    ) -> None:
+        super().__init__()
+        for name, prob in (("time_prob", time_prob), ("channel_prob", channel_prob)):
+            if not 0 <= prob <= 1:
+                raise ValueError(f"task.model.feature_mask.{name}={prob}: must be between 0 and 1")
+        self.time_prob, self.time_length = time_prob, time_length
+        self.channel_prob, self.channel_length = channel_prob, channel_length
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) with zeros; as it is in eval mode."""
+        if not self.training:
+            return x_BTD
+        num_samples, num_tokens, num_features = x_BTD.shape
+        if self.time_prob:
+            spans = _spans(num_samples, num_tokens, self.time_prob, self.time_length, x_BTD.device)
+            x_BTD = x_BTD.masked_fill(spans.unsqueeze(2), 0)
+        if self.channel_prob:
+            spans = _spans(num_samples, num_features, self.channel_prob, self.channel_length, x_BTD.device)
+            x_BTD = x_BTD.masked_fill(spans.unsqueeze(1), 0)
+        return x_BTD
+
+
+def _spans(num_rows: int, size: int, prob: float, length: int, device: torch.device) -> Tensor:
+    """(num_rows, size) bool, True in spans."""
+    starts = (torch.rand(num_rows, size, device=device) < prob / length).float()
+    return F.max_pool1d(F.pad(starts, (length - 1, 0)), length, stride=1).bool()
+
+
+class FinetunedModel(nn.Module):
+    """An encoder and a head on its last features.
+
+    Args:
+        encoder: is trained along.
+        head: reads the encoder's output.
+        train_frontend: whether local features (patches, convolutions, embeddings) are trained; the released recipes for
+            speech leave its convolutions as they are.
+        feature_mask: applied to local features in training, or None.
+    """
+
+    def __init__(
+        self, encoder: Encoder, head: nn.Module, train_frontend: bool = True, feature_mask: FeatureMask | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.train_frontend = train_frontend
+        self.feature_mask = feature_mask
+
+    def forward(self, batch: Batch, train_encoder: bool = True) -> Tensor:
+        """The head's output.
+
+        Args:
+            batch: of one modality; its mask, if any, is ignored.
+            train_encoder: False: only the head is trained.
+        """
+        grad = torch.is_grad_enabled() and train_encoder
+        with torch.set_grad_enabled(grad and self.train_frontend):
+            features_BTD = self.encoder.frontend(batch.modality).embed(batch.inputs)
+        if self.feature_mask is not None:
+            features_BTD = self.feature_mask(features_BTD)
+        with torch.set_grad_enabled(grad):
+            out = self.encoder.encode(batch.modality, features_BTD, batch.padding_mask)
+        return self.head(out, batch.padding_mask)

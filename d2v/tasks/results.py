@@ -1,0 +1,67 @@
+"""What a fine-tuned model leaves behind: scores, predictions, reports, pictures, submissions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2v.eval.figures_scores import plot_confusion
+from d2v.tasks.classification import MAX_CLASSES_SHOWN, Classification
+from d2v.tasks.scoring import Scored, score, write_predictions
+
+
+def write_results(folder: Path, model: nn.Module, task: Any, data: Any, device: torch.device, **context: Any) -> str:
+    """Score every evaluation set of ``data`` and write ``results.json``, ``results.md`` and what belongs to them.
+
+    Beside them: ``predictions_<set>.tsv``, ``report_<set>.md`` and ``confusion_<set>.png`` where the task has such, and
+    ``submission/`` for sets without labels that someone else scores.
+
+    Args:
+        folder: of the run.
+        model: in eval mode.
+        task: what it was trained for.
+        data: a ``FinetuneData``.
+        device: of the model.
+        context: what else goes into ``results.json``, JSON values.
+
+    Returns:
+        The table of scores, Markdown, in percent.
+    """
+    scored: dict[str, Scored] = {}
+    for name, source in data.evals.items():
+        found = scored[name] = score(model, task, data.eval_loader(name), device)
+        write_predictions(folder / f"predictions_{name}.tsv", found, task, source.name)
+        if found.labels is None:
+            if data.submission is not None:
+                answers = [task.answer(prediction) for prediction in found.predictions]
+                data.submission(folder / "submission", name, answers)
+            continue
+        report = task.report(found.predictions, found.labels, [source.name(i) for i in found.sample_ids])
+        if report:
+            (folder / f"report_{name}.md").write_text(report, encoding="utf-8")
+        if isinstance(task, Classification) and task.num_outputs <= MAX_CLASSES_SHOWN:
+            matrix, _ = task.confusion(found.predictions, found.labels)
+            plot_confusion(matrix, task.class_names, folder / f"confusion_{name}.png")
+    sets = {
+        name: {"scores": found.scores, "samples": len(found.predictions), "skipped": list(found.skipped)}
+        for name, found in scored.items()
+    }
+    results = {"metric": task.metric, **context, "sets": sets}
+    (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    table = scores_table({name: found.scores for name, found in scored.items() if found.scores})
+    (folder / "results.md").write_text(table)
+    return table
+
+
+def scores_table(rows: dict[str, dict[str, float]]) -> str:
+    """Markdown: a row a set, a column a score, in percent."""
+    names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
+    lines = ["| set | " + " | ".join(f"{name} (%)" for name in names) + " |", "|---|" + "---:|" * len(names)]
+    for row, scores in rows.items():
+        cells = [f"{100 * scores[name]:.1f}" if name in scores else "–" for name in names]
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,94 @@
+"""What is said: letters and word boundaries by CTC (Graves et al. 2006), word and letter error rates.
+
+The released recipes for LibriSpeech spell with 26 letters, an apostrophe and a word boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2v.data.letters import BLANK, check_letters, unspell
+from d2v.eval.words import align_worst, error_rates
+from d2v.tasks.base import Loss
+from d2v.types import NO_LETTER, Batch
+
+Decoder = Callable[[Tensor], str]  # (T, C) log-probabilities of one clip, on the CPU
+
+
+class Transcription:
+    """Text from frames, letter by letter.
+
+    Args:
+        labels: the alphabet (see :mod:`d2v.data.letters`); output 0 is the blank.
+        worst: utterances in the report.
+
+    Attributes:
+        decoder: makes a text of a clip's (T, C) log-probabilities; at first the best letter of every frame.
+    """
+
+    metric = "wer"
+    higher_is_better = False
+    columns = ("predicted", "said")
+
+    def __init__(self, labels: str, worst: int = 20) -> None:
+        self.letters = check_letters(labels)
+        self.decoder: Decoder = self.best_path
+        self.worst = worst
+
+    @property
+    def num_outputs(self) -> int:
+        """Letters and the blank."""
+        return len(self.letters) + 1
+
+    def best_path(self, log_probs: Tensor) -> str:
+        """Greedy decoding: the best of each frame, repeats merged, blanks dropped."""
+        best = torch.unique_consecutive(log_probs.argmax(-1))
+        return " ".join(unspell(best.tolist(), self.letters).split())
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Loss:
+        """CTC, summed; the mean is over letters, as in the reference. A clip with too few frames teaches nothing."""
+        assert batch.labels is not None
+        num_frames = _num_frames(outputs, batch)
+        real = batch.labels != NO_LETTER
+        total = F.ctc_loss(
+            outputs.float().log_softmax(-1).transpose(0, 1),
+            batch.labels.clamp(min=0),
+            num_frames,
+            real.sum(1),
+            blank=BLANK,
+            reduction="sum",
+            zero_infinity=True,
+        )
+        return Loss(total, real.sum())
+
+    def predict(self, outputs: Tensor, batch: Batch) -> list[str]:
+        """What was said."""
+        log_probs = outputs.float().log_softmax(-1).cpu()
+        return [self.decoder(x[:n]) for x, n in zip(log_probs, _num_frames(outputs, batch).tolist(), strict=True)]
+
+    def score(self, predictions: Sequence[str], labels: Sequence[Sequence[int]]) -> dict[str, float]:
+        """Word and letter error rates."""
+        return error_rates(predictions, [unspell(label, self.letters) for label in labels])
+
+    def answer(self, prediction: str) -> str:
+        """The text."""
+        return prediction
+
+    def cells(self, prediction: str, label: Sequence[int] | None) -> tuple[str, ...]:
+        """What was decoded, and what was said."""
+        return prediction, "" if label is None else unspell(label, self.letters)
+
+    def report(self, predictions: Sequence[str], labels: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+        """The worst utterances, aligned."""
+        return align_worst(predictions, [unspell(label, self.letters) for label in labels], names, self.worst)
+
+
+def _num_frames(outputs: Tensor, batch: Batch) -> Tensor:
+    """(B,) int64: frames of every clip."""
+    if batch.padding_mask is None:
+        return torch.full((len(outputs),), outputs.shape[1], device=outputs.device)
+    return (~batch.padding_mask).sum(1)

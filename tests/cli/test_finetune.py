@@ -1,0 +1,256 @@
+"""``d2v finetune`` and ``d2v evaluate`` of what it made, end to end, on data that can be learned in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from d2v.cli.sweep import choose, sweep_table
+from d2v.interop.native import Checkpoint, load_encoder
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
+QUICK = [
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.log_every_n_steps=1",
+    "num_threads=1",
+    "optim.layer_decay=1",
+]
+PLAIN = ["labels.augment.auto_augment=null", "labels.augment.erase_prob=0", "labels.augment.crop_scale=[0.8,1.0]"]
+IMAGES = [
+    "task=image_classification", "global_batch_size=8", "trainer.max_steps=6", "schedule.warmup_steps=0",
+    "optim.lr=3e-3", *QUICK, *PLAIN,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pretrained(runs: ModuleType, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.pretrain(tmp_path_factory.mktemp("pretrained"), *runs.folder_data(images), "trainer.max_steps=2")
+
+
+def _finetune(runs: ModuleType, folder: Path, *overrides: str) -> Path:
+    result = runs.d2v_command("finetune", f"hydra.run.dir={folder}", *overrides)
+    assert result.status in (0, None), result.err
+    assert f"run: {folder}" in result.out
+    return folder
+
+
+def _pretrain(runs: ModuleType, folder: Path, *overrides: str) -> Path:
+    """A checkpoint of speech or text."""
+    common = ["num_threads=1", "trainer.accelerator=cpu", "trainer.precision=32-true", "callbacks.health=null"]
+    result = runs.d2v_command("pretrain", f"output_dir={folder}", *overrides, *common, "schedule.warmup_steps=1")
+    assert result.status in (0, None), result.err
+    return Path(result.out.rpartition("run: ")[2].strip())
+
+
+def _results(folder: Path) -> dict:  # type: ignore[type-arg]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finetuned(runs: ModuleType, images: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finetuned") / "run"
+    return _finetune(
+        runs, folder, *IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", "trainer.max_steps=30",
+        "callbacks.score.every_n_steps=10",
+    )  # fmt: skip
+
+
+def test_images_are_learned_and_everything_is_written(finetuned: Path) -> None:
+    results = _results(finetuned)
+    assert results["metric"] == "top1"
+    assert results["sets"]["val"]["scores"]["top1"] >= 0.9  # dark and bright
+    for name in ("results.md", "predictions_val.tsv", "report_val.md", "confusion_val.png", "config.yaml", "run.json"):
+        assert (finetuned / name).stat().st_size > 0, name
+    assert (finetuned / "checkpoints" / "best.ckpt").is_file()
+    rows = (finetuned / "metrics.csv").read_text().splitlines()
+    assert "val/top1" in rows[0]
+
+
+def test_a_finetuned_checkpoint_is_scored_by_evaluate(
+    runs: ModuleType, finetuned: Path, images: Path, tmp_path: Path
+) -> None:
+    found = runs.d2v_command("evaluate", f"checkpoint={finetuned}", f"hydra.run.dir={tmp_path / 'own'}")
+    assert found.status in (0, None), found.err
+    assert _results(tmp_path / "own")["sets"] == _results(finetuned)["sets"]
+    predictions = "predictions_val.tsv"
+    assert (tmp_path / "own" / predictions).read_text() == (finetuned / predictions).read_text()
+    swapped = tmp_path / "swapped"
+    for split in ("train", "val"):
+        (swapped / split).mkdir(parents=True)
+        (swapped / split / "dark").symlink_to(images / split / "dark")
+        (swapped / split / "night").symlink_to(images / split / "light")
+    other = runs.d2v_command("evaluate", f"checkpoint={finetuned}", "data=image_folder", f"data.root={swapped}")
+    assert "knows the labels dark, light, these data have dark, night" in other.err
+    probed = runs.d2v_command("evaluate", f"checkpoint={finetuned}", "probe=knn")
+    assert "is fine-tuned, and is scored" in probed.err
+    decoded = runs.d2v_command("evaluate", f"checkpoint={finetuned}", "decoder=beam")
+    assert "only transcripts are decoded" in decoded.err
+
+
+def test_its_encoder_can_be_taken_elsewhere(
+    runs: ModuleType, finetuned: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    encoder, before = load_encoder(finetuned), load_encoder(pretrained)
+    assert any(not a.equal(b) for a, b in zip(encoder.parameters(), before.parameters(), strict=True))
+    result = runs.d2v_command("export", f"checkpoint={finetuned}", f"output={tmp_path / 'export'}")
+    assert result.status in (0, None), result.err
+    exported = load_encoder(tmp_path / "export")
+    assert all(a.equal(b) for a, b in zip(encoder.parameters(), exported.parameters(), strict=True))
+
+
+def test_resuming_is_exact(runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path) -> None:
+    options = [*IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", "callbacks.checkpoint.every_n_steps=3"]
+    options += ["callbacks.checkpoint.keep=-1", "encoder.drop_path_rate=0.2", "callbacks.score.every_n_steps=2"]
+    whole = _finetune(runs, tmp_path / "whole", *options)
+    halves = _finetune(runs, tmp_path / "halves", *options)
+    (halves / "checkpoints" / "step-00000006.ckpt").unlink()
+    (halves / "results.json").unlink()
+    again = runs.d2v_command(
+        "finetune", *options, f"resume={halves / 'checkpoints' / 'step-00000003.ckpt'}", f"hydra.run.dir={halves}"
+    )
+    assert again.status in (0, None), again.err
+    assert runs.differences(runs.load(whole, 6)["state_dict"], runs.load(halves, 6)["state_dict"]) == []
+    assert _results(whole)["sets"] == _results(halves)["sets"]
+
+
+def test_from_scratch(runs: ModuleType, images: Path, tmp_path: Path) -> None:
+    model = ["model=data2vec2/image_tiny", *[o for o in runs.MODEL if "encoder" in o]]
+    model += ["model.encoder.frontends.image.patch_size=7", "checkpoint=null"]
+    run = _finetune(runs, tmp_path / "run", *IMAGES, *runs.folder_data(images), *model)
+    assert "from_scratch" not in _results(run)
+    missing = runs.d2v_command("finetune", *IMAGES, *runs.folder_data(images), "checkpoint=null")
+    assert "choose the encoder by model=data2vec2/" in missing.err
+
+
+def test_early_stopping(runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path) -> None:
+    run = _finetune(
+        runs, tmp_path / "run", *IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", "optim.lr=0",
+        "callbacks.score.every_n_steps=1", "callbacks.score.patience=2", "trainer.max_steps=30",
+    )  # fmt: skip
+    assert len(runs.metrics(run)) == 3
+    assert Checkpoint.load(run / "checkpoints" / "best.ckpt").step == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.label_fraction=0"], "data.label_fraction=0"),
+        (["data.label_fraction=2"], "data.label_fraction=2"),
+        (["global_batch_size=7"], "global_batch_size=7: mixing takes an even number"),
+        (["encoder.drop_path=1"], "Did you mean encoder.drop_rate or encoder.drop_path_rate"),
+        (["epochs=1"], "epochs and trainer.max_steps say the same"),
+        (["checkpoint=nowhere"], "checkpoint=nowhere: no such file"),
+        (["callbacks.score.patience=0"], "callbacks.score.patience=0"),
+        (["decoder=beam"], "only transcripts are decoded"),
+        (["task.metric=best"], "task.metric=best: choose one of top1"),
+    ],
+)
+def test_errors_name_key_and_fix(
+    runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    given = [f"checkpoint={pretrained}", *IMAGES, *runs.folder_data(images), f"hydra.run.dir={tmp_path}"]
+    keys = {o.partition("=")[0] for o in overrides}
+    result = runs.d2v_command("finetune", *[o for o in given if o.partition("=")[0] not in keys], *overrides)
+    assert result.status == 1
+    assert message in result.err
+
+
+def test_a_checkpoint_of_another_modality(runs: ModuleType, pretrained: Path, tmp_path: Path) -> None:
+    root = runs.librispeech(tmp_path / "a")
+    result = runs.d2v_command(
+        "finetune", "task=ctc", f"checkpoint={pretrained}", f"data.root={root}", "data.conv_layers=[[8,20,10]]",
+        "data.val=train-clean-100", "data.train=train-clean-100", "data.probe_train=null",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert result.status == 1
+    assert "reads image, but this task's data are speech" in result.err
+
+
+def test_speech(runs: ModuleType, tmp_path: Path) -> None:
+    root = runs.librispeech(tmp_path / "data")
+    pretrained = _pretrain(
+        runs, tmp_path / "pretrained", "experiment=speech_tiny", *runs.SMALL["speech"], "data=librispeech",
+        f"data.root={root}",
+        "data.train=train-clean-100", "data.val=null", "data.probe_train=null", "global_batch_size=12",
+        "trainer.max_steps=1",
+    )  # fmt: skip
+    run = _finetune(
+        runs, tmp_path / "run", "task=ctc", f"data.root={root}", "data.train=train-clean-100",
+        "data.probe_train=null", "data.val=train-clean-100", f"checkpoint={pretrained}", "global_batch_size=20",
+        "trainer.max_steps=4", "freeze_steps=2", "feature_mask.channel_length=4", "schedule.warmup_fraction=0", *QUICK,
+    )  # fmt: skip
+    scores = _results(run)["sets"]["val"]["scores"]
+    assert scores.keys() == {"wer", "cer"}
+    assert _results(run)["sets"]["val"]["samples"] == 6
+    pytest.importorskip("flashlight")
+    found = runs.d2v_command("evaluate", f"checkpoint={run}", "decoder=beam", f"hydra.run.dir={tmp_path / 'beam'}")
+    assert found.status in (0, None), found.err
+    assert _results(tmp_path / "beam")["sets"]["val"]["samples"] == 6
+
+
+def test_glue(runs: ModuleType, tmp_path: Path) -> None:
+    pretrained = _pretrain(
+        runs, tmp_path / "pretrained", "experiment=text_tiny", *runs.SMALL["text"], "data=text_files",
+        f"data.root={runs.text_file(tmp_path / 'corpus.txt')}", "data.vocab_size=300",
+        f"data.cache={tmp_path / 'cache'}", "trainer.max_steps=1",
+    )  # fmt: skip
+    folder = tmp_path / "glue" / "SST-2"
+    folder.mkdir(parents=True)
+    rows = [f"the {'cat' if i % 2 else 'dog'} runs\t{i % 2}" for i in range(24)]
+    for name in ("train", "dev"):
+        (folder / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(f"{row}\n" for row in rows))
+    (folder / "test.tsv").write_text("index\tsentence\n0\tthe cat runs\n1\tthe dog runs\n2\tthe cat runs\n")
+    options = ["task=glue/sst2", f"data.root={tmp_path / 'glue'}", f"checkpoint={pretrained}", "global_batch_size=8"]
+    options += ["optim.lr=1e-2", *QUICK]
+    run = _finetune(runs, tmp_path / "run", *options, "epochs=10")
+    assert len(runs.metrics(run)) == 30  # 10 epochs of 24 in batches of 8
+    assert _results(run)["sets"]["val"]["scores"]["accuracy"] == 1.0
+    assert (run / "submission" / "SST-2.tsv").read_text() == "index\tprediction\n0\t1\n1\t0\n2\t1\n"
+    # The best checkpoint holds its tokenizer: text can be scored wherever it is taken.
+    (tmp_path / "corpus.txt").unlink()
+    found = runs.d2v_command("evaluate", f"checkpoint={run}", f"hydra.run.dir={tmp_path / 'again'}")
+    assert found.status in (0, None), found.err
+
+
+def _run(metric: str, val: float, other: float) -> dict:  # type: ignore[type-arg]
+    return {
+        "metric": metric,
+        "sets": {"val": {"scores": {metric: val}}, "b": {"scores": {metric: other}}, "t": {"scores": {}}},
+    }
+
+
+def test_a_sweep_chooses_by_the_mean_over_seeds() -> None:
+    from statistics import mean, median
+
+    runs = {(lr, seed): _run("accuracy", value, 0.5) for (lr, values) in (
+        (1e-5, (0.6, 0.6, 0.6)), (2e-5, (0.9, 0.5, 0.55))) for seed, value in enumerate(values)}  # fmt: skip
+    found = choose(runs, [1e-5, 2e-5], [0, 1, 2], mean)
+    assert found["lr"] == 2e-5
+    assert found["scores"]["val"]["accuracy"]["value"] == pytest.approx(0.65)
+    assert found["scores"].keys() == {"val", "b"}
+    assert choose(runs, [1e-5, 2e-5], [0, 1, 2], median)["lr"] == 1e-5
+    errors = {(lr, 0): _run("wer", value, 0.5) for lr, value in ((1e-5, 0.4), (2e-5, 0.3))}
+    assert choose(errors, [1e-5, 2e-5], [0], mean)["lr"] == 2e-5
+    table = sweep_table({"glue/rte": found, "glue/cola": found, "glue/wnli": found}, 3)
+    assert "| average without WNLI | val | | 65.0 | |" in table
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_and_does_not_repeat_what_is_done(
+    runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    options = [*IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", f"hydra.run.dir={tmp_path}"]
+    options = [o for o in options if not o.startswith(("optim.lr", "trainer.max_steps"))] + ["trainer.max_steps=1"]
+    sweep = ["+sweep.lrs=[1e-3,1e-2]", "+sweep.seeds=[0]"]
+    result = runs.d2v_command("finetune", *options, *sweep)
+    assert result.status in (0, None), result.err
+    content = json.loads((tmp_path / "results.json").read_text())["image_classification"]
+    assert content["lr"] in (1e-3, 1e-2)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/results.json")}
+    assert len(times) == 2
+    runs.d2v_command("finetune", *options, *sweep)
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/results.json")}
