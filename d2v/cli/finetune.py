@@ -52,6 +52,12 @@ def finetune(cfg: DictConfig) -> None:
             set_decoder(task, cfg.decoder)
         model = build_model(cfg, trained, task)
         set_steps(cfg, data)
+        if (
+            cfg.freeze_steps
+            and cfg.trainer.strategy == "auto"
+            and (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1)
+        ):
+            cfg.trainer.strategy = "ddp_find_unused_parameters_true"  # at first the encoder takes no gradient
         callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
         callbacks = [c(data=data) if isinstance(c, partial) else c for c in callbacks]
         loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]

@@ -117,8 +117,8 @@ class FinetunedModel(nn.Module):
     Args:
         encoder: is trained along.
         head: reads the encoder's output.
-        train_frontend: whether local features (patches, convolutions, embeddings) are trained; the released recipes for
-            speech leave its convolutions as they are.
+        train_frontend: whether what makes local features (patches, convolutions, embeddings) is trained; the released
+            recipes for speech leave its convolutions as they are.
         feature_mask: applied to local features in training, or None.
     """
 
@@ -128,7 +128,11 @@ class FinetunedModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
-        self.train_frontend = train_frontend
+        if not train_frontend:
+            for modality in encoder.frontends:
+                frontend = encoder.frontend(modality)
+                for name in frontend.extractor_parts or frontend.local_parts:
+                    frontend.get_submodule(name).requires_grad_(False)
         self.feature_mask = feature_mask
 
     def forward(self, batch: Batch, train_encoder: bool = True) -> Tensor:
@@ -138,11 +142,9 @@ class FinetunedModel(nn.Module):
             batch: of one modality; its mask, if any, is ignored.
             train_encoder: False: only the head is trained.
         """
-        grad = torch.is_grad_enabled() and train_encoder
-        with torch.set_grad_enabled(grad and self.train_frontend):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and train_encoder):
             features_BTD = self.encoder.frontend(batch.modality).embed(batch.inputs)
-        if self.feature_mask is not None:
-            features_BTD = self.feature_mask(features_BTD)
-        with torch.set_grad_enabled(grad):
+            if self.feature_mask is not None:
+                features_BTD = self.feature_mask(features_BTD)
             out = self.encoder.encode(batch.modality, features_BTD, batch.padding_mask)
         return self.head(out, batch.padding_mask)

@@ -88,6 +88,15 @@ def test_what_is_frozen_gets_no_gradient(train_frontend: bool, train_encoder: bo
     assert any("token_embed" in name for name in trained) == (train_encoder and train_frontend)
 
 
+def test_of_speech_the_convolutions_are_frozen_and_the_projection_is_trained() -> None:
+    frontend = SpeechFrontend(DIM, 2, ((8, 10, 5), (8, 4, 4)), pos_depth=1, pos_groups=4)
+    encoder = Encoder({"speech": frontend}, embed_dim=DIM, depth=1, num_heads=2)
+    model = FinetunedModel(encoder, FrameHead(DIM, 3), train_frontend=False)
+    model(Batch("speech", torch.randn(2, 400), torch.arange(2))).sum().backward()
+    frozen = {name for name, p in model.named_parameters() if p.grad is None}
+    assert frozen == {f"encoder.frontends.speech.{n}" for n, _ in frontend.named_parameters() if n.startswith("conv")}
+
+
 def test_the_model_is_encoder_and_head() -> None:
     encoder, head = text_encoder().eval(), FirstTokenHead(DIM, 2)
     model, batch = FinetunedModel(encoder, head, feature_mask=FeatureMask(time_prob=1.0)).eval(), text_batch()

@@ -23,10 +23,12 @@ class Frontend(nn.Module):
     Attributes:
         local_parts: names of the submodules that :meth:`embed` uses. A teacher whose scope is "context" takes the
             student's local features, so it does not average these.
+        extractor_parts: of these, what fine-tuning can leave untrained; () for all.
         inputs_are: what ``inputs`` are, in words, for model cards.
     """
 
     local_parts: ClassVar[tuple[str, ...]] = ()
+    extractor_parts: ClassVar[tuple[str, ...]] = ()
     inputs_are: ClassVar[str] = "inputs"
 
     def __init__(

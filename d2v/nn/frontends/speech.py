@@ -48,6 +48,7 @@ class SpeechFrontend(Frontend):
     """
 
     local_parts: ClassVar[tuple[str, ...]] = ("convs", "conv_norms", "norm", "proj")
+    extractor_parts: ClassVar[tuple[str, ...]] = ("convs", "conv_norms")  # the released recipes train the projection
     inputs_are: ClassVar[str] = (
         "waveforms (B, samples), mono, at config.yaml's data.sample_rate, each of zero mean and unit variance"
     )
