@@ -87,8 +87,8 @@ class Batch:
         labels: (B,) int64 classes; (B, C) float32 shares of mixed classes; (B,) float32 scores; (B, L) int64 letters,
             ended by ``NO_LETTER`` where they are fewer than L; or None.
         skipped: samples that could not be read and were replaced, as "name: reason".
-        step_size: samples of the optimizer step that this batch is part of, over all devices and micro-batches, where
-            these hold different numbers of them; None where they hold equally many.
+        step_size: samples (in fine-tuning on transcripts, letters) of the optimizer step that this batch is part of,
+            over all devices and micro-batches, where these hold different numbers of them; None where equally many.
     """
 
     modality: str

@@ -94,11 +94,19 @@ KEYS = (
 )
 
 
-def check_keys(cfg: DictConfig) -> None:
+FINETUNE_KEYS = (
+    *("model", "data", "task", "head", "encoder", "labels", "feature_mask", "optim", "schedule", "trainer"),
+    *("callbacks", "logger", "decoder", "checkpoint", "network", "train_frontend", "freeze_steps", "ema_decay"),
+    *("label_seed", "label_fraction", "seed", "epochs", "global_batch_size", "micro_batch_size", "num_workers"),
+    *("num_threads", "sweep", "resume", "output_dir", "name", "run_dir", "task_name"),
+)
+
+
+def check_keys(cfg: DictConfig, known: tuple[str, ...] = KEYS) -> None:
     """Raise ValueError for a top-level key that nothing reads."""
     for key in map(str, cfg):
-        if key not in KEYS:
-            raise ValueError(f"unknown key {key}: nothing reads it; remove it (known: {', '.join(KEYS)})")
+        if key not in known:
+            raise ValueError(f"unknown key {key}: nothing reads it; remove it (known: {', '.join(known)})")
 
 
 def check_ranges(cfg: DictConfig, ranges: dict[str, Range]) -> None:

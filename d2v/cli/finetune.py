@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from d2v.cli.checks import DATA, FINETUNE, check_ranges
+from d2v.cli.checks import DATA, FINETUNE, FINETUNE_KEYS, check_keys, check_ranges
 from d2v.cli.launch import configuring, run, running
 from d2v.cli.loading import Trained, best_device, load_data, load_trained
 from d2v.cli.pretrain import find_checkpoint
@@ -37,10 +37,12 @@ log = logging.getLogger(__name__)
 def finetune(cfg: DictConfig) -> None:
     """Train and score; whatever a user can have got wrong is checked before the first step."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    if cfg.sweep is not None:
+    if any(cfg.sweep[key] is not None for key in ("tasks", "lrs", "seeds")):
         sweep(cfg, run_dir)
         return
     with configuring():
+        check_keys(cfg, FINETUNE_KEYS)
+        check_given(cfg)
         check_ranges(cfg, FINETUNE | DATA)
         setup.quiet_libraries()
         L.seed_everything(cfg.seed, verbose=False)
@@ -141,14 +143,43 @@ def build_model(cfg: DictConfig, trained: Trained | None, task: Task) -> Finetun
     return model
 
 
+def check_given(cfg: DictConfig) -> None:
+    """Raise ValueError for settings that contradict each other."""
+    if cfg.checkpoint is not None and _is_given("model"):
+        raise ValueError(f"model=...: the encoder is that of checkpoint={cfg.checkpoint}; give one of them")
+    if cfg.checkpoint is None:
+        for key, plain in (("train_frontend", True), ("freeze_steps", 0), ("optim.layer_decay", 1)):
+            if OmegaConf.select(cfg, key, default=plain) != plain:
+                raise ValueError(
+                    f"checkpoint=null: {key}={OmegaConf.select(cfg, key)} is for trained encoders; set {key}={plain}"
+                )
+
+
+def _is_given(key: str) -> bool:
+    """Whether the command line says something of a key."""
+    return key in {o.lstrip("+~").partition("=")[0] for o in HydraConfig.get().overrides.task}
+
+
 def set_steps(cfg: DictConfig, data: FinetuneData) -> None:
-    """``trainer.max_steps`` from ``epochs``, and ``callbacks.score.every_n_steps`` from the former, where not given."""
-    if cfg.trainer.max_steps is None:
+    """``trainer.max_steps`` from ``epochs``, and ``callbacks.score.every_n_steps`` from the former, where not given.
+
+    Of a task's own, whichever the command line says counts.
+    """
+    if _is_given("epochs") and _is_given("trainer.max_steps") and None not in (cfg.epochs, cfg.trainer.max_steps):
+        raise ValueError("epochs and trainer.max_steps say the same: give one of them")
+    if cfg.trainer.max_steps is None or (_is_given("epochs") and cfg.epochs is not None):
         if cfg.epochs is None:
             raise ValueError("give epochs=N or trainer.max_steps=N")
         cfg.trainer.max_steps = max(1, math.ceil(cfg.epochs * data.size / cfg.global_batch_size))
-    elif cfg.epochs is not None and "epochs" in " ".join(HydraConfig.get().overrides.task):
-        raise ValueError("epochs and trainer.max_steps say the same: give one of them")
+    if cfg.freeze_steps and cfg.freeze_steps >= cfg.trainer.max_steps:
+        raise ValueError(
+            f"freeze_steps={cfg.freeze_steps} of {cfg.trainer.max_steps} steps would never train the encoder: lower it"
+        )
+    if cfg.schedule.get("warmup_steps", 0) >= cfg.trainer.max_steps > 1:
+        raise ValueError(
+            f"schedule.warmup_steps={cfg.schedule.warmup_steps} of {cfg.trainer.max_steps} steps would be all warm-up: "
+            "lower it, or choose schedule=cosine, whose warm-up is a share of the run"
+        )
     score = cfg.callbacks.get("score")
     if score is not None and score.every_n_steps is None:
         score.every_n_steps = max(1, cfg.trainer.max_steps // 10)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2v.cli.checks import DATA, PRETRAIN, check_keys, check_ranges
 from d2v.cli.launch import configuring, naming, run, running
-from d2v.interop.native import Checkpoint, init_from, newest_intact_checkpoint
+from d2v.interop.native import BEST, Checkpoint, init_from, newest_intact_checkpoint
 from d2v.lit import setup
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.data import PretrainDataModule
@@ -82,6 +82,8 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
     """The checkpoint to go on from, or None to start anew (said aloud under resume=auto)."""
     if not resume:
         return None
+    if Path(resume).name == BEST:
+        raise ValueError(f"resume={resume}: holds weights to use, but not where training stood; give a step-*.ckpt")
     if resume != "auto" and Path(resume).is_file():
         with naming("resume"):
             Checkpoint.load(resume)

@@ -24,7 +24,7 @@ def run_dir(output_dir: str, name: str | None, resume: str | None, overrides: Se
     parent = Path(output_dir) / (name or "run")
     if resume == "auto":
         for folder in sorted(parent.glob("*/checkpoints"), reverse=True):
-            if any(folder.glob("*.ckpt")) and _overrides_of(folder.parent) == _identity(overrides):
+            if any(folder.glob("step-*.ckpt")) and _overrides_of(folder.parent) == _identity(overrides):
                 return str(folder.parent)
     elif resume:
         path = Path(resume)

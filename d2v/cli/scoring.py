@@ -43,9 +43,11 @@ def score_finetuned(cfg: DictConfig, run_dir: Path) -> None:
             f"checkpoint={cfg.checkpoint} knows the labels {_shown(known)}, these data have {_shown(data.labels)}: "
             "score it on data with the same"
         )
-    task: Any = build({**{k: v for k, v in config["task"].items() if k != "_partial_"}, "labels": known})
+    task: Any = _build_with(config["task"], labels=known)
     if cfg.get("decoder") is not None:
         set_decoder(task, cfg.decoder)
+    elif config.get("decoder") is not None:  # as it was fine-tuned with
+        task.decoder = _build_with(config["decoder"], letters=task.letters)
     model = checkpoint.build_model().eval().to(best_device())
     table = write_results(
         run_dir, model, task, data, best_device(), checkpoint=str(cfg.checkpoint), step=checkpoint.step
@@ -58,6 +60,11 @@ def set_decoder(task: Any, node: DictConfig) -> None:
     if not isinstance(task, Transcription):
         raise ValueError("decoder=...: only transcripts are decoded; remove it")
     task.decoder = instantiate(node)(task.letters)
+
+
+def _build_with(node: dict[str, Any], **arguments: Any) -> Any:
+    """What a partial node describes, with the arguments it waits for."""
+    return build({**{key: value for key, value in node.items() if key != "_partial_"}, **arguments})
 
 
 def _shown(labels: Any) -> str:

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -20,33 +21,55 @@ def sweep(cfg: DictConfig, run_dir: Path) -> None:
     """Run ``d2v finetune`` for every task, learning rate and seed, and write one table.
 
     Of every task, the learning rate with the best ``sweep.report`` over seeds counts. A run that has its results
-    already is not repeated, so the same command with the same ``hydra.run.dir`` goes on after an interruption.
+    already is not repeated, and one that was begun is resumed: the same command goes on in the same ``hydra.run.dir``.
     """
+    given = HydraConfig.get().overrides.task
     with configuring():
-        tasks = list(cfg.sweep.get("tasks") or [HydraConfig.get().runtime.choices["task"]])
-        lrs, seeds = list(cfg.sweep.get("lrs") or [cfg.optim.lr]), list(cfg.sweep.get("seeds") or [cfg.seed])
-        report = {"mean": statistics.mean, "median": statistics.median}.get(cfg.sweep.get("report", "mean"))
+        report = {"mean": statistics.mean, "median": statistics.median}.get(cfg.sweep.report)
         if report is None:
             raise ValueError(f"sweep.report={cfg.sweep.report}: choose mean or median")
+        for key, one in (("lrs", "optim.lr="), ("seeds", "seed=")):
+            if cfg.sweep[key] is not None and any(o.startswith(one) for o in given):
+                raise ValueError(f"{one}... and sweep.{key}={list(cfg.sweep[key])}: give one of them")
+        tasks = cfg.sweep.tasks or [HydraConfig.get().runtime.choices["task"]]
+        lrs = [float(lr) for lr in cfg.sweep.lrs or [cfg.optim.lr]]
+        seeds = list(cfg.sweep.seeds or [cfg.seed])
     ours = ("sweep", "task=", "seed=", "optim.lr=", "hydra.", "resume=")
-    overrides = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+~").startswith(ours)]
+    overrides = [o for o in given if not o.lstrip("+~").startswith(ours)]
     found: dict[str, dict[str, Any]] = {}
     for task in tasks:
         runs = {}
         for lr, seed in product(lrs, seeds):
             folder = run_dir / f"{task.replace('/', '_')}_lr{lr:g}_seed{seed}"
-            if not (folder / "results.json").is_file():
-                command = [f"task={task}", *overrides, f"optim.lr={lr}", f"seed={seed}", "sweep=null"]
-                print("\n$ d2v finetune " + " ".join(command), flush=True)
-                subprocess.run(
-                    [sys.executable, "-m", "d2v.cli.finetune", *command, f"hydra.run.dir={folder}"], check=True
-                )
-            runs[lr, seed] = json.loads((folder / "results.json").read_text())
+            runs[lr, seed] = one_run(folder, [f"task={task}", *overrides, f"optim.lr={lr}", f"seed={seed}"])
         found[task] = choose(runs, lrs, seeds, report)
     table = sweep_table(found, len(seeds))
     (run_dir / "results.json").write_text(json.dumps(found, indent=2) + "\n")
     (run_dir / "results.md").write_text(table)
     print(f"\n{table}\nresults: {run_dir / 'results.json'}")
+
+
+def one_run(folder: Path, overrides: list[str]) -> Any:
+    """The results of a run in this folder: those that are there, or of the run gone on with, or of a new one."""
+    record = folder / ".hydra" / "overrides.yaml"
+    if record.is_file():
+        before = [o for o in yaml.safe_load(record.read_text()) if not o.startswith(("hydra.", "resume="))]
+        if before != overrides:
+            changed = ", ".join(sorted(set(before) ^ set(overrides)))
+            raise SystemExit(f"d2v: error: {folder} was run otherwise ({changed}): choose another hydra.run.dir")
+    if not (folder / "results.json").is_file():
+        command = list(overrides)
+        if any((folder / "checkpoints").glob("step-*.ckpt")):
+            command.append(f"resume={folder}")
+        print("\n$ d2v finetune " + " ".join(command), flush=True)
+        process = subprocess.Popen([sys.executable, "-m", "d2v.cli.finetune", *command, f"hydra.run.dir={folder}"])
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            status = process.wait()  # it got the signal too, and saves first
+        if status or not (folder / "results.json").is_file():
+            raise SystemExit(f"d2v: error: {folder} ended without results; hydra.run.dir={folder.parent} goes on")
+    return json.loads((folder / "results.json").read_text())
 
 
 def choose(runs: dict[tuple[float, int], Any], lrs: list[float], seeds: list[int], report: Any) -> dict[str, Any]:

@@ -366,6 +366,22 @@ def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, lis
     return root, [Clip(name, num_resampled(count, rate or sample_rate, sample_rate)) for name, count in entries]
 
 
+def with_transcripts(clips: Sequence[Clip], path: str, key: str) -> list[Clip]:
+    """Clips with what is said in them, from a UTF-8 text file of a line each, in their order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it has fewer or more lines than there are clips.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{key}={path}: no such file; give a text file of a transcript a line")
+    lines = file.read_text("utf-8-sig").removesuffix("\n").split("\n")
+    if len(lines) != len(clips):
+        raise ValueError(f"{key}={path}: {len(lines)} lines for {len(clips)} clips of the manifest: give one for each")
+    return [clip._replace(transcript=line.strip()) for clip, line in zip(clips, lines, strict=True)]
+
+
 def _first_rate(root: Path, names: list[str]) -> int | None:
     soundfile, _ = libraries()
     for name in names[:100]:

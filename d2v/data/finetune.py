@@ -27,6 +27,7 @@ from d2v.data.sampler import (
     StreamSampler,
     sample_rng,
     split_batch,
+    split_seconds,
 )
 from d2v.types import Batch
 
@@ -100,7 +101,8 @@ class LabelledSamples(PretrainSamples):
     def __getitem__(self, key: SampleKey | ClipKey) -> Sample:
         """The view of this sample, or of the next good one, and its label."""
         sample = super().__getitem__(key)
-        return sample._replace(label=self.source.label(sample.key.index))
+        step_size = key.step_size if isinstance(key, ClipKey) else None
+        return sample._replace(label=self.source.label(sample.key.index), step_size=step_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,7 @@ class FinetuneData:
         train_collate: likewise in training; None for ``collate``.
         eval_batch_size: samples scored at a time.
         seconds: where batches are counted in seconds: units of ``train.lengths`` in one. None: counted in samples.
+        pool_size: of a ``LengthSampler``, where batches are counted in seconds.
         max_bad_fraction: highest tolerated share of samples that cannot be read.
         submission: writes answers for a set without labels into a folder, for whoever scores them; or None.
     """
@@ -132,6 +135,7 @@ class FinetuneData:
     train_collate: Callable[[Sequence[Sample]], Batch] | None = None
     eval_batch_size: int
     seconds: int | None = None
+    pool_size: int = 0
     max_bad_fraction: float = 0.01
     submission: Callable[[Path, str, Sequence[Any]], Path] | None = None
 
@@ -158,27 +162,29 @@ class FinetuneData:
         if self.seconds is None:
             return split_batch(global_batch_size, micro_batch_size, world_size)  # type: ignore[arg-type]  # it checks
         longest = float(self._lengths.max()) / self.seconds
-        share = global_batch_size / world_size
-        if share < longest:
-            raise ValueError(
-                f"global_batch_size={global_batch_size:g} seconds are {share:g} for each of {world_size} devices, but "
-                f"a clip has {longest:g}: choose at least {math.ceil(longest * world_size)}, or lower data.max_seconds"
-            )
-        accumulate = 1 if micro_batch_size is None else max(1, math.ceil(share / max(micro_batch_size, longest)))
-        return BatchSplit(share / accumulate, accumulate, world_size)
+        return split_seconds(global_batch_size, micro_batch_size, world_size, longest)
 
     def train_dataset(self, seed: int) -> LabelledSamples:
         """Random views with labels, by the keys of ``train_sampler``."""
         return LabelledSamples(self.train, self.train_view, seed)
 
-    def train_sampler(self, seed: int, split: BatchSplit, **plan: int) -> StepPlan:
+    def train_sampler(self, seed: int, split: BatchSplit, **plan: Any) -> StepPlan:
         """Batches of keys; ``plan`` are the arguments of a :class:`StepPlan`."""
         if self.seconds is None:
             return StreamSampler(
                 micro_batch_size=int(split.micro_batch_size), num_samples=len(self.train), seed=seed, **plan
             )
         seconds = split.micro_batch_size * split.accumulate * split.world_size
-        return LengthSampler(lengths=self._lengths, step_length=round(seconds * self.seconds), seed=seed, **plan)
+        letters = [len(self.train.label(i)) for i in range(len(self.train))]  # type: ignore[arg-type]  # of transcripts
+        return LengthSampler(
+            lengths=self._lengths,
+            step_length=round(seconds * self.seconds),
+            seed=seed,
+            pool_size=self.pool_size,
+            crop=False,
+            weights=np.array(letters),
+            **plan,
+        )
 
     def eval_loader(self, name: str) -> DataLoader[Any]:
         """Every sample of an evaluation set once, those of about the same length together."""

@@ -236,7 +236,7 @@ def _read_file(task: GlueTask, root: str, on_bad_row: str, split: str) -> Senten
     path = Path(root).expanduser() / task.folder / f"{split}.tsv"
     if not path.is_file():
         raise FileNotFoundError(f"data.root={root}: {path} is missing; data.root must hold GLUE's folder {task.folder}")
-    lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")  # a lone CR is part of a cell
     labelled = not split.startswith("test")
     header = list(task.columns) if task.columns and labelled else lines.pop(0).rstrip("\r").split("\t")
     wanted = (*task.texts, task.label) if labelled else task.texts

@@ -93,6 +93,56 @@ def split_batch(global_batch_size: int, micro_batch_size: int | None, world_size
     return BatchSplit(micro, share // micro, world_size)
 
 
+def check_seconds_fit(
+    global_batch_size: float, micro_batch_size: float | None, world_size: int, longest: float
+) -> None:
+    """Raise ValueError if a device's share of a batch, or a micro-batch, does not hold the longest clip."""
+    share = global_batch_size / world_size
+    if share < longest:
+        raise ValueError(
+            f"global_batch_size={global_batch_size:g} seconds are {share:g} for each of {world_size} devices, but "
+            f"a clip takes up to {longest:g}: choose at least {longest * world_size:g}, or lower data.max_seconds"
+        )
+    if micro_batch_size is not None and micro_batch_size < longest:
+        raise ValueError(
+            f"micro_batch_size={micro_batch_size:g} seconds: a clip takes up to {longest:g}; choose at least that, "
+            "or lower data.max_seconds"
+        )
+
+
+def split_seconds(
+    global_batch_size: float, micro_batch_size: float | None, world_size: int, longest: float
+) -> BatchSplit:
+    """Derive gradient accumulation for batches that are counted in seconds of audio.
+
+    Args:
+        global_batch_size: seconds per optimizer step, over all devices; what a recipe fixes.
+        micro_batch_size: so many seconds on a device at a time, on average over an optimizer step: where its clips
+            cannot be dealt evenly, some micro-batches hold one more than others. None for all of its share at once.
+        world_size: devices.
+        longest: seconds that a clip takes at most.
+
+    Raises:
+        ValueError: a device's share, or a micro-batch, does not hold the longest clip.
+    """
+    check_seconds_fit(global_batch_size, micro_batch_size, world_size, longest)
+    share = global_batch_size / world_size
+    accumulate = 1 if micro_batch_size is None else int(-(-share // micro_batch_size))
+    most = int(whole(global_batch_size / longest) // world_size)  # micro-batches that a longest clip each fits
+    if accumulate > most:
+        raise ValueError(
+            f"micro_batch_size={micro_batch_size:g} seconds: {global_batch_size:g} in parts of that size leave "
+            f"some of {world_size} devices x {accumulate} without a clip of {longest:g}; choose at least "
+            f"{math.ceil(share / most)}, or lower data.max_seconds"
+        )
+    return BatchSplit(share / accumulate, accumulate, world_size)
+
+
+def whole(ratio: float) -> int:
+    """Rounded down, but not for the last bits of a division."""
+    return int(ratio + 1e-9)
+
+
 @dataclass(kw_only=True, eq=False)
 class StepPlan:
     """Which micro-batches this rank makes, of a run of optimizer steps.
@@ -248,7 +298,7 @@ class ClipKey(NamedTuple):
         epoch: passes over the data set completed before this one.
         index: the sample's number in the data set.
         length: what the sample is to be cropped to, the same for all of an optimizer step.
-        step_size: samples of that optimizer step.
+        step_size: samples, or the sum of their weights, of that optimizer step.
     """
 
     epoch: int
@@ -270,6 +320,9 @@ class LengthSampler(StepPlan):
         lengths: of every sample, in any unit, as far as it is used.
         step_length: most that an optimizer step holds, over all devices, in the same unit.
         seed: with the epoch, it decides the order.
+        crop: samples are cropped to the shortest of their step; False: they are padded to its longest, and it is the
+            padded length that ``step_length`` limits.
+        weights: of every sample, whose sum over an optimizer step is ``ClipKey.step_size``; None: 1 each.
         pool_size: samples that are sorted at a time; larger pools crop less and mix less. 0 for what makes 50
             steps, but no more than there are, or a step would hold a sample several times.
 
@@ -282,6 +335,8 @@ class LengthSampler(StepPlan):
     step_length: int
     seed: int = 0
     pool_size: int = 0
+    crop: bool = True
+    weights: np.ndarray | None = None
     _order: _Permutations = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -325,12 +380,19 @@ class LengthSampler(StepPlan):
             lengths = self.lengths[clips[:, 1]]
             bounds = [0]
             while len(clips) - bounds[-1] >= fewest:
-                bounds.append(min(len(clips), bounds[-1] + self.step_length // int(lengths[bounds[-1]])))
+                bounds.append(bounds[-1] + self._step_count(lengths[bounds[-1] :]))
             rest = clips[bounds[-1] :]
             yield clips, bounds, rng
+
+    def _step_count(self, lengths: np.ndarray) -> int:
+        """How many of these samples, ascending by length, the next step takes."""
+        if self.crop:
+            return min(len(lengths), self.step_length // int(lengths[0]))
+        return int((np.arange(1, len(lengths) + 1) * lengths <= self.step_length).sum())
 
     def _keys(self, clips: np.ndarray) -> list[ClipKey]:
         """A step's keys, in random order; the generator is the step's own, whatever steps were made before."""
         length = int(self.lengths[clips[:, 1]].min())
         own = np.random.Generator(np.random.PCG64([int(x) for x in clips[0]] + [self.seed]))
-        return [ClipKey(int(e), int(i), length, len(clips)) for e, i in own.permutation(clips)]
+        step_size = len(clips) if self.weights is None else int(self.weights[clips[:, 1]].sum())
+        return [ClipKey(int(e), int(i), length, step_size) for e, i in own.permutation(clips)]

@@ -22,6 +22,7 @@ from d2v.data.audio_sources import (
     prompt_clips,
     read_prompt,
     require_folder,
+    with_transcripts,
 )
 from d2v.data.datasets import Stream
 from d2v.data.hf_audio import HFAudioStream, hf_clips
@@ -205,6 +206,9 @@ def audio_folder(
 def audio_manifest(
     manifest: str,
     *,
+    transcripts: str | None = None,
+    val_manifest: str | None = None,
+    val_transcripts: str | None = None,
     conv_layers: Convs,
     sample_rate: int = 16000,
     min_seconds: float = 2.0,
@@ -218,17 +222,31 @@ def audio_manifest(
     Args:
         manifest: a tsv as fairseq has them: the root folder on the first line, then path<TAB>number of samples. A root
             that is not absolute is looked for beside the manifest.
+        transcripts: a text file with what is said in each of them, a line a clip, in their order; or None.
+        val_manifest: likewise, of the clips to evaluate on, or None.
+        val_transcripts: of these.
         conv_layers: as in SpeechData, like all that follow.
 
     Raises:
-        FileNotFoundError: no such manifest or root.
-        ValueError: a line or a value is not as it should be.
+        FileNotFoundError: no such manifest, root or file of transcripts.
+        ValueError: a line or a value is not as it should be, or there are fewer or more transcripts than clips.
     """
     check_seconds(min_seconds, max_seconds)
-    root, listed = manifest_clips(manifest, sample_rate, "data.manifest")
-    shortest = round(min_seconds * sample_rate)
+    if val_transcripts is not None and val_manifest is None:
+        raise ValueError(f"data.val_transcripts={val_transcripts}: set data.val_manifest, the clips they belong to")
+
+    def clips(path: str, texts: str | None, prefix: str, min_samples: int) -> AudioClips:
+        root, listed = manifest_clips(path, sample_rate, f"data.{prefix}manifest")
+        if texts is not None:
+            listed = with_transcripts(listed, texts, f"data.{prefix}transcripts")
+        key = f"data.{prefix}manifest={path}"
+        return AudioClips(partial(_below, root), listed, sample_rate, min_samples, key=key)
+
+    train = clips(manifest, transcripts, "", round(min_seconds * sample_rate))
     return SpeechData(
-        train=AudioClips(partial(_below, root), listed, sample_rate, shortest, key=f"data.manifest={manifest}"),
+        train=train,
+        probe_train=None if transcripts is None else train,
+        val=None if val_manifest is None else clips(val_manifest, val_transcripts, "val_", 1),
         sample_rate=sample_rate,
         min_seconds=min_seconds,
         max_seconds=max_seconds,

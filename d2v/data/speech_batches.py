@@ -160,4 +160,5 @@ class EvalCollate:
             padding_mask=padding_mask if bool(padding_mask.any()) else None,
             labels=labels_of(good),
             skipped=skipped_in(samples),
+            step_size=samples[0].step_size,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -15,10 +14,18 @@ from torch import Tensor
 
 from d2v.data.audio_sources import AudioClips
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EvalSamples, Stream, StreamBatches
+from d2v.data.datasets import EvalSamples, Source, Stream, StreamBatches
 from d2v.data.finetune import FinetuneData, part
 from d2v.data.letters import LETTERS, check_letters
-from d2v.data.sampler import BatchPlan, BatchSplit, LengthSampler, split_batch
+from d2v.data.sampler import (
+    BatchPlan,
+    BatchSplit,
+    LengthSampler,
+    check_seconds_fit,
+    split_batch,
+    split_seconds,
+    whole,
+)
 from d2v.data.speech_batches import MODALITY, ClipCollate, CropView, EvalCollate, EvalView, PretrainClips
 from d2v.data.spoken import SpokenClips, WholeView, choose_hours
 from d2v.objective.masking import MaskGenerator
@@ -144,36 +151,18 @@ class SpeechData:
             ValueError: a device's share does not hold the longest crop.
         """
         longest = self.crop_seconds if self.streaming else float(self._lengths.max() / self.sample_rate)
-        share = global_batch_size / world_size
-        if share < longest:
-            raise ValueError(
-                f"global_batch_size={global_batch_size:g} seconds are {share:g} for each of {world_size} devices, but "
-                f"a clip takes up to {longest:g}: choose at least {longest * world_size:g}, or lower data.max_seconds"
-            )
-        if micro_batch_size is not None and micro_batch_size < longest:
-            raise ValueError(
-                f"micro_batch_size={micro_batch_size:g} seconds: a clip takes up to {longest:g}; choose at least that, "
-                "or lower data.max_seconds"
-            )
-        if self.streaming:  # equally many crops in every micro-batch
-            crops = _whole(share / self.crop_seconds)
-            limit = crops if micro_batch_size is None else _whole(micro_batch_size / self.crop_seconds)
-            return split_batch(crops * world_size, limit, world_size)
-        accumulate = 1 if micro_batch_size is None else int(-(-share // micro_batch_size))
-        most = int(_whole(global_batch_size / longest) // world_size)  # micro-batches that a longest clip each fits
-        if accumulate > most:
-            raise ValueError(
-                f"micro_batch_size={micro_batch_size:g} seconds: {global_batch_size:g} in parts of that size leave "
-                f"some of {world_size} devices x {accumulate} without a clip of {longest:g}; choose at least "
-                f"{math.ceil(share / most)}, or lower data.max_seconds"
-            )
-        return BatchSplit(share / accumulate, accumulate, world_size)
+        if not self.streaming:
+            return split_seconds(global_batch_size, micro_batch_size, world_size, longest)
+        check_seconds_fit(global_batch_size, micro_batch_size, world_size, longest)
+        crops = whole(global_batch_size / world_size / self.crop_seconds)  # equally many in every micro-batch
+        limit = crops if micro_batch_size is None else whole(micro_batch_size / self.crop_seconds)
+        return split_batch(crops * world_size, limit, world_size)
 
     def pretrain_dataset(self, seed: int) -> PretrainClips:
         """Random crops by ClipKey. Raises ValueError if the data is a stream."""
         return PretrainClips(self._clips(), seed)
 
-    def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: int) -> LengthSampler:
+    def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: Any) -> LengthSampler:
         """Batches of ClipKeys: clips of about the same length."""
         seconds = split.micro_batch_size * split.accumulate * split.world_size
         return LengthSampler(
@@ -238,7 +227,7 @@ class SpeechData:
 
         Args:
             letters: what they are spelled with (see :mod:`d2v.data.letters`).
-            hours: train on so many only, of as many speakers as possible; None for all.
+            hours: train on so many of ``train``'s only, of as many speakers as possible; None for all.
             label_fraction: train on this share of the clips only.
             on_bad_text: what to do with transcripts that cannot be spelled, "error" or "skip".
             seed: decides which clips.
@@ -246,12 +235,12 @@ class SpeechData:
         Raises:
             ValueError: there are no transcripts, or one cannot be spelled.
         """
-        if self.probe_train is None or self.val is None:
+        clips = self.train if isinstance(self.train, AudioClips) and self.train.has_transcripts else self.probe_train
+        if clips is None or self.val is None:
             raise ValueError("fine-tuning needs clips with transcripts to train on and to score: see data.val")
         check_letters(letters)
-        ids = None if hours is None else choose_hours(self.probe_train, hours, self.sample_rate, seed)
-        longest = self._samples(self.max_seconds)
-        train = SpokenClips(self.probe_train, letters, longest, on_bad_text, ids)
+        spoken = SpokenClips(clips, letters, self._samples(self.max_seconds), on_bad_text)
+        train: Source = spoken if hours is None else choose_hours(spoken, hours, self.sample_rate, seed)
         view = EvalView(self._min_eval_samples, self._samples(self.eval_max_seconds))
         return FinetuneData(
             modality=MODALITY,
@@ -263,6 +252,7 @@ class SpeechData:
             collate=self.eval_collate,
             eval_batch_size=self.eval_batch_size,
             seconds=self.sample_rate,
+            pool_size=self.pool_size,
             max_bad_fraction=self.max_bad_fraction,
         )
 
@@ -319,11 +309,6 @@ class _LogMel:
         shortage = self._mel.n_fft - len(waveform)  # of which the transform reflects half at either end
         bands: Tensor = self._mel(F.pad(waveform, (0, max(0, shortage))))
         return (bands + 1e-5).log().T.contiguous()
-
-
-def _whole(ratio: float) -> int:
-    """Rounded down, but not for the last bits of a division."""
-    return int(ratio + 1e-9)
 
 
 def check_seconds(min_seconds: float, max_seconds: float, crop_seconds: float = 1.0) -> None:

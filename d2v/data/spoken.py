@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import PurePath
@@ -13,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from d2v.data.audio_sources import AudioClips
+from d2v.data.finetune import Part
 from d2v.data.letters import spell
 from d2v.data.sampler import RandomStream, sample_rng
 from d2v.data.speech_batches import EvalView
@@ -43,7 +43,6 @@ class SpokenClips:
         letters: what transcripts are spelled with; without small letters in it, transcripts are put in capitals.
         max_samples: longer clips are left out.
         on_bad_text: "error", or "skip": leave clips out whose transcript is empty or has other characters, and say so.
-        ids: those to choose from; None for all.
 
     Raises:
         ValueError: no clip has a transcript, none is short enough, or a transcript cannot be spelled.
@@ -57,19 +56,19 @@ class SpokenClips:
         letters: str,
         max_samples: int,
         on_bad_text: Literal["error", "skip"] = "error",
-        ids: Sequence[int] | None = None,
     ) -> None:
         if on_bad_text not in ("error", "skip"):
             raise ValueError(f"labels.on_bad_text={on_bad_text}: choose error or skip")
         if not clips.has_transcripts:
             raise ValueError(
-                "these clips have no transcripts: use data=librispeech, data.transcripts, or another data set"
+                "these clips have no transcripts: use data=librispeech, data.transcripts of data=audio_manifest, or "
+                "data.text_column of data=hf_audio"
             )
         self.clips = clips
         self.ids: list[int] = []
         self._letters: list[tuple[int, ...]] = []
         bad, too_long = [], 0
-        for i in range(len(clips)) if ids is None else ids:
+        for i in range(len(clips)):
             if clips.lengths[i] > max_samples:
                 too_long += 1
                 continue
@@ -88,8 +87,7 @@ class SpokenClips:
         if bad or too_long:
             log.warning("left out %d clips for their transcripts, %d for their length", len(bad), too_long)
         if not self.ids:
-            count = len(clips) if ids is None else len(ids)
-            raise ValueError(f"none of {count} clips can be used: {len(bad)} transcripts, {too_long} too long")
+            raise ValueError(f"none of {len(clips)} clips can be used: {len(bad)} transcripts, {too_long} too long")
         self.lengths = clips.lengths[self.ids]
 
     def __len__(self) -> int:
@@ -108,7 +106,7 @@ class SpokenClips:
         return self.clips.name(self.ids[index])
 
 
-def choose_hours(clips: AudioClips, hours: float, sample_rate: int, seed: int) -> list[int]:
+def choose_hours(clips: SpokenClips, hours: float, sample_rate: int, seed: int) -> Part:
     """Clips that last so long together, the speakers taking turns: a few labels from as many voices as possible.
 
     The same for the same clips and seed; more hours hold the clips of fewer.
@@ -133,4 +131,4 @@ def choose_hours(clips: AudioClips, hours: float, sample_rate: int, seed: int) -
         if left < 0 and chosen:
             break
         chosen.append(i)
-    return sorted(chosen)
+    return Part(clips, sorted(chosen))

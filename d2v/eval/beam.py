@@ -77,4 +77,5 @@ class BeamDecoder:
             return ""
         if self._spells_words:
             return " ".join(hypotheses[0].words)
-        return "".join(self._decoder.idxs_to_tokens(hypotheses[0].tokens)).replace(_BOUNDARY, " ").strip()
+        text = "".join(self._decoder.idxs_to_tokens(hypotheses[0].tokens))
+        return " ".join(text.replace(_BOUNDARY, " ").split())

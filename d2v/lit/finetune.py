@@ -50,6 +50,7 @@ class FinetuneModule(TrainingModule):
         self.task = task
         self.freeze_steps = freeze_steps
         self.ema_decay = ema_decay
+        self._step_loss: Tensor | float = 0.0
         self.average = None if ema_decay is None else make_teacher(model)
 
     @property
@@ -58,13 +59,19 @@ class FinetuneModule(TrainingModule):
         return self.model if self.average is None else self.average
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The loss of a micro-batch; gradients averaged over ranks are those of the global batch."""
+        """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""
         self._seed_step(batch_idx)
         outputs = self.model(batch, train_encoder=self.trainer.global_step >= self.freeze_steps)
         found = self.task.loss(outputs, batch)
-        loss = found.sum * self.trainer.world_size / self.trainer.strategy.reduce(found.count.clone(), reduce_op="sum")
+        world_size, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if batch.step_size is None:  # every micro-batch holds equally much
+            loss = found.sum * world_size / self.trainer.strategy.reduce(found.count.clone(), reduce_op="sum")
+        else:
+            loss = found.sum * world_size * accumulate / batch.step_size
         if self.should_log:
-            self.log("train/loss", loss.detach(), sync_dist=True)
+            micro_batch = batch_idx % accumulate
+            self._step_loss = loss.detach() + (self._step_loss if micro_batch else 0.0)
+            self.log("train/loss", self._step_loss / (micro_batch + 1), sync_dist=True)
         return {"loss": loss}
 
     def optimizer_step(

@@ -34,6 +34,11 @@ def warmup_cosine(step: int, warmup_steps: int, max_steps: int, min_factor: floa
     return min_factor + (1.0 - min_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def cosine(step: int, warmup_fraction: float, max_steps: int, min_factor: float = 0.0) -> float:
+    """:func:`warmup_cosine` with a warm-up that is a share of the run."""
+    return warmup_cosine(step, int(warmup_fraction * max_steps), max_steps, min_factor)
+
+
 def warmup_linear(step: int, warmup_fraction: float, max_steps: int, min_factor: float = 0.0) -> float:
     """Factor on the peak learning rate of update ``step`` (0-based): linear from 0, then linear to ``min_factor``.
 

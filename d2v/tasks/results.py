@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import nn
 from d2v.eval.figures_scores import plot_confusion
 from d2v.tasks.classification import MAX_CLASSES_SHOWN, Classification
 from d2v.tasks.scoring import Scored, score, write_predictions
+
+log = logging.getLogger(__name__)
 
 
 def write_results(folder: Path, model: nn.Module, task: Any, data: Any, device: torch.device, **context: Any) -> str:
@@ -36,7 +39,9 @@ def write_results(folder: Path, model: nn.Module, task: Any, data: Any, device: 
         found = scored[name] = score(model, task, data.eval_loader(name), device)
         write_predictions(folder / f"predictions_{name}.tsv", found, task, source.name)
         if found.labels is None:
-            if data.submission is not None:
+            if len(found.predictions) < len(source):
+                log.warning("no submission of %s: %d of its samples cannot be read", name, len(found.skipped))
+            elif data.submission is not None:
                 answers = [task.answer(prediction) for prediction in found.predictions]
                 data.submission(folder / "submission", name, answers)
             continue

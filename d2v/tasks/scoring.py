@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ def score(
     order = sorted(range(len(ids)), key=ids.__getitem__)
     predictions, labels = [predictions[i] for i in order], [labels[i] for i in order]
     scores = task.score(predictions, labels) if labelled else {}
+    if not all(math.isfinite(value) for value in scores.values()):
+        raise ValueError(f"the scores are {scores}: the model has diverged")
     return Scored([ids[i] for i in order], predictions, labels if labelled else None, scores, tuple(skipped))
 
 

@@ -21,7 +21,7 @@ QUICK = [
 ]
 PLAIN = ["labels.augment.auto_augment=null", "labels.augment.erase_prob=0", "labels.augment.crop_scale=[0.8,1.0]"]
 IMAGES = [
-    "task=image_classification", "global_batch_size=8", "trainer.max_steps=6", "schedule.warmup_steps=0",
+    "task=image_classification", "global_batch_size=8", "trainer.max_steps=6", "schedule.warmup_fraction=0",
     "optim.lr=3e-3", *QUICK, *PLAIN,
 ]  # fmt: skip
 
@@ -126,6 +126,29 @@ def test_from_scratch(runs: ModuleType, images: Path, tmp_path: Path) -> None:
     assert "choose the encoder by model=data2vec2/" in missing.err
 
 
+def test_what_is_for_trained_encoders_is_refused_from_scratch(runs: ModuleType, images: Path) -> None:
+    model = ["model=data2vec2/image_tiny", "checkpoint=null"]
+    for key in ("train_frontend=false", "freeze_steps=1", "optim.layer_decay=0.5"):
+        name = key.partition("=")[0]
+        options = [o for o in IMAGES if not o.startswith(name)]
+        result = runs.d2v_command("finetune", *options, *runs.folder_data(images), *model, key)
+        assert f"checkpoint=null: {name}=" in result.err
+    both = runs.d2v_command("finetune", *IMAGES, *runs.folder_data(images), model[0], "checkpoint=x")
+    assert "the encoder is that of checkpoint=x" in both.err
+
+
+def test_averaged_weights_are_scored_and_kept(runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path) -> None:
+    options = [*IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", "ema_decay=0.9"]
+    run = _finetune(runs, tmp_path / "run", *options)
+    best = runs.load(run, 6)["state_dict"]
+    names = [name.removeprefix("average.") for name in best if name.startswith("average.")]
+    assert names
+    assert any(not best[f"average.{name}"].equal(best[f"model.{name}"]) for name in names)
+    found = runs.d2v_command("evaluate", f"checkpoint={run}", f"hydra.run.dir={tmp_path / 'again'}")
+    assert found.status in (0, None), found.err
+    assert _results(tmp_path / "again")["sets"] == _results(run)["sets"]
+
+
 def test_early_stopping(runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path) -> None:
     run = _finetune(
         runs, tmp_path / "run", *IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", "optim.lr=0",
@@ -185,6 +208,20 @@ def test_speech(runs: ModuleType, tmp_path: Path) -> None:
     )  # fmt: skip
     scores = _results(run)["sets"]["val"]["scores"]
     assert scores.keys() == {"wer", "cer"}
+    # However a step is accumulated, it is the same step: letters are counted over all of it.
+    parts = _finetune(
+        runs, tmp_path / "parts", "task=ctc", f"data.root={root}", "data.train=train-clean-100",
+        "data.probe_train=null", "data.val=train-clean-100", f"checkpoint={pretrained}", "global_batch_size=20",
+        "trainer.max_steps=2", "micro_batch_size=10", "feature_mask=null", "encoder.layer_drop_rate=0", *QUICK,
+    )  # fmt: skip
+    whole = _finetune(
+        runs, tmp_path / "whole", "task=ctc", f"data.root={root}", "data.train=train-clean-100",
+        "data.probe_train=null", "data.val=train-clean-100", f"checkpoint={pretrained}", "global_batch_size=20",
+        "trainer.max_steps=2", "feature_mask=null", "encoder.layer_drop_rate=0", *QUICK,
+    )  # fmt: skip
+    for a, b in zip(runs.metrics(parts), runs.metrics(whole), strict=True):
+        assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), rel=1e-5)
+        assert float(a["train/grad_norm"]) == pytest.approx(float(b["train/grad_norm"]), rel=1e-4)
     assert _results(run)["sets"]["val"]["samples"] == 6
     pytest.importorskip("flashlight")
     found = runs.d2v_command("evaluate", f"checkpoint={run}", "decoder=beam", f"hydra.run.dir={tmp_path / 'beam'}")
@@ -245,11 +282,15 @@ def test_a_sweep_runs_and_does_not_repeat_what_is_done(
 ) -> None:
     options = [*IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", f"hydra.run.dir={tmp_path}"]
     options = [o for o in options if not o.startswith(("optim.lr", "trainer.max_steps"))] + ["trainer.max_steps=1"]
-    sweep = ["+sweep.lrs=[1e-3,1e-2]", "+sweep.seeds=[0]"]
+    sweep = ["sweep.lrs=[1e-3,1e-2]", "sweep.seeds=[0]"]
     result = runs.d2v_command("finetune", *options, *sweep)
     assert result.status in (0, None), result.err
     content = json.loads((tmp_path / "results.json").read_text())["image_classification"]
     assert content["lr"] in (1e-3, 1e-2)
+    other = runs.d2v_command("finetune", *options, *sweep, "freeze_steps=0")
+    assert "was run otherwise (freeze_steps=0)" in other.err
+    given = runs.d2v_command("finetune", *options, *sweep, "seed=1")
+    assert "give one of them" in given.err
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/results.json")}
     assert len(times) == 2
     runs.d2v_command("finetune", *options, *sweep)

@@ -317,6 +317,7 @@ AT_RUN_TIME = {  # arguments that do not come from the configuration
     "d2v.eval.beam.BeamDecoder": {"letters"},
     "d2v.lit.callbacks.score.ScoreEvery": {"data"},
     "d2v.objective.schedules.warmup_linear": {"step"},
+    "d2v.objective.schedules.cosine": {"step"},
     "d2v.objective.schedules.tri_stage": {"step"},
     "d2v.lit.optim.adamw": {"named_parameters"},
     "d2v.objective.schedules.warmup_cosine": {"step"},
@@ -461,7 +462,7 @@ def test_only_primary_experiment_task_and_debug_files_are_global() -> None:
 TASKS = {  # what the paper's code fine-tunes with
     "imagenet": {
         "epochs": 100, "global_batch_size": 1024, "optim.lr": 1e-3, "optim.layer_decay": 0.65,
-        "schedule.warmup_steps": 16000, "schedule.min_factor": 1e-3, "labels.augment.mixup": 0.7,
+        "schedule.warmup_fraction": 0.128, "schedule.min_factor": 1e-3, "labels.augment.mixup": 0.7,
         "labels.augment.cutmix": 1.0, "labels.augment.mix_prob": 0.9, "labels.augment.label_smoothing": 0.1,
         "labels.augment.erase_prob": 0.25, "encoder.drop_path_rate": 0.2,
     },

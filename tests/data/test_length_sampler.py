@@ -247,3 +247,28 @@ def test_keys_are_plain_numbers():
     key = next(iter(LengthSampler(lengths=np.array([50, 100]), step_length=100, num_batches=1)))[0]
     assert isinstance(key, ClipKey)
     assert {type(value) for value in key} == {int}
+
+
+@given(lengths=LENGTHS, room=st.integers(0, 300), seed=st.integers(0, 99))
+def test_without_crops_it_is_the_padded_length_that_is_limited(lengths, room, seed):
+    step_length = int(lengths.max()) + room
+    sampler = LengthSampler(lengths=lengths, step_length=step_length, seed=seed, num_batches=30, crop=False)
+    for keys in sampler:
+        assert len(keys) * max(int(lengths[key.index]) for key in keys) <= step_length
+
+
+def test_weights_are_summed_over_a_step_however_it_is_split():
+    lengths, weights = np.arange(20, 60), np.arange(100, 140)
+    options = {"lengths": lengths, "step_length": 400, "weights": weights, "crop": False}
+    whole = list(LengthSampler(**options, num_batches=6))
+    parts = list(LengthSampler(**options, num_batches=12, accumulate=2))
+    for step, keys in enumerate(whole):
+        total = sum(int(weights[key.index]) for key in keys)
+        assert {key.step_size for key in keys} == {total}
+        assert {key.step_size for part in parts[2 * step : 2 * step + 2] for key in part} == {total}
+
+
+def test_a_small_set_is_not_repeated_within_a_step():
+    sampler = LengthSampler(lengths=np.full(12, 10), step_length=60, num_batches=20)
+    for keys in sampler:
+        assert len({key.index for key in keys}) == len(keys)

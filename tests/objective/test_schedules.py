@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2v.objective.schedules import ema_decay, tri_stage, warmup_cosine, warmup_linear
+from d2v.objective.schedules import cosine, ema_decay, tri_stage, warmup_cosine, warmup_linear
 
 
 @pytest.mark.parametrize("name", ["image_base", "image_variant"])
@@ -74,6 +74,7 @@ def test_linear_warm_up_and_decay_by_hand() -> None:
     assert [warmup_linear(step, 0.1, 100) for step in (0, 5, 10, 55, 100, 200)] == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
     assert warmup_linear(100, 0.1, 100, min_factor=0.2) == pytest.approx(0.2)
     assert warmup_linear(0, 0.0, 100) == 1
+    assert [cosine(step, 0.1, 110) for step in (0, 5, 60)] == [warmup_cosine(step, 11, 110) for step in (0, 5, 60)]
 
 
 def test_three_stages_by_hand() -> None:
