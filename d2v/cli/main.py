@@ -77,7 +77,7 @@ EXAMPLES = {
 
 GROUPS = {
     "pretrain": ["model", "mask", "data", "optim", "schedule", "ema", "trainer", "callbacks", "logger", "debug"],
-    "finetune": ["task", "model", "data", "optim", "schedule", "trainer", "logger", "decoder", "debug"],
+    "finetune": ["task", "model", "data", "optim", "schedule", "trainer", "logger", "decoder"],
     "evaluate": ["probe", "data", "decoder"],
     "extract": ["data"],
     "export": [],

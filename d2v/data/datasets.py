@@ -197,7 +197,8 @@ def eval_loader(data: Any, split: str, batch_size: int | None = None) -> DataLoa
         split: of ``eval_dataset``.
         batch_size: samples a batch; None for the data's own.
     """
-    return sorted_loader(data.eval_dataset(split), batch_size or data.eval_batch_size, data.eval_collate)
+    size = data.eval_batch_size if batch_size is None else batch_size
+    return sorted_loader(data.eval_dataset(split), size, data.eval_collate)
 
 
 def sorted_loader(

@@ -36,7 +36,7 @@ def test_a_collapse_is_stopped_early_with_advice(runs: ModuleType, tmp_path: Pat
     with (folder / "metrics.csv").open(newline="") as file:
         last = [row for row in csv.DictReader(file) if row["train/loss"]][-1]
     assert float(last["train/target_std"]) > 0.8  # the reference's measure sees nothing
-    assert float(last["train/relative_spread"]) < 0.1
+    assert float(last["train/relative_spread"]) < 0.15  # a sound run keeps .4 and more
 
 
 @pytest.mark.slow
