@@ -282,16 +282,16 @@ def test_a_sweep_runs_and_does_not_repeat_what_is_done(
 ) -> None:
     options = [*IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", f"hydra.run.dir={tmp_path}"]
     options = [o for o in options if not o.startswith(("optim.lr", "trainer.max_steps"))] + ["trainer.max_steps=1"]
-    sweep = ["sweep.lrs=[1e-3,1e-2]", "sweep.seeds=[0]"]
+    sweep = ["sweep.lrs=[1e-3]", "sweep.seeds=[0]"]
     result = runs.d2v_command("finetune", *options, *sweep)
     assert result.status in (0, None), result.err
     content = json.loads((tmp_path / "results.json").read_text())["image_classification"]
-    assert content["lr"] in (1e-3, 1e-2)
+    assert content["lr"] == 1e-3
     other = runs.d2v_command("finetune", *options, *sweep, "freeze_steps=0")
     assert "was run otherwise (freeze_steps=0)" in other.err
     given = runs.d2v_command("finetune", *options, *sweep, "seed=1")
     assert "give one of them" in given.err
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/results.json")}
-    assert len(times) == 2
+    assert len(times) == 1
     runs.d2v_command("finetune", *options, *sweep)
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/results.json")}
