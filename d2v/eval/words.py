@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def _jiwer() -> Any:
+def require_jiwer() -> Any:
+    """The library; ValueError saying how to install it."""
     try:
         import jiwer
     except ImportError as error:
@@ -21,7 +22,7 @@ def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
         hypotheses: what was decoded.
         references: what was said, none of them empty.
     """
-    jiwer = _jiwer()
+    jiwer = require_jiwer()
     return {
         "wer": float(jiwer.wer(list(references), list(hypotheses))),
         "cer": float(jiwer.cer(list(references), list(hypotheses))),
@@ -30,7 +31,7 @@ def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
 
 def align_worst(hypotheses: Sequence[str], references: Sequence[str], names: Sequence[str], count: int = 20) -> str:
     """Markdown: the utterances with the most word errors, said and decoded one above the other, word by word."""
-    jiwer = _jiwer()
+    jiwer = require_jiwer()
     rows = []
     for name, reference, hypothesis in zip(names, references, hypotheses, strict=True):
         output = jiwer.process_words(reference, hypothesis)

@@ -50,7 +50,6 @@ class FinetuneModule(TrainingModule):
         self.task = task
         self.freeze_steps = freeze_steps
         self.ema_decay = ema_decay
-        self._step_loss: Tensor | float = 0.0
         self.average = None if ema_decay is None else make_teacher(model)
 
     @property
@@ -69,9 +68,7 @@ class FinetuneModule(TrainingModule):
         else:
             loss = found.sum * world_size * accumulate / batch.step_size
         if self.should_log:
-            micro_batch = batch_idx % accumulate
-            self._step_loss = loss.detach() + (self._step_loss if micro_batch else 0.0)
-            self.log("train/loss", self._step_loss / (micro_batch + 1), sync_dist=True)
+            self._log_loss(loss, batch_idx)
         return {"loss": loss}
 
     def optimizer_step(

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from d2v.lit.steps import ends_step, is_logged
@@ -42,6 +42,7 @@ class TrainingModule(L.LightningModule):
         self.schedule = schedule
         self.seed = seed
         self.config = config or {}
+        self._step_loss: Tensor | float = 0.0
         self._logged: set[str] = set()
 
     def configure_optimizers(self) -> Any:
@@ -74,6 +75,12 @@ class TrainingModule(L.LightningModule):
     def should_log(self) -> bool:
         """Whether the metrics of the optimizer step under way are logged."""
         return is_logged(self.trainer, self.trainer.global_step + 1)
+
+    def _log_loss(self, loss: Tensor, batch_idx: int) -> None:
+        """Log an optimizer step's loss, the mean over its micro-batches so far; call in steps that are logged."""
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        self._step_loss = loss.detach() + (self._step_loss if micro_batch else 0.0)
+        self.log("train/loss", self._step_loss / (micro_batch + 1), sync_dist=True)
 
     def _seed_step(self, batch_idx: int) -> None:
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches

@@ -39,7 +39,6 @@ class PretrainModule(TrainingModule):
     ) -> None:
         super().__init__(model, optim, schedule, seed, config)
         self.ema = ema
-        self._step_loss: Tensor | float = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""
@@ -49,9 +48,7 @@ class PretrainModule(TrainingModule):
         if self.should_log:
             mask = batch.mask
             assert mask is not None
-            micro_batch = batch_idx % self.trainer.accumulate_grad_batches
-            self._step_loss = loss.detach() + (self._step_loss if micro_batch else 0.0)
-            self.log("train/loss", self._step_loss / (micro_batch + 1), sync_dist=True)
+            self._log_loss(loss, batch_idx)
             self.log_dict({f"train/loss_{name}": value / out.count for name, value in out.terms.items()})
             self.log("train/masked_fraction", mask.ids_mask.shape[1] / mask.mask.shape[1])
             self.log_dict({"train/target_std": out.target_std, "train/pred_std": out.pred_std})

@@ -48,9 +48,6 @@ def write_results(folder: Path, model: nn.Module, task: Any, data: Any, device: 
         report = task.report(found.predictions, found.labels, [source.name(i) for i in found.sample_ids])
         if report:
             (folder / f"report_{name}.md").write_text(report, encoding="utf-8")
-        if isinstance(task, Classification) and task.num_outputs <= MAX_CLASSES_SHOWN:
-            matrix, _ = task.confusion(found.predictions, found.labels)
-            plot_confusion(matrix, task.class_names, folder / f"confusion_{name}.png")
     sets = {
         name: {"scores": found.scores, "samples": len(found.predictions), "skipped": list(found.skipped)}
         for name, found in scored.items()
@@ -59,7 +56,20 @@ def write_results(folder: Path, model: nn.Module, task: Any, data: Any, device: 
     (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     table = scores_table({name: found.scores for name, found in scored.items() if found.scores})
     (folder / "results.md").write_text(table)
+    if isinstance(task, Classification) and task.num_outputs <= MAX_CLASSES_SHOWN:
+        _draw(folder, task, scored)
     return table
+
+
+def _draw(folder: Path, task: Classification, scored: dict[str, Scored]) -> None:
+    """The confusion matrix of every labelled set; without matplotlib it is said that there is none."""
+    for name, found in scored.items():
+        if found.labels is not None:
+            matrix, _ = task.confusion(found.predictions, found.labels)
+            try:
+                plot_confusion(matrix, task.class_names, folder / f"confusion_{name}.png")
+            except ImportError as error:
+                log.warning("no confusion_%s.png: %s", name, error)
 
 
 def scores_table(rows: dict[str, dict[str, float]]) -> str:

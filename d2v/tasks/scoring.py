@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ def score(
         progress: called with the number of samples so far.
 
     Raises:
-        ValueError: there is nothing to score.
+        ValueError: there is nothing to score, or the model has diverged.
     """
     ids: list[int] = []
     predictions: list[Any] = []
@@ -65,7 +64,12 @@ def score(
             if len(batch.sample_ids) == 0:
                 continue
             on_device = batch.to(device, non_blocking=True)
-            predictions.extend(task.predict(model(on_device), on_device))
+            outputs = model(on_device)
+            if not bool(outputs.isfinite().all()):
+                raise ValueError(
+                    "the model's outputs are not finite: it has diverged; lower optim.lr, or clip gradients"
+                )
+            predictions.extend(task.predict(outputs, on_device))
             ids.extend(batch.sample_ids.tolist())
             labelled = labelled and batch.labels is not None
             labels.extend(_labels(batch.labels, len(batch.sample_ids)))
@@ -76,8 +80,6 @@ def score(
     order = sorted(range(len(ids)), key=ids.__getitem__)
     predictions, labels = [predictions[i] for i in order], [labels[i] for i in order]
     scores = task.score(predictions, labels) if labelled else {}
-    if not all(math.isfinite(value) for value in scores.values()):
-        raise ValueError(f"the scores are {scores}: the model has diverged")
     return Scored([ids[i] for i in order], predictions, labels if labelled else None, scores, tuple(skipped))
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2v.data.letters import BLANK, check_letters, unspell
-from d2v.eval.words import align_worst, error_rates
+from d2v.eval.words import align_worst, error_rates, require_jiwer
 from d2v.tasks.base import Loss
 from d2v.types import NO_LETTER, Batch
 
@@ -35,6 +35,7 @@ class Transcription:
     columns = ("predicted", "said")
 
     def __init__(self, labels: str, worst: int = 20) -> None:
+        require_jiwer()  # or a run would fail at its first score
         self.letters = check_letters(labels)
         self.decoder: Decoder = self.best_path
         self.worst = worst

@@ -97,6 +97,8 @@ def test_scores_are_in_the_datas_order(tmp_path: Path) -> None:
         ("#2", "owl", "dog"),
         ("#3", "dog", "owl"),
     ]
+    with pytest.raises(ValueError, match="outputs are not finite: it has diverged"):
+        score(Lookup(outputs * float("nan")), task, batches, CPU)
     with pytest.raises(ValueError, match="no sample to score"):
         score(Lookup(outputs), task, [], CPU)
 
