@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,20 @@ def score_finetuned(cfg: DictConfig, run_dir: Path) -> None:
     Raises:
         ValueError: a probe is asked for, or the data's labels mean other things than those it was trained on.
     """
-    if any(o.lstrip("+").startswith("probe") for o in HydraConfig.get().overrides.task):
-        raise ValueError(
-            f"probe=...: checkpoint={cfg.checkpoint} is fine-tuned, and is scored; to probe its encoder, d2v export it"
-        )
+    for override in HydraConfig.get().overrides.task:
+        key = override.lstrip("+~").partition("=")[0].partition(".")[0]
+        if key in ("probe", "network", "baselines"):
+            raise ValueError(
+                f"{override}: checkpoint={cfg.checkpoint} is fine-tuned, and is scored; to probe its encoder, "
+                "d2v export it"
+            )
     checkpoint = Checkpoint.load(resolve_checkpoint(cfg.checkpoint))
     config = checkpoint.config
     dataset = load_data(cfg, load_trained(cfg.checkpoint, "student"))
     # Which part of the labels was trained on is of no interest here.
     data: FinetuneData = dataset.finetune(**{k: v for k, v in build(config["labels"]).items() if k != "hours"})
+    if cfg.batch_size != "auto":
+        data = replace(data, eval_batch_size=cfg.batch_size)
     known = config["label_names"]
     if list(data.labels) != list(known):
         raise ValueError(

@@ -123,6 +123,9 @@ class FinetuneData:
         pool_size: of a ``LengthSampler``, where batches are counted in seconds.
         max_bad_fraction: highest tolerated share of samples that cannot be read.
         submission: writes answers for a set without labels into a folder, for whoever scores them; or None.
+
+    Raises:
+        ValueError: a sample to train on or to choose by has no label.
     """
 
     modality: str
@@ -138,6 +141,15 @@ class FinetuneData:
     pool_size: int = 0
     max_bad_fraction: float = 0.01
     submission: Callable[[Path, str, Sequence[Any]], Path] | None = None
+
+    def __post_init__(self) -> None:
+        for kind, source in (("training", self.train), ("validation", self.evals["val"])):
+            bare = [i for i in range(len(source)) if source.label(i) is None]
+            if bare:
+                raise ValueError(
+                    f"{len(bare)} of {len(source)} {kind} samples have no label, {source.name(bare[0])} is the first: "
+                    "label them, or leave them out"
+                )
 
     @property
     def batch_unit(self) -> str:

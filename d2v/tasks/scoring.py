@@ -15,6 +15,10 @@ from d2v.tasks.base import Task
 from d2v.types import NO_LETTER, Batch
 
 
+class Diverged(RuntimeError):
+    """A model's outputs are not finite."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """Predictions in the data's order.
@@ -51,13 +55,13 @@ def score(
         progress: called with the number of samples so far.
 
     Raises:
-        ValueError: there is nothing to score, or the model has diverged.
+        Diverged: outputs are not finite.
+        ValueError: there is nothing to score, or only some of it has labels.
     """
     ids: list[int] = []
     predictions: list[Any] = []
     labels: list[Any] = []
     skipped: list[str] = []
-    labelled = True
     with torch.inference_mode():
         for batch in batches:
             skipped.extend(batch.skipped)
@@ -66,12 +70,9 @@ def score(
             on_device = batch.to(device, non_blocking=True)
             outputs = model(on_device)
             if not bool(outputs.isfinite().all()):
-                raise ValueError(
-                    "the model's outputs are not finite: it has diverged; lower optim.lr, or clip gradients"
-                )
+                raise Diverged("the model's outputs are not finite: lower optim.lr, or set trainer.gradient_clip_val")
             predictions.extend(task.predict(outputs, on_device))
             ids.extend(batch.sample_ids.tolist())
-            labelled = labelled and batch.labels is not None
             labels.extend(_labels(batch.labels, len(batch.sample_ids)))
             if progress is not None:
                 progress(len(ids))
@@ -79,6 +80,10 @@ def score(
         raise ValueError("there is no sample to score: the evaluation set is empty, or none of it can be read")
     order = sorted(range(len(ids)), key=ids.__getitem__)
     predictions, labels = [predictions[i] for i in order], [labels[i] for i in order]
+    unlabelled = sum(label is None for label in labels)
+    if 0 < unlabelled < len(labels):
+        raise ValueError("some of the samples to score have no label: give them one, or leave them out")
+    labelled = not unlabelled
     scores = task.score(predictions, labels) if labelled else {}
     return Scored([ids[i] for i in order], predictions, labels if labelled else None, scores, tuple(skipped))
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from d2v.data.augment import AugmentedView, ImageAugment, MixCollate, seeded
-from d2v.data.finetune import Part, part
+from d2v.data.finetune import FinetuneData, Part, part
 from d2v.data.images import samples
 from d2v.data.letters import LETTERS, check_letters, spell, unspell
 from d2v.data.sampler import SampleKey
@@ -136,3 +136,20 @@ def test_without_mixing_labels_are_classes() -> None:
     for augment in ({"erase_prob": 1.5}, {"mixup": -1.0}):
         with pytest.raises(ValueError, match=r"labels\.augment"):
             ImageAugment(**augment)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("split", "kind"), [("train", "training"), ("val", "validation")])
+def test_a_sample_without_a_label_is_named_before_training(split: str, kind: str) -> None:
+    sources = {"train": Labels(), "val": Labels()}
+    sources[split].labels[7] = None  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match=f"1 of 73 {kind} samples have no label, #7 is the first"):
+        FinetuneData(
+            modality="image",
+            train=sources["train"],
+            evals={"val": sources["val"]},
+            labels=Labels.class_names,
+            train_view=lambda sample, rng: sample,
+            eval_view=lambda sample: sample,
+            collate=lambda samples: samples,  # type: ignore[arg-type, return-value]
+            eval_batch_size=1,
+        )

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from d2v.data.letters import LETTERS, spell, unspell
 from d2v.tasks.classification import Classification, Regression
 from d2v.tasks.results import scores_table, write_results
-from d2v.tasks.scoring import score, write_predictions
+from d2v.tasks.scoring import Diverged, score, write_predictions
 from d2v.tasks.transcription import Transcription
 from d2v.types import NO_LETTER, Batch
 
@@ -97,10 +98,12 @@ def test_scores_are_in_the_datas_order(tmp_path: Path) -> None:
         ("#2", "owl", "dog"),
         ("#3", "dog", "owl"),
     ]
-    with pytest.raises(ValueError, match="outputs are not finite: it has diverged"):
+    with pytest.raises(Diverged, match=r"outputs are not finite: lower optim\.lr"):
         score(Lookup(outputs * float("nan")), task, batches, CPU)
     with pytest.raises(ValueError, match="no sample to score"):
         score(Lookup(outputs), task, [], CPU)
+    with pytest.raises(ValueError, match="some of the samples to score have no label"):
+        score(Lookup(outputs), task, [*batches, replace(batches[1], labels=None)], CPU)
 
 
 class TwoSets:
