@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from d2v.interop.fairseq import MODALITIES, to_d2v_name, to_d2v_shape, to_d2v_state
-from d2v.models.data2vec2 import Data2Vec2, TeacherScope
-from d2v.nn.decoders import ConvDecoder, ConvDecoder1d, ConvDecoder2d
-from d2v.nn.encoder import Encoder
+from d2v.interop.fairseq import MODALITIES, Layout, to_d2v_state, to_d2v_teacher
+from d2v.interop.fairseq_config import PAD_ID, model_node
+from d2v.interop.native import build
+from d2v.models.data2vec import Data2Vec
+from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.frontends.base import Frontend
-from d2v.nn.frontends.image import ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
-from d2v.nn.frontends.text import TextFrontend
 from d2v.objective.schedules import ema_decay
 from d2v.types import Batch, TokenMask, num_frames
 
@@ -190,137 +188,56 @@ def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_convs(spec: str) -> list[tuple[int, ...]]:
-    """The reference's "[(512, 10, 5)] + [(512, 3, 2)] * 4", without executing it."""
-    layers: list[tuple[int, ...]] = []
-    for part, times in re.findall(r"\[((?:\([^)]*\),?\s*)+)\]\s*(?:\*\s*(\d+))?", spec):
-        layers += [tuple(map(int, layer.split(","))) for layer in re.findall(r"\(([^)]*)\)", part)] * int(times or 1)
-    return layers
-
-
-def image_frontend(cfg: dict[str, Any], own: dict[str, Any], state: dict[str, Tensor]) -> Frontend:
-    """Patches."""
-    return ImageFrontend(
-        cfg["embed_dim"], own["input_size"], own["patch_size"], own["in_chans"], own["num_extra_tokens"]
-    )
-
-
-def speech_frontend(cfg: dict[str, Any], own: dict[str, Any], state: dict[str, Tensor]) -> Frontend:
-    """Frames of a waveform. Padding leaks into positions, as in the reference."""
-    return SpeechFrontend(
-        cfg["embed_dim"],
-        cfg["num_heads"],
-        parse_convs(own["feature_encoder_spec"]),
-        own["conv_pos_depth"],
-        max(3, own["conv_pos_width"] // own["conv_pos_depth"]),
-        own["conv_pos_groups"],
-        own["use_alibi_encoder"],
-        own["num_extra_tokens"],
-        zero_padding=False,
-    )
-
-
-def text_frontend(cfg: dict[str, Any], own: dict[str, Any], state: dict[str, Tensor]) -> Frontend:
-    """Tokens of the vocabulary that the case's embedding has."""
-    vocabulary = len(state["modality_encoders.TEXT.local_encoder.embed_tokens.weight"])
-    return TextFrontend(
-        cfg["embed_dim"],
-        vocabulary,
-        own["max_source_positions"],
-        TEXT_PAD_ID,
-        drop_rate=0.0,
-        num_prefix_tokens=own["num_extra_tokens"],
-    )
-
-
-class Kind(NamedTuple):
-    """What differs between modalities: their names, the frontend, the decoder, what the teacher averages."""
-
-    modality: str
-    frontend: Callable[[dict[str, Any], dict[str, Any], dict[str, Tensor]], Frontend]
-    decoder: type[ConvDecoder]
-    teacher_scope: TeacherScope
-
-
-KINDS = {
-    "image": Kind("image", image_frontend, ConvDecoder2d, "encoder"),
-    "audio": Kind("speech", speech_frontend, ConvDecoder1d, "context"),
-    "text": Kind("text", text_frontend, ConvDecoder1d, "blocks"),
+# What 1.0's golden cases say of the kinds of model, where their overrides are silent.
+RECIPES_OF_1: dict[str, tuple[Layout, dict[str, Any]]] = {
+    "Data2VecTextModel": ("text", {"loss_beta": 4.0, "loss_scale": 1.0}),
+    "Data2VecAudioModel": ("speech", {"loss_beta": 0.0}),
+    "Data2VecVisionModel": ("image", {"loss_beta": 2.0}),
 }
-TEXT_PAD_ID = 1  # of fairseq's dictionaries
-
-
-def build_model(cfg: dict[str, Any], batch_size: int, state: dict[str, Tensor]) -> Data2Vec2:
-    """The model a reference recipe describes. Its CLS weight depends on the batch: see docs/algorithm.md.
-
-    Args:
-        cfg: the recipe.
-        batch_size: samples of the case.
-        state: the reference's student.
-    """
-    ((theirs, own),) = cfg["modalities"].items()
-    kind, decoder = KINDS[theirs], own["decoder"]
-    return Data2Vec2(
-        Encoder(
-            {kind.modality: kind.frontend(cfg, own, state)},
-            cfg["embed_dim"],
-            cfg["depth"],
-            cfg["num_heads"],
-            own["prenet_depth"],
-            cfg["mlp_ratio"],
-            cfg["layer_norm_first"],
-            cfg["norm_eps"],
-        ),
-        {
-            kind.modality: kind.decoder(
-                cfg["embed_dim"],
-                decoder["decoder_dim"],
-                decoder["decoder_layers"],
-                decoder["decoder_kernel"],
-                decoder["decoder_groups"],
-                own["mask_noise_std"],
-                residual=decoder.get("decoder_residual", True),
-                proj_depth=decoder.get("projection_layers", 1),
-                proj_ratio=decoder.get("projection_ratio", 2.0),
-            )
-        },
-        cfg["average_top_k_layers"],
-        [n for n in ("instance", "layer") if cfg[f"{n}_norm_target_layer"]],
-        [n for n in ("layer", "instance") if cfg[f"{n}_norm_targets"]],
-        cfg["end_of_block_targets"],
-        cfg["loss_scale"],
-        cfg["loss_beta"],
-        cfg["cls_loss"] * batch_size * cfg["clone_batch"],
-        kind.teacher_scope,
-    )
 
 
 @dataclass
 class Case:
-    """One golden case: its description, its tensors, and our model with the reference's parameters."""
+    """One golden case: its description, its tensors, and our model with the reference's parameters.
+
+    Attributes:
+        name: of its files.
+        spec: NAME.json.
+        tensors: NAME.safetensors.
+        cfg: the authors' configuration of the model.
+        layout: whose names its parameters have.
+        model: ours.
+        batches: the case's samples; several where rows mask different numbers of tokens, which ours do not.
+    """
 
     name: str
     spec: dict[str, Any]
     tensors: dict[str, Tensor]
     cfg: dict[str, Any]
-    model: Data2Vec2
-    batch: Batch
+    layout: Layout
+    model: Data2Vec2 | Data2Vec
+    batches: list[Batch]
+
+    @property
+    def batch(self) -> Batch:
+        """The only one."""
+        (batch,) = self.batches
+        return batch
 
     @classmethod
     def load(cls, path: Path) -> Case:
         """Read NAME.json and NAME.safetensors; every parameter must find its place, positions included."""
         spec, tensors = json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
-        base, differences = RECIPES[spec["name"]]
-        cfg = merge(merge(base, differences), spec["overrides"])
+        layout, cfg = configuration(spec)
         student, teacher = group(tensors, "student/"), group(tensors, "teacher/")
-        model = build_model(cfg, len(tensors["source"]), student)
+        model: Data2Vec2 | Data2Vec = build(model_node(cfg, student, layout, len(tensors["source"])))
         ours = model.state_dict()
-        state = to_d2v_state(student, "student")
+        state = to_d2v_state(student, layout)
         # What the teacher does not average, the reference's lacks; a case without a teacher starts from the student.
         state |= {
             f"teacher.{key.removeprefix('student.')}": v for key, v in state.items() if key.startswith("student.")
         }
-        averages = to_d2v_state(teacher, "teacher")
+        averages = to_d2v_teacher(teacher, layout)
         wanted = {f"teacher.{name}" for name, _ in model.teacher.named_parameters() if model.is_averaged(name)}
         if teacher and (missing := wanted - averages.keys()):
             raise KeyError(f"{path.name}: the reference's teacher lacks {sorted(missing)}")
@@ -331,28 +248,55 @@ class Case:
                 raise KeyError(f"{path.name}: the reference has no parameter for {key}")
             state[key] = ours[key]
         model.load_state_dict(state)
-        (modality,) = model.student.frontends
-        mask = TokenMask.from_bool(tensors["mask"].bool(), cfg["clone_batch"])
-        batch = Batch(
+        return cls(path.stem, spec, tensors, cfg, layout, model.train(), batches_of(tensors, cfg, model))
+
+
+def configuration(spec: dict[str, Any]) -> tuple[Layout, dict[str, Any]]:
+    """Whose names a case's parameters have, and the authors' configuration of its model."""
+    if "name" in spec:
+        base, differences = RECIPES[spec["name"]]
+        return "2.0", merge(merge(base, differences), spec["overrides"])
+    layout, cfg = RECIPES_OF_1[spec["model"]]
+    cfg = {**cfg, **spec, **spec.get("overrides", {})}
+    ema = spec.get("ema")
+    if ema is not None:
+        names = {"start": "ema_decay", "end": "ema_end_decay", "anneal_end_step": "ema_anneal_end_step"}
+        cfg |= {theirs: ema[name] for name, theirs in names.items()}
+    return layout, cfg
+
+
+def batches_of(tensors: dict[str, Tensor], cfg: dict[str, Any], model: Data2Vec2 | Data2Vec) -> list[Batch]:
+    """The case's samples with its masks: one batch, or one a sample where these mask different numbers of tokens."""
+    (modality,) = model.student.frontends
+    inputs, masks = tensors.get("target_tokens", tensors["source"]), tensors["mask"].bool()
+    padding_mask = tensors.get("padding_mask")
+    if padding_mask is None and modality == "text":
+        padding_mask = inputs == cfg.get("pad", PAD_ID)
+    padding = token_padding(padding_mask, model.student.frontend(modality))
+    num_masks = cfg.get("clone_batch", 1)
+    ids = torch.arange(len(inputs))
+    if len(set(masks.sum(1).tolist())) == 1:
+        return [Batch(modality, inputs, ids, TokenMask.from_bool(masks, num_masks), padding)]
+    return [
+        Batch(
             modality,
-            tensors["source"],
-            torch.arange(len(tensors["source"])),
-            mask,
-            token_padding(tensors.get("padding_mask"), cfg),
+            inputs[i, None],
+            ids[i, None],
+            TokenMask.from_bool(masks[i, None]),
+            None if padding is None else padding[i, None],
         )
-        return cls(path.stem, spec, tensors, cfg, model.train(), batch)
+        for i in range(len(inputs))
+    ]
 
 
-def token_padding(padding_mask: Tensor | None, cfg: dict[str, Any]) -> Tensor | None:
+def token_padding(padding_mask: Tensor | None, frontend: Frontend) -> Tensor | None:
     """The reference's padding of inputs as padding of tokens; None if there is none."""
     if padding_mask is None or not padding_mask.any():
         return None
-    audio = cfg["modalities"].get("audio")
-    if audio is None:
+    if not isinstance(frontend, SpeechFrontend):
         return padding_mask.bool()
-    convs = parse_convs(audio["feature_encoder_spec"])
-    real = [num_frames(int(row.numel() - row.sum()), convs) for row in padding_mask]
-    return torch.arange(num_frames(padding_mask.shape[1], convs)) >= torch.tensor(real)[:, None]
+    real = [num_frames(int(row.numel() - row.sum()), frontend.conv_layers) for row in padding_mask]
+    return torch.arange(num_frames(padding_mask.shape[1], frontend.conv_layers)) >= torch.tensor(real)[:, None]
 
 
 def group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -397,11 +341,14 @@ class Recorder:
 def check_case(case: Case) -> Iterator[Check]:
     """Every quantity the case holds, ours against theirs."""
     model, tensors, spec = case.model, case.tensors, case.spec
-    theirs = group(tensors, "student/")
-    positions = [key for key in theirs if key.endswith("positions")]
-    for key in positions:
-        computed = build_model(case.cfg, 1, theirs).state_dict()[to_d2v_name(key)]
-        yield "positions", relative_error(computed, theirs[key].squeeze(0)), FORWARD
+    if isinstance(model, Data2Vec):
+        yield from check_case_of_1(case)
+        return
+    student = group(tensors, "student/")
+    fresh = build(model_node(case.cfg, student, case.layout)).state_dict()
+    for key, theirs in to_d2v_state(student, case.layout).items():
+        if key.endswith("positions"):
+            yield "positions", relative_error(fresh[key], theirs), FORWARD
 
     recorder = Recorder(model, case.cfg["end_of_block_targets"])
     out = model(case.batch)
@@ -429,16 +376,40 @@ def check_case(case: Case) -> Iterator[Check]:
     yield "pred_std", relative_error(out.pred_std, spec["pred_var"]), FORWARD
 
     (out.loss_sum / out.count).backward()
-    parameters = dict(model.named_parameters())
-    gradients = group(tensors, "grad/")
-    for name, gradient in gradients.items():
-        ours = parameters[to_d2v_name(name)].grad
-        shaped = to_d2v_shape(to_d2v_name(name), gradient)
-        yield f"grad/{name}", float("inf") if ours is None else relative_error(ours, shaped), FORWARD
-    missing = {k for k, p in parameters.items() if p.grad is not None} - {to_d2v_name(name) for name in gradients}
-    yield f"gradients the reference lacks: {len(missing)}", float(len(missing)), 0.0
-
+    yield from check_gradients(case)
     yield from check_training(case)
+
+
+def check_case_of_1(case: Case) -> Iterator[Check]:
+    """Loss and gradients, and the mask tokens that the reference's source holds."""
+    if case.layout == "text":
+        masked = case.tensors["target_tokens"].masked_fill(case.tensors["mask"].bool(), case.spec["mask_id"])
+        yield "source", relative_error(masked, case.tensors["source"]), 0.0
+    loss = mean_loss(case)
+    yield "loss", relative_error(loss.detach(), case.spec["loss"]), FORWARD
+    loss.backward()
+    yield from check_gradients(case)
+    yield from check_training(case)
+
+
+def mean_loss(case: Case) -> Tensor:
+    """Over every masked token of the case."""
+    outs = [case.model(batch) for batch in case.batches]
+    total = outs[0].loss_sum
+    for out in outs[1:]:
+        total = total + out.loss_sum
+    return total / sum(out.count for out in outs)
+
+
+def check_gradients(case: Case) -> Iterator[Check]:
+    """Every gradient of the reference, and that ours are no more."""
+    parameters = dict(case.model.named_parameters())
+    gradients = to_d2v_state(group(case.tensors, "grad/"), case.layout)
+    for name, theirs in gradients.items():
+        ours = parameters[name].grad
+        yield f"grad/{name}", float("inf") if ours is None else relative_error(ours, theirs), FORWARD
+    missing = {name for name, p in parameters.items() if p.grad is not None} - gradients.keys()
+    yield f"gradients the reference lacks: {len(missing)}", float(len(missing)), 0.0
 
 
 def check_training(case: Case) -> Iterator[Check]:
@@ -447,23 +418,25 @@ def check_training(case: Case) -> Iterator[Check]:
     trained = [p for p in model.parameters() if p.requires_grad]
     for step, expected in enumerate(spec["trajectory"]):
         model.zero_grad()
-        out = model(case.batch)
-        loss = out.loss_sum / out.count
+        loss = mean_loss(case)
         yield f"trajectory/{step}", relative_error(loss.detach(), expected), TRAINED
         loss.backward()
         with torch.no_grad():
             for parameter in trained:
                 if parameter.grad is not None:
                     parameter.sub_(parameter.grad, alpha=spec["sgd_lr"])
-        decay = ema_decay(step + 1, cfg["ema_decay"], cfg["ema_end_decay"], cfg["ema_anneal_end_step"])
+        count = step + (2 if isinstance(model, Data2Vec) else 1)  # 1.0's first one made the teacher
+        decay = ema_decay(count, cfg["ema_decay"], cfg["ema_end_decay"], cfg["ema_anneal_end_step"])
         yield f"ema_decay/{step}", relative_error(decay, spec["ema_decay_after_step"][step]), FORWARD
         model.update_teacher(decay)
     state = model.state_dict()
-    teacher_after = to_d2v_state(group(tensors, "teacher_after/"), "teacher")
+    teacher_after = to_d2v_teacher(group(tensors, "teacher_after/"), case.layout)
     if not teacher_after:
         yield "teacher_after (none given)", float("inf"), TRAINED
     for name, value in teacher_after.items():
         yield f"teacher_after/{name}", relative_error(state[name], value), TRAINED
+    if isinstance(model, Data2Vec):
+        return
     with torch.no_grad():
         features = model.eval().student(case.batch).x
     yield "features_after", relative_error(features, tensors["features_after"]), TRAINED
@@ -480,8 +453,9 @@ def main() -> int:
     for path in sorted(args.dir.glob("*.json")):
         if args.case and path.stem != args.case:
             continue
-        name = json.loads(path.read_text()).get("name")
-        if name not in RECIPES:
+        spec = json.loads(path.read_text())
+        name = spec.get("name", spec.get("model"))
+        if name not in RECIPES and name not in RECIPES_OF_1:
             print(f"{path.stem}: skipped, no model of this project runs the recipe {name!r}")
             continue
         case_failed, checks = 0, 0

@@ -1,75 +1,179 @@
-"""Names of the authors' data2vec 2.0 parameters (fairseq, examples/data2vec) and of ours."""
+"""Names of the authors' parameters (fairseq, examples/data2vec), 2.0 and 1.0, and of ours."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor
 
+from d2v.interop.renaming import Renaming, Rule
+
 MODALITIES = {"IMAGE": "image", "AUDIO": "speech", "TEXT": "text"}
 
-# The reference's names below "modality_encoders.X.", and ours; {f} is a frontend's prefix.
-_RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    (r"context_encoder\.norm\.", "{enc}input_norms.{modality}."),
-    (r"context_encoder\.blocks\.", "{enc}prenets.{modality}."),
-    (r"extra_tokens$", "{f}prefix_tokens"),
-    (r"alibi_scale$", "{f}alibi_scale"),
-    (r"decoder\.blocks\.(\d+)\.0\.", r"decoders.{modality}.convs.\1."),
-    (r"decoder\.proj\.", "decoders.{modality}.proj."),
-    # image
-    (r"local_encoder\.proj\.", "{f}proj."),
-    (r"fixed_positional_encoder\.positions$", "{f}positions"),
-    # speech
-    (r"local_encoder\.conv_layers\.(\d+)\.0\.", r"{f}convs.\1."),
-    (r"local_encoder\.conv_layers\.(\d+)\.2\.1\.", r"{f}conv_norms.\1."),
-    (r"project_features\.1\.", "{f}norm."),
-    (r"project_features\.2\.", "{f}proj."),
-    (r"relative_positional_encoder\.(\d+)\.0\.", lambda match: f"{{f}}positions.convs.{int(match[1]) - 1}."),
-    # text
-    (r"local_encoder\.embed_tokens\.", "{f}token_embed."),
-    (r"local_encoder\.embed_positions\.", "{f}pos_embed."),
-    (r"local_encoder\.layernorm_embedding\.", "{f}norm."),
-]
+Layout = Literal["2.0", "text", "speech", "image"]  # 2.0 of any modality, 1.0 of each
 
 
-def to_d2v_name(name: str, encoder: str = "student") -> str:
-    """Our name for a parameter of the reference.
+def _attention(theirs: str, ours: str) -> list[Rule]:
+    """Queries, keys and values apart, as fairseq has them."""
+    parts = [Rule(f"{theirs}.self_attn.{x}_proj.{{p}}", f"{ours}.attn.qkv.{{p}}[{i}]") for i, x in enumerate("qkv")]
+    return [
+        *parts,
+        Rule(f"{theirs}.self_attn.out_proj.{{p}}", f"{ours}.attn.proj.{{p}}"),
+        Rule(f"{theirs}.self_attn_layer_norm.{{p}}", f"{ours}.norm1.{{p}}"),
+        Rule(f"{theirs}.fc1.{{p}}", f"{ours}.mlp.fc1.{{p}}"),
+        Rule(f"{theirs}.fc2.{{p}}", f"{ours}.mlp.fc2.{{p}}"),
+        Rule(f"{theirs}.final_layer_norm.{{p}}", f"{ours}.norm2.{{p}}"),
+    ]
 
-    Args:
-        name: as the reference has it, for example "modality_encoders.IMAGE.extra_tokens".
-        encoder: "student" or "teacher", the submodule of :class:`d2v.models.data2vec2.Data2Vec2` it belongs to.
+
+def _blocks(theirs: str, ours: str) -> list[Rule]:
+    """A block of 2.0, in which only the stack's name differs."""
+    names = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    return [Rule(f"{theirs}.{{n}}.{name}.{{p}}", f"{ours}.{{n}}.{name}.{{p}}") for name in names]
+
+
+def _rules_of_2() -> list[Rule]:
+    rules = _blocks("blocks", "student.blocks")
+    for theirs, modality in MODALITIES.items():
+        t, f = f"modality_encoders.{theirs}", f"student.frontends.{modality}"
+        rules += [
+            Rule(f"{t}.context_encoder.norm.{{p}}", f"student.input_norms.{modality}.{{p}}"),
+            *_blocks(f"{t}.context_encoder.blocks", f"student.prenets.{modality}"),
+            Rule(f"{t}.extra_tokens", f"{f}.prefix_tokens", (0,)),
+            Rule(f"{t}.decoder.blocks.{{n}}.0.{{p}}", f"decoders.{modality}.convs.{{n}}.{{p}}"),
+            Rule(f"{t}.decoder.proj.{{p}}", f"decoders.{modality}.proj.{{p}}"),
+            Rule(f"{t}.decoder.proj.{{n}}.{{p}}", f"decoders.{modality}.proj.{{n}}.{{p}}"),
+        ]
+    t, f = "modality_encoders.IMAGE", "student.frontends.image"
+    rules += [
+        Rule(f"{t}.local_encoder.proj.{{p}}", f"{f}.proj.{{p}}"),
+        Rule(f"{t}.fixed_positional_encoder.positions", f"{f}.positions", (0,)),
+    ]
+    t, f = "modality_encoders.AUDIO", "student.frontends.speech"
+    rules += [
+        *_convs(f"{t}.local_encoder.conv_layers", f),
+        Rule(f"{t}.project_features.1.{{p}}", f"{f}.norm.{{p}}"),
+        Rule(f"{t}.project_features.2.{{p}}", f"{f}.proj.{{p}}"),
+        Rule(f"{t}.relative_positional_encoder.{{n+1}}.0.{{p}}", f"{f}.positions.convs.{{n}}.{{p}}"),
+        Rule(f"{t}.alibi_scale", f"{f}.alibi_scale", (0, 1, 3, 4)),
+    ]
+    t, f = "modality_encoders.TEXT", "student.frontends.text"
+    rules += [
+        Rule(f"{t}.local_encoder.embed_tokens.weight", f"{f}.token_embed.weight"),
+        Rule(f"{t}.local_encoder.embed_positions.weight", f"{f}.pos_embed.weight"),
+        Rule(f"{t}.local_encoder.layernorm_embedding.{{p}}", f"{f}.norm.{{p}}"),
+    ]
+    return rules
+
+
+def _convs(theirs: str, frontend: str) -> list[Rule]:
+    """The convolutions on the waveform, each with its LayerNorm."""
+    return [
+        Rule(f"{theirs}.{{n}}.0.weight", f"{frontend}.convs.{{n}}.weight"),
+        Rule(f"{theirs}.{{n}}.2.1.{{p}}", f"{frontend}.conv_norms.{{n}}.{{p}}"),
+    ]
+
+
+def _rules_of_1_text() -> list[Rule]:
+    t, f = "encoder.sentence_encoder", "student.frontends.text"
+    return [
+        Rule(f"{t}.embed_tokens.weight", f"{f}.token_embed.weight"),
+        Rule(f"{t}.embed_positions.weight", f"{f}.pos_embed.weight"),
+        Rule(f"{t}.layernorm_embedding.{{p}}", f"{f}.norm.{{p}}"),
+        *_attention(f"{t}.layers.{{n}}", "student.blocks.{n}"),
+        Rule("encoder.regression_head.{n}.{p}", "heads.text.{n}.{p}"),
+    ]
+
+
+def _rules_of_1_speech() -> list[Rule]:
+    f = "student.frontends.speech"
+    return [
+        *_convs("feature_extractor.conv_layers", f),
+        Rule("layer_norm.{p}", f"{f}.norm.{{p}}"),
+        Rule("post_extract_proj.{p}", f"{f}.proj.{{p}}"),
+        Rule("mask_emb", f"{f}.mask_token"),
+        Rule("encoder.pos_conv.{n}.0.{p}", f"{f}.positions.convs.{{n}}.{{p}}"),
+        Rule("encoder.layer_norm.{p}", "student.input_norms.speech.{p}"),
+        *_attention("encoder.layers.{n}", "student.blocks.{n}"),
+        Rule("final_proj.{p}", "heads.speech.0.{p}"),
+    ]
+
+
+def _rules_of_1_image() -> list[Rule]:
+    t, b, f = "encoder.blocks.{n}", "student.blocks.{n}", "student.frontends.image"
+    return [
+        Rule("patch_embed.conv.{p}", f"{f}.proj.{{p}}"),
+        Rule("cls_emb", f"{f}.prefix_tokens", (0,)),
+        Rule("mask_emb", f"{f}.mask_token", (0, 1)),
+        Rule("encoder.rel_pos_bias.relative_position_bias_table", f"{f}.rel_pos.table"),
+        Rule(f"{t}.attn.rel_pos_bias.relative_position_bias_table", f"{b}.rel_pos.table"),
+        Rule(f"{t}.attn.qkv.weight", f"{b}.attn.qkv.weight"),
+        Rule(f"{t}.attn.q_bias", f"{b}.attn.qkv.bias[0]"),
+        Rule(f"{t}.attn.v_bias", f"{b}.attn.qkv.bias[2]"),
+        Rule(f"{t}.attn.proj.{{p}}", f"{b}.attn.proj.{{p}}"),
+        Rule(f"{t}.gamma_1", f"{b}.scale1.gamma"),
+        Rule(f"{t}.gamma_2", f"{b}.scale2.gamma"),
+        Rule(f"{t}.norm1.{{p}}", f"{b}.norm1.{{p}}"),
+        Rule(f"{t}.norm2.{{p}}", f"{b}.norm2.{{p}}"),
+        Rule(f"{t}.mlp.0.{{p}}", f"{b}.mlp.fc1.{{p}}"),
+        Rule(f"{t}.mlp.2.{{p}}", f"{b}.mlp.fc2.{{p}}"),
+        Rule("encoder.norm.{p}", "student.norm.{p}"),
+    ]
+
+
+RENAMINGS: dict[Layout, Renaming] = {
+    "2.0": Renaming(_rules_of_2()),
+    "text": Renaming(_rules_of_1_text(), [r".*\.version"]),
+    "speech": Renaming(_rules_of_1_speech()),
+    # The image model has a projection that nothing uses.
+    "image": Renaming(_rules_of_1_image(), [r"final_proj\.(weight|bias)", r".*relative_position_index"]),
+}
+
+# Names of a teacher's parameters lack what their encoder's begin with.
+_TEACHER_PREFIXES: dict[Layout, str] = {"text": "encoder.sentence_encoder.", "speech": "encoder.", "image": "encoder."}
+
+
+def layout_of(names: Mapping[str, object]) -> Layout:
+    """Whose parameters these are.
 
     Raises:
-        KeyError: no such parameter is known.
+        ValueError: nobody's that is known.
     """
-    own = re.match(rf"modality_encoders\.({'|'.join(MODALITIES)})\.", name)
-    if own:
-        modality = MODALITIES[own[1]]
-        for pattern, replacement in _RULES:
-            ours, count = re.subn("^" + pattern, replacement, name[own.end() :])
-            if count:
-                return ours.format(enc=f"{encoder}.", f=f"{encoder}.frontends.{modality}.", modality=modality)
-    elif re.match(r"blocks\.\d+\.", name):
-        return f"{encoder}.{name}"
-    elif re.match(r"\d+\.", name):  # a teacher of the blocks alone
-        return f"{encoder}.blocks.{name}"
-    raise KeyError(f"{name}: not a parameter of the reference's data2vec 2.0 that this project knows")
+    if any(name.startswith("modality_encoders.") for name in names):
+        return "2.0"
+    for layout, mark in (
+        ("text", "encoder.sentence_encoder.embed_tokens.weight"),
+        ("speech", "feature_extractor.conv_layers.0.0.weight"),
+        ("image", "patch_embed.conv.weight"),
+    ):
+        if mark in names:
+            return layout  # type: ignore[return-value]  # one of the three
+    raise ValueError("these are not the parameters of a data2vec model of the authors'")
 
 
-def to_d2v_state(state: Mapping[str, Tensor], encoder: str = "student") -> dict[str, Tensor]:
-    """A state dict of the reference under our names, in our shapes (see :func:`to_d2v_shape`)."""
-    named = {to_d2v_name(name, encoder): value for name, value in state.items()}
-    return {name: to_d2v_shape(name, value) for name, value in named.items()}
+def to_d2v_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
+    """The authors' state dict under our names: ``student.``, and ``decoders.`` (2.0) or ``heads.`` (1.0).
 
-
-def to_d2v_shape(name: str, value: Tensor) -> Tensor:
-    """Prefix tokens and positions lose a leading 1, ALiBi scales all of theirs.
-
-    Args:
-        name: ours.
-        value: the reference's parameter, or its gradient.
+    Raises:
+        KeyError: naming what is not known.
     """
-    if name.endswith("alibi_scale"):
-        return value.flatten()
-    return value.squeeze(0) if name.endswith((".prefix_tokens", ".positions")) else value
+    return RENAMINGS[layout].read(state)
+
+
+def to_d2v_teacher(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
+    """What the authors' teacher averages under our names, ``teacher.``; for some recipes, part of an encoder."""
+    prefix = _TEACHER_PREFIXES.get(layout, "")
+    if layout == "2.0" and all(name[0].isdigit() for name in state):
+        prefix = "blocks."  # the teacher is a stack of blocks
+    found = to_d2v_state({f"{prefix}{name}": value for name, value in state.items()}, layout)
+    return {f"teacher.{name.removeprefix('student.')}": value for name, value in found.items()}
+
+
+def to_fairseq_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
+    """Ours under the authors' names: the inverse of :func:`to_d2v_state`.
+
+    Raises:
+        KeyError: naming what they have no place for.
+    """
+    return RENAMINGS[layout].write(state)

@@ -1,10 +1,12 @@
-"""The Transformer block of data2vec 2.0, which also hands out the MLP's output, the raw material of the targets."""
+"""The Transformer block of data2vec, which also hands out the MLP's output, the raw material of the targets."""
 
 from __future__ import annotations
 
 import torch
-from timm.layers import Attention, DropPath, Mlp
+from timm.layers import Attention, DropPath, LayerScale, Mlp
 from torch import Tensor, nn
+
+from d2v.nn.positions import RelativePositionBias
 
 
 class Block(nn.Module):
@@ -23,6 +25,8 @@ class Block(nn.Module):
         post_mlp_drop_rate: dropout on the MLP's output, before the residual is added.
         drop_path_rate: probability of dropping either branch for a sample.
         layer_drop_rate: probability of skipping the whole block for a batch (LayerDrop, arXiv:1909.11556).
+        layer_scale_init: learned factors on both branches, and what they start at (arXiv:2103.17239); None for none.
+        rel_pos_grid: of a bias of relative positions of its own, (rows, columns) of patches after a CLS token; or None.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class Block(nn.Module):
         post_mlp_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         layer_drop_rate: float = 0.0,
+        layer_scale_init: float | None = None,
+        rel_pos_grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
@@ -48,6 +54,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.post_mlp_drop = nn.Dropout(post_mlp_drop_rate)
         self.drop_path = DropPath(drop_path_rate)
+        self.scale1, self.scale2 = (
+            nn.Identity() if layer_scale_init is None else LayerScale(dim, layer_scale_init) for _ in range(2)
+        )
+        self.rel_pos = None if rel_pos_grid is None else RelativePositionBias(rel_pos_grid, num_heads)
 
     def forward(self, x: Tensor, attn_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One block.
@@ -60,14 +70,16 @@ class Block(nn.Module):
             The block's output and the MLP's output before dropout, residual and norm, both (N, T, D).
         """
         skipped = x
+        if self.rel_pos is not None:
+            attn_bias = self.rel_pos() if attn_bias is None else attn_bias + self.rel_pos()
         if self.norm_first:
-            x = x + self.drop_path(self.attn(self.norm1(x), attn_mask=attn_bias))
+            x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), attn_mask=attn_bias)))
             mlp_output = self.mlp(self.norm2(x))
-            x = x + self.drop_path(self.post_mlp_drop(mlp_output))
+            x = x + self.drop_path(self.scale2(self.post_mlp_drop(mlp_output)))
         else:
-            x = self.norm1(x + self.drop_path(self.attn(x, attn_mask=attn_bias)))
+            x = self.norm1(x + self.drop_path(self.scale1(self.attn(x, attn_mask=attn_bias))))
             mlp_output = self.mlp(x)
-            x = self.norm2(x + self.drop_path(self.post_mlp_drop(mlp_output)))
+            x = self.norm2(x + self.drop_path(self.scale2(self.post_mlp_drop(mlp_output))))
         if self.training and self.layer_drop_rate:
             # Computed all the same: every rank has every gradient (zeros here), and nothing waits for the device.
             x = torch.where(torch.rand((), device=x.device) < self.layer_drop_rate, skipped, x)

@@ -35,6 +35,9 @@ class Encoder(nn.Module):
         post_mlp_drop_rate: dropout on MLP outputs.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         layer_drop_rate: probability of skipping a block for a batch, the same for all.
+        layer_scale_init: what learned factors on the blocks' branches start at; None for no such factors.
+        rel_pos_grid: (rows, columns) of patches: every block has a bias of relative positions of its own; or None.
+        final_norm: a LayerNorm after the last block; None: where blocks are pre-norm.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``embed_dim``, or a frontend has another width.
@@ -56,6 +59,9 @@ class Encoder(nn.Module):
         post_mlp_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         layer_drop_rate: float = 0.0,
+        layer_scale_init: float | None = None,
+        rel_pos_grid: tuple[int, int] | None = None,
+        final_norm: bool | None = None,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -71,6 +77,7 @@ class Encoder(nn.Module):
                 )
         self.embed_dim = embed_dim
         self.norm_first = norm_first
+        final_norm = norm_first if final_norm is None else final_norm
         drop_path_rates = torch.linspace(0, drop_path_rate, prenet_depth + depth).tolist()
 
         def make_blocks(rates: list[float]) -> nn.ModuleList:
@@ -87,6 +94,8 @@ class Encoder(nn.Module):
                     post_mlp_drop_rate,
                     rate,
                     layer_drop_rate,
+                    layer_scale_init,
+                    None if rel_pos_grid is None else (rel_pos_grid[0], rel_pos_grid[1]),
                 )
                 for rate in rates
             )
@@ -101,7 +110,7 @@ class Encoder(nn.Module):
         )
         self.prenets = nn.ModuleDict({modality: make_blocks(drop_path_rates[:prenet_depth]) for modality in frontends})
         self.blocks = make_blocks(drop_path_rates[prenet_depth:])
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if norm_first else nn.Identity()
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else nn.Identity()
         for blocks in (self.prenets, self.blocks):
             blocks.apply(_init_linear)
 

@@ -1,4 +1,4 @@
-"""Positions: fixed ones of a grid, as in MAE (arXiv:2111.06377), and relative ones of a sequence."""
+"""Positions: fixed ones of a grid, as in MAE (arXiv:2111.06377), and relative ones of a sequence or a grid."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from timm.layers import gen_relative_position_index
 from torch import Tensor, nn
 
 
@@ -79,3 +80,24 @@ def alibi_slopes(num_heads: int) -> Tensor:
     own = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     between = [2 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
     return torch.tensor([*own, *between][:num_heads])
+
+
+class RelativePositionBias(nn.Module):
+    """A learned bias of attention logits for every offset on a grid and, before it, one CLS token: BEiT
+    (arXiv:2106.08254), after Swin.
+
+    Args:
+        grid: tokens per column and per row.
+        num_heads: attention heads.
+    """
+
+    def __init__(self, grid: tuple[int, int], num_heads: int) -> None:
+        super().__init__()
+        index = gen_relative_position_index(grid, class_token=True)  # (1 + T, 1 + T), the last 3 offsets are CLS's
+        self.register_buffer("index", index, persistent=False)
+        self.index: Tensor
+        self.table = nn.Parameter(torch.zeros(int(index.max()) + 1, num_heads))
+
+    def forward(self) -> Tensor:
+        """(1, heads, 1 + T, 1 + T)."""
+        return self.table[self.index].permute(2, 0, 1).unsqueeze(0)

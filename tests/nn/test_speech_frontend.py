@@ -125,7 +125,7 @@ def test_appended_padding_changes_no_real_frame(prenet_depth: int) -> None:
 
 @torch.no_grad()
 def test_without_zeroing_padding_leaks_as_in_the_reference() -> None:
-    made, leaking = frontend(), frontend(zero_padding=False)
+    made, leaking = frontend(), frontend(zero_padding="never")
     leaking.load_state_dict(made.state_dict())
     x, padding = torch.randn(1, 12, 16), torch.arange(12)[None] >= 9
     alone = made.tokens(x[:, :9], None)

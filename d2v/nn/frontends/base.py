@@ -19,6 +19,7 @@ class Frontend(nn.Module):
         num_prefix_tokens: learned tokens, the CLS token last, put before the sequence.
         input_norm: whether a (post-norm) encoder normalises its input tokens even without a prenet.
         input_drop_rate: dropout on the tokens that enter the prenet, after that norm.
+        mask_token: whether there is a learned token that stands for masked ones (data2vec 1.0); 2.0 leaves them out.
 
     Attributes:
         local_parts: names of the submodules that :meth:`embed` uses. A teacher whose scope is "context" takes the
@@ -32,7 +33,12 @@ class Frontend(nn.Module):
     inputs_are: ClassVar[str] = "inputs"
 
     def __init__(
-        self, embed_dim: int, num_prefix_tokens: int = 0, input_norm: bool = True, input_drop_rate: float = 0.0
+        self,
+        embed_dim: int,
+        num_prefix_tokens: int = 0,
+        input_norm: bool = True,
+        input_drop_rate: float = 0.0,
+        mask_token: bool = False,
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
@@ -42,6 +48,14 @@ class Frontend(nn.Module):
         self.prefix_tokens = nn.Parameter(torch.empty(num_prefix_tokens, embed_dim)) if num_prefix_tokens else None
         if self.prefix_tokens is not None:
             nn.init.normal_(self.prefix_tokens)
+        self.mask_token = nn.Parameter(torch.empty(embed_dim)) if mask_token else None
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
+
+    @property
+    def can_hide(self) -> bool:
+        """Whether :meth:`hide` works."""
+        return self.mask_token is not None
 
     def token_grid(self, inputs: Tensor) -> tuple[int, ...]:
         """The shape in which the T tokens of ``inputs`` lie, for the decoder's convolutions."""
@@ -54,6 +68,22 @@ class Frontend(nn.Module):
     def example(self, batch_size: int = 1) -> Tensor:
         """Valid inputs of the right shape and dtype, all zeros."""
         raise NotImplementedError("a frontend defines example")
+
+    def hide(self, inputs: Tensor, mask: TokenMask) -> tuple[Tensor, Tensor | None]:
+        """Local features in which masked tokens are replaced, data2vec 1.0 (arXiv:2202.03555), sec. 3.1.
+
+        Args:
+            inputs: B samples.
+            mask: M masks a sample.
+
+        Returns:
+            (N, T, D), and the (B, T, D) features without masks, or None where they had not to be computed.
+        """
+        assert self.mask_token is not None, "data2vec 1.0 has checked that there is one"
+        features_BTD = self.embed(inputs)
+        token = self.mask_token.to(features_BTD.dtype)
+        views_NTD = features_BTD.repeat_interleave(mask.num_masks, dim=0)
+        return torch.where(mask.mask.unsqueeze(-1), token, views_NTD), features_BTD
 
     def tokens(self, x_BTD: Tensor, mask: TokenMask | None, padding_mask: Tensor | None = None) -> Tensor:
         """What enters the Transformer: prefix tokens, then all tokens, or the visible ones of every mask.

@@ -1,14 +1,17 @@
-"""Images: non-overlapping patches and fixed 2-d positions, data2vec 2.0 (arXiv:2212.07525), sec. 4.1."""
+"""Images: non-overlapping patches, with fixed 2-d positions (data2vec 2.0, arXiv:2212.07525, sec. 4.1) or relative ones
+(data2vec 1.0, arXiv:2202.03555, sec. 4.1)."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.nn.frontends.base import Frontend
-from d2v.nn.positions import sincos_2d
+from d2v.nn.positions import RelativePositionBias, sincos_2d
+from d2v.types import TokenMask
 
 
 class ImageFrontend(Frontend):
@@ -20,6 +23,8 @@ class ImageFrontend(Frontend):
         patch_size: side of a patch in pixels; must divide ``img_size``.
         in_chans: colour channels.
         num_prefix_tokens: 1 for the CLS token; 0 for none.
+        fixed_positions: whether patches get sine-cosine positions.
+        mask_token: whether there is a learned token for masked patches (data2vec 1.0).
 
     Raises:
         ValueError: the patch does not divide the image.
@@ -35,8 +40,10 @@ class ImageFrontend(Frontend):
         patch_size: int = 16,
         in_chans: int = 3,
         num_prefix_tokens: int = 1,
+        fixed_positions: bool = True,
+        mask_token: bool = False,
     ) -> None:
-        super().__init__(embed_dim, num_prefix_tokens)
+        super().__init__(embed_dim, num_prefix_tokens, mask_token=mask_token)
         if patch_size < 1 or img_size < patch_size or img_size % patch_size:
             raise ValueError(
                 f"model.encoder.frontends.image.patch_size={patch_size} does not divide data.img_size={img_size}; "
@@ -49,7 +56,8 @@ class ImageFrontend(Frontend):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
         nn.init.xavier_uniform_(self.proj.weight.view(embed_dim, -1))
         side = img_size // patch_size
-        self.register_buffer("positions", sincos_2d((side, side), embed_dim))
+        self.register_buffer("positions", sincos_2d((side, side), embed_dim) if fixed_positions else None)
+        self.positions: Tensor | None
 
     def token_grid(self, inputs: Tensor) -> tuple[int, int]:
         """Patches per column and per row of (B, C, H, W) images."""
@@ -71,4 +79,50 @@ class ImageFrontend(Frontend):
                 f"images of shape {tuple(inputs.shape[1:])} reached an encoder built for {expected} "
                 "(data.in_chans, data.img_size, data.img_size)"
             )
-        return self.proj(inputs).flatten(2).transpose(1, 2) + self.positions
+        x_BTD = self.proj(inputs).flatten(2).transpose(1, 2)
+        return x_BTD if self.positions is None else x_BTD + self.positions
+
+
+class BeitFrontend(ImageFrontend):
+    """Patch embedding, CLS and mask token of data2vec 1.0, which is BEiT's (arXiv:2106.08254): no fixed positions.
+
+    Args:
+        embed_dim: features D.
+        num_heads: attention heads of the encoder.
+        img_size: height and width of an image in pixels.
+        patch_size: side of a patch in pixels; must divide ``img_size``.
+        in_chans: colour channels.
+        shared_bias: whether all blocks share one bias of relative positions; else each has its own, or none.
+        mask_token: whether there is a learned token for masked patches.
+    """
+
+    local_parts: ClassVar[tuple[str, ...]] = ("proj", "prefix_tokens", "mask_token")
+    extractor_parts: ClassVar[tuple[str, ...]] = ("proj",)
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        shared_bias: bool = True,
+        mask_token: bool = True,
+    ) -> None:
+        super().__init__(embed_dim, img_size, patch_size, in_chans, 1, fixed_positions=False, mask_token=mask_token)
+        side = img_size // patch_size
+        self.rel_pos = RelativePositionBias((side, side), num_heads) if shared_bias else None
+        assert self.prefix_tokens is not None
+        for parameter in (self.prefix_tokens, self.mask_token):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def attn_bias(self, num_tokens: int, mask: TokenMask | None) -> Tensor | None:
+        """(1, heads, 1 + T, 1 + T), or that of every view's visible patches, (N, heads, 1 + K, 1 + K)."""
+        if self.rel_pos is None:
+            return None
+        bias = self.rel_pos()
+        if mask is None:
+            return bias
+        rows = F.pad(mask.ids_keep + 1, (1, 0))  # (N, 1 + K), CLS first
+        return bias[0][:, rows.unsqueeze(2), rows.unsqueeze(1)].transpose(0, 1)

@@ -7,13 +7,14 @@ arXiv:2108.12409, made symmetric).
 B clips, S samples of the waveform, C channels of the extractor, T frames (tokens), D features
 
 Where we deviate: padded frames are zeroed before each convolution of the positions, so that appending padding to a
-batch changes no real frame. In the reference they leak into the frames before them; ``zero_padding=False`` does that.
+batch changes no real frame. In the reference they leak into the frames before them; ``zero_padding="never"`` (and, for
+data2vec 1.0, "first") does that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from d2v.nn.frontends.base import Frontend
 from d2v.nn.positions import ConvPositions, alibi_slopes
 from d2v.nn.tokens import gather_tokens
 from d2v.types import TokenMask, num_frames
+
+ZeroPadding = Literal["every", "first", "never"]
 
 # (channels, kernel, stride): a frame every 320 samples, 20 ms at 16 kHz, from 400 samples
 CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
@@ -41,7 +44,10 @@ class SpeechFrontend(Frontend):
         alibi: whether attention logits get a bias that falls with distance.
         num_prefix_tokens: learned tokens put before the frames; distances to them count as 0.
         input_drop_rate: dropout on the tokens that enter the prenet.
-        zero_padding: zero padded frames before each convolution of the positions; the reference does not.
+        zero_padding: where padded frames are zeroed: before "every" convolution of the positions, before the "first"
+            (data2vec 1.0), or "never" (the reference's 2.0).
+        mask_token: whether there is a learned token for masked frames (data2vec 1.0).
+        norm_eps: epsilon of the LayerNorm before the projection.
 
     Raises:
         ValueError: groups that do not divide, or a convolution that is not three positive numbers.
@@ -64,10 +70,14 @@ class SpeechFrontend(Frontend):
         alibi: bool = True,
         num_prefix_tokens: int = 0,
         input_drop_rate: float = 0.0,
-        zero_padding: bool = True,
+        zero_padding: ZeroPadding = "every",
+        mask_token: bool = False,
+        norm_eps: float = 1e-5,
     ) -> None:
-        super().__init__(embed_dim, num_prefix_tokens, input_drop_rate=input_drop_rate)
+        super().__init__(embed_dim, num_prefix_tokens, input_drop_rate=input_drop_rate, mask_token=mask_token)
         key = "model.encoder.frontends.speech"
+        if zero_padding not in get_args(ZeroPadding):
+            raise ValueError(f"{key}.zero_padding={zero_padding}: choose one of {', '.join(get_args(ZeroPadding))}")
         if not conv_layers or any(len(layer) != 3 or min(layer) < 1 for layer in conv_layers):
             raise ValueError(
                 f"{key}.conv_layers={[list(layer) for layer in conv_layers]}: give [channels, kernel size, stride], "
@@ -87,7 +97,7 @@ class SpeechFrontend(Frontend):
             assert isinstance(conv, nn.Conv1d)
             nn.init.kaiming_normal_(conv.weight)
         self.conv_norms = nn.ModuleList(nn.LayerNorm(c) for c in channels[1:])
-        self.norm = nn.LayerNorm(channels[-1])
+        self.norm = nn.LayerNorm(channels[-1], eps=norm_eps)
         self.proj = nn.Linear(channels[-1], embed_dim)
         self.positions = ConvPositions(embed_dim, pos_depth, pos_kernel_size, pos_groups)
         self.alibi_scale = nn.Parameter(torch.ones(num_heads)) if alibi else None
@@ -120,7 +130,9 @@ class SpeechFrontend(Frontend):
 
     def tokens(self, x_BTD: Tensor, mask: TokenMask | None, padding_mask: Tensor | None = None) -> Tensor:
         """Frames with positions; positions see the whole sequence, with zeros where frames are masked."""
-        padding = padding_mask if self.zero_padding else None
+        padding = padding_mask if self.zero_padding == "every" else None
+        if padding_mask is not None and self.zero_padding == "first":
+            x_BTD = x_BTD.masked_fill(padding_mask.unsqueeze(-1), 0)
         if mask is None:
             return self.with_prefix(x_BTD + self.positions(x_BTD, padding))
         masked = x_BTD.repeat_interleave(mask.num_masks, dim=0).masked_fill(mask.mask.unsqueeze(-1), 0)  # (N, T, D)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v.nn.frontends.base import Frontend
+from d2v.types import TokenMask
 
 
 class TextFrontend(Frontend):
@@ -25,9 +26,11 @@ class TextFrontend(Frontend):
             of what a fresh teacher's targets say a matter of position.
         num_prefix_tokens: learned tokens put before the text's own.
         input_drop_rate: dropout on the tokens that enter the prenet.
+        mask_id: the id that stands for masked tokens in data2vec 1.0; None: there is none.
+        norm_eps: epsilon of the LayerNorm.
 
     Raises:
-        ValueError: ``pad_id`` is no id.
+        ValueError: ``pad_id`` or ``mask_id`` is no id.
     """
 
     local_parts: ClassVar[tuple[str, ...]] = ("token_embed", "pos_embed", "norm")
@@ -44,21 +47,26 @@ class TextFrontend(Frontend):
         pos_init_std: float = 0.02,
         num_prefix_tokens: int = 0,
         input_drop_rate: float = 0.0,
+        mask_id: int | None = None,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__(embed_dim, num_prefix_tokens, input_norm=False, input_drop_rate=input_drop_rate)
-        if not 0 <= pad_id < vocab_size:
-            raise ValueError(
-                f"model.encoder.frontends.text.pad_id={pad_id}: must be an id of the vocabulary, 0 to {vocab_size - 1}"
-            )
+        for name, token_id in (("pad_id", pad_id), ("mask_id", mask_id)):
+            if token_id is not None and not 0 <= token_id < vocab_size:
+                raise ValueError(
+                    f"model.encoder.frontends.text.{name}={token_id}: must be an id of the vocabulary, 0 to "
+                    f"{vocab_size - 1}"
+                )
         self.max_positions = max_positions
         self.pad_id = pad_id
+        self.mask_id = mask_id
         self.token_embed = nn.Embedding(vocab_size, embed_dim, padding_idx=pad_id)
         # The ids of positions start after pad_id, which stands for "no position", as in the released models.
         self.pos_embed = nn.Embedding(max_positions + pad_id + 1, embed_dim, padding_idx=pad_id)
         for embedding, std in ((self.token_embed, token_init_std), (self.pos_embed, pos_init_std)):
             nn.init.normal_(embedding.weight, std=std)
             nn.init.zeros_(embedding.weight[pad_id])
-        self.norm = nn.LayerNorm(embed_dim)
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.drop = nn.Dropout(drop_rate)
 
     def token_grid(self, inputs: Tensor) -> tuple[int]:
@@ -83,3 +91,14 @@ class TextFrontend(Frontend):
         real = inputs != self.pad_id
         positions = real.cumsum(1) * real + self.pad_id
         return self.drop(self.norm(self.token_embed(inputs) + self.pos_embed(positions)))
+
+    @property
+    def can_hide(self) -> bool:
+        """Whether :meth:`hide` works."""
+        return self.mask_id is not None
+
+    def hide(self, inputs: Tensor, mask: TokenMask) -> tuple[Tensor, Tensor | None]:
+        """(B, T) ids -> (N, T, D) embeddings of texts with mask tokens; None: those without are not computed."""
+        assert self.mask_id is not None, "data2vec 1.0 has checked that there is one"
+        views_NT = inputs.repeat_interleave(mask.num_masks, dim=0)
+        return self.embed(views_NT.masked_fill(mask.mask, self.mask_id)), None

@@ -1,0 +1,133 @@
+"""data2vec 1.0 (Baevski et al., "data2vec: A General Framework for Self-supervised Learning in Speech, Vision and
+Language", arXiv:2202.03555): the student sees every token, masked ones as a mask token, and predicts without a decoder.
+
+    B samples, M masks a sample, N = B * M views (sample-major), T tokens, K unmasked, P prefix tokens, D features
+
+Where we deviate: M, 1 in the paper, may be larger, with the targets computed once for all; and every view masks equally
+many tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from d2v.models.distillation import NUM_LOCAL_FEATURES, SelfDistillation, TeacherScope, evenly
+from d2v.nn.encoder import Encoder
+from d2v.nn.tokens import gather_tokens
+from d2v.objective.losses import feature_std, regression_loss_sum
+from d2v.types import Batch, LossOutput
+
+
+class RegressionHead(nn.Sequential):
+    """From the student's features to predictions, (..., D) to (..., D): linear layers with a GELU in between.
+
+    Args:
+        embed_dim: features D.
+        depth: linear layers: 0 (images), 1 (speech) or more (2: text).
+        ratio: features between them over D.
+    """
+
+    def __init__(self, embed_dim: int, depth: int = 1, ratio: float = 2.0) -> None:
+        if depth < 0:
+            raise ValueError(f"model.heads.*.depth={depth}: must be at least 0")
+        hidden = int(embed_dim * ratio)
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            layers += [
+                nn.Linear(embed_dim if i == 0 else hidden, embed_dim if i == depth - 1 else hidden),
+                nn.GELU(),
+            ]
+        super().__init__(*layers[:-1])
+
+
+class Data2Vec(SelfDistillation):
+    """Student, teacher and regression heads.
+
+    Args:
+        encoder: as in :class:`SelfDistillation`, like all that is not named here; its frontends have mask tokens.
+        heads: from the student's features to predictions, one for every modality, by its name.
+        average_top_k_layers: K.
+        layer_norms: of each layer's output.
+        target_norms: of their average.
+        end_of_block_targets: whether targets are whole blocks' outputs (images).
+        loss_scale: factor on the loss.
+        loss_beta: where smooth L1 turns linear.
+        teacher_scope: "context" in the released recipe for images, "transformer" for speech and text.
+
+    Raises:
+        ValueError: a value that cannot work, naming its key and the fix.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        heads: Mapping[str, nn.Module],
+        average_top_k_layers: int,
+        layer_norms: Sequence[str] = ("layer",),
+        target_norms: Sequence[str] = (),
+        end_of_block_targets: bool = False,
+        loss_scale: float | None = None,
+        loss_beta: float = 0.0,
+        teacher_scope: TeacherScope = "transformer",
+    ) -> None:
+        super().__init__(
+            encoder,
+            heads,
+            "model.heads",
+            average_top_k_layers,
+            layer_norms,
+            target_norms,
+            end_of_block_targets,
+            loss_scale,
+            loss_beta,
+            teacher_scope,
+        )
+        for modality in encoder.frontends:
+            if not encoder.frontend(modality).can_hide:
+                raise ValueError(
+                    f"model.encoder.frontends.{modality} has no mask token: set its mask_token=true (text: mask_id)"
+                )
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """The loss of one batch, as sums (see :class:`LossOutput`).
+
+        Args:
+            batch: inputs of one modality with M masks a sample.
+        """
+        mask = batch.mask
+        assert mask is not None, "pretraining batches carry masks"
+        frontend = self.student.frontend(batch.modality)
+        num_prefix = frontend.num_prefix_tokens
+
+        hidden_NTD, features_BTD = frontend.hide(batch.inputs, mask)
+        target_BTD = self.targets(batch, features_BTD)
+        padding_mask = batch.padding_mask
+        if padding_mask is not None:
+            padding_mask = padding_mask.repeat_interleave(mask.num_masks, dim=0)
+        x = self.student.encode(batch.modality, hidden_NTD, padding_mask).x  # (N, P + T, D)
+        tokens_NTD = x[:, num_prefix:]
+        pred = self.heads[batch.modality](gather_tokens(tokens_NTD, mask.ids_mask))  # (N, T - K, D)
+        target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
+
+        loss_sum = regression_loss_sum(pred, target, self.loss_scale, self.loss_beta)
+        visible_NKD = gather_tokens(tokens_NTD, mask.ids_keep)
+        local_features = hidden_NTD if features_BTD is None else features_BTD
+        return LossOutput(
+            loss_sum=loss_sum,
+            count=torch.tensor(mask.ids_mask.numel(), device=pred.device),
+            terms={"regression": loss_sum.detach()},
+            target_std=feature_std(target),
+            pred_std=feature_std(pred),
+            features=visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
+            local_features=evenly(local_features.detach(), NUM_LOCAL_FEATURES).float(),
+        )
+
+    def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Local features are the student's where it has computed them unmasked; all else is the teacher's own."""
+        if features_BTD is None or self.teacher_scope == "encoder":
+            features_BTD = self.teacher.frontend(batch.modality).embed(batch.inputs)
+        return self.teacher.context(batch.modality, features_BTD, padding_mask=batch.padding_mask)
