@@ -9,13 +9,14 @@ from d2v.version import __version__
 
 _LAZY = {
     "Batch": "d2v.types",
+    "Data2Vec": "d2v.models.data2vec",
     "Data2Vec2": "d2v.models.data2vec2",
     "Encoder": "d2v.nn.encoder",
     "TokenMask": "d2v.types",
     "load_encoder": "d2v.interop.native",
 }
 
-__all__ = ["Batch", "Data2Vec2", "Encoder", "TokenMask", "__version__", "load_encoder"]
+__all__ = ["Batch", "Data2Vec", "Data2Vec2", "Encoder", "TokenMask", "__version__", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,6 +37,8 @@ PRETRAIN = {
     "mask.mask_ratio": Range(float),
     "mask.mask_ratio_adjust": Range(float),
     "mask.mask_length": Range(int),
+    "mask.min_block": Range(int),
+    "mask.min_aspect": Range(float),
 }
 # Types only, where the data's own checks say more about the bounds.
 DATA = {
@@ -53,6 +55,7 @@ DATA = {
     "data.block_size": Range(int),
     "data.vocab_size": Range(int),
     "data.pad_id": Range(int),
+    "data.mask_id": Range(int, 0, optional=True),
     "data.probe_limit": Range(int, optional=True),
 }
 FINETUNE = {

@@ -108,7 +108,9 @@ def prepare_data(cfg: DictConfig, trained: Trained | None) -> tuple[FinetuneData
         cfg.label_fraction = cfg.data.pop("label_fraction", 1.0)  # of every kind of data: no factory need know it
     if trained is None:
         if cfg.get("model") is None:
-            raise ValueError("checkpoint=null trains from scratch: choose the encoder by model=data2vec2/...")
+            raise ValueError(
+                "checkpoint=null trains from scratch: choose the encoder by model=data2vec2/..., data2vec/..."
+            )
         dataset = instantiate(cfg.data, _convert_="all")
     else:
         dataset = load_data(cfg, trained)

@@ -18,7 +18,7 @@ from d2v.nn.encoder import Encoder
 _INPUT_KEYS = (
     *("img_size", "in_chans", "mean", "std", "crop_pct"),
     "sample_rate",
-    *("tokenizer", "vocab_size", "pad_id", "block_size"),
+    *("tokenizer", "vocab_size", "pad_id", "mask_id", "block_size"),
 )
 
 

@@ -19,6 +19,7 @@ def samples_text(
     tokenizer: str | None = None,
     vocab_size: int = 4096,
     pad_id: int = 1,
+    mask_id: int | None = None,
     block_size: int = 128,
     max_bad_fraction: float = 0.01,
     cache: str | None = None,
@@ -32,7 +33,7 @@ def samples_text(
         ValueError: a value is out of its range.
     """
     glosses = SampleTexts()
-    chosen = fitting_tokenizer(glosses, tokenizer, vocab_size, pad_id, cache)
+    chosen = fitting_tokenizer(glosses, tokenizer, vocab_size, pad_id, cache, mask_id)
     return TextData(
         train=_blocks(glosses, chosen, block_size, cache),
         tokenizer=chosen,
@@ -52,6 +53,7 @@ def text_files(
     tokenizer: str | None = None,
     vocab_size: int = 32768,
     pad_id: int = 1,
+    mask_id: int | None = None,
     block_size: int = 512,
     probe_train: str | None = None,
     probe_val: str | None = None,
@@ -72,6 +74,7 @@ def text_files(
             dict.txt; None to train one on the documents.
         vocab_size: ids the encoder knows, at least as many as the tokenizer has.
         pad_id: the tokenizer's id of padding.
+        mask_id: its id of masked tokens, for data2vec 1.0; None: not needed.
         block_size: tokens a block.
         probe_train: .tsv or .csv of labelled texts to train probes on, or None.
         probe_val: likewise, to evaluate them on.
@@ -90,7 +93,7 @@ def text_files(
         documents,
         streaming,
         shuffle_buffer,
-        fitting_tokenizer(documents, tokenizer, vocab_size, pad_id, cache),
+        fitting_tokenizer(documents, tokenizer, vocab_size, pad_id, cache, mask_id),
         block_size,
         *_probe_tables(probe_train, probe_val, text_column, label_column, probe_limit),
         max_bad_fraction,
@@ -108,6 +111,7 @@ def hf_text(
     tokenizer: str | None = None,
     vocab_size: int = 32768,
     pad_id: int = 1,
+    mask_id: int | None = None,
     block_size: int = 512,
     probe_train: str | None = None,
     probe_val: str | None = None,
@@ -135,7 +139,7 @@ def hf_text(
         documents,
         streaming,
         shuffle_buffer,
-        fitting_tokenizer(documents, tokenizer, vocab_size, pad_id, cache),
+        fitting_tokenizer(documents, tokenizer, vocab_size, pad_id, cache, mask_id),
         block_size,
         *_probe_tables(probe_train, probe_val, text_column, label_column, probe_limit),
         max_bad_fraction,
@@ -177,7 +181,12 @@ def _blocks(documents: Documents, tokenizer: Tokenizer, block_size: int, cache: 
 
 
 def fitting_tokenizer(
-    documents: Documents | None, path: str | None, vocab_size: int, pad_id: int, cache: str | None
+    documents: Documents | None,
+    path: str | None,
+    vocab_size: int,
+    pad_id: int,
+    cache: str | None,
+    mask_id: int | None = None,
 ) -> Tokenizer:
     """The given tokenizer, or one trained on the documents, that the encoder's vocabulary holds."""
     if path is not None:
@@ -196,6 +205,11 @@ def fitting_tokenizer(
     if tokenizer.pad_id != pad_id:
         raise ValueError(
             f"data.pad_id={pad_id}: the tokenizer's padding is {tokenizer.pad_id}; set data.pad_id={tokenizer.pad_id}"
+        )
+    if mask_id is not None and mask_id != tokenizer.mask_id:
+        raise ValueError(
+            f"data.mask_id={mask_id}: the tokenizer's mask token is {tokenizer.mask_id}; "
+            + ("choose another tokenizer" if tokenizer.mask_id is None else f"set data.mask_id={tokenizer.mask_id}")
         )
     return tokenizer
 

@@ -16,6 +16,7 @@ import numpy as np
 
 # In the order of the released models' dictionaries: <s> 0, <pad> 1, </s> 2, <unk> 3.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+_MASKS = ("<mask>", "[MASK]")
 _ROLES = {
     "bos": ("<s>", "[CLS]", "<|startoftext|>", "<|begin_of_text|>"),
     "pad": ("<pad>", "[PAD]"),
@@ -31,6 +32,7 @@ class Tokenizer:
         bos_id: opens every block of text.
         pad_id: padding.
         eos_id: closes every document.
+        mask_id: stands for masked tokens; None if there is none.
         fingerprint: of all that decides the ids.
     """
 
@@ -39,7 +41,9 @@ class Tokenizer:
         self._backend = backend
         self._ids = ids  # of the backend's ids, where ours are others
         self._roles = {}
+        self.mask_id: int | None = None
         if ids is None:
+            self.mask_id = next((i for i in map(backend.token_to_id, _MASKS) if i is not None), None)
             self.vocab_size = max(backend.get_vocab().values(), default=-1) + 1  # there may be gaps
             for role, names in _ROLES.items():
                 found = [backend.token_to_id(name) for name in names if backend.token_to_id(name) is not None]
@@ -97,6 +101,8 @@ class Tokenizer:
 def _rebuild(backend: str, ids: np.ndarray | None, vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(_library().Tokenizer.from_str(backend), ids=ids)
     tokenizer.vocab_size = vocab_size
+    if ids is not None:
+        tokenizer.mask_id = vocab_size - 1
     return tokenizer
 
 
@@ -183,6 +189,7 @@ def _load_released(folder: Path, key: str) -> Tokenizer:
             ids[int(symbol)] = place + unknown + 1
     tokenizer = Tokenizer(backend, key, ids)
     tokenizer.vocab_size = len(symbols) + len(SPECIALS)  # <mask> is added after the dictionary's last symbol
+    tokenizer.mask_id = tokenizer.vocab_size - 1
     return tokenizer
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from d2v.models.data2vec2 import Data2Vec2
+from d2v.models.distillation import SelfDistillation
 from d2v.models.heads import FinetunedModel
 from d2v.nn.encoder import Encoder
 
@@ -116,9 +116,9 @@ class Checkpoint:
             raise ValueError(f"checkpoint={path}: parts of it are missing ({error})") from error
         return cls(config, state, step)
 
-    def build_model(self) -> Data2Vec2 | FinetunedModel:
+    def build_model(self) -> SelfDistillation | FinetunedModel:
         """The model with its weights."""
-        model: Data2Vec2 | FinetunedModel = build(self.config["model"])
+        model: SelfDistillation | FinetunedModel = build(self.config["model"])
         load_exactly(model, self.state)
         return model
 
@@ -149,7 +149,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     module.load_state_dict(dict(state))
 
 
-def init_from(model: Data2Vec2, path: str | Path) -> None:
+def init_from(model: SelfDistillation, path: str | Path) -> None:
     """Start ``model`` from other weights: a checkpoint's, all of them, or an export's, for student and teacher alike.
 
     Raises:

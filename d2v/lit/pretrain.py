@@ -1,4 +1,4 @@
-"""Pretraining under Lightning: one optimizer step, then one move of the teacher, data2vec 2.0 (arXiv:2212.07525)."""
+"""Pretraining under Lightning: one optimizer step, then one move of the teacher, data2vec (arXiv:2202.03555)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from d2v.lit.module import TrainingModule
-from d2v.models.data2vec2 import Data2Vec2
+from d2v.models.distillation import SelfDistillation
 from d2v.types import Batch
 
 
 class PretrainModule(TrainingModule):
-    """Trains a :class:`Data2Vec2`.
+    """Trains a :class:`SelfDistillation`.
 
     Args:
-        model: student, teacher and decoders.
+        model: student, teacher and what predicts.
         optim: as in :class:`TrainingModule`, like ``schedule``, ``seed`` and ``config``.
         schedule: factor on the peak learning rate.
         ema: the teacher's decay by optimizer step (1 after the first).
@@ -26,11 +26,11 @@ class PretrainModule(TrainingModule):
         config: rebuilds the model.
     """
 
-    model: Data2Vec2
+    model: SelfDistillation
 
     def __init__(
         self,
-        model: Data2Vec2,
+        model: SelfDistillation,
         optim: Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer],
         schedule: Callable[[int], float],
         ema: Callable[[int], float],

@@ -61,6 +61,8 @@ class Data2Vec(SelfDistillation):
         ValueError: a value that cannot work, naming its key and the fix.
     """
 
+    predictors_are = "heads"
+
     def __init__(
         self,
         encoder: Encoder,
@@ -76,7 +78,6 @@ class Data2Vec(SelfDistillation):
         super().__init__(
             encoder,
             heads,
-            "model.heads",
             average_top_k_layers,
             layer_norms,
             target_norms,

@@ -40,6 +40,8 @@ class Data2Vec2(SelfDistillation):
         ValueError: a value that cannot work, naming its key and the fix.
     """
 
+    predictors_are = "decoders"
+
     def __init__(
         self,
         encoder: Encoder,
@@ -56,7 +58,6 @@ class Data2Vec2(SelfDistillation):
         super().__init__(
             encoder,
             decoders,
-            "model.decoders",
             average_top_k_layers,
             layer_norms,
             target_norms,

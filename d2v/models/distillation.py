@@ -6,7 +6,7 @@ B samples, T tokens, P prefix tokens, D features
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ class SelfDistillation(nn.Module):
     Args:
         encoder: the student; the teacher starts as its copy.
         predictors: from the student's features to predictions, one for every modality of the encoder, by its name.
-        predictors_key: where the configuration names them, for error messages.
         average_top_k_layers: K, shared blocks whose outputs are averaged into the targets, counted from the last.
         layer_norms: norms of each layer's output before averaging, in order, of "instance" and "layer".
         target_norms: norms of the average, in order.
@@ -38,15 +37,19 @@ class SelfDistillation(nn.Module):
             "context": everything after the local features; "transformer": everything but the frontends; "blocks": the
             shared blocks.
 
+    Attributes:
+        predictors_are: what the predictors are called: "decoders" or "heads".
+
     Raises:
         ValueError: a value that cannot work, naming its key and the fix.
     """
+
+    predictors_are: ClassVar[str]
 
     def __init__(
         self,
         encoder: Encoder,
         predictors: Mapping[str, nn.Module],
-        predictors_key: str,
         average_top_k_layers: int,
         layer_norms: Sequence[str],
         target_norms: Sequence[str],
@@ -58,7 +61,7 @@ class SelfDistillation(nn.Module):
         super().__init__()
         if set(predictors) != set(encoder.frontends):
             raise ValueError(
-                f"{predictors_key} has {sorted(predictors)}, model.encoder.frontends {sorted(encoder.frontends)}: "
+                f"model.{self.predictors_are} has {sorted(predictors)}, model.encoder.frontends {sorted(encoder.frontends)}: "
                 "every modality needs one of each"
             )
         if not 1 <= average_top_k_layers <= len(encoder.blocks):
@@ -77,6 +80,13 @@ class SelfDistillation(nn.Module):
         self.loss_scale = encoder.embed_dim**-0.5 if loss_scale is None else loss_scale
         self.loss_beta = loss_beta
         self.teacher_scope = teacher_scope
+
+    @property
+    def predictors(self) -> nn.ModuleDict:
+        """What makes predictions of the student's features, by modality."""
+        found = self.get_submodule(self.predictors_are)
+        assert isinstance(found, nn.ModuleDict)
+        return found
 
     def forward(self, batch: Batch) -> LossOutput:
         """The loss of one batch, as sums."""

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+_MAX_FAILURES = 10  # attempts in a row to place a rectangle
+
 
 class MaskGenerator(Protocol):
     """Draws ``num_masks`` masks a sample, all with the same number of masked tokens."""
@@ -202,13 +204,82 @@ class SpanMask(_Blocks):
         return _highest(self._priorities(grid, rngs, lengths), *_exact_count(self, prod(grid), lengths))
 
 
-def _check_counts(mask: MaskGenerator | _Blocks | RandomMask, num_tokens: int) -> None:
+@dataclass(frozen=True)
+class BlockMask:
+    """Mask random rectangles of patches, with an exact count: BEiT (arXiv:2106.08254), alg. 1, and data2vec 1.0.
+
+    Rectangles of random area and shape are added until no more fits; what is then missing is drawn at random, where
+    BEiT leaves it.
+
+    Attributes:
+        num_masks: M, masks per sample.
+        mask_ratio: share of tokens to mask, in (0, 1): T times it, rounded, are.
+        min_block: fewest tokens of a rectangle (the last ones may add fewer).
+        min_aspect: smallest ratio of its sides, in (0, 1].
+    """
+
+    num_masks: int = 1
+    mask_ratio: float = 0.6
+    min_block: int = 16
+    min_aspect: float = 0.3
+
+    def num_visible(self, num_tokens: int) -> int:
+        """Tokens that stay visible out of ``num_tokens``."""
+        return num_tokens - round(num_tokens * self.mask_ratio)
+
+    def validate(self, grid: tuple[int, ...]) -> None:
+        """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
+        if len(grid) != 2:
+            raise ValueError("mask=block masks rectangles of images: for sequences use mask=span or mask=random")
+        _check_counts(self, prod(grid))
+        if not 1 <= self.min_block <= prod(grid):
+            raise ValueError(f"mask.min_block={self.min_block}: an image has {prod(grid)} tokens; choose 1 to as many")
+        if not 0 < self.min_aspect <= 1:
+            raise ValueError(f"mask.min_aspect={self.min_aspect}: must be above 0 and at most 1")
+
+    def __call__(
+        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
+
+        Raises:
+            ValueError: there is padding.
+        """
+        if lengths is not None and min(lengths) < prod(grid):
+            raise ValueError("mask=block is for images, which are not padded: use mask=span or mask=random")
+        count = prod(grid) - self.num_visible(prod(grid))
+        rows, columns = grid
+        return np.stack([self._draw(rows, columns, count, rng) for rng in rngs for _ in range(self.num_masks)])
+
+    def _draw(self, rows: int, columns: int, count: int, rng: np.random.Generator) -> np.ndarray:
+        """(rows * columns,) bool, ``count`` of them True."""
+        mask = np.zeros((rows, columns), dtype=bool)
+        log_aspect = np.log(self.min_aspect)
+        failures = 0
+        while failures < _MAX_FAILURES and (missing := count - int(mask.sum())) > 0:
+            area = rng.uniform(self.min_block, max(self.min_block, missing))
+            aspect = np.exp(rng.uniform(log_aspect, -log_aspect))
+            height, width = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
+            failures += 1
+            if not (0 < height < rows and 0 < width < columns):
+                continue
+            top, left = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
+            block = mask[top : top + height, left : left + width]
+            if 0 < block.size - int(block.sum()) <= missing:
+                block[:] = True
+                failures = 0
+        flat = mask.reshape(-1)
+        flat[rng.permutation(np.flatnonzero(~flat))[: count - int(flat.sum())]] = True
+        return flat
+
+
+def _check_counts(mask: MaskGenerator | _Blocks | RandomMask | BlockMask, num_tokens: int) -> None:
     """Raise ValueError unless every mask hides and shows at least one token."""
     if not 1 <= mask.num_masks <= num_tokens:
         raise ValueError(
             f"mask.num_masks={mask.num_masks}: a sample has {num_tokens} tokens; choose 1 to {num_tokens} masks"
         )
-    assert isinstance(mask, _Blocks | RandomMask)
+    assert isinstance(mask, _Blocks | RandomMask | BlockMask)
     if not 0 < mask.mask_ratio < 1 or not 0 < mask.num_visible(num_tokens) < num_tokens:
         fitting = [n / 1000 for n in range(1, 1000) if _shows_and_hides(mask, n / 1000, num_tokens)]
         choice = (
@@ -220,7 +291,7 @@ def _check_counts(mask: MaskGenerator | _Blocks | RandomMask, num_tokens: int) -
         )
 
 
-def _shows_and_hides(mask: _Blocks | RandomMask, ratio: float, num_tokens: int) -> bool:
+def _shows_and_hides(mask: _Blocks | RandomMask | BlockMask, ratio: float, num_tokens: int) -> bool:
     return 0 < replace(mask, mask_ratio=ratio).num_visible(num_tokens) < num_tokens
 
 

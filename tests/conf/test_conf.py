@@ -44,10 +44,11 @@ def test_every_experiment_is_known() -> None:
     assert len(EXPERIMENTS) == len(files) > 0
     assert options("experiment") == EXPERIMENTS
     assert {"image_tiny", "image_base", "image_large", "image_huge14"} <= set(EXPERIMENTS)
+    assert {"v1_image_base", "v1_speech_base", "v1_text_base"} <= set(EXPERIMENTS)
 
 
 def _modality(name: str) -> str:
-    return name.partition("_")[0]
+    return name.removeprefix("v1_").partition("_")[0]
 
 
 def _own_data(runs: ModuleType, folder: Path, name: str) -> list[str]:
@@ -64,6 +65,15 @@ def _own_data(runs: ModuleType, folder: Path, name: str) -> list[str]:
     return [f"data.root={runs.text_file(folder / 'text.txt')}", "data.vocab_size=300"]
 
 
+def _small(runs: ModuleType, name: str) -> list[str]:
+    """Overrides to small sizes; data2vec 1.0 has no decoder."""
+    return [
+        o
+        for o in runs.SMALL[_modality(name)]
+        if not (name.startswith("v1_") and ("model.decoders." in o or "cls_loss" in o))
+    ]
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_takes_a_step(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """On little data, with its own masks, optimizer and schedules; only sizes are smaller."""
@@ -71,7 +81,7 @@ def test_experiment_takes_a_step(runs: ModuleType, tmp_path: Path, monkeypatch: 
     batch = {"image": 2, "speech": 6, "text": 2}[_modality(name)]
     result = runs.d2v_command(
         "pretrain", f"experiment={name}", f"output_dir={tmp_path / 'out'}", *_own_data(runs, tmp_path / "data", name),
-        *runs.SMALL[_modality(name)], f"global_batch_size={batch}", "micro_batch_size=null", "num_threads=1",
+        *_small(runs, name), f"global_batch_size={batch}", "micro_batch_size=null", "num_threads=1",
         "num_workers=0", "trainer.accelerator=cpu", "trainer.max_steps=1", "trainer.log_every_n_steps=1",
     )  # fmt: skip
     assert result.status in (0, None), result.err
@@ -93,10 +103,14 @@ def test_experiment_instantiates(runs: ModuleType, name: str) -> None:
         node = cfg.model.encoder
         frontend = {"image": _patches, "speech": _convolutions, "text": _embeddings}[_modality(name)]
         blocks = (node.depth + node.prenet_depth) * _block_parameters(node.embed_dim)
+        if node.get("layer_scale_init") is not None:
+            blocks += node.depth * 2 * node.embed_dim
         assert sum(p.numel() for p in model.student.parameters()) == blocks + frontend(cfg)
         assert optimizer.param_groups[0]["lr"] == cfg.optim.lr
-        assert schedule(0) < schedule(cfg.schedule.warmup_steps) == 1
-        assert schedule(cfg.trainer.max_steps) == pytest.approx(0, abs=1e-9)
+        steps = cfg.trainer.max_steps
+        warmup, end = cfg.schedule.get("warmup_steps"), cfg.schedule.min_factor
+        assert schedule(0) < schedule(round(cfg.schedule.warmup_fraction * steps) if warmup is None else warmup) == 1
+        assert schedule(steps) == pytest.approx(end, abs=1e-9)
         assert ema(0) == cfg.ema.decay_start
         assert ema(cfg.ema.anneal_steps) == cfg.ema.decay_end
         (frontend,) = model.student.frontends.values()
@@ -109,9 +123,13 @@ def _block_parameters(width: int) -> int:
 
 
 def _patches(cfg: Any) -> int:
-    """Patch embedding, CLS token, norm of the input."""
-    width, patch = cfg.model.encoder.embed_dim, cfg.model.encoder.frontends.image.patch_size
-    return (cfg.data.in_chans * patch**2 + 1) * width + width + 2 * width
+    """Patch embedding, CLS token, norm of the input; BEiT's: of the output, a mask token, biases of offsets."""
+    node, width = cfg.model.encoder.frontends.image, cfg.model.encoder.embed_dim
+    total: int = (cfg.data.in_chans * node.patch_size**2 + 1) * width + width + 2 * width
+    if "shared_bias" in node:
+        side = cfg.data.img_size // node.patch_size
+        total += width + ((2 * side - 1) ** 2 + 3) * cfg.model.encoder.num_heads
+    return total
 
 
 def _convolutions(cfg: Any) -> int:
@@ -121,7 +139,8 @@ def _convolutions(cfg: Any) -> int:
     for out, kernel, _ in node.conv_layers:
         total, channels = total + channels * out * kernel + 2 * out, out
     positions = node.pos_depth * (width * width // node.pos_groups * node.pos_kernel_size + width)
-    return total + 2 * channels + (channels + 1) * width + positions + cfg.model.encoder.num_heads + 2 * width
+    own = cfg.model.encoder.num_heads if node.alibi else width  # scales, or data2vec 1.0's mask token
+    return total + 2 * channels + (channels + 1) * width + positions + own + 2 * width
 
 
 def _embeddings(cfg: Any) -> int:
@@ -254,17 +273,57 @@ PUBLISHED |= {
     },
 }  # fmt: skip
 
+VERSION_1 = {
+    "mask.num_masks": 1, "optim.betas": [0.9, 0.98], "optim.eps": 1e-6, "optim.weight_decay": 0.01,
+    "model._target_": "d2v.models.data2vec.Data2Vec", "model.encoder.depth": 12, "model.encoder.embed_dim": 768,
+    "model.encoder.num_heads": 12, "model.encoder.prenet_depth": 0, "model.encoder.mlp_ratio": 4.0,
+    "model.encoder.norm_eps": 1e-5, "ema.decay_start": 0.999,
+}  # fmt: skip
+PUBLISHED_1 = {
+    "v1_text_base": {
+        "model.average_top_k_layers": 10, "model.layer_norms": ["layer"], "model.target_norms": [],
+        "model.loss_scale": 1.0, "model.loss_beta": 4.0, "model.heads.text.depth": 2, "model.heads.text.ratio": 2.0,
+        "model.end_of_block_targets": False, "model.encoder.norm_first": False, "model.encoder.drop_rate": 0.1,
+        "model.encoder.attn_drop_rate": 0.1, "model.encoder.post_mlp_drop_rate": 0.1,
+        "model.encoder.frontends.text.drop_rate": 0.1, "data.block_size": 512,
+        "mask._target_": "d2v.objective.masking.SpanMask", "mask.mask_length": 4, "ema.decay_end": 0.9999,
+        "ema.anneal_steps": 300_000, "optim.lr": 2e-4, "schedule.warmup_steps": 10_000, "trainer.max_steps": 1_000_000,
+        "trainer.gradient_clip_val": 5.0, "global_batch_size": 16 * 8192 // 512, "micro_batch_size": 16,
+    },
+    "v1_speech_base": {
+        "model.average_top_k_layers": 8, "model.layer_norms": ["instance"], "model.target_norms": [],
+        "model.loss_scale": None, "model.loss_beta": 0.0, "model.heads.speech.depth": 1,
+        "model.end_of_block_targets": False, "model.encoder.norm_first": False, "model.encoder.layer_drop_rate": 0.05,
+        "model.encoder.frontends.speech.alibi": False, "model.encoder.frontends.speech.pos_depth": 5,
+        "model.encoder.frontends.speech.pos_kernel_size": 95 // 5,
+        "mask._target_": "d2v.objective.masking.SpanMask", "mask.mask_length": 10, "ema.decay_end": 0.9999,
+        "ema.anneal_steps": 30_000, "optim.lr": 5e-4, "schedule.warmup_fraction": 0.03,
+        "schedule.hold_fraction": 0.9, "trainer.max_steps": 400_000, "trainer.gradient_clip_val": None,
+        "global_batch_size": 16 * 3_800_000 / 16_000, "micro_batch_size": 237.5,
+    },
+    "v1_image_base": {
+        "model.average_top_k_layers": 6, "model.layer_norms": [], "model.target_norms": ["layer"],
+        "model.loss_beta": 2.0, "model.heads.image.depth": 0, "model.end_of_block_targets": True,
+        "model.encoder.norm_first": True, "model.encoder.drop_path_rate": 0.25, "model.encoder.attn_drop_rate": 0.05,
+        "model.encoder.frontends.image.patch_size": 16, "model.encoder.frontends.image.shared_bias": True,
+        "mask._target_": "d2v.objective.masking.BlockMask", "mask.min_block": 16, "mask.min_aspect": 0.3,
+        "ema.decay_end": 0.9998, "optim.lr": 5e-4, "schedule.warmup_steps": 10_000, "trainer.max_steps": 400_000,
+        "global_batch_size": 16 * 64, "micro_batch_size": 64,
+    },
+}  # fmt: skip
+PUBLISHED |= PUBLISHED_1
 
 TOKENS = {
     "image_base": (196, 39), "image_large": (196, 49), "image_huge14": (256, 64), "speech_base": (999, 500),
     "speech_large": (999, 999 - 549), "text_base": (512, 266), "text_large": (512, 256),
+    "v1_text_base": (512, 512 - 158), "v1_speech_base": (999, 999 - 489), "v1_image_base": (196, 196 - 120),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_recipe(runs: ModuleType, name: str) -> None:
     with runs.configuration("pretrain", f"experiment={name}") as cfg:
-        for key, value in (COMMON[_modality(name)] | PUBLISHED[name]).items():
+        for key, value in ((VERSION_1 if name in PUBLISHED_1 else COMMON[_modality(name)]) | PUBLISHED[name]).items():
             found = OmegaConf.select(cfg, key, throw_on_missing=True)
             found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
             assert found == (pytest.approx(value) if isinstance(value, float) else value), key
@@ -288,7 +347,10 @@ def _nodes(config: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 def _choice(group: str, option: str) -> list[str]:
     """An option with an experiment whose data and model are of its modality."""
     file = (CONF / group / f"{option}.yaml").read_text()
-    fitting = [name for name in ("speech", "text") if f"{name}" in f"{option} {file}".lower()]
+    about = option if group == "model" else f"{option} {file}".lower()
+    fitting = [name for name in ("speech", "text") if name in about]
+    if (group, option) == ("mask", "block"):  # experiments set lengths of others
+        return ["mask=block", "~mask.mask_length", "~mask.mask_ratio_adjust"]
     if (group, option) == ("mask", "random"):
         fitting = ["text"]  # other experiments set lengths of blocks
     if group in ("data", "mask", "model") and fitting:

@@ -19,7 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-GOLDEN = ["audio_base", "audio_padded", "image_base", "image_variant", "text_base", "text_padded"]
+from d2v.interop.fairseq import to_d2v_state, to_d2v_teacher
+
+GOLDEN_OF_1 = ["v1_audio", "v1_image", "v1_text"]
+GOLDEN = ["audio_base", "audio_padded", "image_base", "image_variant", "text_base", "text_padded", *GOLDEN_OF_1]
 
 
 @pytest.fixture
@@ -66,6 +69,24 @@ def write_case(folder: Path, name: str, spec: dict[str, Any], tensors: dict[str,
     save_file(tensors, folder / f"{name}.safetensors")
 
 
+READ_OF_1 = {"source", "target_tokens", "mask", "padding_mask", "student", "teacher", "teacher_after", "grad"}
+NUMBERS_OF_1 = {"loss", "trajectory", "ema_decay_after_step", "sgd_lr"}  # beside the sizes of the model, all whole
+
+
+def gradients(case: Any) -> set[str]:
+    """What must be checked of the gradients that the case holds."""
+    theirs = {k.removeprefix("grad/"): v for k, v in case.tensors.items() if k.startswith("grad/")}
+    assert len(theirs) > 20
+    return {f"grad/{name}" for name in to_d2v_state(theirs, case.layout)}
+
+
+def trained_teacher(case: Any) -> set[str]:
+    """What must be checked of the teacher that the case holds."""
+    theirs = {k.removeprefix("teacher_after/"): v for k, v in case.tensors.items() if k.startswith("teacher_after/")}
+    assert len(theirs) > 20
+    return {f"teacher_after/{name}" for name in to_d2v_teacher(theirs, case.layout)}
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_every_quantity_of_a_golden_case_agrees(check_parity: ModuleType, golden_dir: Path, name: str) -> None:
     case = check_parity.Case.load(golden_dir / f"{name}.json")
@@ -73,15 +94,23 @@ def test_every_quantity_of_a_golden_case_agrees(check_parity: ModuleType, golden
     assert not [c for c in checks if not c[1] <= c[2]]
     # Nothing the case holds may go unchecked: every tensor group and every number of the description.
     quantities = {c[0] for c in checks}
-    for prefix in ("grad/", "teacher_layer/"):
-        assert {q for q in quantities if q.startswith(prefix)} == {k for k in case.tensors if k.startswith(prefix)}
-    after = [k for k in case.tensors if k.startswith("teacher_after/")]
-    assert len([q for q in quantities if q.startswith("teacher_after/")]) == len(after) > 20
-    assert {"target", "target_masked", "pred", "sample_size", "masked_fraction", "target_std", "pred_std"} <= quantities
+    assert {q for q in quantities if q.startswith("grad/")} == gradients(case)
+    assert {q for q in quantities if q.startswith("teacher_after/")} == trained_teacher(case)
     assert {f"trajectory/{i}" for i in range(5)} | {f"ema_decay/{i}" for i in range(5)} <= quantities
-    assert {"features_after", "loss/regression"} <= quantities
-    assert ("positions" in quantities) == name.startswith("image")  # the others learn theirs
-    assert ("loss/cls" in quantities) == ("cls" in case.spec["losses"])
+    if name in GOLDEN_OF_1:
+        assert "loss" in quantities
+        assert ("source" in quantities) == (name == "v1_text")  # the others' masks are not in the source
+        assert case.tensors.keys() == {k for k in case.tensors if k.partition("/")[0] in READ_OF_1}
+        assert {k for k, v in case.spec.items() if isinstance(v, float | list)} == NUMBERS_OF_1
+    else:
+        layers = {k for k in case.tensors if k.startswith("teacher_layer/")}
+        assert {q for q in quantities if q.startswith("teacher_layer/")} == layers
+        assert {
+            "target", "target_masked", "pred", "sample_size", "masked_fraction", "target_std", "pred_std"
+        } <= quantities  # fmt: skip
+        assert {"features_after", "loss/regression"} <= quantities
+        assert ("positions" in quantities) == name.startswith("image")  # the others learn theirs
+        assert ("loss/cls" in quantities) == ("cls" in case.spec["losses"])
     # The tolerances are those of the golden files' README, and there is room below them.
     assert {c[2] for c in checks} <= {0.0, 1e-5, 1e-4}
     assert max(c[1] for c in checks if c[2] == 1e-5) < 8e-6
@@ -93,7 +122,7 @@ def test_script_accepts_the_golden_cases(
     done = run_script(golden_dir)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert done.stderr == ""
-    assert "6 cases ran, 0 quantities out of tolerance" in done.stdout
+    assert "9 cases ran, 0 quantities out of tolerance" in done.stdout
 
 
 def test_script_fails_where_nothing_ran(
@@ -168,11 +197,11 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "target": (scale("target", 1.001), "target"),
     "target_masked": (scale("target_masked", 1.001), "target_masked"),
     "pred": (scale("pred", 1.001), "pred"),
-    "gradient": (scale("grad/blocks.1.attn.proj.bias", 1.001), "grad/blocks.1.attn.proj.bias"),
+    "gradient": (scale("grad/blocks.1.attn.proj.bias", 1.001), "grad/student.blocks.1.attn.proj.bias"),
     "gradient_missing": (lambda _, t: t.pop("grad/blocks.0.norm1.bias"), "gradients"),
     "gradient_transposed": (
         lambda _, t: t.update({"grad/blocks.0.attn.proj.weight": t["grad/blocks.0.attn.proj.weight"].T.contiguous()}),
-        "grad/blocks.0.attn.proj.weight",
+        "grad/student.blocks.0.attn.proj.weight",
     ),
     "teacher_after": (
         scale("teacher_after/blocks.2.norm2.weight", 1.001),
@@ -236,6 +265,110 @@ def test_main_fails_on_a_broken_case(
     edit, quantity = BROKEN[broken]
     assert main(write_edited(tmp_path, small_case, edit)) == 1
     assert quantity in {line.split()[1] for line in capsys.readouterr().out.splitlines() if "FAILED" in line}
+
+
+@pytest.mark.parametrize("name", GOLDEN_OF_1)
+def test_every_tensor_and_number_of_a_1_0_case_can_fail(
+    check_parity: ModuleType, golden_dir: Path, tmp_path: Path, name: str
+) -> None:
+    """All that the reference computed is moved a little: what is checked against it must say so, one by one."""
+
+    def edit(spec: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        for key in [k for k in tensors if k.startswith(("grad/", "teacher_after/"))]:
+            if tensors[key].is_floating_point():
+                tensors[key] += 1e-3 * tensors[key].abs().max() + 1e-6
+        for key in ("trajectory", "ema_decay_after_step"):
+            spec[key] = [value * 1.001 for value in spec[key]]
+        spec["loss"] *= 1.001
+
+    case = check_parity.Case.load(copy_case(golden_dir, tmp_path, name, edit) / f"{name}.json")
+    checks = list(check_parity.check_case(case))
+    assert len(checks) == len({c[0] for c in checks})
+    expected = {"loss"} | {f"{key}/{i}" for key in ("trajectory", "ema_decay") for i in range(5)}
+    assert {c[0] for c in checks if not c[1] <= c[2]} == expected | gradients(case) | trained_teacher(case)
+
+
+def overrides(**values: Any) -> Edit:
+    return lambda spec, _: spec["overrides"].update(values)
+
+
+# Case, what is broken -> how, and a quantity that must then be out of tolerance.
+BROKEN_1: dict[tuple[str, str], tuple[Edit, str]] = {
+    ("v1_image", "mask"): (lambda _, t: t.update(mask=t["mask"].roll(1, 1)), "loss"),
+    ("v1_image", "mask_token"): (lambda _, t: t.update({"student/mask_emb": t["student/mask_emb"].roll(1, 2)}), "loss"),
+    ("v1_image", "relative_positions"): (scale("student/encoder.rel_pos_bias.relative_position_bias_table", 9), "loss"),
+    ("v1_image", "layer_scale"): (swap("student/encoder.blocks.1.gamma_1", "student/encoder.blocks.1.gamma_2"), "loss"),
+    ("v1_image", "queries_for_values"): (
+        swap("student/encoder.blocks.0.attn.q_bias", "student/encoder.blocks.0.attn.v_bias"),
+        "grad/student.blocks.0.attn.qkv.bias",
+    ),
+    ("v1_image", "end_of_block"): (overrides(end_of_block_targets=False), "loss"),
+    ("v1_image", "target_norm"): (overrides(layer_norm_targets=False), "loss"),
+    ("v1_image", "gradient_missing"): (lambda _, t: t.pop("grad/mask_emb"), "gradients the reference lacks: 1"),
+    ("v1_image", "teacher"): (scale("teacher/blocks.2.gamma_1", 1.5), "loss"),
+    ("v1_audio", "mask"): (lambda _, t: t.update(mask=t["mask"].roll(1, 1)), "loss"),
+    ("v1_audio", "padding"): (lambda _, t: t.pop("padding_mask"), "loss"),
+    ("v1_audio", "queries_for_values"): (
+        swap(
+            "student/encoder.layers.0.self_attn.q_proj.weight",
+            "student/encoder.layers.0.self_attn.v_proj.weight",
+        ),
+        "loss",
+    ),
+    ("v1_audio", "beta"): (overrides(loss_beta=1.0), "loss"),
+    ("v1_audio", "ema_decay"): (overrides(ema_end_decay=0.98), "ema_decay/0"),
+    ("v1_text", "source"): (lambda _, t: t["source"][0].fill_(7), "source"),
+    ("v1_text", "mask_id"): (lambda spec, _: spec.update(mask_id=98), "source"),
+    ("v1_text", "target_tokens"): (
+        lambda _, t: t["target_tokens"].copy_(torch.where(t["mask"].bool(), 9, t["target_tokens"])),
+        "loss",
+    ),
+    ("v1_text", "head"): (scale("student/encoder.regression_head.2.weight", 1.01), "loss"),
+    ("v1_text", "loss_scale"): (lambda spec, _: spec.update(loss_scale=-1), "loss"),
+    ("v1_text", "top_k"): (lambda spec, _: spec.update(average_top_k_layers=1), "loss"),
+    ("v1_text", "learning_rate"): (lambda spec, _: spec.update(sgd_lr=spec["sgd_lr"] * 1.1), "trajectory/1"),
+    ("v1_text", "no_teacher_after"): (
+        lambda _, t: [t.pop(k) for k in [*t] if k.startswith("teacher_after/")],
+        "teacher_after (none given)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "broken"), BROKEN_1)
+def test_a_broken_1_0_case_is_noticed(
+    check_parity: ModuleType, golden_dir: Path, tmp_path: Path, name: str, broken: str
+) -> None:
+    edit, quantity = BROKEN_1[name, broken]
+    case = check_parity.Case.load(copy_case(golden_dir, tmp_path, name, edit) / f"{name}.json")
+    assert quantity in (c[0] for c in check_parity.check_case(case) if not c[1] <= c[2])
+
+
+def test_main_fails_on_a_broken_1_0_case(
+    main: Callable[..., int], golden_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_case(golden_dir, tmp_path, "v1_text", lambda spec, _: spec.update(loss=spec["loss"] * 1.001))
+    assert main(tmp_path) == 1
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if "FAILED" in line] == ["loss"]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("v1_image", "student/cls_emb"),
+        ("v1_image", "student/encoder.blocks.0.attn.q_bias"),
+        ("v1_image", "teacher/rel_pos_bias.relative_position_bias_table"),
+        ("v1_audio", "student/encoder.layers.2.self_attn.k_proj.weight"),
+        ("v1_audio", "teacher/layers.0.fc1.bias"),
+        ("v1_text", "student/encoder.regression_head.0.bias"),
+        ("v1_text", "mask"),
+    ],
+)
+def test_a_missing_tensor_of_a_1_0_case_is_an_error(
+    check_parity: ModuleType, golden_dir: Path, tmp_path: Path, name: str, key: str
+) -> None:
+    folder = copy_case(golden_dir, tmp_path, name, lambda _, t: t.pop(key))
+    with pytest.raises(KeyError):
+        check_parity.Case.load(folder / f"{name}.json")
 
 
 @pytest.mark.parametrize(

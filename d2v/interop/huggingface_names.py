@@ -1,0 +1,134 @@
+"""Names of the parameters of Hugging Face's data2vec 1.0 models (transformers, models/data2vec), and of ours.
+
+Ours are those of :class:`d2v.nn.encoder.Encoder`, and ``head.`` before the head's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from d2v.interop.renaming import Renaming, Rule
+
+TOKEN_TYPES = "embeddings.token_type_embeddings.weight"  # ours has no types of tokens: the first is part of each token
+HEAD = "head."
+
+
+class Family(NamedTuple):
+    """The models of a modality.
+
+    Attributes:
+        modality: ours.
+        name: what their classes' names begin with.
+        prefix: what the encoder's names begin with in a model with a head.
+        head: the end of the name of the class with a head that we have, too.
+        head_class: ours.
+        outputs: that head's last layer.
+        renaming: between their encoder's names, without the prefix, and ours.
+    """
+
+    modality: str
+    name: str
+    prefix: str
+    head: str
+    head_class: str
+    outputs: str
+    renaming: Renaming
+
+
+def _qkv(theirs: str, ours: str, names: tuple[str, str, str]) -> list[Rule]:
+    """Queries, keys and values are three layers there."""
+    return [Rule(f"{theirs}.{name}.{{p}}", f"{ours}.attn.qkv.{{p}}[{i}]") for i, name in enumerate(names)]
+
+
+def _text() -> list[Rule]:
+    f, t, b = "frontends.text", "encoder.layer.{n}", "blocks.{n}"
+    return [
+        Rule("embeddings.word_embeddings.weight", f"{f}.token_embed.weight"),
+        Rule("embeddings.position_embeddings.weight", f"{f}.pos_embed.weight"),
+        Rule("embeddings.LayerNorm.{p}", f"{f}.norm.{{p}}"),
+        *_qkv(f"{t}.attention.self", b, ("query", "key", "value")),
+        Rule(f"{t}.attention.output.dense.{{p}}", f"{b}.attn.proj.{{p}}"),
+        Rule(f"{t}.attention.output.LayerNorm.{{p}}", f"{b}.norm1.{{p}}"),
+        Rule(f"{t}.intermediate.dense.{{p}}", f"{b}.mlp.fc1.{{p}}"),
+        Rule(f"{t}.output.dense.{{p}}", f"{b}.mlp.fc2.{{p}}"),
+        Rule(f"{t}.output.LayerNorm.{{p}}", f"{b}.norm2.{{p}}"),
+        Rule("classifier.dense.{p}", "head.dense.{p}"),
+        Rule("classifier.out_proj.{p}", "head.proj.{p}"),
+    ]
+
+
+def _speech() -> list[Rule]:
+    f, t, b = "frontends.speech", "encoder.layers.{n}", "blocks.{n}"
+    return [
+        Rule("feature_extractor.conv_layers.{n}.conv.weight", f"{f}.convs.{{n}}.weight"),
+        Rule("feature_extractor.conv_layers.{n}.layer_norm.{p}", f"{f}.conv_norms.{{n}}.{{p}}"),
+        Rule("feature_projection.layer_norm.{p}", f"{f}.norm.{{p}}"),
+        Rule("feature_projection.projection.{p}", f"{f}.proj.{{p}}"),
+        Rule("masked_spec_embed", f"{f}.mask_token"),
+        Rule("encoder.pos_conv_embed.layers.{n}.conv.{p}", f"{f}.positions.convs.{{n}}.{{p}}"),
+        Rule("encoder.layer_norm.{p}", "input_norms.speech.{p}"),
+        *_qkv(f"{t}.attention", b, ("q_proj", "k_proj", "v_proj")),
+        Rule(f"{t}.attention.out_proj.{{p}}", f"{b}.attn.proj.{{p}}"),
+        Rule(f"{t}.layer_norm.{{p}}", f"{b}.norm1.{{p}}"),
+        Rule(f"{t}.feed_forward.intermediate_dense.{{p}}", f"{b}.mlp.fc1.{{p}}"),
+        Rule(f"{t}.feed_forward.output_dense.{{p}}", f"{b}.mlp.fc2.{{p}}"),
+        Rule(f"{t}.final_layer_norm.{{p}}", f"{b}.norm2.{{p}}"),
+        Rule("lm_head.{p}", "head.proj.{p}"),
+    ]
+
+
+def _image() -> list[Rule]:
+    """Their keys have no bias: it adds the same to all logits of a query, so it changes no attention."""
+    f, t, b = "frontends.image", "encoder.layer.{n}", "blocks.{n}"
+    return [
+        Rule("embeddings.cls_token", f"{f}.prefix_tokens", (0,)),
+        Rule("embeddings.mask_token", f"{f}.mask_token", (0, 1)),
+        Rule("embeddings.patch_embeddings.projection.{p}", f"{f}.proj.{{p}}"),
+        Rule("encoder.relative_position_bias.relative_position_bias_table", f"{f}.rel_pos.table"),
+        Rule(f"{t}.attention.attention.relative_position_bias.relative_position_bias_table", f"{b}.rel_pos.table"),
+        Rule(f"{t}.attention.attention.query.{{p}}", f"{b}.attn.qkv.{{p}}[0]"),
+        Rule(f"{t}.attention.attention.key.weight", f"{b}.attn.qkv.weight[1]"),
+        Rule(f"{t}.attention.attention.value.{{p}}", f"{b}.attn.qkv.{{p}}[2]"),
+        Rule(f"{t}.attention.output.dense.{{p}}", f"{b}.attn.proj.{{p}}"),
+        Rule(f"{t}.lambda_1", f"{b}.scale1.gamma"),
+        Rule(f"{t}.lambda_2", f"{b}.scale2.gamma"),
+        Rule(f"{t}.layernorm_before.{{p}}", f"{b}.norm1.{{p}}"),
+        Rule(f"{t}.layernorm_after.{{p}}", f"{b}.norm2.{{p}}"),
+        Rule(f"{t}.intermediate.dense.{{p}}", f"{b}.mlp.fc1.{{p}}"),
+        Rule(f"{t}.output.dense.{{p}}", f"{b}.mlp.fc2.{{p}}"),
+        Rule("layernorm.{p}", "norm.{p}"),
+        Rule("pooler.layernorm.{p}", "head.norm.{p}"),
+        Rule("classifier.{p}", "head.proj.{p}"),
+    ]
+
+
+# By the model_type of their config.json. What is ignored are constants that old versions saved.
+FAMILIES = {
+    "data2vec-text": Family(
+        modality="text",
+        name="Data2VecText",
+        prefix="data2vec_text.",
+        head="ForSequenceClassification",
+        head_class="FirstTokenHead",
+        outputs="classifier.out_proj",
+        renaming=Renaming(_text(), [r"embeddings\.(position_ids|token_type_ids)"]),
+    ),
+    "data2vec-audio": Family(
+        modality="speech",
+        name="Data2VecAudio",
+        prefix="data2vec_audio.",
+        head="ForCTC",
+        head_class="FrameHead",
+        outputs="lm_head",
+        renaming=Renaming(_speech()),
+    ),
+    "data2vec-vision": Family(
+        modality="image",
+        name="Data2VecVision",
+        prefix="data2vec_vision.",
+        head="ForImageClassification",
+        head_class="MeanPoolHead",
+        outputs="classifier",
+        renaming=Renaming(_image(), [r".*relative_position_index"]),
+    ),
+}

@@ -1,0 +1,51 @@
+"""What is read from other people's checkpoints: an encoder of ours, its weights, and what its inputs look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from d2v.interop.native import build, load_exactly
+from d2v.nn.encoder import Encoder
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An encoder, and the head of a fine-tuned model.
+
+    Attributes:
+        encoder_node: builds the encoder (:func:`d2v.interop.native.build`).
+        encoder_state: its state dict, under our names.
+        data_node: what inputs look like, under the keys of our data configurations. Images: img_size, in_chans, mean,
+            std. Speech: sample_rate (Hz). Text: pad_id, vocab_size, block_size (tokens), and tokenizer, the content of
+            a tokenizer.json or None.
+        head_node: builds the head of a fine-tuned model; None: there is none.
+        head_state: its state dict.
+        label_names: of the head's outputs: the classes, in the order of their numbers, or the letters after CTC's
+            blank as one text; None: not known.
+    """
+
+    encoder_node: Node
+    encoder_state: dict[str, Tensor]
+    data_node: Node
+    head_node: Node | None = None
+    head_state: dict[str, Tensor] | None = None
+    label_names: list[str] | str | None = None
+
+    def build_encoder(self) -> Encoder:
+        """The encoder with its weights, in eval mode."""
+        encoder: Encoder = build(self.encoder_node)
+        load_exactly(encoder, self.encoder_state)
+        return encoder.eval().requires_grad_(False)
+
+    def build_head(self) -> nn.Module | None:
+        """The head with its weights, in eval mode; None: there is none."""
+        if self.head_node is None or self.head_state is None:
+            return None
+        head: nn.Module = build(self.head_node)
+        load_exactly(head, self.head_state)
+        return head.eval().requires_grad_(False)
