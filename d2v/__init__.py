@@ -13,7 +13,7 @@ _LAZY = {
     "Data2Vec2": "d2v.models.data2vec2",
     "Encoder": "d2v.nn.encoder",
     "TokenMask": "d2v.types",
-    "load_encoder": "d2v.interop.native",
+    "load_encoder": "d2v.interop.doors",
 }
 
 __all__ = ["Batch", "Data2Vec", "Data2Vec2", "Encoder", "TokenMask", "__version__", "load_encoder"]

@@ -1,7 +1,8 @@
 """Compare d2v with what the authors' code computed: ``python scripts/check_parity.py DIR``.
 
 DIR holds cases as NAME.json (recipe, overrides, losses, trajectory) and NAME.safetensors (parameters, source, mask and
-every quantity the reference computed from them). A case runs if the project has its modality. Prints one line a
+every quantity the reference computed from them), and in checkpoints/ files of its trainer with what the model in them
+gives (NAME.pt, NAME.expected.safetensors). A case runs if the project has its modality. Prints one line a
 quantity with the largest error relative to the quantity's largest magnitude; exits 1 if any is out of tolerance or no
 case ran.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,8 @@ from torch import Tensor
 
 from d2v.interop.fairseq import MODALITIES, Layout, to_d2v_state, to_d2v_teacher
 from d2v.interop.fairseq_config import PAD_ID, model_node
-from d2v.interop.native import build
+from d2v.interop.fairseq_files import FairseqCheckpoint, save_fairseq
+from d2v.interop.native import build, load_exactly
 from d2v.models.data2vec import Data2Vec
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.frontends.base import Frontend
@@ -442,6 +445,36 @@ def check_training(case: Case) -> Iterator[Check]:
     yield "features_after", relative_error(features, tensors["features_after"]), TRAINED
 
 
+def check_checkpoint(path: Path) -> Iterator[Check]:
+    """A file of the authors' trainer: its encoder on the input beside it, and that writing gives the file back."""
+    expected = load_file(path.with_suffix(".expected.safetensors"))
+    checkpoint = FairseqCheckpoint.load(path)
+    inputs = expected["source"]
+    encoder = checkpoint.to_imported().build_encoder()
+    layers: list[Tensor] = []
+    for block in encoder.blocks:
+        block.register_forward_hook(lambda _m, _i, out: layers.append(out[1]))
+    with torch.no_grad():
+        out = encoder(Batch(checkpoint.modality, inputs, torch.arange(len(inputs))))
+    yield "features", relative_error(out.x, expected["features"]), FORWARD
+    for i, layer in enumerate(layers):
+        yield f"layer/{i}", relative_error(layer, expected[f"layer/{i}"]), FORWARD
+    missing = len(group(expected, "layer/")) - len(layers)
+    yield "layers that the encoder lacks", float(abs(missing)), 0.0
+
+    node = checkpoint.model_node()
+    model = build(node)
+    load_exactly(model, checkpoint.model_state())
+    with tempfile.TemporaryDirectory() as folder:
+        again = FairseqCheckpoint.load(save_fairseq(model, node, Path(folder) / "again.pt", checkpoint.task))
+        for name, theirs, ours in (
+            ("student", checkpoint.student, again.student),
+            ("teacher", checkpoint.teacher, again.teacher),
+        ):
+            same = theirs.keys() == ours.keys() and all(torch.equal(theirs[k].float(), ours[k]) for k in theirs)
+            yield f"round trip of the {name}", 0.0 if same else float("inf"), 0.0
+
+
 def main() -> int:
     """Run every case in DIR; 0 if all ran ones agree and at least one ran."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -450,20 +483,25 @@ def main() -> int:
     args = parser.parse_args()
     torch.manual_seed(0)
     ran, failed = 0, 0
-    for path in sorted(args.dir.glob("*.json")):
-        if args.case and path.stem != args.case:
+    checkpoints = sorted(path for path in args.dir.glob("checkpoints/*.pt"))
+    for path in [*sorted(args.dir.glob("*.json")), *checkpoints]:
+        name = path.stem if path.suffix == ".json" else f"checkpoints/{path.stem}"
+        if args.case and name != args.case:
             continue
-        spec = json.loads(path.read_text())
-        name = spec.get("name", spec.get("model"))
-        if name not in RECIPES and name not in RECIPES_OF_1:
-            print(f"{path.stem}: skipped, no model of this project runs the recipe {name!r}")
-            continue
+        if path.suffix == ".json":
+            spec = json.loads(path.read_text())
+            recipe = spec.get("name", spec.get("model"))
+            if recipe not in RECIPES and recipe not in RECIPES_OF_1:
+                print(f"{name}: skipped, no model of this project runs the recipe {recipe!r}")
+                continue
         case_failed, checks = 0, 0
-        for quantity, error, tolerance in check_case(Case.load(path)):
+        for quantity, error, tolerance in (
+            check_checkpoint(path) if path in checkpoints else check_case(Case.load(path))
+        ):
             ok = error <= tolerance
             checks, case_failed = checks + 1, case_failed + (not ok)
-            print(f"{path.stem:16} {quantity:70} {error:9.2e} {'ok' if ok else f'FAILED (over {tolerance:g})'}")
-        print(f"{path.stem}: {checks} quantities, {case_failed} out of tolerance\n")
+            print(f"{name:16} {quantity:70} {error:9.2e} {'ok' if ok else f'FAILED (over {tolerance:g})'}")
+        print(f"{name}: {checks} quantities, {case_failed} out of tolerance\n")
         ran, failed = ran + 1, failed + case_failed
     if ran == 0:
         print(f"no case ran: {args.dir} holds no golden case for a modality of this project")

@@ -1,68 +1,85 @@
-"""``d2v export``: an encoder as a folder to hand on."""
+"""``d2v export``: an encoder, or a fine-tuned model, as files that others read."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 
+from d2v.cli.cards import model_card
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import Trained, load_trained
-from d2v.interop.native import save_encoder
+from d2v.interop.fairseq_files import save_fairseq
+from d2v.interop.huggingface import huggingface_problems, save_custom_huggingface, save_huggingface
+from d2v.interop.native import Checkpoint, save_encoder
 from d2v.version import __version__
 
-_CARD = """---
-library_name: d2v
-license: other
-tags: [data2vec, self-supervised, feature-extraction]
----
-# An encoder pretrained with data2vec 2.0
-
-{parameters:.1f}M parameters, the {network} after {step} optimizer steps. The weights' licence is yours to state.
-
-```python
-import torch, d2v
-
-encoder = d2v.load_encoder("this folder")
-inputs = torch.zeros({shape}, dtype={dtype})  # {inputs_are}
-out = encoder(d2v.Batch("{modality}", inputs, sample_ids=torch.arange(1)), return_layers=True)
-out.patch_tokens  # (1, tokens, {embed_dim}) features; out.hidden_states: every block's
-```
-
-- Inputs: {inputs_are}.
-- Data: `{data}`.
-- Written by d2v {version}; `config.yaml` rebuilds the encoder, `encoder.safetensors` holds its weights.
-"""
+FORMATS = ("safetensors", "huggingface", "onnx", "fairseq")
 
 
 @hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="export")
 def export(cfg: DictConfig) -> None:
-    """Write encoder.safetensors, config.yaml, a model card, and the tokenizer of text."""
+    """Write what was trained in the chosen format, with a model card."""
     with configuring():
+        if cfg.format not in FORMATS:
+            raise ValueError(f"format={cfg.format}: choose one of {', '.join(FORMATS)}")
         trained = load_trained(cfg.checkpoint, cfg.network)
-        config = {"encoder": trained.encoder_node, "data": trained.data_node, "d2v_version": __version__}
-        folder = save_encoder(trained.encoder, config, cfg.output, model_card(trained, cfg.network))
-    print(f"encoder: {folder}")
+        folder = Path(cfg.output)
+        writer = {"safetensors": to_d2v, "huggingface": to_huggingface, "onnx": to_onnx, "fairseq": to_fairseq}
+        print(writer[cfg.format](trained, folder, cfg.network))
 
 
-def model_card(trained: Trained, network: str) -> str:
-    """What a reader needs to use the encoder."""
-    modality = next(iter(trained.encoder.frontends))
-    frontend = trained.encoder.frontend(modality)
-    example = frontend.example()
-    return _CARD.format(
-        parameters=sum(p.numel() for p in trained.encoder.parameters()) / 1e6,
-        network=network,
-        step="an unknown number of" if trained.step is None else f"{trained.step:,}",
-        modality=modality,
-        shape=", ".join(map(str, example.shape)),
-        dtype=example.dtype,
-        inputs_are=frontend.inputs_are,
-        embed_dim=trained.encoder.embed_dim,
-        data=trained.data_node["_target_"].rpartition(".")[2],
-        version=__version__,
+def to_d2v(trained: Trained, folder: Path, network: str) -> str:
+    """encoder.safetensors, config.yaml, a model card, and the tokenizer of text."""
+    return f"encoder: {save_encoder(trained.encoder, _config(trained), folder, model_card(trained, network))}"
+
+
+def to_huggingface(trained: Trained, folder: Path, network: str) -> str:
+    """A class of transformers if there is one for such a model; else one of d2v's own, which the folder holds."""
+    problems = huggingface_problems(trained.encoder_node, trained.head_node)
+    save = save_custom_huggingface if problems else save_huggingface
+    scores = trained.label_names is not None and not all(isinstance(name, str) for name in trained.label_names)
+    written = save(
+        trained.encoder,
+        trained.encoder_node,
+        folder,
+        trained.data_node,
+        trained.head,
+        trained.head_node,
+        None if scores else trained.label_names,
+        model_card(trained, network, "AutoModel" if problems else "transformers"),
     )
+    how = "with trust_remote_code=True, or after import d2v.interop.auto" if problems else "a class of transformers"
+    lines = [f"model: {written} ({how})"]
+    if problems:
+        lines += ["transformers' own classes have no place for:", *(f"  {problem}" for problem in problems)]
+    return "\n".join(lines)
+
+
+def to_onnx(trained: Trained, folder: Path, network: str) -> str:
+    """encoder.onnx, or model.onnx with a head, compared with PyTorch."""
+    from d2v.interop.onnx import save_onnx
+
+    path = save_onnx(trained.encoder, folder, model_card(trained, network, "ONNX"), _config(trained), trained.head)
+    return f"model: {path}"
+
+
+def to_fairseq(trained: Trained, folder: Path, network: str) -> str:
+    """checkpoint.pt, as the authors' code writes it: student, teacher and decoder."""
+    if trained.source != "run":
+        raise ValueError(f"format=fairseq: checkpoint={trained.path} is an encoder alone; give a run of d2v pretrain")
+    checkpoint = Checkpoint.load(trained.path)
+    path = save_fairseq(
+        checkpoint.build_model(), checkpoint.config["model"], folder / "checkpoint.pt", trained.data_node
+    )
+    return f"checkpoint: {path}"
+
+
+def _config(trained: Trained) -> dict[str, Any]:
+    return {"encoder": trained.encoder_node, "data": trained.data_node, "d2v_version": __version__}
 
 
 if __name__ == "__main__":

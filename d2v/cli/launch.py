@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import os
 import re
 import sys
@@ -86,9 +87,10 @@ def run(command: str) -> int:
         The exit status.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
-    module = importlib.import_module(f"d2v.cli.{command}")
+    name = f"{command}_" if keyword.iskeyword(command) else command  # "import" cannot be a function's name
+    module = importlib.import_module(f"d2v.cli.{name}")
     try:
-        getattr(module, command)()
+        getattr(module, name)()
     except HydraException as error:
         fail(_explain(error, sys.argv[1:]), error)
     except ValueError as error:

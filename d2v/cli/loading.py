@@ -10,8 +10,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
+from torch import nn
 
-from d2v.interop.native import Checkpoint, Network, build, load_encoder, load_export_config, resolve_checkpoint
+from d2v.interop.doors import Found, Source, read_foreign, recognise
+from d2v.interop.native import Checkpoint, Network, build, load_export, load_export_config
+from d2v.models.heads import FinetunedModel
 from d2v.nn.encoder import Encoder
 
 # What inputs look like is the encoder's to say: of images, of speech, of text.
@@ -28,10 +31,14 @@ class Trained:
 
     Attributes:
         encoder: in eval mode.
-        path: the checkpoint file or export folder.
+        path: the file or folder.
         encoder_node: configuration that rebuilds the encoder.
-        data_node: configuration of the data it was trained on.
-        step: optimizer steps trained; None for an export, which does not say.
+        data_node: configuration of the data it was trained on; of an import, only what its inputs look like.
+        step: optimizer steps trained; None where that is not known.
+        source: whose checkpoint it is.
+        head: of a fine-tuned model, in eval mode; None: it is none, or the export holds the encoder only.
+        head_node: configuration that rebuilds it.
+        label_names: of the head's outputs, as far as they are known.
     """
 
     encoder: Encoder
@@ -39,6 +46,10 @@ class Trained:
     encoder_node: dict[str, Any]
     data_node: dict[str, Any]
     step: int | None
+    source: Source
+    head: nn.Module | None = None
+    head_node: dict[str, Any] | None = None
+    label_names: Any = None
 
     def untrained(self, seed: int) -> Encoder:
         """The same encoder with fresh weights."""
@@ -49,21 +60,52 @@ class Trained:
 
 
 def load_trained(path: str, network: Network) -> Trained:
-    """Read a checkpoint, a run's newest one, or an export.
+    """Read whatever d2v can: a run, a checkpoint, an export, the authors' checkpoints, Hugging Face's models.
 
     Raises:
         FileNotFoundError, ValueError: there is nothing readable, or no such network.
     """
     if network not in ("student", "teacher"):
         raise ValueError(f"network={network}: choose student or teacher")
-    found = resolve_checkpoint(path)
-    if found.is_dir():
-        config = load_export_config(found)
-        return Trained(load_encoder(found), found, config["encoder"], config["data"], None)
-    checkpoint = Checkpoint.load(found)
-    encoder = checkpoint.build_encoder(network)
-    config = checkpoint.config
-    return Trained(encoder, found, config["model"]["encoder"], config["data"], checkpoint.step)
+    found = recognise(path)
+    if found.source == "export":
+        config = load_export_config(found.path)
+        return Trained(load_export(found.path), found.path, config["encoder"], config["data"], None, found.source)
+    if found.source == "run":
+        return _trained_by_run(found, network)
+    imported = read_foreign(found, network)
+    return Trained(
+        imported.build_encoder(),
+        found.path,
+        imported.encoder_node,
+        imported.data_node,
+        None,
+        found.source,
+        imported.build_head(),
+        imported.head_node,
+        imported.label_names,
+    )
+
+
+def _trained_by_run(found: Found, network: Network) -> Trained:
+    checkpoint = Checkpoint.load(found.path)
+    config, model = checkpoint.config, checkpoint.build_model().eval().requires_grad_(False)
+    node, head, labels = config["model"], None, None
+    if isinstance(model, FinetunedModel):
+        encoder, head, labels = model.encoder, model.head, config["label_names"]
+    else:
+        encoder = getattr(model, network)
+    return Trained(
+        encoder,
+        found.path,
+        node["encoder"],
+        config["data"],
+        checkpoint.step,
+        found.source,
+        head,
+        node.get("head"),
+        labels,
+    )
 
 
 def load_data(cfg: DictConfig, trained: Trained) -> Any:
@@ -74,6 +116,8 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
         trained: whose inputs to imitate.
     """
     if cfg.get("data") is None:
+        if "_target_" not in trained.data_node:
+            raise ValueError(f"checkpoint={trained.path} does not say what it was trained on: give data=...")
         return build(trained.data_node)
     with open_dict(cfg):
         cfg.model = {"encoder": trained.encoder_node}

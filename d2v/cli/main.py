@@ -12,11 +12,12 @@ from pathlib import Path
 from d2v.version import __version__
 
 COMMANDS = {
-    "pretrain": "train an encoder by data2vec 2.0",
+    "pretrain": "train an encoder by data2vec 2.0 or 1.0",
     "finetune": "train an encoder and a head on labels, and score them: ImageNet, GLUE, LibriSpeech",
     "evaluate": "probe a frozen encoder beside its inputs and itself untrained; score a fine-tuned one",
     "extract": "write features to .safetensors or .npz",
-    "export": "write an encoder as a folder that d2v.load_encoder reads",
+    "export": "write an encoder for d2v, transformers, ONNX or the authors' code",
+    "import": "read a checkpoint of the authors' code or of Hugging Face's",
     "tokenizer": "train a byte-level BPE for text",
     "info": "show versions, hardware and what a checkpoint holds",
 }
@@ -71,6 +72,17 @@ EXAMPLES = {
     "export": [
         ("d2v export checkpoint=RUN output=DIR", "the student, for d2v.load_encoder(DIR)"),
         ("d2v export checkpoint=RUN output=DIR network=teacher", "its moving average"),
+        ("d2v export checkpoint=RUN output=DIR format=huggingface", "for AutoModel.from_pretrained(DIR)"),
+        ("d2v export checkpoint=RUN output=DIR format=onnx", "for onnxruntime, compared with PyTorch"),
+        (
+            "d2v export checkpoint=RUN output=DIR format=fairseq",
+            "student, teacher and decoder as the authors' code has",
+        ),
+    ],
+    "import": [
+        ("d2v import base_libri.pt output=DIR", "the authors' checkpoint, without fairseq"),
+        ("d2v import facebook/data2vec-audio-base output=DIR", "a model of the Hugging Face Hub, or a folder of one"),
+        ("d2v finetune task=ctc checkpoint=base_libri.pt data.root=DIR", "or use it as it is, wherever checkpoint= is"),
     ],
     "info": [("d2v info", "versions and hardware"), ("d2v info checkpoint=RUN", "what a checkpoint holds")],
 }
@@ -81,6 +93,7 @@ GROUPS = {
     "evaluate": ["probe", "data", "decoder"],
     "extract": ["data"],
     "export": [],
+    "import": [],
     "tokenizer": [],
     "info": [],
 }
@@ -111,6 +124,8 @@ def main() -> None:
         given = f" {rest[0]!r}" if rest else ""
         sys.exit(f"d2v {command}: unknown action{given}. Write d2v {command} {' or '.join(actions)} [key=value ...].")
     rest = rest[len(actions[:1]) :]
+    if command == "import" and rest and "=" not in rest[0]:
+        rest[0] = f"checkpoint={rest[0]}"
     # A waiting OpenMP thread that spins takes the core from whoever works: costly wherever cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Lightning starts a process for every further device by running sys.argv anew: it must name a file that can be run.

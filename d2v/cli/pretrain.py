@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2v.cli.checks import DATA, PRETRAIN, check_keys, check_ranges
 from d2v.cli.launch import configuring, naming, run, running
-from d2v.interop.native import BEST, Checkpoint, init_from, newest_intact_checkpoint
+from d2v.interop.doors import init_from
+from d2v.interop.native import BEST, Checkpoint, newest_intact_checkpoint
 from d2v.lit import setup
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.data import PretrainDataModule

@@ -177,3 +177,9 @@ def to_fairseq_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dic
         KeyError: naming what they have no place for.
     """
     return RENAMINGS[layout].write(state)
+
+
+def to_fairseq_teacher(state: Mapping[str, Tensor], blocks_only: bool) -> dict[str, Tensor]:
+    """What a teacher of 2.0 averages, given as ``student.`` names, under the names that the authors' teacher has."""
+    written = to_fairseq_state(state)
+    return {name.removeprefix("blocks."): value for name, value in written.items()} if blocks_only else written

@@ -1,4 +1,4 @@
-"""Encoders of data2vec 1.0 as folders of Hugging Face's own classes (transformers, models/data2vec), without transformers.
+"""Encoders of data2vec 1.0 as Hugging Face's own classes (transformers, models/data2vec), without transformers.
 
 Where we deviate: rates of dropout that those classes have no key for are left out, and so is the bias of attention keys
 in vision; neither changes what a model computes in evaluation.
@@ -99,7 +99,8 @@ def save_huggingface(
             ForSequenceClassification (text), a MeanPoolHead a ForImageClassification (image).
         head_node: builds it.
         labels: names of the head's outputs: the classes, or the letters after CTC's blank.
-        card: the model card, Markdown.
+        card: the model card, Markdown. Of text it should say that ``pooler_output`` means nothing: no pooler is
+            trained, so transformers makes one of random numbers.
 
     Raises:
         ValueError: ``folder`` is a file, or the model has what those classes have no place for, named.
@@ -109,11 +110,11 @@ def save_huggingface(
     head_arguments = check_head(modality, head, head_node, labels)
     model_type, family = next((key, value) for key, value in FAMILIES.items() if value.modality == modality)
     config = {"architectures": [f"{family.name}{family.head if head_arguments else 'Model'}"], "model_type": model_type}
-    problems = _problems(modality, own, frontend, head_arguments)
-    if problems:
+    found = problems(modality, own, frontend, head_arguments)
+    if found:
         raise ValueError(
             f"{config['architectures'][0]} of transformers has no place for this model:\n  "
-            + "\n  ".join(problems)
+            + "\n  ".join(found)
             + "\nsave_custom_huggingface writes any encoder of d2v"
         )
     folder = make_folder(folder)
@@ -202,7 +203,7 @@ def label_config(modality: str, head: Node, labels: Sequence[str] | str | None) 
     }
 
 
-def _problems(modality: str, own: Node, frontend: Node, head: Node | None) -> list[str]:
+def problems(modality: str, own: Node, frontend: Node, head: Node | None) -> list[str]:
     """What Hugging Face's classes have no place for, and what to do about it."""
     e, f = "model.encoder", f"model.encoder.frontends.{modality}"
     found = []

@@ -161,7 +161,7 @@ def write_image_processor(folder: Path, data: Mapping[str, Any], img_size: int, 
     """What turns images into inputs, as in our evaluation: resize the shorter side, center crop, normalise."""
     shorter = max(img_size, round(img_size / float(data.get("crop_pct") or 1.0)))
     content = {
-        "image_processor_type": "BeitImageProcessor",
+        "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": shorter},
         "resample": 3,  # bicubic
@@ -198,7 +198,7 @@ def write_letters(folder: Path, letters: str) -> None:
 
 
 def write_tokenizer(folder: Path, data: Mapping[str, Any], max_positions: int) -> dict[str, int]:
-    """tokenizer.json and what AutoTokenizer needs beside it; texts become ``<s> a </s>``, pairs ``<s> a </s></s> b </s>``.
+    """What AutoTokenizer reads; texts become ``<s> a </s>``, pairs ``<s> a </s></s> b </s>``.
 
     Args:
         folder: to write to.
@@ -227,6 +227,8 @@ def write_tokenizer(folder: Path, data: Mapping[str, Any], max_positions: int) -
     if roles["pad_token"] is None and data.get("pad_id") is not None:
         roles["pad_token"] = BLANK
         numbers[BLANK] = int(data["pad_id"])
+        if isinstance(vocab, dict):
+            vocab[BLANK] = numbers[BLANK]  # or it would be numbered as if there were no gaps
     found = {role: name for role, name in roles.items() if name is not None}
     known = {token["content"] for token in added}
     added += [_added(name, numbers[name]) for name in dict.fromkeys(found.values()) if name not in known]

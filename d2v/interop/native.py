@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import os
+import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -97,10 +100,7 @@ class Checkpoint:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint={path}: no such file; give a .ckpt file, a run's folder or an export")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises many kinds for damaged or foreign files
-            raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
+        content = read_safely(path)
         if not isinstance(content, dict) or "d2v" not in content:
             raise ValueError(f"checkpoint={path}: not written by a d2v run (no 'd2v' entry)")
         try:
@@ -129,6 +129,31 @@ class Checkpoint:
         return encoder.eval().requires_grad_(False)
 
 
+def read_safely(path: Path) -> Any:
+    """What a file of ``torch.save`` holds: tensors and plain containers, mapped from the file where its format allows.
+
+    Raises:
+        ValueError: it is damaged, or loading it would execute code.
+    """
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                return torch.load(path, map_location="cpu", weights_only=True)  # files from before PyTorch 1.6
+        except pickle.UnpicklingError as error:
+            what = re.search(r"GLOBAL ([\w.]+)", str(error))
+            raise ValueError(
+                f"checkpoint={path}: refused, because it holds more than tensors and plain values"
+                + (f" ({what[1]})" if what else "")
+                + ": loading it could execute code"
+            ) from error
+        except Exception as error:  # torch raises many kinds for damaged or foreign files
+            raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
+
+
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a state dict in which every name and shape fits.
 
@@ -147,21 +172,6 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
         raise ValueError(f"the weights do not fit the model ({len(problems)} differences):\n  {shown}")
     module.load_state_dict(dict(state))
-
-
-def init_from(model: SelfDistillation, path: str | Path) -> None:
-    """Start ``model`` from other weights: a checkpoint's, all of them, or an export's, for student and teacher alike.
-
-    Raises:
-        FileNotFoundError, ValueError: there is nothing readable, or it does not fit.
-    """
-    path = resolve_checkpoint(path)
-    if path.is_dir():
-        state = _load_weights(path / WEIGHTS)
-        load_exactly(model.student, state)
-        load_exactly(model.teacher, state)
-    else:
-        load_exactly(model, Checkpoint.load(path).state)
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -258,20 +268,12 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not readable ({error})") from error
 
 
-def load_encoder(path: str | Path, network: Network = "student") -> Encoder:
-    """An encoder, in eval mode, from a folder of ``d2v export``, a checkpoint or a run's folder.
-
-    Args:
-        path: the folder or file.
-        network: which of a checkpoint's two networks; an export holds one.
+def load_export(folder: Path) -> Encoder:
+    """The encoder, in eval mode, in a folder of ``d2v export``.
 
     Raises:
-        FileNotFoundError, ValueError: there is nothing readable, or it does not fit together.
+        ValueError: it is not readable, or does not fit together.
     """
-    path = resolve_checkpoint(path)
-    if path.is_dir():
-        encoder: Encoder = build(load_export_config(path)["encoder"])
-        load_exactly(encoder, _load_weights(path / WEIGHTS))
-    else:
-        encoder = Checkpoint.load(path).build_encoder(network)
+    encoder: Encoder = build(load_export_config(folder)["encoder"])
+    load_exactly(encoder, _load_weights(folder / WEIGHTS))
     return encoder.eval().requires_grad_(False)

@@ -89,7 +89,7 @@ class Data2Vec(SelfDistillation):
         for modality in encoder.frontends:
             if not encoder.frontend(modality).can_hide:
                 raise ValueError(
-                    f"model.encoder.frontends.{modality} has no mask token: set its mask_token=true (text: mask_id)"
+                    f"model.encoder.frontends.{modality} has no mask token: set its mask_token=true, or its mask_id"
                 )
         self.heads = nn.ModuleDict(heads)
 

@@ -61,8 +61,8 @@ class SelfDistillation(nn.Module):
         super().__init__()
         if set(predictors) != set(encoder.frontends):
             raise ValueError(
-                f"model.{self.predictors_are} has {sorted(predictors)}, model.encoder.frontends {sorted(encoder.frontends)}: "
-                "every modality needs one of each"
+                f"model.{self.predictors_are} has {sorted(predictors)}, model.encoder.frontends "
+                f"{sorted(encoder.frontends)}: every modality needs one of each"
             )
         if not 1 <= average_top_k_layers <= len(encoder.blocks):
             raise ValueError(

@@ -230,10 +230,10 @@ class BlockMask:
     def validate(self, grid: tuple[int, ...]) -> None:
         """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
         if len(grid) != 2:
-            raise ValueError("mask=block masks rectangles of images: for sequences use mask=span or mask=random")
+            raise ValueError("mask=block masks rectangles of a grid: for sequences use mask=span or mask=random")
         _check_counts(self, prod(grid))
         if not 1 <= self.min_block <= prod(grid):
-            raise ValueError(f"mask.min_block={self.min_block}: an image has {prod(grid)} tokens; choose 1 to as many")
+            raise ValueError(f"mask.min_block={self.min_block}: a sample has {prod(grid)} tokens; choose 1 to as many")
         if not 0 < self.min_aspect <= 1:
             raise ValueError(f"mask.min_aspect={self.min_aspect}: must be above 0 and at most 1")
 
@@ -246,7 +246,7 @@ class BlockMask:
             ValueError: there is padding.
         """
         if lengths is not None and min(lengths) < prod(grid):
-            raise ValueError("mask=block is for images, which are not padded: use mask=span or mask=random")
+            raise ValueError("mask=block does not know padding: use mask=span or mask=random")
         count = prod(grid) - self.num_visible(prod(grid))
         rows, columns = grid
         return np.stack([self._draw(rows, columns, count, rng) for rng in rngs for _ in range(self.num_masks)])

@@ -165,7 +165,7 @@ def convolve(x: Tensor, weight: Tensor, stride: int = 1, groups: int = 1) -> Ten
 
 
 def relative_bias(table: Tensor, side: int) -> Tensor:
-    """(heads, 1 + T, 1 + T): an entry for every offset; CLS to patch, patch to CLS and CLS to CLS have the last three."""
+    """(heads, 1 + T, 1 + T): an entry for every offset; the last three: CLS to patch, patch to CLS, CLS to CLS."""
     last, bias = len(table) - 1, torch.zeros(table.shape[1], 1 + side**2, 1 + side**2, dtype=table.dtype)
     for i in range(1 + side**2):
         for j in range(1 + side**2):
@@ -310,10 +310,7 @@ def run(student: Params, heads: Params, teacher: Params, batch: Batch, o: Option
                 for i in range(o.head_depth):
                     pred = linear(pred if i == 0 else gelu(pred), heads, f"{o.modality}.{2 * i}")
                 d = (pred - total[t]).abs()
-                if o.beta:
-                    d = torch.where(d < o.beta, d * d / (2 * o.beta), d - o.beta / 2)
-                else:
-                    d = d * d
+                d = torch.where(d < o.beta, d * d / (2 * o.beta), d - o.beta / 2) if o.beta else d * d
                 loss = loss + d.sum() * (1 / math.sqrt(DIM) if o.scale is None else o.scale)
                 preds.append(pred)
     return Result(loss, torch.stack(targets), torch.stack(preds), torch.stack(features))
@@ -412,9 +409,7 @@ def test_many_masks_are_as_many_passes_over_the_same_targets(o: Options) -> None
     o = replace(o, num_masks=3)
     model, batch = build(o), make_batch(o)
     assert batch.mask is not None
-    alone = [
-        model(replace(batch, mask=TokenMask.from_bool(batch.mask.mask[m::3]))) for m in range(3)
-    ]  # fmt: skip
+    alone = [model(replace(batch, mask=TokenMask.from_bool(batch.mask.mask[m::3]))) for m in range(3)]
     together = model(batch)
     assert together.loss_sum.item() == pytest.approx(sum(out.loss_sum.item() for out in alone), rel=1e-5)
     torch.testing.assert_close(together.features, alone[0].features, rtol=1e-4, atol=1e-5)
@@ -658,7 +653,7 @@ def test_losses_fall_when_trained_on_one_batch(o: Options) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-@each_modality
+@pytest.mark.parametrize("o", [RECIPES["image"], RECIPES["text"]], ids=["image", "text"])
 def test_compiles_without_graph_breaks(o: Options) -> None:
     o = replace(o, num_masks=2, padded=o.modality != "image")
     model, batch = build(o), make_batch(o)

@@ -133,9 +133,58 @@ def test_without_zeroing_padding_leaks_as_in_the_reference() -> None:
     assert (leaking.tokens(x, None, padding)[:, :9] - alone).abs().max() > 1e-2
 
 
+def zero_padding(value: str, **options: object) -> SpeechFrontend:
+    torch.manual_seed(4)
+    return frontend(zero_padding=value, **options)
+
+
+@torch.no_grad()
+def test_padding_may_be_zeroed_before_the_first_convolution_alone() -> None:
+    made, x, padding = zero_padding("first"), torch.randn(2, 12, 16), torch.arange(12) >= torch.tensor([[9], [12]])
+    zeroed = x.clone()
+    zeroed[0, 9:] = 0
+    torch.testing.assert_close(made.tokens(x, None, padding), zeroed + made.positions(zeroed), rtol=1e-5, atol=1e-5)
+    changed = x.clone()
+    changed[0, 9:] = 1e3  # what lies in padding does not matter
+    assert torch.equal(made.tokens(changed, None, padding), made.tokens(x, None, padding))
+    assert (changed[0, 9:] == 1e3).all()  # nor is it written to
+    assert torch.equal(made.tokens(x, None), x + made.positions(x))
+
+
+@torch.no_grad()
+def test_padding_that_is_zeroed_first_leaks_from_the_second_convolution_on() -> None:
+    x, padding = torch.randn(1, 12, 16), torch.arange(12)[None] >= 9
+    for depth in (1, 2):
+        first, every = (zero_padding(value, pos_depth=depth) for value in ("first", "every"))
+        a, b = (made.tokens(x, None, padding)[:, :9] for made in (first, every))
+        alone = every.tokens(x[:, :9], None)
+        torch.testing.assert_close(b, alone, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(a, alone, rtol=1e-4, atol=1e-5) == (depth == 1)
+
+
+@torch.no_grad()
+def test_padding_is_zeroed_under_a_mask_too() -> None:
+    made, x, mask = zero_padding("first"), torch.randn(2, 20, 16), masks(20)
+    padding = torch.arange(20) >= torch.tensor([[15], [20]])
+    tokens = made.tokens(x, mask, padding)
+    for n in range(6):
+        real = x[n // 3].masked_fill(padding[n // 3][:, None], 0)
+        positions = made.positions(real.masked_fill(mask.mask[n][:, None], 0)[None])[0]
+        torch.testing.assert_close(tokens[n], (real + positions)[~mask.mask[n]], rtol=1e-4, atol=1e-5)
+
+
+def test_the_mask_token_is_there_if_asked_for() -> None:
+    assert frontend().mask_token is None
+    assert not frontend().can_hide
+    made = frontend(mask_token=True)
+    assert made.can_hide
+    assert made.mask_token.shape == (16,)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"zero_padding": "last"}, "frontends.speech.zero_padding=last: choose one of every, first, never"),
         ({"conv_layers": []}, "conv_layers=[]: give [channels, kernel size, stride]"),
         ({"conv_layers": [[8, 0, 1]]}, "conv_layers=[[8, 0, 1]]"),
         ({"pos_groups": 5}, "pos_groups=5 does not divide model.encoder.embed_dim=16"),

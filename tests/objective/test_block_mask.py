@@ -48,17 +48,17 @@ def test_masked_patches_lie_together() -> None:
     blocks = BlockMask(1, 0.4, 16, 0.3)((14, 14), rngs(*range(40))).reshape(-1, 14, 14)
     together = blocks[:, :, 1:][blocks[:, :, :-1]].mean()
     assert together > 0.7
-    assert blocks.mean(0).min() > 0.05  # nowhere never
+    assert blocks.mean(0).min() > 0  # nowhere never
 
 
 def test_errors_name_key_and_fix() -> None:
-    with pytest.raises(ValueError, match="mask=block masks rectangles of images: for sequences use mask=span"):
+    with pytest.raises(ValueError, match="mask=block masks rectangles of a grid: for sequences use mask=span"):
         BlockMask().validate((100,))
-    with pytest.raises(ValueError, match=r"mask\.min_block=0: an image has 196 tokens; choose 1"):
+    with pytest.raises(ValueError, match=r"mask\.min_block=0: a sample has 196 tokens; choose 1"):
         BlockMask(min_block=0).validate((14, 14))
     with pytest.raises(ValueError, match=r"mask\.min_aspect=1\.5: must be above 0 and at most 1"):
         BlockMask(min_aspect=1.5).validate((14, 14))
     with pytest.raises(ValueError, match=r"mask\.mask_ratio=0\.001"):
         BlockMask(mask_ratio=0.001).validate((4, 4))
-    with pytest.raises(ValueError, match="mask=block is for images, which are not padded"):
+    with pytest.raises(ValueError, match="mask=block does not know padding"):
         BlockMask()((4, 4), rngs(0), lengths=[10])

@@ -1,0 +1,88 @@
+"""Model cards: what a reader needs to use what was written."""
+
+from __future__ import annotations
+
+from d2v.cli.loading import Trained
+from d2v.version import __version__
+
+_HEADER = """---
+library_name: {library}
+license: other
+tags: [data2vec, self-supervised, feature-extraction]
+---
+# {title}
+
+{parameters:.1f}M parameters, {origin}. The weights' licence is yours to state.
+
+```python
+{code}
+```
+
+- Inputs: {inputs_are}.
+- Data: `{data}`.
+- Written by d2v {version}{files}.
+"""
+
+_CODE = {
+    "d2v": """import torch, d2v
+
+encoder = d2v.load_encoder("this folder")
+inputs = torch.zeros({shape}, dtype={dtype})  # {inputs_are}
+out = encoder(d2v.Batch("{modality}", inputs, sample_ids=torch.arange(1)), return_layers=True)
+out.patch_tokens  # (1, tokens, {embed_dim}) features; out.hidden_states: every block's""",
+    "transformers": """from transformers import AutoModel
+
+model = AutoModel.from_pretrained("this folder").eval()
+model({example}).last_hidden_state  # (1, tokens, {embed_dim}) features{pooler}""",
+    "AutoModel": """from transformers import AutoModel
+
+model = AutoModel.from_pretrained("this folder", trust_remote_code=True).eval()
+model({example}).last_hidden_state  # (1, tokens, {embed_dim}) features""",
+    "ONNX": """import numpy as np, onnxruntime
+
+session = onnxruntime.InferenceSession("encoder.onnx")
+session.run(None, {{"inputs": np.zeros(({shape}), np.{numpy_dtype}){padding}}})[0]  # (1, tokens, {embed_dim})""",
+}
+_FILES = {
+    "d2v": "; `config.yaml` rebuilds the encoder, `encoder.safetensors` holds its weights",
+    "ONNX": "; `config.yaml` says how the encoder was built",
+}
+
+
+def model_card(trained: Trained, network: str, library: str = "d2v") -> str:
+    """Markdown.
+
+    Args:
+        trained: what is handed on.
+        network: student or teacher.
+        library: what reads it: "d2v", "transformers" (its own classes), "AutoModel" (d2v's), or "ONNX".
+    """
+    modality = next(iter(trained.encoder.frontends))
+    frontend = trained.encoder.frontend(modality)
+    example = frontend.example()
+    shape, dtype = ", ".join(map(str, example.shape)), str(example.dtype)
+    values = {
+        "shape": shape,
+        "dtype": dtype,
+        "numpy_dtype": dtype.removeprefix("torch."),
+        "modality": modality,
+        "embed_dim": trained.encoder.embed_dim,
+        "inputs_are": frontend.inputs_are,
+        "example": f"torch.zeros({shape}, dtype={dtype})",
+        "padding": "" if len(example.shape) > 2 else ', "padding_mask": np.zeros((1, tokens), bool)',
+        "pooler": "; pooler_output means nothing" if dtype == "torch.int64" else "",
+    }
+    origin = (
+        f"from {trained.path.name}" if trained.step is None else f"the {network} after {trained.step:,} optimizer steps"
+    )
+    return _HEADER.format(
+        library={"AutoModel": "transformers", "ONNX": "onnx"}.get(library, library),
+        title="A model fine-tuned from data2vec" if trained.head is not None else "An encoder pretrained with data2vec",
+        parameters=sum(p.numel() for p in trained.encoder.parameters()) / 1e6,
+        origin=origin,
+        code=_CODE[library].format(**values),
+        inputs_are=frontend.inputs_are,
+        data=str(trained.data_node.get("_target_", "not known")).rpartition(".")[2],
+        version=__version__,
+        files=_FILES.get(library, ""),
+    )

@@ -1,0 +1,46 @@
+"""``d2v import``: somebody else's checkpoint as a folder of ours; every parameter accounted for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from d2v.cli.cards import model_card
+from d2v.cli.launch import configuring, run
+from d2v.cli.loading import load_trained
+from d2v.interop.native import save_encoder
+from d2v.version import __version__
+
+_WHOSE = {
+    "run": "a run of d2v",
+    "export": "an export of d2v",
+    "fairseq": "a checkpoint of the authors' code",
+    "huggingface": "a model of Hugging Face's",
+}
+
+
+@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="import")
+def import_(cfg: DictConfig) -> None:
+    """Say what was found, and write its encoder as ``d2v export`` does."""
+    with configuring():
+        trained = load_trained(cfg.checkpoint, cfg.network)
+        state, node = trained.encoder.state_dict(), trained.encoder_node
+        print(
+            f"{trained.path}: {_WHOSE[trained.source]}\n"
+            f"encoder: {', '.join(node['frontends'])}, {node.get('prenet_depth', 0)} + {node['depth']} blocks, width "
+            f"{node['embed_dim']}, {node['num_heads']} heads\n"
+            f"weights: {len(state)} tensors, {sum(t.numel() for t in state.values()):,} numbers: none missing, "
+            "none left over"
+        )
+        if trained.head is not None:
+            print("its head for a task is left out: checkpoint=PATH reads it in d2v export")
+        config = {"encoder": node, "data": trained.data_node, "d2v_version": __version__}
+        folder = save_encoder(trained.encoder, config, Path(cfg.output), model_card(trained, cfg.network))
+        print(f"written to {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(run("import"))

@@ -1,0 +1,25 @@
+"""Importing this makes Hugging Face's Auto classes read our exports without executing the code beside them."""
+
+from __future__ import annotations
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCTC,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
+
+from d2v.interop.remote.configuration_d2v import D2VConfig
+from d2v.interop.remote.modeling_d2v import (
+    D2VForCTC,
+    D2VForImageClassification,
+    D2VForSequenceClassification,
+    D2VModel,
+)
+
+AutoConfig.register(D2VConfig.model_type, D2VConfig)
+AutoModel.register(D2VConfig, D2VModel)
+AutoModelForCTC.register(D2VConfig, D2VForCTC)
+AutoModelForImageClassification.register(D2VConfig, D2VForImageClassification)
+AutoModelForSequenceClassification.register(D2VConfig, D2VForSequenceClassification)
