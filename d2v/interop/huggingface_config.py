@@ -96,19 +96,21 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Family]:
 
 
 def has_head(config: Mapping[str, Any], family: Family, folder: Path) -> bool:
-    """Whether the model has a head that we have, too; the class that the configuration names says so."""
-    name = (config.get("architectures") or [f"{family.name}Model"])[0]
-    if name == f"{family.name}{family.head}":
-        return True
-    known = [f"{family.name}Model", f"{family.name}{family.head}"]
-    if family.modality == "text":
-        known.append(f"{family.name}ForMaskedLM")
-    if name not in known:
+    """Whether the model has a head that we have, too; the class that the configuration names says so.
+
+    Raises:
+        ValueError: its head is another.
+    """
+    name = str((config.get("architectures") or [f"{family.name}Model"])[0])
+    with_head = f"{family.name}{family.head}"
+    left_out = [f"{family.name}ForMaskedLM"] if family.modality == "text" else []
+    if name.startswith(f"{family.name}For") and name not in (with_head, *left_out):
         raise ValueError(
-            f"{folder / 'config.json'}: architectures={[name]}: d2v reads {', '.join(known)}; "
+            f"{folder / 'config.json'}: architectures={[name]}: d2v reads "
+            f"{', '.join([f'{family.name}Model', with_head, *left_out])}; "
             f"for the encoder alone, load it as {family.name}Model in transformers and save that"
         )
-    return False
+    return name == with_head
 
 
 def _sizes(config: Mapping[str, Any]) -> Node:

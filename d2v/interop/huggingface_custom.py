@@ -20,7 +20,6 @@ from d2v.interop.huggingface_export import (
     check_head,
     has_final_norm,
     label_config,
-    make_folder,
     only_frontend,
     write_inputs,
     write_weights,
@@ -28,6 +27,7 @@ from d2v.interop.huggingface_export import (
 from d2v.interop.huggingface_inputs import write_json
 from d2v.interop.huggingface_names import HEAD
 from d2v.interop.imported import Node
+from d2v.interop.native import make_folder
 from d2v.nn.encoder import Encoder
 
 REMOTE = Path(__file__).parent / "remote"

@@ -23,6 +23,7 @@ from d2v.interop.huggingface_inputs import (
 )
 from d2v.interop.huggingface_names import FAMILIES, HEAD, TOKEN_TYPES
 from d2v.interop.imported import Node
+from d2v.interop.native import make_folder
 from d2v.models.heads import FirstTokenHead, FrameHead, MeanPoolHead
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
@@ -154,15 +155,6 @@ def check_head(
     if outputs != found["num_outputs"]:
         raise ValueError(f"{len(labels or ())} labels for a head of {found['num_outputs']} outputs")
     return found
-
-
-def make_folder(folder: str | Path) -> Path:
-    """An empty folder, or what is to be written over."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output={folder}: is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from d2v.interop.huggingface_config import class_names, encoder_node, has_head, 
 from d2v.interop.huggingface_inputs import data_node, read_json, spelling
 from d2v.interop.huggingface_names import HEAD, TOKEN_TYPES, Family
 from d2v.interop.imported import Imported
-from d2v.interop.native import build, load_exactly
+from d2v.interop.native import build, load_exactly, read_safely
 from d2v.nn.encoder import Encoder
 
 log = logging.getLogger(__name__)
@@ -106,14 +106,12 @@ def _load_state(folder: Path) -> dict[str, Tensor]:
 def _load_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, but the index of the weights names it")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not readable ({error})") from error
-    except Exception as error:  # torch raises many kinds for damaged or foreign files
-        raise ValueError(f"{path}: not readable ({error})") from error
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not readable ({error})") from error
+    content = read_safely(path)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: not a file of weights")
     return content

@@ -161,7 +161,7 @@ def write_image_processor(folder: Path, data: Mapping[str, Any], img_size: int, 
     """What turns images into inputs, as in our evaluation: resize the shorter side, center crop, normalise."""
     shorter = max(img_size, round(img_size / float(data.get("crop_pct") or 1.0)))
     content = {
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": "BeitImageProcessorFast",  # transformers 4 has another, which cannot resize one side
         "do_resize": True,
         "size": {"shortest_edge": shorter},
         "resample": 3,  # bicubic

@@ -225,15 +225,30 @@ def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path
     Raises:
         ValueError: ``folder`` is a file.
     """
+    folder = make_folder(folder)
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    write_config(config, folder, card)
+    return folder
+
+
+def make_folder(folder: str | Path) -> Path:
+    """An output folder, made if need be.
+
+    Raises:
+        ValueError: it is a file.
+    """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output={folder}: is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    OmegaConf.save(OmegaConf.create(_write_files(dict(config), folder)), folder / CONFIG)
-    (folder / CARD).write_text(card)
     return folder
+
+
+def write_config(config: Mapping[str, Any], folder: Path, card: str) -> None:
+    """What lies beside weights: the configuration that rebuilds an encoder, a tokenizer, the model card."""
+    OmegaConf.save(OmegaConf.create(_write_files(dict(config), folder)), folder / CONFIG)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _write_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from timm.layers import Attention
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.onnx import ONNXProgram
 
-from d2v.interop.native import CARD, CONFIG, _write_files
+from d2v.interop.native import make_folder, write_config
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.frontends.text import TextFrontend
@@ -76,10 +75,7 @@ def save_onnx(
             f"an ONNX file has one kind of input, this encoder has frontends for {', '.join(encoder.frontends)}: "
             "export an encoder of one modality"
         )
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output={folder}: is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
 
     model = copy.deepcopy(_Exported(encoder, head)).cpu().float().eval().requires_grad_(False)
     path = folder / (ENCODER if head is None else MODEL)
@@ -93,8 +89,7 @@ def save_onnx(
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # an earlier export's
         for file in Path(scratch).iterdir():
             file.replace(folder / file.name)
-    OmegaConf.save(OmegaConf.create(_write_files(dict(config), folder)), folder / CONFIG)
-    (folder / CARD).write_text(card, encoding="utf-8")
+    write_config(config, folder, card)
     return path
 
 

@@ -48,7 +48,7 @@ def test_general_help_lists_the_commands(runs: ModuleType) -> None:
     for arguments in (["--help"], ["-h"], ["help"], []):
         result = runs.d2v_command(*arguments)
         assert result.status in (0, None)
-        assert set(COMMANDS) == {"pretrain", "finetune", "evaluate", "extract", "export", "tokenizer", "info"}
+        assert set(COMMANDS) == {"pretrain", "finetune", "evaluate", "extract", "export", "import", "tokenizer", "info"}
         for name, text in COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(text)}", result.out, re.MULTILINE)
     assert runs.d2v_command("--version").out == f"d2v {__version__}\n"
@@ -80,6 +80,8 @@ def test_every_example_is_a_command_that_composes(
     for name, words in examples:
         overrides = [word for word in words.split() if word not in ("-m", "--cfg", "job", *ACTIONS.get(name, ()))]
         overrides = [word.replace("seed=0,1,2", "seed=0") for word in overrides]
+        if name == "import" and "=" not in overrides[0]:  # the path comes first
+            overrides[0] = f"checkpoint={overrides[0]}"
         with runs.configuration(name, *overrides):
             pass
 

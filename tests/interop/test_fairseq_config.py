@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from d2v.interop.fairseq import Layout, to_d2v_state
-from d2v.interop.fairseq_config import Node, model_node, parse_convs
+from d2v.interop.fairseq_config import Node, model_node, parse_convs, recipe_of
 from d2v.interop.native import build
 
 GOLDEN = ["image_base", "image_variant", "audio_base", "audio_padded", "text_base", "text_padded"]
@@ -74,6 +74,21 @@ def test_a_node_is_plain_and_builds_a_model_with_their_parameters(read: Callable
     assert ours.keys() - {"student.frontends.image.positions"} == theirs.keys() - {"student.frontends.image.positions"}
     for key, value in theirs.items():
         assert ours[key].shape == value.shape, key
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_node_of_2_0_written_as_a_recipe_is_read_as_the_same_node(read: Callable[[str], Case], name: str) -> None:
+    cfg, student, layout = read(name)
+    node = model_node(cfg, student, layout, 3)
+    recipe = recipe_of(node)
+    assert json.loads(json.dumps(recipe)) == recipe
+    assert model_node(recipe, student, layout) == node
+
+
+@pytest.mark.parametrize("name", GOLDEN_OF_1)
+def test_a_node_of_1_0_is_no_recipe_of_2_0(read: Callable[[str], Case], name: str) -> None:
+    with pytest.raises(ValueError, match=r"format=fairseq: .* is not of data2vec 2\.0"):
+        recipe_of(model_node(*read(name)))
 
 
 def at(node: Node, path: str) -> Any:

@@ -62,14 +62,21 @@ def text_encoder(num_prefix_tokens: int = 0) -> Encoder:
     return perturbed(Encoder({"text": frontend}, 16, 1, 4, prenet_depth=1, drop_rate=0.5))
 
 
+def session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
 def run(path: Path, inputs: Tensor, padding_mask: Tensor | None = None) -> list[np.ndarray]:
     """The file's outputs."""
-    feed = {"inputs": inputs.numpy()} | ({} if padding_mask is None else {"padding_mask": padding_mask.numpy()})
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feed)
+    return session(path).run(
+        None, {"inputs": inputs.numpy()} | ({} if padding_mask is None else {"padding_mask": padding_mask.numpy()})
+    )
 
 
 def outputs(path: Path) -> list[str]:
-    return [node.name for node in onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_outputs()]
+    return [node.name for node in session(path).get_outputs()]
 
 
 @torch.no_grad()

@@ -72,6 +72,12 @@ def test_the_first_rule_that_matches_counts() -> None:
     assert names(rules, "a.0.bias", "a.1.bias") == ["first.bias", "second.1.bias"]
 
 
+def test_one_of_two_names_is_written_the_first() -> None:
+    renaming, value = Renaming([Rule("new.{p}", "ours.{p}"), Rule("old.{p}", "ours.{p}")]), torch.randn(2)
+    for theirs in ("new.bias", "old.bias"):
+        assert list(renaming.write(renaming.read({theirs: value}))) == ["new.bias"]
+
+
 THIRDS = [Rule(f"{x}.{{n}}.{{p}}", f"qkv.{{n}}.{{p}}[{i}]") for i, x in enumerate("qkv")]
 
 
@@ -155,6 +161,9 @@ def test_unknown_names_are_named_all_at_once_but_no_more_than_five() -> None:
     with pytest.raises(KeyError) as error:
         renaming.read(tensors("a", "c", "d"))
     assert "c, d: 2 parameters that are not part of such a model" in str(error.value)
+    with pytest.raises(KeyError) as error:
+        renaming.read(tensors("a", *"cdefgh"))
+    assert "'c, d, e, f, g: 6 parameters that are not part of such a model" in str(error.value)
     with pytest.raises(KeyError) as error:
         renaming.write(tensors("b", *"cdefgh"))
     assert "c, d, e, f, g: 6 parameters that such a model has no place for" in str(error.value)

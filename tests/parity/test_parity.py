@@ -69,6 +69,7 @@ def write_case(folder: Path, name: str, spec: dict[str, Any], tensors: dict[str,
     save_file(tensors, folder / f"{name}.safetensors")
 
 
+CHECKPOINTS = ["audio", "image", "text"]
 READ_OF_1 = {"source", "target_tokens", "mask", "padding_mask", "student", "teacher", "teacher_after", "grad"}
 NUMBERS_OF_1 = {"loss", "trajectory", "ema_decay_after_step", "sgd_lr"}  # beside the sizes of the model, all whole
 
@@ -122,7 +123,25 @@ def test_script_accepts_the_golden_cases(
     done = run_script(golden_dir)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert done.stderr == ""
-    assert "9 cases ran, 0 quantities out of tolerance" in done.stdout
+    assert "12 cases ran, 0 quantities out of tolerance" in done.stdout
+    for name in [*GOLDEN, *(f"checkpoints/{name}" for name in CHECKPOINTS)]:
+        assert f"\n{name}: " in done.stdout
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_output_of_a_checkpoint_is_checked(
+    check_parity: ModuleType, golden_dir: Path, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / f"{name}.pt"
+    path.write_bytes((golden_dir / "checkpoints" / path.name).read_bytes())
+    expected = load_file(golden_dir / "checkpoints" / f"{name}.expected.safetensors")
+    outputs = expected.keys() - {"source"}
+    moved = {k: v if k == "source" else v * 1.001 for k, v in expected.items()}
+    for tensors, broken in ((expected, set()), (moved, outputs)):
+        save_file(tensors, path.with_suffix(".expected.safetensors"))
+        checks = list(check_parity.check_checkpoint(path))
+        assert {c[0] for c in checks if not c[1] <= c[2]} == broken
+        assert outputs | {"round trip of the student", "round trip of the teacher"} <= {c[0] for c in checks}
 
 
 def test_script_fails_where_nothing_ran(

@@ -110,4 +110,4 @@ class Frontend(nn.Module):
         """(N, K, D) -> (N, P + K, D)."""
         if self.prefix_tokens is None:
             return x
-        return torch.cat([self.prefix_tokens.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        return torch.cat([self.prefix_tokens.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)

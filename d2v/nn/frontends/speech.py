@@ -53,7 +53,7 @@ class SpeechFrontend(Frontend):
         ValueError: groups that do not divide, or a convolution that is not three positive numbers.
     """
 
-    local_parts: ClassVar[tuple[str, ...]] = ("convs", "conv_norms", "norm", "proj")
+    local_parts: ClassVar[tuple[str, ...]] = ("convs", "conv_norms", "norm", "proj", "mask_token")
     extractor_parts: ClassVar[tuple[str, ...]] = ("convs", "conv_norms")  # the released recipes train the projection
     inputs_are: ClassVar[str] = (
         "waveforms (B, samples), mono, at config.yaml's data.sample_rate, each of zero mean and unit variance"

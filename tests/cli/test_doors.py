@@ -1,0 +1,117 @@
+"""``d2v import`` and ``d2v export format=...``, and ``checkpoint=`` of other people's files everywhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import d2v
+from d2v.interop.fairseq_files import FairseqCheckpoint
+
+OK = (0, None)
+
+
+@pytest.fixture
+def files(golden_dir: Path) -> Path:
+    return golden_dir / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def run(runs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run on images."""
+    folder = tmp_path_factory.mktemp("run")
+    result = runs.d2v_command("pretrain", *runs.TINY, f"hydra.run.dir={folder}")
+    assert result.status in OK, result.err
+    return folder
+
+
+def test_import_says_what_it_found_and_writes_what_load_encoder_reads(
+    runs: ModuleType, files: Path, tmp_path: Path
+) -> None:
+    result = runs.d2v_command("import", files / "audio.pt", f"output={tmp_path / 'encoder'}")
+    assert result.status in OK, result.err
+    assert "a checkpoint of the authors' code" in result.out
+    assert "speech, 0 + 3 blocks, width 48, 6 heads" in result.out
+    assert "none missing, none left over" in result.out
+    theirs, ours = d2v.load_encoder(files / "audio.pt"), d2v.load_encoder(tmp_path / "encoder")
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
+    card = (tmp_path / "encoder" / "README.md").read_text()
+    assert "from audio.pt" in card
+    assert "d2v.load_encoder" in card
+
+
+def test_a_checkpoint_is_recognised_by_its_content(runs: ModuleType, files: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    shutil.copyfile(files / "image.pt", path)
+    result = runs.d2v_command("info", f"checkpoint={path}")
+    assert "width 48, 4 heads; modalities: image" in result.out
+
+
+def test_foreign_checkpoints_work_wherever_checkpoints_do(runs: ModuleType, files: Path, tmp_path: Path) -> None:
+    result = runs.d2v_command(
+        "extract", f"checkpoint={files / 'image.pt'}", "data=samples", f"output={tmp_path / 'f.safetensors'}",
+        "data.in_chans=3",
+    )  # fmt: skip
+    assert result.status in OK, result.err
+    assert load_file(tmp_path / "f.safetensors")["features"].shape[1] == 48
+    without = runs.d2v_command("extract", f"checkpoint={files / 'image.pt'}", f"output={tmp_path / 'g.npz'}")
+    assert "does not say what it was trained on: give data=..." in without.err
+
+
+@pytest.mark.parametrize("command", ["import", "export", "info"])
+def test_errors_name_the_file_and_the_fix(runs: ModuleType, tmp_path: Path, command: str) -> None:
+    (tmp_path / "text.txt").write_text("no checkpoint")
+    output = [] if command == "info" else [f"output={tmp_path / 'o'}"]
+    missing = runs.d2v_command(command, "checkpoint=nothing.pt", *output)
+    assert missing.status == 1
+    assert "checkpoint=nothing.pt: no such file" in missing.err
+    other = runs.d2v_command(command, f"checkpoint={tmp_path / 'text.txt'}", *output)
+    assert "text.txt: not a readable checkpoint" in other.err or "refused" in other.err
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "foreign.pt")
+    foreign = runs.d2v_command(command, f"checkpoint={tmp_path / 'foreign.pt'}", *output)
+    assert "neither written by a d2v run" in foreign.err
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    bert = runs.d2v_command(command, f"checkpoint={tmp_path / 'bert'}", *output)
+    assert "is a Hugging Face model of the type 'bert'" in bert.err
+
+
+def test_formats(runs: ModuleType, run: Path, files: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    written = {
+        "safetensors": "encoder.safetensors",
+        "huggingface": "model.safetensors",
+        "onnx": "encoder.onnx",
+        "fairseq": "checkpoint.pt",
+    }
+    for name, file in written.items():
+        result = runs.d2v_command("export", f"checkpoint={run}", f"output={tmp_path / name}", f"format={name}")
+        assert result.status in OK, result.err
+        assert (tmp_path / name / file).is_file()
+        if name != "fairseq":
+            assert (tmp_path / name / "README.md").read_text().startswith("---\nlibrary_name:")
+    unknown = runs.d2v_command("export", f"checkpoint={run}", f"output={tmp_path}", "format=tensorflow")
+    assert "format=tensorflow: choose one of safetensors, huggingface, onnx, fairseq" in unknown.err
+    alone = runs.d2v_command("export", f"checkpoint={files / 'text.pt'}", f"output={tmp_path}", "format=fairseq")
+    assert "is an encoder alone; give a run of d2v pretrain" in alone.err
+    again = runs.d2v_command("import", tmp_path / "huggingface", f"output={tmp_path / 'x'}")
+    assert "was written by d2v export format=huggingface, for transformers" in again.err
+
+
+def test_a_run_goes_to_the_authors_format_and_back(runs: ModuleType, run: Path, tmp_path: Path) -> None:
+    """A new run that starts from the file begins as one that starts from the run itself."""
+    runs.d2v_command("export", f"checkpoint={run}", f"output={tmp_path}", "format=fairseq")
+    checkpoint = FairseqCheckpoint.load(tmp_path / "checkpoint.pt")
+    assert checkpoint.model_state().keys() > {"student.blocks.0.attn.qkv.weight", "teacher.blocks.0.attn.qkv.weight"}
+    losses = []
+    for start in (run, tmp_path / "checkpoint.pt"):
+        folder = tmp_path / f"from_{start.name}"
+        result = runs.d2v_command("pretrain", *runs.TINY, f"init_from={start}", f"hydra.run.dir={folder}")
+        assert result.status in OK, result.err
+        losses.append([row["train/loss"] for row in runs.metrics(folder)])
+    assert losses[0] == losses[1]
