@@ -23,11 +23,18 @@ _TEACHER_SCOPES = {"image": "encoder", "speech": "context", "text": "blocks"}  #
 
 
 def parse_convs(spec: str) -> list[list[int]]:
-    """The reference's "[(512, 10, 5)] + [(512, 3, 2)] * 4", without executing it."""
+    """The reference's "[(512, 10, 5)] + [(512, 3, 2)] * 4", without executing it.
+
+    Raises:
+        ValueError: it is something else.
+    """
     layers: list[list[int]] = []
-    for part, times in re.findall(r"\[((?:\([^)]*\),?\s*)+)\]\s*(?:\*\s*(\d+))?", spec):
-        own = [[int(number) for number in layer.split(",")] for layer in re.findall(r"\(([^)]*)\)", part)]
-        layers += own * int(times or 1)
+    for term in re.sub(r"\s", "", spec).split("+"):
+        match = re.fullmatch(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d+))?", term)
+        if match is None:
+            raise ValueError(f"convolutions {spec!r}: write them as [(channels, kernel size, stride)] * times + ...")
+        own = [[int(number) for number in layer.split(",")] for layer in re.findall(r"\(([^)]*)\)", match[1])]
+        layers += own * int(match[2] or 1)
     return layers
 
 
@@ -52,9 +59,15 @@ def model_node(cfg: Mapping[str, Any], state: Mapping[str, Tensor], layout: Layo
 
 
 def _node_of_2(cfg: Mapping[str, Any], state: Mapping[str, Tensor], batch_size: int) -> Node:
-    theirs = next(name for name in MODALITIES if any(key.startswith(f"modality_encoders.{name}.") for key in state))
+    found = [name for name in MODALITIES if any(key.startswith(f"modality_encoders.{name}.") for key in state)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the checkpoint has encoders for {found or 'no modality'}: d2v reads one of {list(MODALITIES)}"
+        )
+    theirs = found[0]
     modality, own = MODALITIES[theirs], cfg["modalities"][theirs.lower()]
-    _refuse(cfg, {"batch_norm_target_layer": False, "recon_loss": 0, "shared_decoder": None})
+    _refuse(cfg, {"batch_norm_target_layer": False, "recon_loss": 0, "shared_decoder": None, "norm_affine": True})
+    _refuse(own, {"encoder_zero_mask": True, "keep_masked_pct": 0, "learned_alibi_scale": own.get("use_alibi_encoder")})
     _refuse(own, {"conv_pos_pre_ln": False, "learned_alibi": False, "learned_alibi_scale_per_layer": False})
     _refuse(
         own, {"fixed_positions": True, "learned_pos": True, "layernorm_embedding": True, "no_scale_embedding": True}
@@ -77,6 +90,7 @@ def _node_of_2(cfg: Mapping[str, Any], state: Mapping[str, Tensor], batch_size: 
         "layer_drop_rate": cfg.get("layerdrop", 0.0),
     }
     conv = own["decoder"]
+    _refuse(conv, {"add_positions_masked": False, "add_positions_all": False})
     decoder = {
         "_target_": f"d2v.nn.decoders.ConvDecoder{2 if modality == 'image' else 1}d",
         "embed_dim": cfg["embed_dim"],
@@ -96,8 +110,17 @@ def _node_of_2(cfg: Mapping[str, Any], state: Mapping[str, Tensor], batch_size: 
         "decoders": {modality: decoder},
         **_targets(cfg),
         "cls_loss_weight": cfg["cls_loss"] * batch_size * cfg["clone_batch"],
-        "teacher_scope": _TEACHER_SCOPES[modality],
+        "teacher_scope": _teacher_scope(cfg, own, modality),
     }
+
+
+def _teacher_scope(cfg: Mapping[str, Any], own: Mapping[str, Any], modality: str) -> str:
+    """What a configuration says, and where it is silent the released recipe of the modality."""
+    if "ema_encoder_only" not in cfg or "ema_local_encoder" not in own:
+        return _TEACHER_SCOPES[modality]
+    if cfg["ema_encoder_only"]:
+        return "blocks"
+    return "encoder" if own["ema_local_encoder"] else "context"
 
 
 def _image_of_2(cfg: Mapping[str, Any], own: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node:
@@ -123,7 +146,7 @@ def _speech_of_2(cfg: Mapping[str, Any], own: Mapping[str, Any], state: Mapping[
         "pos_groups": own["conv_pos_groups"],
         "alibi": own["use_alibi_encoder"],
         "num_prefix_tokens": own["num_extra_tokens"],
-        "input_drop_rate": cfg.get("dropout_input", 0.0),
+        "input_drop_rate": own.get("prenet_dropout", 0.0),
         "zero_padding": "never",
     }
 
@@ -137,7 +160,7 @@ def _text_of_2(cfg: Mapping[str, Any], own: Mapping[str, Any], state: Mapping[st
         "pad_id": PAD_ID,
         "drop_rate": own.get("dropout", 0.0),
         "num_prefix_tokens": own["num_extra_tokens"],
-        "input_drop_rate": cfg.get("dropout_input", 0.0),
+        "input_drop_rate": own.get("prenet_dropout", 0.0),
     }
 
 
@@ -150,6 +173,8 @@ def _node_of_1_text(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node
     hidden = len(state[f"{names}.layers.0.fc1.weight"])
     transformer = cfg.get("transformer") or {}
     sizes = transformer.get("encoder") or {}
+    _refuse(transformer, {"activation_fn": "gelu", "no_scale_embedding": True, "layernorm_embedding": True})
+    _refuse(cfg, {"batch_norm_target_layer": False})
     head = [key for key in state if key.startswith("encoder.regression_head.") and key.endswith("weight")]
     return {
         "_target_": "d2v.models.data2vec.Data2Vec",
@@ -186,6 +211,7 @@ def _node_of_1_text(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node
 
 def _node_of_1_speech(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node:
     _refuse(cfg, {"extractor_mode": "layer_norm", "conv_bias": False, "layer_norm_first": False})
+    _refuse(cfg, {"batch_norm_target_layer": False, "group_norm_target_layer": False})
     if int(cfg.get("pos_conv_depth", 1)) < 2:
         raise ValueError("pos_conv_depth=1: positions of a single convolution with weight norm are not data2vec's")
     dim = cfg["encoder_embed_dim"]
@@ -203,7 +229,7 @@ def _node_of_1_speech(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> No
                     "pos_kernel_size": max(3, cfg["conv_pos"] // cfg["pos_conv_depth"]),
                     "pos_groups": cfg["conv_pos_groups"],
                     "alibi": False,
-                    "input_drop_rate": cfg.get("dropout_input", 0.0),
+                    "input_drop_rate": cfg.get("dropout", 0.0),
                     "zero_padding": "first",
                     "mask_token": True,
                 }
@@ -221,8 +247,14 @@ def _node_of_1_speech(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> No
         },
         "heads": {"speech": _head(dim, 1)},
         **_targets(cfg),
-        "teacher_scope": "transformer" if cfg.get("ema_layers_only") else "context",
+        "teacher_scope": _scope_of_1_speech(cfg),
     }
+
+
+def _scope_of_1_speech(cfg: Mapping[str, Any]) -> str:
+    if cfg.get("ema_layers_only", True):
+        return "transformer"
+    return "context" if cfg.get("ema_transformer_only", True) else "encoder"
 
 
 def _node_of_1_image(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node:
@@ -256,7 +288,7 @@ def _node_of_1_image(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Nod
         },
         "heads": {"image": _head(dim, 0)},
         **_targets(cfg),
-        "teacher_scope": "context" if cfg.get("ema_transformer_only") else "encoder",
+        "teacher_scope": "context" if cfg.get("ema_transformer_only", True) else "encoder",
     }
 
 
@@ -313,6 +345,8 @@ def recipe_of(node: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {
         "type": theirs.upper(),
         "prenet_depth": encoder.get("prenet_depth", 0),
+        "prenet_dropout": frontend.get("input_drop_rate", 0.0),
+        "prenet_layerdrop": encoder.get("layer_drop_rate", 0.0),
         "num_extra_tokens": frontend.get("num_prefix_tokens", 1 if modality == "image" else 0),
         "mask_noise_std": decoder.get("mask_noise_std", 0.01),
         "ema_local_encoder": node["teacher_scope"] == "encoder",
@@ -351,7 +385,7 @@ def recipe_of(node: Mapping[str, Any]) -> dict[str, Any]:
         "start_drop_path_rate": 0.0,
         "end_drop_path_rate": encoder.get("drop_path_rate", 0.0),
         "layerdrop": encoder.get("layer_drop_rate", 0.0),
-        "dropout_input": frontend.get("input_drop_rate", 0.0),
+        "dropout_input": 0.0,
         "average_top_k_layers": node["average_top_k_layers"],
         "instance_norm_target_layer": "instance" in layer_norms,
         "layer_norm_target_layer": "layer" in layer_norms,

@@ -61,10 +61,10 @@ class Renaming:
             for dim in reversed(rule.unit_dims):
                 ours_value = ours_value.squeeze(dim)
             whole, _, part = ours.partition("[")
-            if part:
-                parts.setdefault(whole, {})[int(part[0])] = ours_value
-            else:
-                found[whole] = ours_value
+            place, key = (parts.setdefault(whole, {}), int(part[0])) if part else (found, whole)
+            if key in place:
+                raise KeyError(f"{name}: another parameter is {ours}, too")
+            place[key] = ours_value  # type: ignore[index]  # keys of either kind go with their place
         if unknown:
             raise KeyError(f"{', '.join(unknown[:5])}: {len(unknown)} parameters that are not part of such a model")
         for whole, thirds in parts.items():

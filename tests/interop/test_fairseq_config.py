@@ -295,3 +295,71 @@ def test_a_missing_key_is_named(read: Callable[[str], Case], name: str, path: st
     with pytest.raises(ValueError, match="the checkpoint's configuration of its model lacks") as error:
         model_node(cfg, student, layout)
     assert ("attention_heads" if key == "heads" else key) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "[(512, 10, 5)] + 4 * [(512, 3, 2)]",
+        "([(1,2,3)] + [(4,5,6)]) * 2",
+        "[(1,2,3)] * 2 * 2",
+        "[[1,2,3]]",
+        "[(1,2,3)",
+        "",
+    ],
+)
+def test_other_ways_to_write_convolutions_are_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match="write them as"):
+        parse_convs(spec)
+
+
+@pytest.mark.parametrize(
+    ("encoder_only", "local", "scope"),
+    [(True, False, "blocks"), (True, True, "blocks"), (False, True, "encoder"), (False, False, "context")],
+)
+def test_the_teachers_scope_of_2_0_is_the_configurations(
+    read: Callable[[str], Case], encoder_only: bool, local: bool, scope: str
+) -> None:
+    cfg, student, layout = read("image_base")
+    cfg["ema_encoder_only"], cfg["modalities"]["image"]["ema_local_encoder"] = encoder_only, local
+    node = model_node(cfg, student, layout)
+    assert node["teacher_scope"] == scope
+    again = recipe_of(node)
+    assert model_node(again, student, layout)["teacher_scope"] == scope
+
+
+def test_dropout_before_the_blocks_is_read_where_each_version_has_it(read: Callable[[str], Case]) -> None:
+    cfg, student, layout = read("audio_base")
+    cfg["modalities"]["audio"]["prenet_dropout"] = 0.1
+    node = model_node(cfg, student, layout)
+    assert node["encoder"]["frontends"]["speech"]["input_drop_rate"] == 0.1
+    assert recipe_of(node)["modalities"]["audio"]["prenet_dropout"] == 0.1
+    cfg, student, layout = read("v1_audio")
+    cfg |= {"dropout": 0.2, "dropout_input": 0.0}
+    assert model_node(cfg, student, layout)["encoder"]["frontends"]["speech"]["input_drop_rate"] == 0.2
+
+
+def test_a_checkpoint_of_no_modality_is_named() -> None:
+    with pytest.raises(ValueError, match="encoders for no modality"):
+        model_node({}, {"modality_encoders.VIDEO.x": torch.zeros(1)}, "2.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "key", "value"),
+    [
+        ("image_base", (), "norm_affine", False),
+        ("audio_base", ("modalities", "audio"), "encoder_zero_mask", False),
+        ("image_base", ("modalities", "image", "decoder"), "add_positions_all", True),
+        ("v1_audio", (), "group_norm_target_layer", True),
+    ],
+)
+def test_what_would_give_other_numbers_is_refused(
+    read: Callable[[str], Case], name: str, place: tuple[str, ...], key: str, value: bool
+) -> None:
+    cfg, student, layout = read(name)
+    part = cfg
+    for step in place:
+        part = part[step]
+    part[key] = value
+    with pytest.raises(ValueError, match=f"{key}={value} in the checkpoint's configuration"):
+        model_node(cfg, student, layout)

@@ -216,3 +216,9 @@ def test_any_state_goes_there_and_back(groups: list[tuple[str, ...]], seed: int,
     again = MIXED.read(back)
     assert again.keys() == ours.keys()
     assert all(torch.equal(again[name], value) for name, value in ours.items())
+
+
+def test_two_names_for_one_parameter_are_an_error() -> None:
+    renaming = Renaming([Rule("a.{p}", "x.{p}"), Rule("b.{p}", "x.{p}")])
+    with pytest.raises(KeyError, match=r"another parameter is x\.bias, too"):
+        renaming.read({"a.bias": torch.zeros(1), "b.bias": torch.ones(1)})
