@@ -145,10 +145,11 @@ def read_safely(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True)  # files from before PyTorch 1.6
         except pickle.UnpicklingError as error:
             what = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if what is None:
+                raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
             raise ValueError(
-                f"checkpoint={path}: refused, because it holds more than tensors and plain values"
-                + (f" ({what[1]})" if what else "")
-                + ": loading it could execute code"
+                f"checkpoint={path}: refused, because it holds more than tensors and plain values ({what[1]}): loading it "
+                "could execute code"
             ) from error
         except Exception as error:  # torch raises many kinds for damaged or foreign files
             raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error

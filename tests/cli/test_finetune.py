@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 from d2v.cli.sweep import choose, sweep_table
-from d2v.interop.native import Checkpoint, load_encoder
+from d2v.interop.doors import load_encoder
+from d2v.interop.native import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
 QUICK = [

@@ -19,6 +19,7 @@ RUN = [
     "trainer.max_steps=60",
     "trainer.log_every_n_steps=5",
     "num_threads=1",
+    "trainer.precision=32-true",
 ]
 RECKLESS = ["optim.lr=0.05", "trainer.gradient_clip_val=null"]
 

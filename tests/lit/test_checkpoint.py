@@ -11,7 +11,8 @@ import lightning as L
 import pytest
 import torch
 
-from d2v.interop.native import list_checkpoints, load_encoder, newest_intact_checkpoint, resolve_checkpoint
+from d2v.interop.doors import load_encoder
+from d2v.interop.native import list_checkpoints, newest_intact_checkpoint, resolve_checkpoint
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 
 
