@@ -148,8 +148,8 @@ def read_safely(path: Path) -> Any:
             if what is None:
                 raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
             raise ValueError(
-                f"checkpoint={path}: refused, because it holds more than tensors and plain values ({what[1]}): loading it "
-                "could execute code"
+                f"checkpoint={path}: refused, because it holds more than tensors and plain values ({what[1]}): "
+                "loading it could execute code"
             ) from error
         except Exception as error:  # torch raises many kinds for damaged or foreign files
             raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
