@@ -8,10 +8,10 @@ SEED ?= 0
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast parity lint format type wheel-test clean
+.PHONY: help install demo test test-fast test-distributed parity lint format type wheel-test clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The stamps are files, so that an unchanged pyproject.toml installs nothing again.
 $(VENV)/.demo: pyproject.toml
@@ -33,7 +33,10 @@ test: $(VENV)/.dev ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.dev ## run the tests that take no longer than a few seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu and not net'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu and not net and not distributed'
+
+test-distributed: $(VENV)/.dev ## run the tests that start several processes at once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed
 
 parity: $(VENV)/.dev ## compare with what the authors' code computed (GOLDEN=tests/golden)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/check_parity.py $(or $(GOLDEN),tests/golden)

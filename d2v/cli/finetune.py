@@ -69,7 +69,7 @@ def finetune(cfg: DictConfig) -> None:
             raise ValueError(f"global_batch_size={cfg.global_batch_size}: mixing takes an even number a device")
         trainer.accumulate_grad_batches = split.accumulate
         num_workers = setup.choose_workers(cfg.num_workers, trainer)
-        threads = setup.set_threads(cfg.num_threads, num_workers)
+        threads = setup.set_threads(cfg.num_threads, num_workers, trainer.num_devices)
         optim, schedule = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule"))
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         portable = {**config, "data": {**config["data"], **dataset.assets()}, "label_names": data.labels}
@@ -193,7 +193,9 @@ def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, traine
     step, model = trainer.global_step, module.scored
     if best is not None and best.path.is_file():
         checkpoint = Checkpoint.load(best.path)
-        load_exactly(model, checkpoint.state)
+        whole = checkpoint.build_model()  # the module's may be spread over devices
+        assert isinstance(whole, FinetunedModel)
+        model = whole
         step = checkpoint.step
     model = model.eval().to(best_device())
     table = write_results(run_dir, model, module.task, data, best_device(), step=step, seed=module.seed)

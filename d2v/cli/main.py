@@ -130,6 +130,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Lightning starts a process for every further device by running sys.argv anew: it must name a file that can be run.
     sys.argv = [str(Path(__file__).with_name(f"{command}.py")), *rest]
+    sys.modules["__main__"].__spec__ = None  # and after "python -m d2v.cli.main" it would start that module instead
     launch = importlib.import_module("d2v.cli.launch")
     sys.exit(launch.run(command))
 

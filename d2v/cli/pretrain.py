@@ -53,7 +53,7 @@ def pretrain(cfg: DictConfig) -> None:
         split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
         trainer.accumulate_grad_batches = split.accumulate
         num_workers = setup.choose_workers(cfg.num_workers, trainer)
-        threads = setup.set_threads(cfg.num_threads, num_workers)
+        threads = setup.set_threads(cfg.num_threads, num_workers, trainer.num_devices)
         datamodule = PretrainDataModule(data, mask, split, num_workers, cfg.seed)
         optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
         portable = {**config, "data": {**config["data"], **assets}}

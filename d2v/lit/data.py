@@ -130,24 +130,12 @@ class ResumableDataModule(L.LightningDataModule):
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def state_dict(self) -> dict[str, Any]:
-        """Finished optimizer steps, and into how many micro-batches each was split on a device."""
-        trainer = self.trainer
-        assert trainer is not None
-        return {"step": trainer.global_step, "accumulate": trainer.accumulate_grad_batches}
+        """Finished optimizer steps."""
+        assert self.trainer is not None
+        return {"step": self.trainer.global_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the steps already done.
-
-        Raises:
-            ValueError: the checkpoint's run accumulated another number of micro-batches.
-        """
-        trainer = self.trainer
-        assert trainer is not None
-        if state_dict["accumulate"] != trainer.accumulate_grad_batches:
-            raise ValueError(
-                f"this run accumulates {trainer.accumulate_grad_batches} micro-batches a step, the checkpoint's "
-                f"{state_dict['accumulate']}: resume with the same global_batch_size, micro_batch_size and devices"
-            )
+        """Go on after the steps already done, however they are cut into micro-batches now."""
         self.first_step = state_dict["step"]
 
 

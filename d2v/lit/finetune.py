@@ -14,6 +14,7 @@ from d2v.data.finetune import FinetuneData
 from d2v.data.sampler import BatchSplit
 from d2v.lit.data import ResumableDataModule, TimedLoader
 from d2v.lit.module import TrainingModule
+from d2v.lit.strategies import FullyShardedStrategy, shard
 from d2v.models.heads import FinetunedModel
 from d2v.objective.teacher import make_teacher, update_teacher
 from d2v.tasks.base import Task
@@ -56,6 +57,12 @@ class FinetuneModule(TrainingModule):
     def scored(self) -> FinetunedModel:
         """The model that is scored and kept: the average of the weights, if there is one."""
         return self.model if self.average is None else self.average
+
+    def configure_model(self) -> None:
+        """Under FSDP, the average is spread as the model is."""
+        super().configure_model()
+        if self.average is not None and isinstance(self.trainer.strategy, FullyShardedStrategy):
+            shard(self.average, self.trainer.strategy.device_mesh["data_parallel"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""

@@ -9,9 +9,11 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from d2v.lit.steps import ends_step, is_logged
+from d2v.lit.strategies import FullyShardedStrategy, shard
 from d2v.types import Batch
 from d2v.version import __version__
 
@@ -44,6 +46,11 @@ class TrainingModule(L.LightningModule):
         self.config = config or {}
         self._step_loss: Tensor | float = 0.0
         self._logged: set[str] = set()
+
+    def configure_model(self) -> None:
+        """Under FSDP, the model is spread over the devices before the optimizer is made."""
+        if isinstance(self.trainer.strategy, FullyShardedStrategy):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         """AdamW or whatever ``optim`` makes, with its learning rate stepped every optimizer step."""
@@ -96,13 +103,30 @@ class TrainingModule(L.LightningModule):
         """Clip by the global norm, if the trainer says so, and log the norm before clipping."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"), foreach=True)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self.should_log:
             self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model: plain containers only, so that loading executes nothing."""
         self._hand_over_metrics()  # first, or a run killed in between would resume after a step it never logged
-        checkpoint["d2v"] = {"version": __version__, "config": self.config}
+        accumulate = self.trainer.accumulate_grad_batches
+        checkpoint["d2v"] = {"version": __version__, "config": self.config, "accumulate": accumulate}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Recount the micro-batches that are done: this run may cut a step into more or fewer of them."""
+        now = self.trainer.accumulate_grad_batches
+        then = checkpoint["d2v"].get("accumulate", now)
+        for counts in _batch_counts(checkpoint):
+            more = counts["processed"] // then * (now - then)  # runs are saved between steps
+            for name in counts:
+                counts[name] += more
+
+
+def _batch_counts(checkpoint: dict[str, Any]) -> list[dict[str, int]]:
+    """Where Lightning's loops count micro-batches."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return [progress["total"], progress["current"]]
 
 
 def _digest(values: tuple[int, ...]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -49,9 +50,10 @@ class PretrainModule(TrainingModule):
             mask = batch.mask
             assert mask is not None
             self._log_loss(loss, batch_idx)
-            self.log_dict({f"train/loss_{name}": value / out.count for name, value in out.terms.items()})
-            self.log("train/masked_fraction", mask.ids_mask.shape[1] / mask.mask.shape[1])
-            self.log_dict({"train/target_std": out.target_std, "train/pred_std": out.pred_std})
+            seen = {f"train/loss_{name}": value / out.count for name, value in out.terms.items()}
+            seen["train/masked_fraction"] = torch.tensor(mask.ids_mask.shape[1] / mask.mask.shape[1])
+            seen |= {"train/target_std": out.target_std, "train/pred_std": out.pred_std}
+            self.log_dict(seen, sync_dist=True)
         return {"loss": loss, "features": out.features, "local_features": out.local_features}
 
     def _mean_count(self, count: Tensor, batch: Batch) -> Tensor:

@@ -21,6 +21,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from d2v.data.sampler import BatchSplit
+from d2v.lit.strategies import choose_strategy
 from d2v.version import __version__
 
 
@@ -54,16 +55,22 @@ def available_cores() -> int:
 
 
 def choose_workers(num_workers: int | str, trainer: L.Trainer) -> int:
-    """``auto``: no worker where a CPU does the training (it has the cores), else one a core, at most 10."""
+    """Of each process on this machine; ``auto``: none where a CPU trains (it has the cores), else one a core, <= 10."""
     if num_workers == "auto":
-        return 0 if isinstance(trainer.accelerator, CPUAccelerator) else min(10, available_cores())
+        cores = available_cores() // trainer.num_devices
+        return 0 if isinstance(trainer.accelerator, CPUAccelerator) else max(1, min(10, cores))
     if not isinstance(num_workers, int) or num_workers < 0:
         raise ValueError(f"num_workers={num_workers}: give a number from 0 on, or auto")
     return num_workers
 
 
-def set_threads(num_threads: int | str, num_workers: int) -> int:
+def set_threads(num_threads: int | str, num_workers: int, num_processes: int = 1) -> int:
     """Compute threads: ``auto`` leaves a core to each data worker. One thread too many makes a step far slower.
+
+    Args:
+        num_threads: of this process, or "auto".
+        num_workers: of this process.
+        num_processes: on this machine, which share its cores.
 
     Returns:
         Threads in use; OMP_NUM_THREADS, where set, has the last word over ``auto``.
@@ -71,7 +78,7 @@ def set_threads(num_threads: int | str, num_workers: int) -> int:
     if num_threads == "auto":
         if "OMP_NUM_THREADS" in os.environ:
             return torch.get_num_threads()
-        num_threads = max(1, available_cores() - num_workers)
+        num_threads = max(1, available_cores() // num_processes - num_workers)
     if not isinstance(num_threads, int) or num_threads < 1:
         raise ValueError(f"num_threads={num_threads}: give a number from 1 on, or auto")
     torch.set_num_threads(num_threads)
@@ -126,6 +133,8 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
     arguments["precision"] = choose_precision(arguments["precision"], {"gpu": "cuda"}.get(accelerator, accelerator))
     if arguments["max_steps"] < 1:
         raise ValueError(f"trainer.max_steps={arguments['max_steps']}: give the number of optimizer steps, at least 1")
+    several = (arguments.get("devices"), arguments.get("num_nodes")) != (1, 1)
+    arguments["strategy"] = choose_strategy(str(arguments.get("strategy", "auto")), several)
     unknown = arguments.keys() - inspect.signature(L.Trainer).parameters.keys()
     if unknown:
         raise ValueError(f"trainer.{sorted(unknown)[0]}: lightning.Trainer has no such argument; remove it")
@@ -173,8 +182,14 @@ def summary(
 
 
 def quiet_libraries() -> None:
-    """Silence notices about what is meant to be so: the teacher in eval mode, few data workers on a CPU."""
-    for message in ("Found .* in eval mode", ".*does not have many workers", ".*LeafSpec.*"):
+    """Silence notices about what is meant to be so: the teacher in eval mode, few data workers on a CPU, no srun."""
+    for message in (
+        "Found .* in eval mode",
+        ".*does not have many workers",
+        ".*LeafSpec.*",
+        "The `srun` command",
+        "FSDP2-wrapped module .* returned a view",  # nothing works in place on what a block returns
+    ):
         warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -42,9 +42,8 @@ def update_teacher(
         raise ValueError(f"teacher and student differ in {sorted(averages.keys() ^ values.keys())}")
     averaged = [name for name in averages if is_averaged(name)]
     copied = [name for name in averages if not is_averaged(name)]
-    if decay < 1.0 and averaged:
-        torch._foreach_lerp_([averages[n] for n in averaged], [values[n].float() for n in averaged], 1.0 - decay)
-    if copied:
-        torch._foreach_copy_([averages[n] for n in copied], [values[n] for n in copied])
+    for names, weight in ((averaged, 1.0 - decay), (copied, 1.0)):  # with weight 1, lerp copies to the last bit
+        if names and weight:
+            torch._foreach_lerp_([averages[n] for n in names], [values[n].float() for n in names], weight)
     for name, buffer in student.named_buffers():
         teacher.get_buffer(name).copy_(buffer)

@@ -9,8 +9,10 @@ from types import ModuleType, SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from d2v.lit import setup
+from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
 
 
 def test_choose_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +40,7 @@ def test_set_threads_leaves_cores_to_workers(monkeypatch: pytest.MonkeyPatch) ->
     for num_workers, expected in ((0, 4), (1, 3), (3, 1), (9, 1)):
         assert setup.set_threads("auto", num_workers) == expected
         assert torch.get_num_threads() == expected
+    assert setup.set_threads("auto", num_workers=0, num_processes=2) == 2  # two share the cores
     assert setup.set_threads(2, num_workers=4) == 2
     assert torch.get_num_threads() == 2
 
@@ -58,9 +61,9 @@ def test_choose_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     assert setup.choose_workers("auto", trainer) == 0
     assert setup.choose_workers(3, trainer) == 3
-    gpu = SimpleNamespace(accelerator=object())
-    for cores, expected in ((4, 4), (64, 10)):
+    for cores, devices, expected in ((4, 1, 4), (64, 1, 10), (64, 8, 8), (4, 8, 1)):
         monkeypatch.setattr(setup, "available_cores", lambda cores=cores: cores)
+        gpu = SimpleNamespace(accelerator=object(), num_devices=devices)
         assert setup.choose_workers("auto", gpu) == expected  # type: ignore[arg-type]
     for value in (-1, "many", 1.5):
         with pytest.raises(ValueError, match=rf"num_workers={value}.*auto"):
@@ -92,3 +95,12 @@ def test_summary_shows_the_arithmetic(runs: ModuleType, tmp_path: Path) -> None:
     ):
         assert words in result.out
     assert "CLS weight 2.56" in result.out
+
+
+def test_choose_strategy() -> None:
+    assert choose_strategy("auto", several=False) == "auto"
+    assert isinstance(choose_strategy("auto", several=True), DDPStrategy)
+    assert isinstance(choose_strategy("fsdp", several=True), FullyShardedStrategy)
+    assert choose_strategy("ddp_find_unused_parameters_true", several=True) == "ddp_find_unused_parameters_true"
+    with pytest.raises(ValueError, match=r"trainer\.strategy=fsdp.*trainer\.devices"):
+        choose_strategy("fsdp", several=False)

@@ -6,13 +6,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Subset
 
 from d2v.eval.features import Features, Layers, Pool, extract
 from d2v.eval.knn import knn_accuracy
 from d2v.lit.pretrain import PretrainModule
 from d2v.lit.steps import ends_step
+from d2v.lit.strategies import FullyShardedStrategy, gathered
 
 
 class OnlineKNN(L.Callback):
@@ -62,11 +62,13 @@ class OnlineKNN(L.Callback):
     ) -> None:
         """Probe if it is time."""
         if ends_step(trainer, batch_idx) and trainer.global_step % self.every_n_steps == 0:
-            self._probe(pl_module)
+            assert isinstance(pl_module, PretrainModule)
+            sharded = isinstance(trainer.strategy, FullyShardedStrategy)  # then each needs the others' shares
+            if sharded or trainer.is_global_zero:
+                with gathered(pl_module.model):
+                    self._probe(pl_module)
 
-    @rank_zero_only
-    def _probe(self, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, PretrainModule)
+    def _probe(self, pl_module: PretrainModule) -> None:
         train, val = self._features(pl_module, "train"), self._features(pl_module, "val")
         assert train.labels is not None
         assert val.labels is not None
