@@ -1,9 +1,14 @@
-"""Where a run lives: ``outputs/NAME/TIME``, or the folder of the run that is being resumed."""
+"""Where a run lives: ``outputs/NAME/TIME``, or the folder of the run that is being resumed.
+
+Processes that others start together (torchrun, srun) have clocks of their own and must agree on it: under torchrun the
+first of them says, under Slurm the job's number takes the time's place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+import os
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import yaml
@@ -21,6 +26,27 @@ def run_dir(output_dir: str, name: str | None, resume: str | None, overrides: Se
             of a checkpoint or of a run.
         overrides: the command line's.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        return _first_ranks(lambda: _choose(output_dir, name, resume, overrides))
+    return _choose(output_dir, name, resume, overrides)
+
+
+def _first_ranks(choose: Callable[[], str]) -> str:
+    """What the first process of torchrun chooses, handed to all by the store where they will meet to train."""
+    from torch.distributed import TCPStore
+
+    env = os.environ
+    serves = env["RANK"] == "0" and env.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun itself does
+    address = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    store = TCPStore(*address, is_master=serves, multi_tenant=True, timeout=timedelta(minutes=5))
+    _stores.append(store)  # which the others may ask later
+    key = f"d2v/run_dir/{env.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if env["RANK"] == "0":
+        store.set(key, choose())
+    return store.get(key).decode()
+
+
+def _choose(output_dir: str, name: str | None, resume: str | None, overrides: Sequence[str]) -> str:
     parent = Path(output_dir) / (name or "run")
     if resume == "auto":
         for folder in sorted(parent.glob("*/checkpoints"), reverse=True):
@@ -30,12 +56,26 @@ def run_dir(output_dir: str, name: str | None, resume: str | None, overrides: Se
         path = Path(resume)
         folder = path if path.is_dir() else path.parent
         return str(folder.parent if folder.name == "checkpoints" else folder)
+    step = _slurm_step()
+    if step is not None:
+        return str(parent / step)
     folder = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     attempt = 1
     while folder.exists():
         attempt += 1
         folder = folder.with_name(f"{folder.name.partition('.')[0]}.{attempt}")
     return str(folder)
+
+
+_stores: list[object] = []
+
+
+def _slurm_step() -> str | None:
+    """What all tasks of a Slurm job step share, also when the job is requeued; None where there are not several."""
+    env = os.environ
+    if int(env.get("SLURM_NTASKS", 1)) < 2 or "SLURM_PROCID" not in env:
+        return None
+    return f"slurm-{env['SLURM_JOB_ID']}.{env.get('SLURM_STEP_ID', 0)}"
 
 
 def _identity(overrides: Sequence[str]) -> list[str]:

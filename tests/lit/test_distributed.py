@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -220,3 +222,74 @@ def test_finetuning_and_probes(
         for name, extra in (("one", []), ("two", WAYS[way]))
     ]
     assert found[0] == found[1] != ""
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
+def test_torchrun(
+    runs: ModuleType, run_of: Any, recipes: dict[str, list[str]], cache: Path, tmp_path: Path, rendezvous: str
+) -> None:
+    """Its processes agree on one folder, and on what to go on from."""
+    extra = (
+        [f"--master-port={_free_port()}"] if rendezvous == "static"
+        else ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{_free_port()}", "--local-addr=127.0.0.1"]
+    )  # fmt: skip
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *extra, "-m", "d2v.cli.main",
+        "pretrain", f"output_dir={tmp_path}", *recipes["image"], "trainer.devices=2", "resume=auto",
+    ]  # fmt: skip
+    for steps in (1, STEPS):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "D2V_CACHE": str(cache)}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+        (run,) = (tmp_path / "image_tiny").iterdir()
+        if steps == 1:
+            for later in (2, STEPS):
+                (run / "checkpoints" / f"step-{later:08d}.ckpt").unlink()
+    for key, value in runs.load(run_of("image", "one"), STEPS)["state_dict"].items():
+        close(value, runs.load(run, STEPS)["state_dict"][key], key)
+
+
+def test_tasks_of_a_slurm_step(
+    runs: ModuleType, run_of: Any, recipes: dict[str, list[str]], cache: Path, tmp_path: Path
+) -> None:
+    """Started a second apart, as srun may do, they share a folder."""
+    slurm = {
+        "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NODEID": "0",
+        "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODELIST": "127.0.0.1", "SLURM_STEP_NODELIST": "127.0.0.1",
+    }  # fmt: skip
+    tasks = []
+    for rank in range(2):
+        environment = {**os.environ, **slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank),
+                       "OMP_NUM_THREADS": "1", "D2V_CACHE": str(cache)}  # fmt: skip
+        tasks.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "d2v.cli.main",
+                    "pretrain",
+                    f"output_dir={tmp_path}",
+                    *recipes["image"],
+                    "trainer.devices=2",
+                ],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+        time.sleep(1.1)
+    for task in tasks:
+        out, _ = task.communicate(timeout=300)
+        assert task.returncode == 0, out
+    (run,) = (tmp_path / "image_tiny").iterdir()
+    assert run.name == "slurm-7.0"
+    for key, value in runs.load(run_of("image", "one"), STEPS)["state_dict"].items():
+        close(value, runs.load(run, STEPS)["state_dict"][key], key)
