@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,12 +122,31 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
             raise ValueError(f"checkpoint={trained.path} does not say what it was trained on: give data=...")
         return build(trained.data_node)
     with open_dict(cfg):
-        cfg.model = {"encoder": trained.encoder_node}
+        cfg.model = {"encoder": literal(trained.encoder_node)}
         overridden = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
         for key in _INPUT_KEYS:
             if key in trained.data_node and key in cfg.data and f"data.{key}" not in overridden:
-                cfg.data[key] = trained.data_node[key]
+                cfg.data[key] = _plain(trained.data_node[key], f"checkpoint={trained.path}: its data.{key}")
     return instantiate(cfg.data, _convert_="all")
+
+
+def literal(node: Any) -> Any:
+    """Plain containers from a file, such that Hydra takes every string in them for what it is, not for a reference."""
+    if isinstance(node, Mapping):
+        return {key: literal(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [literal(value) for value in node]
+    if isinstance(node, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", node)
+    return node
+
+
+def _plain(value: Any, what: str) -> Any:
+    """A value, or a list of values, from a file: Hydra would build whatever a mapping describes."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(v, str | int | float | None) for v in values):
+        raise ValueError(f"{what} is no plain value: refused, because reading it could execute code")
+    return literal(value)
 
 
 def best_device() -> torch.device:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -256,7 +257,7 @@ def _write_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Values of ``data`` that are whole JSON files (a tokenizer) become files beside the configuration."""
     data = dict(config.get("data") or {})
     for key, value in data.items():
-        if isinstance(value, str) and value.startswith("{"):
+        if isinstance(value, str) and value.startswith("{") and key.isidentifier():
             (folder / f"{key}.json").write_text(value, encoding="utf-8")
             data[key] = f"{key}.json"
     return {**config, "data": data}
@@ -268,11 +269,11 @@ def load_export_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it does not say how to build the encoder.
     """
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=True)
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     if not isinstance(config, dict) or "encoder" not in config:
         raise ValueError(f"{folder / CONFIG}: has no 'encoder' to build")
     for key, value in (config.get("data") or {}).items():
-        if value == f"{key}.json" and (folder / value).is_file():
+        if value == f"{key}.json" and key.isidentifier() and (folder / value).is_file():
             config["data"][key] = (folder / value).read_text(encoding="utf-8")
     return config
 

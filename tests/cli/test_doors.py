@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import d2v
+from d2v.cli.loading import literal
 from d2v.interop.fairseq_files import FairseqCheckpoint
 
 OK = (0, None)
@@ -115,3 +119,51 @@ def test_a_run_goes_to_the_authors_format_and_back(runs: ModuleType, run: Path, 
         assert result.status in OK, result.err
         losses.append([row["train/loss"] for row in runs.metrics(folder)])
     assert losses[0] == losses[1]
+
+
+WRITE = {"_target_": "pathlib.Path.write_text", "_args_": [{"_target_": "pathlib.Path", "_args_": ["FILE"]}, "owned"]}
+
+
+def _poisoned(run: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The run's checkpoint with another configuration inside."""
+    (source,) = (run / "checkpoints").glob("step-*4.ckpt")
+    content = torch.load(source, weights_only=True)
+    change(content["d2v"]["config"])
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("command", ["extract", "evaluate", "finetune"])
+def test_the_configuration_in_a_checkpoint_executes_nothing(
+    runs: ModuleType, run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = _poisoned(run, tmp_path / "evil.ckpt", lambda config: config["data"].update(mean=[WRITE]))
+    task = ["task=image_classification", "trainer.max_steps=1"] if command == "finetune" else ["data=image_folder"]
+    extra = [f"output={tmp_path / 'x.npz'}"] if command == "extract" else [f"hydra.run.dir={tmp_path / 'out'}"]
+    result = runs.d2v_command(command, f"checkpoint={path}", f"data.root={images}", *task, *extra)
+    assert result.status == 1
+    assert "data.mean is no plain value: refused" in result.err
+    assert not Path("FILE").exists()
+
+
+def test_references_in_a_checkpoint_are_not_resolved(runs: ModuleType, run: Path, images: Path, tmp_path: Path) -> None:
+    path = _poisoned(run, tmp_path / "evil.ckpt", lambda config: config["data"].update(crop_pct="${oc.decode:0.9}"))
+    result = runs.d2v_command(
+        "extract", f"checkpoint={path}", "data=image_folder", f"data.root={images}", f"output={tmp_path / 'x.npz'}"
+    )
+    assert result.status == 1  # a string, where a number must be
+    assert "'str'" in result.err
+
+
+@pytest.mark.parametrize("text", ["plain", "${a}", "x$${oc.env:HOME}", "\\${a}", "\\\\${a} ${b}"])
+def test_literal_strings_survive_omegaconf(text: str) -> None:
+    config = OmegaConf.create({"x": literal({"y": [text]})})
+    assert OmegaConf.to_container(config, resolve=True) == {"x": {"y": [text]}}
+
+
+def test_an_export_writes_nothing_outside_its_folder(runs: ModuleType, run: Path, tmp_path: Path) -> None:
+    path = _poisoned(run, tmp_path / "evil.ckpt", lambda config: config["data"].update({"../outside": "{}"}))
+    result = runs.d2v_command("export", f"checkpoint={path}", f"output={tmp_path / 'out'}")
+    assert result.status in OK, result.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.ckpt", "out"]
