@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from d2v.cli.checks import DATA, FINETUNE, FINETUNE_KEYS, check_keys, check_ranges
 from d2v.cli.launch import configuring, run, running
-from d2v.cli.loading import Trained, best_device, literal, load_data, load_trained
+from d2v.cli.loading import Trained, best_device, load_data, load_trained, without_references
 from d2v.cli.pretrain import find_checkpoint
 from d2v.cli.scoring import set_decoder
 from d2v.cli.sweep import sweep
@@ -127,9 +127,10 @@ def prepare_data(cfg: DictConfig, trained: Trained | None) -> tuple[FinetuneData
 
 def build_model(cfg: DictConfig, trained: Trained | None, task: Task) -> FinetunedModel:
     """Encoder and head; its node replaces ``cfg.model``, so that checkpoints can rebuild it."""
-    node: Any = (
-        OmegaConf.to_container(cfg.model.encoder, resolve=True) if trained is None else literal(trained.encoder_node)
-    )
+    if trained is None:
+        node: Any = OmegaConf.to_container(cfg.model.encoder, resolve=True)
+    else:
+        node = without_references(trained.encoder_node, trained.path)
     node = {**node, **{key: value for key, value in cfg.encoder.items() if value is not None}}
     head = {**OmegaConf.to_container(cfg.head, resolve=True), "num_outputs": task.num_outputs}  # type: ignore[dict-item]
     head["embed_dim"] = node["embed_dim"]

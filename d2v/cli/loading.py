@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ def load_trained(path: str, network: Network) -> Trained:
     """
     if network not in ("student", "teacher"):
         raise ValueError(f"network={network}: choose student or teacher")
-    found = recognise(path)
+    found = recognise(str(path))
     if found.source == "export":
         config = load_export_config(found.path)
         return Trained(load_export(found.path), found.path, config["encoder"], config["data"], None, found.source)
@@ -91,7 +90,10 @@ def load_trained(path: str, network: Network) -> Trained:
 
 def _trained_by_run(found: Found, network: Network) -> Trained:
     checkpoint = Checkpoint.load(found.path)
-    config, model = checkpoint.config, checkpoint.build_model().eval().requires_grad_(False)
+    try:
+        config, model = checkpoint.config, checkpoint.build_model().eval().requires_grad_(False)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint={found.path}: its configuration does not build a model ({error!r})") from error
     node, head, labels = config["model"], None, None
     if isinstance(model, FinetunedModel):
         encoder, head, labels = model.encoder, model.head, config["label_names"]
@@ -122,31 +124,37 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
             raise ValueError(f"checkpoint={trained.path} does not say what it was trained on: give data=...")
         return build(trained.data_node)
     with open_dict(cfg):
-        cfg.model = {"encoder": literal(trained.encoder_node)}
+        cfg.model = {"encoder": without_references(trained.encoder_node, trained.path)}
         overridden = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
         for key in _INPUT_KEYS:
             if key in trained.data_node and key in cfg.data and f"data.{key}" not in overridden:
-                cfg.data[key] = _plain(trained.data_node[key], f"checkpoint={trained.path}: its data.{key}")
+                cfg.data[key] = _plain(trained.data_node[key], key, trained.path)
     return instantiate(cfg.data, _convert_="all")
 
 
-def literal(node: Any) -> Any:
-    """Plain containers from a file, such that Hydra takes every string in them for what it is, not for a reference."""
-    if isinstance(node, Mapping):
-        return {key: literal(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [literal(value) for value in node]
-    if isinstance(node, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", node)
+def without_references(node: Any, path: Path) -> Any:
+    """Plain containers from a file that are to become part of the configuration.
+
+    Raises:
+        ValueError: a string in them is one that Hydra would resolve.
+    """
+    if isinstance(node, str) and "${" in node:
+        raise ValueError(
+            f"checkpoint={path}: its configuration holds {node[:60]!r}, which would be resolved: refused; of a "
+            "tokenizer, give data.tokenizer=FILE"
+        )
+    inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ()
+    for value in inner:
+        without_references(value, path)
     return node
 
 
-def _plain(value: Any, what: str) -> Any:
+def _plain(value: Any, key: str, path: Path) -> Any:
     """A value, or a list of values, from a file: Hydra would build whatever a mapping describes."""
     values = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(v, str | int | float | None) for v in values):
-        raise ValueError(f"{what} is no plain value: refused, because reading it could execute code")
-    return literal(value)
+        raise ValueError(f"checkpoint={path}: its data.{key} is no plain value: refused, it could execute code")
+    return without_references(value, path)
 
 
 def best_device() -> torch.device:

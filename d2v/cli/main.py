@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -124,8 +125,8 @@ def main() -> None:
         given = f" {rest[0]!r}" if rest else ""
         sys.exit(f"d2v {command}: unknown action{given}. Write d2v {command} {' or '.join(actions)} [key=value ...].")
     rest = rest[len(actions[:1]) :]
-    if command == "import" and rest and "=" not in rest[0]:
-        rest[0] = f"checkpoint={rest[0]}"
+    if command == "import" and rest and ("=" not in rest[0] or Path(rest[0]).exists()):
+        rest[0] = f"checkpoint={_quoted(rest[0])}"
     # A waiting OpenMP thread that spins takes the core from whoever works: costly wherever cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Lightning starts a process for every further device by running sys.argv anew: it must name a file that can be run.
@@ -133,6 +134,12 @@ def main() -> None:
     sys.modules["__main__"].__spec__ = None  # and after "python -m d2v.cli.main" it would start that module instead
     launch = importlib.import_module("d2v.cli.launch")
     sys.exit(launch.run(command))
+
+
+def _quoted(text: str) -> str:
+    """For Hydra's grammar: the text as it is, whatever is in it."""
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # no reference
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 
 
 def general_help() -> str:

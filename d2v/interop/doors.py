@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from d2v.interop.imported import Imported
 from d2v.interop.native import Checkpoint, Network, load_exactly, load_export, read_safely, resolve_checkpoint
 from d2v.models.distillation import SelfDistillation
 from d2v.nn.encoder import Encoder
+
+log = logging.getLogger(__name__)
 
 Source = Literal["run", "export", "fairseq", "huggingface"]
 
@@ -117,6 +120,7 @@ def init_from(model: SelfDistillation, path: str | Path) -> None:
         FileNotFoundError, ValueError: there is nothing readable, or it does not fit.
     """
     found = recognise(path)
+    _say_differences(model.student, load_encoder(path), path)
     if found.source == "run":
         load_exactly(model, Checkpoint.load(found.path).state)
         return
@@ -126,6 +130,21 @@ def init_from(model: SelfDistillation, path: str | Path) -> None:
     state = load_export(found.path).state_dict() if found.source == "export" else read_foreign(found).encoder_state
     load_exactly(model.student, state)
     load_exactly(model.teacher, state)
+
+
+def _say_differences(encoder: Encoder, other: Encoder, path: str | Path) -> None:
+    """Settings that no shape shows (heads, norms, places of padding) and that weights trained with others rely on."""
+    modules = dict(other.named_modules())
+    for name, module in encoder.named_modules():
+        theirs = vars(modules[name]) if name in modules else {}
+        for key, here in vars(module).items():
+            there = theirs.get(key, here)
+            plain = isinstance(here, bool | int | float | str | tuple) and isinstance(there, type(here))
+            if plain and here != there and key != "training" and "drop" not in key and key != "p":
+                log.warning(
+                    "init_from=%s: %s%s=%s there, %s here: the weights were trained for another encoder",
+                    *(path, f"{name}." if name else "", key, there, here),
+                )
 
 
 def _model_type(path: Path) -> str:

@@ -7,7 +7,7 @@ them (optimizer, meters) is left alone.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from d2v.interop.fairseq import (
 )
 from d2v.interop.fairseq_config import Node, model_node, recipe_of
 from d2v.interop.imported import Imported
-from d2v.interop.native import Network, read_safely
-from d2v.models.distillation import SelfDistillation
+from d2v.interop.native import Network, part_of, read_safely
+from d2v.models.distillation import SelfDistillation, averages
 from d2v.nn.positions import sincos_2d
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -78,12 +78,17 @@ class FairseqCheckpoint:
         content = read_safely(path)
         if not is_fairseq(content):
             raise ValueError(f"checkpoint={path}: not a checkpoint of fairseq's (no 'model' beside 'cfg' or 'args')")
+        odd = [name for name in content["model"] if not isinstance(name, str)]
+        if odd:
+            raise ValueError(f"checkpoint={path}: its model has an entry named {odd[0]!r}: names are strings")
         cfg = _plain(content.get("cfg")) or {"model": _plain(content.get("args")) or {}}
         state = {name: value for name, value in content["model"].items() if isinstance(value, Tensor)}
         teacher: Mapping[str, Tensor] = next(
             (value for name, value in content["model"].items() if name.rpartition(".")[2] == "_ema"), {}
         )
         wrapper = next((w for w in _WRAPPERS if any(name.startswith(w) for name in state)), "")
+        if not isinstance(teacher, Mapping):
+            raise ValueError(f"checkpoint={path}: its teacher ('_ema') is no dictionary of parameters")
         heads, own = {}, {}
         names = {theirs: ours for group in _HEADS.values() for theirs, ours in group.items()}
         for name, value in state.items():
@@ -115,15 +120,32 @@ class FairseqCheckpoint:
             return model_node(self.cfg, self.student, self.layout, batch_size)
         except ValueError as error:
             raise ValueError(f"checkpoint={self.path}: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"checkpoint={self.path}: its configuration is not whole ({error!r})") from error
 
     def model_state(self) -> dict[str, Tensor]:
         """All of a pretrained model's parameters under our names: student, teacher, and what predicts.
 
         What the teacher does not average it takes from the student; in a file without a teacher, everything.
+
+        Raises:
+            ValueError: a parameter is missing, or left over.
         """
         state = self._read(self.student)
         own = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
-        return state | {f"teacher.{name}": value for name, value in own.items()} | self._teacher()
+        teacher = self._teacher()
+        lacking = [name for name in self._averaged(own) if f"teacher.{name}" not in teacher] if teacher else []
+        if lacking:
+            raise ValueError(f"checkpoint={self.path}: its teacher ('_ema') lacks {', '.join(lacking[:3])}")
+        return state | {f"teacher.{name}": value for name, value in own.items()} | teacher
+
+    def _averaged(self, names: Iterable[str]) -> list[str]:
+        """Of an encoder's parameters, those that the teacher of this recipe averages."""
+        node = self.model_node()
+        frontends = node["encoder"]["frontends"]
+        local_parts = {modality: part_of(f["_target_"]).local_parts for modality, f in frontends.items()}
+        learned = (name for name in names if not name.endswith(".positions"))
+        return [name for name in learned if averages(node["teacher_scope"], name, local_parts)]
 
     def encoder_state(self, network: Network) -> dict[str, Tensor]:
         """The student's or the teacher's parameters, as those of an encoder.

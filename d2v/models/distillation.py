@@ -121,17 +121,8 @@ class SelfDistillation(nn.Module):
 
     def is_averaged(self, name: str) -> bool:
         """Whether the teacher averages its parameter of this name; the others it takes from the student."""
-        part, _, rest = name.partition(".")
-        if self.teacher_scope == "encoder" or part == "blocks":
-            return True
-        if self.teacher_scope == "blocks":
-            return False
-        if part != "frontends":
-            return True
-        if self.teacher_scope == "transformer":
-            return False
-        modality, _, rest = rest.partition(".")
-        return rest.partition(".")[0] not in self.student.frontend(modality).local_parts
+        local_parts = {modality: self.student.frontend(modality).local_parts for modality in self.student.frontends}
+        return averages(self.teacher_scope, name, local_parts)
 
     def update_teacher(self, decay: float) -> None:
         """Move the teacher towards the student; call once after every optimizer step."""
@@ -148,6 +139,27 @@ class SelfDistillation(nn.Module):
         super().train(mode)
         self.teacher.eval()
         return self
+
+
+def averages(scope: TeacherScope, name: str, local_parts: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a teacher of this scope averages an encoder's parameter of this name.
+
+    Args:
+        scope: as in :class:`SelfDistillation`.
+        name: within the encoder.
+        local_parts: of the frontends, by modality.
+    """
+    part, _, rest = name.partition(".")
+    if scope == "encoder" or part == "blocks":
+        return True
+    if scope == "blocks":
+        return False
+    if part != "frontends":
+        return True
+    if scope == "transformer":
+        return False
+    modality, _, rest = rest.partition(".")
+    return rest.partition(".")[0] not in local_parts[modality]
 
 
 def evenly(x_BTD: Tensor, count: int) -> Tensor:
