@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from d2v.cli.loading import Trained
 from d2v.version import __version__
 
@@ -30,19 +32,22 @@ encoder = d2v.load_encoder("this folder")
 inputs = torch.zeros({shape}, dtype={dtype})  # {inputs_are}
 out = encoder(d2v.Batch("{modality}", inputs, sample_ids=torch.arange(1)), return_layers=True)
 out.patch_tokens  # (1, tokens, {embed_dim}) features; out.hidden_states: every block's""",
-    "transformers": """from transformers import AutoModel
+    "transformers": """import torch
+from transformers import AutoModel
 
 model = AutoModel.from_pretrained("this folder").eval()
 model({example}).last_hidden_state  # (1, tokens, {embed_dim}) features{pooler}""",
-    "AutoModel": """from transformers import AutoModel
+    "AutoModel": """import torch
+from transformers import AutoModel
 
 model = AutoModel.from_pretrained("this folder", trust_remote_code=True).eval()
 model({example}).last_hidden_state  # (1, tokens, {embed_dim}) features""",
     "ONNX": """import numpy as np, onnxruntime
 
-session = onnxruntime.InferenceSession("encoder.onnx")
+session = onnxruntime.InferenceSession("{onnx}")
 session.run(None, {{"inputs": np.zeros(({shape}), np.{numpy_dtype}){padding}}})[0]  # (1, tokens, {embed_dim})""",
 }
+_ARGUMENTS = {"image": "pixel_values", "speech": "input_values", "text": "input_ids"}  # transformers' names
 _FILES = {
     "d2v": "; `config.yaml` rebuilds the encoder, `encoder.safetensors` holds its weights",
     "ONNX": "; `config.yaml` says how the encoder was built",
@@ -60,6 +65,7 @@ def model_card(trained: Trained, network: str, library: str = "d2v") -> str:
     modality = next(iter(trained.encoder.frontends))
     frontend = trained.encoder.frontend(modality)
     example = frontend.example()
+    num_tokens = math.prod(frontend.token_grid(example))
     shape, dtype = ", ".join(map(str, example.shape)), str(example.dtype)
     values = {
         "shape": shape,
@@ -68,8 +74,9 @@ def model_card(trained: Trained, network: str, library: str = "d2v") -> str:
         "modality": modality,
         "embed_dim": trained.encoder.embed_dim,
         "inputs_are": frontend.inputs_are,
-        "example": f"torch.zeros({shape}, dtype={dtype})",
-        "padding": "" if len(example.shape) > 2 else ', "padding_mask": np.zeros((1, tokens), bool)',
+        "example": f"{_ARGUMENTS[modality]}=torch.zeros({shape}, dtype={dtype})",
+        "padding": "" if len(example.shape) > 2 else f', "padding_mask": np.zeros((1, {num_tokens}), bool)',
+        "onnx": "encoder.onnx" if trained.head is None else "model.onnx",
         "pooler": "; pooler_output means nothing" if dtype == "torch.int64" else "",
     }
     origin = (

@@ -75,7 +75,14 @@ def to_fairseq(trained: Trained, folder: Path, network: str) -> str:
     path = save_fairseq(
         checkpoint.build_model(), checkpoint.config["model"], folder / "checkpoint.pt", trained.data_node
     )
-    return f"checkpoint: {path}"
+    lines = [f"checkpoint: {path}"]
+    speech = trained.encoder_node["frontends"].get("speech")
+    if speech and trained.encoder.frontend("speech").zero_padding != "never":
+        lines.append(
+            "the authors' code lets padding reach into the frames before it, this model does not: clips that are "
+            "padded will get other features there"
+        )
+    return "\n".join(lines)
 
 
 def _config(trained: Trained) -> dict[str, Any]:

@@ -10,16 +10,9 @@ from omegaconf import DictConfig
 
 from d2v.cli.cards import model_card
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import load_trained
+from d2v.cli.loading import WHOSE, load_trained
 from d2v.interop.native import save_encoder
 from d2v.version import __version__
-
-_WHOSE = {
-    "run": "a run of d2v",
-    "export": "an export of d2v",
-    "fairseq": "a checkpoint of the authors' code",
-    "huggingface": "a model of Hugging Face's",
-}
 
 
 @hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="import")
@@ -29,7 +22,7 @@ def import_(cfg: DictConfig) -> None:
         trained = load_trained(cfg.checkpoint, cfg.network)
         state, node = trained.encoder.state_dict(), trained.encoder_node
         print(
-            f"{trained.path}: {_WHOSE[trained.source]}\n"
+            f"{trained.path}: {WHOSE[trained.source]}\n"
             f"encoder: {', '.join(node['frontends'])}, {node.get('prenet_depth', 0)} + {node['depth']} blocks, width "
             f"{node['embed_dim']}, {node['num_heads']} heads\n"
             f"weights: {len(state)} tensors, {sum(t.numel() for t in state.values()):,} numbers: none missing, "

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import load_trained
+from d2v.cli.loading import WHOSE, load_trained
 from d2v.lit.setup import choose_precision, describe_run
 
 
@@ -28,10 +28,10 @@ def info(cfg: DictConfig) -> None:
         trained = load_trained(cfg.checkpoint, "student")
     node = trained.encoder_node
     print(f"\n{trained.path}")
-    print(f"step {trained.step}" if trained.step is not None else "an export")
+    print(WHOSE[trained.source] + ("" if trained.step is None else f", step {trained.step}"))
     parameters = sum(p.numel() for p in trained.encoder.parameters())
     print(
-        f"encoder: {parameters:,} parameters, {node['prenet_depth']} + {node['depth']} blocks, "
+        f"encoder: {parameters:,} parameters, {node.get('prenet_depth', 0)} + {node['depth']} blocks, "
         f"width {node['embed_dim']}, {node['num_heads']} heads; modalities: {', '.join(node['frontends'])}"
     )
     data = {key: textwrap.shorten(v, 100) if isinstance(v, str) else v for key, v in trained.data_node.items()}

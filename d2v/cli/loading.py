@@ -26,6 +26,14 @@ _INPUT_KEYS = (
 )
 
 
+WHOSE: dict[Source, str] = {
+    "run": "a run of d2v",
+    "export": "an export of d2v",
+    "fairseq": "a checkpoint of the authors' code",
+    "huggingface": "a model of Hugging Face's",
+}
+
+
 @dataclass(frozen=True)
 class Trained:
     """An encoder and where it comes from.

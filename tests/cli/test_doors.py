@@ -223,3 +223,29 @@ def test_other_settings_of_an_encoder_with_equal_shapes_are_said(
     result = runs.d2v_command("pretrain", *runs.TINY, f"hydra.run.dir={tmp_path}", f"init_from={run}", *other)
     assert result.status in OK, result.err
     assert "num_heads=2 there, 4 here" in (tmp_path / "pretrain.log").read_text() + caplog.text
+
+
+@pytest.mark.parametrize("form", ["safetensors", "huggingface", "onnx"])
+@pytest.mark.parametrize("modality", ["image", "audio", "text"])
+def test_the_code_of_a_card_runs(
+    runs: ModuleType, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modality: str, form: str
+) -> None:
+    result = runs.d2v_command(
+        "export", f"checkpoint={files / f'{modality}.pt'}", f"output={tmp_path / 'out'}", f"format={form}"
+    )
+    assert result.status in OK, result.err
+    monkeypatch.chdir(tmp_path / "out")
+    code = Path("README.md").read_text().split("```python\n")[1].split("```")[0]
+    *lines, last = code.replace('"this folder"', '"."').strip().splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    features = eval(last, names)
+    assert features.shape[0] == 1
+    assert features.ndim == 3
+
+
+@pytest.mark.parametrize("name", ["image", "audio", "text"])
+def test_info_of_the_authors_files(runs: ModuleType, files: Path, name: str) -> None:
+    result = runs.d2v_command("info", f"checkpoint={files / f'{name}.pt'}")
+    assert result.status in OK, result.err
+    assert "a checkpoint of the authors' code" in result.out
