@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from d2v.cli.cards import model_card
 from d2v.cli.launch import configuring, run
@@ -41,15 +44,15 @@ def to_huggingface(trained: Trained, folder: Path, network: str) -> str:
     """A class of transformers if there is one for such a model; else one of d2v's own, which the folder holds."""
     problems = huggingface_problems(trained.encoder_node, trained.head_node)
     save = save_custom_huggingface if problems else save_huggingface
-    scores = trained.label_names is not None and not all(isinstance(name, str) for name in trained.label_names)
+    names = None if _score_range(trained) else trained.label_names
     written = save(
         trained.encoder,
         trained.encoder_node,
         folder,
         trained.data_node,
-        trained.head,
+        _answering_head(trained),
         trained.head_node,
-        None if scores else trained.label_names,
+        names,
         model_card(trained, network, "AutoModel" if problems else "transformers"),
     )
     how = "with trust_remote_code=True, or after import d2v.interop.auto" if problems else "a class of transformers"
@@ -63,7 +66,9 @@ def to_onnx(trained: Trained, folder: Path, network: str) -> str:
     """encoder.onnx, or model.onnx with a head, compared with PyTorch."""
     from d2v.interop.onnx import save_onnx
 
-    path = save_onnx(trained.encoder, folder, model_card(trained, network, "ONNX"), _config(trained), trained.head)
+    path = save_onnx(
+        trained.encoder, folder, model_card(trained, network, "ONNX"), _config(trained), _answering_head(trained)
+    )
     return f"model: {path}"
 
 
@@ -83,6 +88,29 @@ def to_fairseq(trained: Trained, folder: Path, network: str) -> str:
             "padded will get other features there"
         )
     return "\n".join(lines)
+
+
+def _score_range(trained: Trained) -> tuple[float, float] | None:
+    """The lowest and highest score of a fine-tuned regression; None of anything else."""
+    names = trained.label_names
+    if not isinstance(names, list | tuple) or len(names) != 2 or not all(isinstance(n, int | float) for n in names):
+        return None
+    return float(names[0]), float(names[1])
+
+
+def _answering_head(trained: Trained) -> Any:
+    """The head as others are to use it: a regression's puts out scores, not shares of the way between two of them."""
+    found = _score_range(trained)
+    if trained.head is None or found is None:
+        return trained.head
+    low, high = found
+    head = copy.deepcopy(trained.head)
+    proj = head.get_submodule("proj")
+    assert isinstance(proj, nn.Linear)
+    with torch.no_grad():
+        proj.weight.mul_(high - low)
+        proj.bias.mul_(high - low).add_(low)
+    return head
 
 
 def _config(trained: Trained) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.data.finetune import FinetuneData
+from d2v.interop.doors import recognise
 from d2v.interop.native import Checkpoint, build, resolve_checkpoint
 from d2v.tasks.results import write_results
 from d2v.tasks.transcription import Transcription
@@ -19,8 +20,8 @@ from d2v.tasks.transcription import Transcription
 
 def is_finetuned(path: str) -> bool:
     """Whether there is a fine-tuned model in a checkpoint or run."""
-    found = resolve_checkpoint(path)
-    return found.is_file() and "task" in Checkpoint.load(found).config
+    found = recognise(path)
+    return found.source == "run" and "task" in Checkpoint.load(found.path).config
 
 
 def score_finetuned(cfg: DictConfig, run_dir: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 from d2v.interop.fairseq_files import FairseqCheckpoint, is_fairseq
 from d2v.interop.huggingface_import import load_huggingface
 from d2v.interop.imported import Imported
-from d2v.interop.native import Checkpoint, Network, load_exactly, load_export, read_safely, resolve_checkpoint
+from d2v.interop.native import WEIGHTS, Checkpoint, Network, load_exactly, load_export, read_safely, resolve_checkpoint
 from d2v.models.distillation import SelfDistillation
 from d2v.nn.encoder import Encoder
 
@@ -47,6 +47,11 @@ def recognise(path: str | Path) -> Found:
     if not given.exists() and _HUB_NAME.fullmatch(str(path)):
         given = _download(str(path))
     if given.is_dir() and (given / "config.json").is_file():
+        if (given / WEIGHTS).is_file():
+            raise ValueError(
+                f"checkpoint={path}: holds two models, an export of d2v's ({WEIGHTS}) and one for transformers "
+                "(config.json): move one of them elsewhere"
+            )
         model_type = _model_type(given / "config.json")
         if model_type == "d2v":
             raise ValueError(
@@ -62,6 +67,8 @@ def recognise(path: str | Path) -> Found:
     found = resolve_checkpoint(given)
     if found.is_dir():
         return Found("export", found)
+    if found.name == WEIGHTS:
+        raise ValueError(f"checkpoint={path}: is the weights of an export; give its folder, {found.parent}")
     if not found.is_file():
         raise FileNotFoundError(
             f"checkpoint={path}: no such file; give a run's folder, a .ckpt file, an export, a file of fairseq's, "
@@ -120,16 +127,16 @@ def init_from(model: SelfDistillation, path: str | Path) -> None:
         FileNotFoundError, ValueError: there is nothing readable, or it does not fit.
     """
     found = recognise(path)
-    _say_differences(model.student, load_encoder(path), path)
-    if found.source == "run":
-        load_exactly(model, Checkpoint.load(found.path).state)
+    encoder = load_encoder(path)
+    _say_differences(model.student, encoder, path)
+    if found.source == "run" and isinstance(whole := Checkpoint.load(found.path).build_model(), SelfDistillation):
+        load_exactly(model, whole.state_dict())
         return
     if found.source == "fairseq" and not (checkpoint := FairseqCheckpoint.load(found.path)).head:
         load_exactly(model, checkpoint.model_state())
         return
-    state = load_export(found.path).state_dict() if found.source == "export" else read_foreign(found).encoder_state
-    load_exactly(model.student, state)
-    load_exactly(model.teacher, state)
+    load_exactly(model.student, encoder.state_dict())
+    load_exactly(model.teacher, encoder.state_dict())
 
 
 def _say_differences(encoder: Encoder, other: Encoder, path: str | Path) -> None:
@@ -150,7 +157,7 @@ def _say_differences(encoder: Encoder, other: Encoder, path: str | Path) -> None
 def _model_type(path: Path) -> str:
     try:
         return str(json.loads(path.read_text(encoding="utf-8")).get("model_type"))
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"checkpoint={path}: not the configuration of a model ({error})") from error
 
 

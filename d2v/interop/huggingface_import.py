@@ -48,9 +48,12 @@ def load_huggingface(folder: str | Path) -> Imported:
     with_head = has_head(config, family, folder)
     state = _own_names(_load_state(folder), family, with_head)
 
-    node = encoder_node(config, family, state, folder)
-    node_of_head = head_node(config, family, state, folder) if with_head else None
-    encoder: Encoder = build(node)
+    try:
+        node = encoder_node(config, family, state, folder)
+        node_of_head = head_node(config, family, state, folder) if with_head else None
+        encoder: Encoder = build(node)
+    except (TypeError, ArithmeticError, AttributeError) as error:
+        raise ValueError(f"checkpoint={folder}: config.json describes no model that can be built ({error})") from error
     head = None if node_of_head is None else build(node_of_head)
     ours = dict(encoder.state_dict())
     if head is not None:

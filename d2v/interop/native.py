@@ -147,7 +147,10 @@ def read_safely(path: Path) -> Any:
         except pickle.UnpicklingError as error:
             what = re.search(r"GLOBAL ([\w.]+)", str(error))
             if what is None:
-                raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
+                raise ValueError(
+                    f"checkpoint={path}: refused: not tensors and plain values alone, as far as can be told without "
+                    "executing it; or not a checkpoint"
+                ) from error
             raise ValueError(
                 f"checkpoint={path}: refused, because it holds more than tensors and plain values ({what[1]}): "
                 "loading it could execute code"
@@ -191,7 +194,11 @@ def resolve_checkpoint(path: str | Path) -> Path:
             return folder / BEST
         checkpoint = newest_intact_checkpoint(folder if folder.is_dir() else path)
         if checkpoint is None:
-            raise FileNotFoundError(f"checkpoint={path}: holds neither {WEIGHTS} nor intact checkpoints/*.ckpt")
+            others = sorted(p.name for p in path.iterdir() if p.suffix in (".pt", ".ckpt"))
+            hint = f"; give one of its files, such as {path / others[0]}" if others else ""
+            raise FileNotFoundError(
+                f"checkpoint={path}: holds neither {WEIGHTS} nor intact checkpoints/step-*.ckpt{hint}"
+            )
         return checkpoint
     return path
 
@@ -269,7 +276,14 @@ def load_export_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it does not say how to build the encoder.
     """
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"checkpoint={folder}: {CONFIG}, which says how to build the encoder, is missing"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"checkpoint={folder}: {CONFIG} is not readable ({error})") from error
     if not isinstance(config, dict) or "encoder" not in config:
         raise ValueError(f"{folder / CONFIG}: has no 'encoder' to build")
     for key, value in (config.get("data") or {}).items():

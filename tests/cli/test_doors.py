@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 import d2v
+from d2v.cli.export import _answering_head
+from d2v.cli.loading import Trained
 from d2v.interop.fairseq_files import FairseqCheckpoint
+from d2v.models.heads import FirstTokenHead
+from d2v.tasks.classification import Regression
 
 OK = (0, None)
 
@@ -249,3 +254,64 @@ def test_info_of_the_authors_files(runs: ModuleType, files: Path, name: str) -> 
     result = runs.d2v_command("info", f"checkpoint={files / f'{name}.pt'}")
     assert result.status in OK, result.err
     assert "a checkpoint of the authors' code" in result.out
+
+
+def test_init_from_a_fine_tuned_run(runs: ModuleType, run: Path, images: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    result = runs.d2v_command(
+        "finetune", "task=image_classification", f"data.root={images}", f"checkpoint={run}", f"hydra.run.dir={tuned}",
+        "trainer.max_steps=2", "global_batch_size=8", "num_threads=1", "trainer.accelerator=cpu",
+    )  # fmt: skip
+    assert result.status in OK, result.err
+    again = ["trainer.max_steps=1", f"init_from={tuned}", f"hydra.run.dir={tmp_path / 'again'}"]
+    result = runs.d2v_command("pretrain", *runs.TINY, *again)  # the first step's learning rate is 0
+    assert result.status in OK, result.err
+    ours, theirs = d2v.load_encoder(tmp_path / "again"), d2v.load_encoder(tuned)
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
+
+
+def test_folders_and_files_that_are_not_what_is_meant(runs: ModuleType, run: Path, files: Path, tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    assert runs.d2v_command("export", f"checkpoint={run}", f"output={export}").status in OK
+    with pytest.raises(ValueError, match="give its folder"):
+        d2v.load_encoder(export / "encoder.safetensors")
+    (export / "config.json").write_text('{"model_type": "data2vec-text"}')
+    with pytest.raises(ValueError, match="two models"):
+        d2v.load_encoder(export)
+    (export / "config.json").unlink()
+    (export / "config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"config\.yaml is not readable"):
+        d2v.load_encoder(export)
+    (export / "config.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.yaml.*is missing"):
+        d2v.load_encoder(export)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    shutil.copyfile(files / "text.pt", folder / "checkpoint_best.pt")
+    with pytest.raises(FileNotFoundError, match=r"such as .*checkpoint_best\.pt"):
+        d2v.load_encoder(folder)
+
+
+def test_evaluate_reads_foreign_checkpoints(runs: ModuleType, files: Path, images: Path, tmp_path: Path) -> None:
+    result = runs.d2v_command(
+        "evaluate", f"checkpoint={files / 'image.pt'}", "data=image_folder", f"data.root={images}", "probe=knn",
+        "baselines=false", "probe.k=3", f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert result.status in OK, result.err
+    assert (tmp_path / "results.md").is_file()
+
+
+def test_an_exported_regression_puts_out_scores(files: Path) -> None:
+    torch.manual_seed(0)
+    encoder = d2v.load_encoder(files / "text.pt")
+    head = FirstTokenHead(encoder.embed_dim, 1).eval()
+    node = {"embed_dim": encoder.embed_dim}
+    trained = Trained(encoder, files, node, {}, 1, "run", head, node, (1.0, 5.0))
+    batch = d2v.Batch("text", torch.arange(4, 12).view(2, 4), torch.arange(2))
+    with torch.no_grad():
+        out = encoder(batch)
+        found = _answering_head(trained)(out)
+        expected = Regression((1.0, 5.0)).predict(head(out), batch)
+    torch.testing.assert_close(found.squeeze(-1), torch.tensor(expected))
+    classes = replace(trained, label_names=["no", "yes"])
+    assert _answering_head(classes) is head
