@@ -21,6 +21,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 from d2v.cli.main import options
 from d2v.cli.run_dir import run_dir
 from d2v.data.bad_samples import BadSample, TooManyBadSamples
+from d2v.lit.callbacks.finite import NotFinite
 from d2v.lit.callbacks.health import Collapse
 from d2v.tasks.scoring import Diverged
 
@@ -69,7 +70,7 @@ def running() -> Iterator[None]:
     """While a command runs, only what it found wrong with the data or the run itself is the user's to mend."""
     try:
         yield
-    except (Collapse, Diverged, BadSample, TooManyBadSamples) as error:
+    except (Collapse, Diverged, NotFinite, BadSample, TooManyBadSamples) as error:
         fail(str(error), error)
 
 

@@ -21,9 +21,11 @@ from d2v.version import __version__
 class TrainingModule(L.LightningModule):
     """Trains a model; a subclass defines ``training_step``.
 
+    A step whose gradient is not finite changes no weight (see :class:`~d2v.lit.callbacks.finite.SkippedSteps`).
+
     Args:
         model: what is trained.
-        optim: makes the optimizer from (name, parameter) pairs; its groups' ``lr`` is the peak.
+        optim: makes the optimizer, a fused one, from (name, parameter) pairs; its groups' ``lr`` is the peak.
         schedule: factor on the peak learning rate by optimizer step (0-based).
         seed: with the step, the source of all randomness on the device (dropout, noise), so that a resumed run draws
             what the uninterrupted one would have.
@@ -44,6 +46,7 @@ class TrainingModule(L.LightningModule):
         self.schedule = schedule
         self.seed = seed
         self.config = config or {}
+        self.skipped = torch.tensor(False)
         self._step_loss: Tensor | float = 0.0
         self._logged: set[str] = set()
 
@@ -104,6 +107,9 @@ class TrainingModule(L.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"), foreach=True)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.skipped = ~torch.isfinite(norm)  # the same on every rank, whichever had the bad sample
+        # Fused optimizers read this on the device and then change nothing; no host need wait for it.
+        optimizer.found_inf = self.skipped.float()  # type: ignore[attr-defined]
         if self.should_log:
             self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
 

@@ -108,6 +108,8 @@ class HealthMonitor(L.Callback):
             ("frontend", "frontend_rank", "frontend_spread", outputs["local_features"]),
         )
         for part, rank_name, spread_name, features in measured:
+            finite = features[features.isfinite().all(dim=1)]  # those of a skipped step say nothing
+            features = finite if len(finite) else features
             spread = trainer.strategy.reduce(relative_spread(features), reduce_op="mean")
             if logged:
                 pl_module.log(f"train/{rank_name}", effective_rank(features), sync_dist=True)

@@ -1,0 +1,103 @@
+"""Steps whose gradient is not finite: they change no weight, are counted and named, and too many in a row end a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from d2v.lit.module import TrainingModule
+from d2v.lit.steps import ends_step, is_logged
+
+log = logging.getLogger(__name__)
+
+
+class NotFinite(RuntimeError):
+    """Too many steps in a row had no finite gradient; the message says what to do."""
+
+
+class SkippedSteps(L.Callback):
+    """Writes the samples of skipped steps to ``skipped_steps_RANK.jsonl`` and stops a run that makes no others.
+
+    :class:`TrainingModule` lets the optimizer pass over such a step on the device; this callback looks every few
+    steps, so that no step waits for it. The learning rate's schedule and the teacher go on meanwhile.
+
+    Args:
+        dirpath: folder of the files; each process names the samples it had.
+        check_every_n_steps: optimizer steps between two looks.
+        max_in_a_row: so many skipped steps in a row end the run.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(self, dirpath: str | Path, check_every_n_steps: int = 10, max_in_a_row: int = 20) -> None:
+        for name, value in (("check_every_n_steps", check_every_n_steps), ("max_in_a_row", max_in_a_row)):
+            if value < 1:
+                raise ValueError(f"callbacks.finite.{name}={value}: must be at least 1")
+        self.dirpath = Path(dirpath)
+        self.check_every_n_steps = check_every_n_steps
+        self.max_in_a_row = max_in_a_row
+        self.num_skipped = 0
+        self.in_a_row = 0
+        self._sample_ids: list[Tensor] = []
+        self._steps: list[tuple[int, list[Tensor], Tensor]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, which a resumed run goes on with."""
+        return {"num_skipped": self.num_skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up again."""
+        self.num_skipped, self.in_a_row = state_dict["num_skipped"], state_dict["in_a_row"]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the step's samples; look if it is time.
+
+        Raises:
+            NotFinite: on every rank at once.
+        """
+        self._sample_ids.append(batch.sample_ids)
+        if not ends_step(trainer, batch_idx):
+            return
+        assert isinstance(pl_module, TrainingModule)
+        self._steps.append((trainer.global_step, self._sample_ids, pl_module.skipped))
+        self._sample_ids = []
+        if trainer.global_step % self.check_every_n_steps == 0:
+            self._look(trainer)
+        if self.num_skipped and is_logged(trainer, trainer.global_step):
+            pl_module.log("train/skipped_steps", float(self.num_skipped))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave no step unseen."""
+        self._look(trainer)
+
+    def _look(self, trainer: L.Trainer) -> None:
+        steps, self._steps = self._steps, []
+        skipped = torch.stack([flag for *_, flag in steps]).tolist() if steps else []
+        for (step, sample_ids, _), flag in zip(steps, skipped, strict=True):
+            self.in_a_row = self.in_a_row + 1 if flag else 0
+            if not flag:
+                continue
+            self.num_skipped += 1
+            ids = torch.cat(sample_ids).tolist()
+            path = self.dirpath / f"skipped_steps_{trainer.global_rank}.jsonl"
+            with path.open("a") as file:
+                file.write(json.dumps({"step": step, "sample_ids": ids}) + "\n")
+            log.warning(
+                "step %d skipped: its gradient is not finite (%d so far; samples: %s)", step, self.num_skipped, path
+            )
+            if self.in_a_row >= self.max_in_a_row:
+                raise NotFinite(
+                    f"the gradient was not finite in the last {self.in_a_row} steps, up to step {step} "
+                    f"(callbacks.finite.max_in_a_row={self.max_in_a_row}); their samples are in {path}. What helps: "
+                    "a lower optim.lr, trainer.gradient_clip_val=4, trainer.precision=32-true, and a look at those "
+                    "samples; then resume=auto goes on from the last checkpoint"
+                )
