@@ -23,6 +23,7 @@ from d2v.cli.run_dir import run_dir
 from d2v.data.bad_samples import BadSample, TooManyBadSamples
 from d2v.lit.callbacks.finite import NotFinite
 from d2v.lit.callbacks.health import Collapse
+from d2v.lit.checkpoint_io import NotSaved
 from d2v.tasks.scoring import Diverged
 
 TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
@@ -70,8 +71,16 @@ def running() -> Iterator[None]:
     """While a command runs, only what it found wrong with the data or the run itself is the user's to mend."""
     try:
         yield
-    except (Collapse, Diverged, NotFinite, BadSample, TooManyBadSamples) as error:
+    except (Collapse, Diverged, NotFinite, NotSaved, BadSample, TooManyBadSamples) as error:
         fail(str(error), error)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # PyTorch raises it wherever the process happens to be
+            raise
+        fail(
+            f"a data worker died ({error}): most often it had no memory left, so lower num_workers; then the same "
+            "command with resume=auto goes on from the last checkpoint",
+            error,
+        )
 
 
 def fail(message: str, error: BaseException) -> NoReturn:
@@ -99,8 +108,8 @@ def run(command: str) -> int:
             raise
         nulls = [argument for argument in sys.argv[1:] if argument.endswith("=null")]
         fail(f"{' '.join(nulls)}: to leave a group out write '~{nulls[0].partition('=')[0]}'", error)
-    except (NotADirectoryError, FileExistsError) as error:  # Hydra could not make the run's folder
-        fail(str(error), error)
+    except OSError as error:  # Hydra could not make the run's folder
+        fail(f"{error}: choose a folder that can be written to by output_dir=DIR or hydra.run.dir=DIR", error)
     return 0
 
 

@@ -148,8 +148,7 @@ def read_safely(path: Path) -> Any:
             what = re.search(r"GLOBAL ([\w.]+)", str(error))
             if what is None:
                 raise ValueError(
-                    f"checkpoint={path}: refused: not tensors and plain values alone, as far as can be told without "
-                    "executing it; or not a checkpoint"
+                    f"checkpoint={path}: not a readable checkpoint of tensors and plain values alone: refused"
                 ) from error
             raise ValueError(
                 f"checkpoint={path}: refused, because it holds more than tensors and plain values ({what[1]}): "
@@ -196,9 +195,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
         if checkpoint is None:
             others = sorted(p.name for p in path.iterdir() if p.suffix in (".pt", ".ckpt"))
             hint = f"; give one of its files, such as {path / others[0]}" if others else ""
-            raise FileNotFoundError(
-                f"checkpoint={path}: holds neither {WEIGHTS} nor intact checkpoints/step-*.ckpt{hint}"
-            )
+            raise FileNotFoundError(f"checkpoint={path}: holds neither {WEIGHTS} nor intact checkpoints/*.ckpt{hint}")
         return checkpoint
     return path
 

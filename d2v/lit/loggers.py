@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import logging
+import os
 import uuid
 from argparse import Namespace
 from collections.abc import Mapping
@@ -12,6 +14,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
 
 
 class CSVLogger(Logger):
@@ -67,27 +71,38 @@ class CSVLogger(Logger):
                 self._path.write_bytes(content[: content.rfind(b"\n") + 1])
             with self._path.open(newline="") as file:
                 self._columns = next(csv.reader(file), [])
+        try:
+            self._append()
+        except OSError as error:  # a full disk costs a row, and not the run
+            log.error("%s: the metrics of step %s could not be written (%s)", self._path, self._row["step"], error)
+        self._row = {}
+
+    def _append(self) -> None:
         new = [key for key in self._row if key not in self._columns]
         if new:
             self._add_columns(new)
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(self._row)
-        self._row = {}
+        end = self._path.stat().st_size
+        try:
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(self._row)
+        except OSError:
+            os.truncate(self._path, end)  # leave no half of a row
+            raise
 
     def _add_columns(self, new: list[str]) -> None:
         rows: list[dict[str, str]] = []
         if self._path.exists():
             with self._path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
-        self._columns = sorted({*self._columns, *new} - {"step"})
-        self._columns.insert(0, "step")
+        columns = ["step", *sorted({*self._columns, *new} - {"step"})]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self._path.with_suffix(".csv.tmp")
         with scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
         scratch.replace(self._path)
+        self._columns = columns  # only now: a disk may be full
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -106,8 +121,31 @@ def tensorboard_logger(save_dir: str | Path) -> TensorBoardLogger:
     return TensorBoardLogger(save_dir=str(save_dir), name="tensorboard", version="")
 
 
+class PatientWandbLogger(WandbLogger):
+    """Lightning's; where the server cannot be reached, the run is kept on the disk and training goes on."""
+
+    @property
+    def experiment(self) -> Any:
+        """The wandb run, started when first asked for."""
+        import wandb
+        from wandb.errors import CommError
+
+        try:
+            return super().experiment
+        except CommError as error:
+            log.warning(
+                "wandb cannot be reached (%s): the run is kept in %s/wandb; wandb sync sends it later",
+                *(str(error).splitlines()[0], self.save_dir),
+            )
+            wandb.teardown()  # which still holds the run's id
+            self._wandb_init["mode"] = "offline"
+            return super().experiment
+
+
 def wandb_logger(save_dir: str | Path, project: str = "d2v", name: str | None = None, **kwargs: Any) -> WandbLogger:
     """A Weights & Biases logger whose run is resumed with ours: its id is kept in the run's folder.
+
+    A server that cannot be reached keeps nothing from training: see :class:`PatientWandbLogger`.
 
     Args:
         save_dir: the run's folder.
@@ -125,6 +163,6 @@ def wandb_logger(save_dir: str | Path, project: str = "d2v", name: str | None = 
     id_file = folder / "wandb_id.txt"
     if not id_file.exists():
         id_file.write_text(uuid.uuid4().hex[:8] + "\n")
-    return WandbLogger(
+    return PatientWandbLogger(
         save_dir=str(folder), project=project, name=name, id=id_file.read_text().strip(), resume="allow", **kwargs
     )

@@ -21,6 +21,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from d2v.data.sampler import BatchSplit
+from d2v.lit.checkpoint_io import AtomicCheckpointIO
 from d2v.lit.strategies import choose_strategy
 from d2v.version import __version__
 
@@ -142,6 +143,7 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
         **arguments,
         max_epochs=-1,
         callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
         logger=loggers or False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),

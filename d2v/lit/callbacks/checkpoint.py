@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from d2v.interop.native import list_checkpoints
+from d2v.lit.checkpoint_io import NotSaved, save
 from d2v.lit.steps import ends_step
 
 log = logging.getLogger(__name__)
@@ -90,9 +91,18 @@ class CheckpointEvery(Checkpoint):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what has not been saved yet, and give the signals back."""
-        self._save(trainer)
+        """Save what has not been saved yet, and give the signals back.
+
+        Raises:
+            NotSaved: it could not be written.
+        """
+        error = self._save(trainer)
         self._restore_handlers()
+        if error is not None:
+            raise NotSaved(
+                f"the last checkpoint, step {trainer.global_step}, could not be written to {self.dirpath} ({error}): "
+                "make room there; the same command with resume=auto then goes on from the one before"
+            )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the signals back; a run that failed inside a step is not saved."""
@@ -102,12 +112,14 @@ class CheckpointEvery(Checkpoint):
         while self._previous_handlers:
             signal.signal(*self._previous_handlers.popitem())
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer) -> OSError | None:
         if trainer.global_step == self._saved_step:
-            return
-        self.dirpath.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(self.dirpath / f"step-{trainer.global_step:08d}.ckpt", weights_only=False)
+            return None
+        error = save(trainer, self.dirpath / f"step-{trainer.global_step:08d}.ckpt")
+        if error is not None:
+            return error  # logged; the older ones stay, and the next time may be better
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero and self.keep > 0:
             for path in list_checkpoints(self.dirpath)[self.keep :]:
                 path.unlink()
+        return None

@@ -11,6 +11,7 @@ import torch
 
 from d2v.eval.features import eval_mode
 from d2v.interop.native import BEST
+from d2v.lit.checkpoint_io import save
 from d2v.lit.finetune import FinetuneModule
 from d2v.lit.steps import ends_step
 from d2v.tasks.scoring import Scored, score
@@ -67,9 +68,8 @@ class ScoreEvery(L.Callback):
         value = found.scores[task.metric]
         better = self.best is None or (value > self.best if task.higher_is_better else value < self.best)
         if better:
-            self.best, self.best_step, self.waited = value, step, 0
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(self.path, weights_only=True)
+            if save(trainer, self.path, weights_only=True) is None:  # else the one before stays the best
+                self.best, self.best_step, self.waited = value, step, 0
         else:
             self.waited += 1
             if self.patience is not None and self.waited >= self.patience:
