@@ -24,6 +24,7 @@ from d2v.data.bad_samples import BadSample, TooManyBadSamples
 from d2v.lit.callbacks.finite import NotFinite
 from d2v.lit.callbacks.health import Collapse
 from d2v.lit.checkpoint_io import NotSaved
+from d2v.lit.data import OtherBatch
 from d2v.tasks.scoring import Diverged
 
 TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
@@ -71,7 +72,7 @@ def running() -> Iterator[None]:
     """While a command runs, only what it found wrong with the data or the run itself is the user's to mend."""
     try:
         yield
-    except (Collapse, Diverged, NotFinite, NotSaved, BadSample, TooManyBadSamples) as error:
+    except (Collapse, Diverged, NotFinite, NotSaved, OtherBatch, BadSample, TooManyBadSamples) as error:
         fail(str(error), error)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # PyTorch raises it wherever the process happens to be

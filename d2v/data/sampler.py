@@ -64,6 +64,11 @@ class BatchSplit:
     accumulate: int
     world_size: int
 
+    @property
+    def global_batch_size(self) -> float:
+        """Samples, or seconds of audio, of an optimizer step over all devices."""
+        return self.micro_batch_size * self.accumulate * self.world_size
+
 
 def split_batch(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchSplit:
     """Derive gradient accumulation for batches that are counted in samples.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -91,15 +92,21 @@ def _leave_interrupts_to_the_trainer(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+class OtherBatch(RuntimeError):
+    """A run is resumed with another global batch."""
+
+
 class ResumableDataModule(L.LightningDataModule):
     """Remembers which optimizer steps are done, and goes on after them.
 
     Args:
+        split: how the global batch is spread.
         num_workers: processes that load; 0 loads in the training process.
     """
 
-    def __init__(self, num_workers: int = 0) -> None:
+    def __init__(self, split: BatchSplit, num_workers: int = 0) -> None:
         super().__init__()
+        self.split = split
         self.num_workers = num_workers
         self.first_step = 0
         self.loader: TimedLoader | None = None
@@ -130,12 +137,22 @@ class ResumableDataModule(L.LightningDataModule):
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def state_dict(self) -> dict[str, Any]:
-        """Finished optimizer steps."""
+        """Finished optimizer steps, and how much each of them read."""
         assert self.trainer is not None
-        return {"step": self.trainer.global_step}
+        return {"step": self.trainer.global_step, "global_batch_size": self.split.global_batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the steps already done, however they are cut into micro-batches now."""
+        """Go on after the steps already done, however they are cut into micro-batches now.
+
+        Raises:
+            OtherBatch: they were of another size, so what they have read is not known.
+        """
+        before = state_dict.get("global_batch_size", self.split.global_batch_size)
+        if not math.isclose(before, self.split.global_batch_size, rel_tol=1e-6):
+            raise OtherBatch(
+                f"global_batch_size={self.split.global_batch_size:g}: the run that is resumed has {before:g}; resume "
+                "it with that, or start another from its weights by init_from"
+            )
         self.first_step = state_dict["step"]
 
 
@@ -153,11 +170,10 @@ class PretrainDataModule(ResumableDataModule):
     def __init__(
         self, data: PretrainData, mask: MaskGenerator, split: BatchSplit, num_workers: int = 0, seed: int = 0
     ) -> None:
-        super().__init__(num_workers)
+        super().__init__(split, num_workers)
         self.data = data
         self.collate = data.pretrain_collate(mask, seed)
         self.mask = mask
-        self.split = split
         self.seed = seed
 
     def train_dataloader(self) -> TimedLoader:

@@ -104,9 +104,8 @@ class FinetuneDataModule(ResumableDataModule):
     """
 
     def __init__(self, data: FinetuneData, split: BatchSplit, num_workers: int = 0, seed: int = 0) -> None:
-        super().__init__(num_workers)
+        super().__init__(split, num_workers)
         self.data = data
-        self.split = split
         self.seed = seed
 
     def train_dataloader(self) -> TimedLoader:

@@ -164,7 +164,7 @@ def summary(
 
     num_tokens = math.prod(data.token_grid)
     visible = mask.num_visible(num_tokens)
-    batch = split.micro_batch_size * split.accumulate * split.world_size
+    batch = split.global_batch_size
     unit = "" if data.batch_unit == "samples" else f" {data.batch_unit}"
     size = "streamed" if data.size is None else f"{data.size:,.0f} {data.batch_unit}"
     epochs = "" if data.size is None else f" = {trainer.max_steps * batch / data.size:.1f} epochs"

@@ -145,6 +145,22 @@ def test_resuming_a_finished_run_does_nothing(runs: ModuleType, tmp_path: Path) 
     assert runs.metrics(run) == rows
 
 
+QUIET = ["model.decoders.image.mask_noise_std=0", "optim.eps=0.01"]  # no noise, which parts of a batch draw anew
+
+
+def test_another_global_batch_is_refused_and_other_parts_of_the_same_are_not(runs: ModuleType, tmp_path: Path) -> None:
+    run = runs.pretrain(tmp_path / "whole", "callbacks.checkpoint.every_n_steps=2", *QUIET)
+    (run / "checkpoints" / "step-00000004.ckpt").rename(tmp_path / "end.ckpt")
+    command = ["pretrain", *runs.TINY, f"resume={run}", "callbacks.checkpoint.every_n_steps=2", *QUIET]
+    refused = runs.d2v_command(*command, "global_batch_size=8")
+    assert refused.status == 1
+    assert "global_batch_size=8: the run that is resumed has 4" in refused.err
+    assert runs.d2v_command(*command, "micro_batch_size=2").status in (0, None)
+    end, wanted = runs.load(run, 4), torch.load(tmp_path / "end.ckpt", weights_only=True)
+    for name, value in wanted["state_dict"].items():
+        torch.testing.assert_close(end["state_dict"][name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_auto_takes_the_newest_run_of_this_very_command(runs: ModuleType, tmp_path: Path) -> None:
     old = runs.pretrain(tmp_path)
     new = runs.pretrain(tmp_path)
