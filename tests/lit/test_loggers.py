@@ -98,7 +98,7 @@ def test_a_missing_package_is_named_with_the_fix(name: str, tmp_path: Path, monk
 def test_wandb_keeps_its_run_id_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(loggers, "find_spec", lambda package: True)
-    monkeypatch.setattr(loggers, "WandbLogger", lambda **kwargs: seen.append(kwargs))
+    monkeypatch.setattr(loggers, "PatientWandbLogger", lambda **kwargs: seen.append(kwargs))
     for _ in range(2):
         loggers.wandb_logger(tmp_path / "run", offline=True)
     loggers.wandb_logger(tmp_path / "other", offline=True)
