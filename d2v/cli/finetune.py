@@ -20,10 +20,12 @@ from d2v.cli.launch import configuring, run, running
 from d2v.cli.loading import Trained, best_device, load_data, load_trained, without_references
 from d2v.cli.pretrain import find_checkpoint
 from d2v.cli.scoring import set_decoder
+from d2v.cli.slurm import requeue
 from d2v.cli.sweep import sweep
 from d2v.data.finetune import FinetuneData
 from d2v.interop.native import Checkpoint, load_exactly
 from d2v.lit import setup
+from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.callbacks.score import ScoreEvery
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.models.heads import FinetunedModel
@@ -95,7 +97,10 @@ def finetune(cfg: DictConfig) -> None:
         trainer.fit(
             module, FinetuneDataModule(data, split, num_workers, cfg.seed), ckpt_path=resumed, weights_only=True
         )
-    stopped = any(getattr(c, "stop_signal", None) for c in callbacks)
+    saver = next((c for c in callbacks if isinstance(c, CheckpointEvery)), None)
+    if saver is not None and saver.requeue:
+        requeue(trainer.is_global_zero)
+    stopped = saver is not None and saver.stop_signal is not None
     if trainer.is_global_zero and not stopped:
         score_best(run_dir, module, data, trainer)
     elif stopped:

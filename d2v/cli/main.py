@@ -34,6 +34,10 @@ EXAMPLES = {
         ("d2v pretrain resume=auto", "continue the newest run of this very command"),
         ("d2v pretrain init_from=PATH", "start a new run from a checkpoint's weights"),
         ("d2v pretrain callbacks=probe logger=wandb", "online kNN probe, metrics in wandb"),
+        (
+            "d2v pretrain launcher=slurm trainer.devices=8",
+            "a Slurm job; seed=0,1,2 makes an array",
+        ),
         ("d2v pretrain --cfg job", "print the configuration and stop"),
     ],
     "finetune": [
@@ -89,8 +93,20 @@ EXAMPLES = {
 }
 
 GROUPS = {
-    "pretrain": ["model", "mask", "data", "optim", "schedule", "ema", "trainer", "callbacks", "logger", "debug"],
-    "finetune": ["task", "model", "data", "optim", "schedule", "trainer", "logger", "decoder"],
+    "pretrain": [
+        "model",
+        "mask",
+        "data",
+        "optim",
+        "schedule",
+        "ema",
+        "trainer",
+        "callbacks",
+        "logger",
+        "debug",
+        "launcher",
+    ],
+    "finetune": ["task", "model", "data", "optim", "schedule", "trainer", "logger", "decoder", "launcher"],
     "evaluate": ["probe", "data", "decoder"],
     "extract": ["data"],
     "export": [],

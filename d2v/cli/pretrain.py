@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2v.cli.checks import DATA, PRETRAIN, check_keys, check_ranges
 from d2v.cli.launch import configuring, naming, run, running
+from d2v.cli.slurm import requeue
 from d2v.interop.doors import init_from
 from d2v.interop.native import BEST, Checkpoint, newest_intact_checkpoint
 from d2v.lit import setup
@@ -70,8 +71,10 @@ def pretrain(cfg: DictConfig) -> None:
         print(setup.summary(model, data, mask, split, trainer, threads, num_workers, run_dir), flush=True)
     with running():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    saver = next((c for c in callbacks if isinstance(c, CheckpointEvery)), None)
+    if saver is not None and saver.requeue:
+        requeue(trainer.is_global_zero)
     if trainer.is_global_zero:
-        saver = next((c for c in callbacks if isinstance(c, CheckpointEvery)), None)
         if saver is not None and saver.stop_signal is not None:
             print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
         if checkpoint is not None and trainer.global_step >= cfg.trainer.max_steps:

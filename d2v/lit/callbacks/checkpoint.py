@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from d2v.interop.native import list_checkpoints
@@ -19,11 +21,26 @@ from d2v.lit.steps import ends_step
 log = logging.getLogger(__name__)
 
 
+_REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # what Slurm is asked to send ahead of the time limit
+_AGREE_EVERY = 10  # optimizer steps: asking the other ranks takes the time of waiting for the device
+
+
+def _agree(trainer: L.Trainer, mine: tuple[bool, ...]) -> list[bool]:
+    """Ranks have clocks and signals of their own, and saving is something they do together: one says, all do."""
+    if trainer.world_size == 1:
+        return list(mine)
+    if trainer.global_step % _AGREE_EVERY:
+        return [False] * len(mine)
+    votes = torch.tensor(mine, dtype=torch.float32, device=trainer.strategy.root_device)
+    return [vote > 0 for vote in trainer.strategy.reduce(votes, reduce_op="sum").tolist()]
+
+
 class CheckpointEvery(Checkpoint):
     """Writes ``checkpoints/step-00001000.ckpt``, keeps the newest few, and stops cleanly when told to.
 
     SIGTERM or the first Ctrl-C ends the run after the optimizer step under way, with a checkpoint; a second Ctrl-C
-    ends it at once.
+    ends it at once. In a Slurm job SIGUSR1 and SIGUSR2 do the same and mean that the job is to be requeued. Several
+    processes agree every ten steps.
 
     Args:
         dirpath: folder of the checkpoints.
@@ -48,6 +65,7 @@ class CheckpointEvery(Checkpoint):
         self.every_n_minutes = every_n_minutes
         self.keep = keep
         self.stop_signal: int | None = None
+        self.requeue = False  # whether any rank was told to have the job requeued; the same on all
         self._saved_step = -1
         self._saved_at = time.monotonic()
         self._previous_handlers: dict[int, Any] = {}
@@ -57,7 +75,7 @@ class CheckpointEvery(Checkpoint):
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
             self._set_aside_later_than(trainer.global_step)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *(_REQUEUE if "SLURM_JOB_ID" in os.environ else ())):
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
 
     def _set_aside_later_than(self, step: int) -> None:
@@ -81,9 +99,8 @@ class CheckpointEvery(Checkpoint):
         step = trainer.global_step
         minutes = (time.monotonic() - self._saved_at) / 60
         overdue = self.every_n_minutes is not None and minutes >= self.every_n_minutes
-        # Ranks have clocks and signals of their own, and saving is something they do together: one says, all do.
-        stop = self.stop_signal is not None
-        overdue, stop = (trainer.strategy.reduce_boolean_decision(mine, all=False) for mine in (overdue, stop))
+        overdue, stop, requeue = _agree(trainer, (overdue, self.stop_signal is not None, self.stop_signal in _REQUEUE))
+        self.requeue |= requeue
         if step % self.every_n_steps == 0 or overdue:
             self._save(trainer)
         if stop:
