@@ -20,6 +20,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 
 from d2v.cli.main import options
 from d2v.cli.run_dir import run_dir
+from d2v.cli.slurm import check_launcher
 from d2v.data.bad_samples import BadSample, TooManyBadSamples
 from d2v.lit.callbacks.finite import NotFinite
 from d2v.lit.callbacks.health import Collapse
@@ -100,6 +101,11 @@ def run(command: str) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
     name = f"{command}_" if keyword.iskeyword(command) else command  # "import" cannot be a function's name
     module = importlib.import_module(f"d2v.cli.{name}")
+    if "launcher=slurm" in sys.argv:
+        try:
+            check_launcher()
+        except (ImportError, OSError) as error:
+            fail(str(error), error)
     try:
         getattr(module, name)()
     except HydraException as error:
@@ -109,7 +115,7 @@ def run(command: str) -> int:
             raise
         nulls = [argument for argument in sys.argv[1:] if argument.endswith("=null")]
         fail(f"{' '.join(nulls)}: to leave a group out write '~{nulls[0].partition('=')[0]}'", error)
-    except OSError as error:  # Hydra could not make the run's folder
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:  # Hydra could not make the run's folder
         fail(f"{error}: choose a folder that can be written to by output_dir=DIR or hydra.run.dir=DIR", error)
     return 0
 

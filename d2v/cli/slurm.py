@@ -1,11 +1,21 @@
-"""Jobs under Slurm: asking it to start this very job again."""
+"""Jobs under Slurm: whether they can be submitted, and asking for this very job to be started again."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import NoReturn
+
+
+def check_launcher() -> None:
+    """Raise ImportError or OSError if ``launcher=slurm`` cannot submit from here."""
+    if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        raise ImportError("launcher=slurm needs submitit's launcher: pip install 'd2v[slurm]'")
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise OSError("launcher=slurm: there is no sbatch or no srun here; submit from a machine of the cluster's")
 
 
 def requeue(is_global_zero: bool) -> NoReturn:

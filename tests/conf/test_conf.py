@@ -446,7 +446,7 @@ def test_every_option_composes(runs: ModuleType, command: str, group: str, optio
     choice = _choice(group, option) if command == "pretrain" else [f"{group}={option}"]
     task = ["task=image_classification"] if command == "finetune" and group != "task" else []
     with runs.configuration(command, *task, *choice) as cfg:
-        assert group in ("debug", "task") or cfg[group]  # these files are global
+        assert group in ("debug", "launcher", "task") or cfg[group]  # these files are global
 
 
 def test_every_file_is_an_option_of_a_listed_group() -> None:
@@ -518,11 +518,11 @@ def test_experiment_begins_with_the_exact_command(runs: ModuleType, name: str) -
     assert _composed(runs, *command.split())["optim"] == _composed(runs, "pretrain", f"experiment={name}")["optim"]
 
 
-def test_only_primary_experiment_task_and_debug_files_are_global() -> None:
+def test_which_files_are_global() -> None:
     for path in FILES:
         parts = path.relative_to(CONF).parts
         is_global = "@package _global_" in path.read_text()
-        assert is_global == (len(parts) == 1 or parts[0] in ("experiment", "task", "debug")), path
+        assert is_global == (len(parts) == 1 or parts[0] in ("experiment", "task", "debug", "launcher")), path
 
 
 TASKS = {  # what the paper's code fine-tunes with
