@@ -1,4 +1,4 @@
-"""Jobs that ask Slurm to run them again, and jobs that are submitted; scripts/prove_slurm.py proves it on a real one."""
+"""Jobs that ask Slurm to run them again, and jobs that are submitted; scripts/prove_slurm.py shows a real cluster."""
 
 from __future__ import annotations
 
