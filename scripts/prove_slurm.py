@@ -188,14 +188,12 @@ def main() -> int:
         )
 
         signal = ("--signal=USR1@15",)
-        job, log = cluster.submit("signal", limit="1", options=signal), folder / "signal.out"
+        job, log = cluster.submit("signal", limit="2", options=signal), folder / "signal.out"
         cluster.at_step(log, 10)
         cluster.wait(job, log)
         times = cluster.restarts(job)
         fine = times >= 1 and same(end, weights(folder / "signal")) and "asking Slurm to run job" in log.read_text()
-        report(
-            f"--signal=USR1@15 ahead of a time limit of 1 minute: requeued itself {times} times, the same weights", fine
-        )
+        report(f"--signal=USR1@15, a time limit of 2 minutes: requeued itself {times} times, the same weights", fine)
 
         launcher = [
             "launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1",

@@ -106,7 +106,7 @@ def _trained_by_run(found: Found, network: Network) -> Trained:
     if isinstance(model, FinetunedModel):
         encoder, head, labels = model.encoder, model.head, config["label_names"]
     else:
-        encoder = getattr(model, network)
+        encoder = model.network(network)
     return Trained(
         encoder,
         found.path,

@@ -13,7 +13,7 @@ from d2v.interop.fairseq_files import FairseqCheckpoint, is_fairseq
 from d2v.interop.huggingface_import import load_huggingface
 from d2v.interop.imported import Imported
 from d2v.interop.native import WEIGHTS, Checkpoint, Network, load_exactly, load_export, read_safely, resolve_checkpoint
-from d2v.models.distillation import SelfDistillation
+from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
 
 log = logging.getLogger(__name__)
@@ -120,8 +120,8 @@ def load_encoder(path: str | Path, network: Network = "student") -> Encoder:
     return read_foreign(found, network).build_encoder()
 
 
-def init_from(model: SelfDistillation, path: str | Path) -> None:
-    """Start ``model`` from other weights: all of a pretrained checkpoint's, or an encoder's, for student and teacher.
+def init_from(model: MaskedModel, path: str | Path) -> None:
+    """Start ``model`` from other weights: all of a pretrained checkpoint's, or an encoder's, for every network.
 
     Raises:
         FileNotFoundError, ValueError: there is nothing readable, or it does not fit.
@@ -129,14 +129,15 @@ def init_from(model: SelfDistillation, path: str | Path) -> None:
     found = recognise(path)
     encoder = load_encoder(path)
     _say_differences(model.student, encoder, path)
-    if found.source == "run" and isinstance(whole := Checkpoint.load(found.path).build_model(), SelfDistillation):
+    if found.source == "run" and isinstance(whole := Checkpoint.load(found.path).build_model(), type(model)):
         load_exactly(model, whole.state_dict())
         return
     if found.source == "fairseq" and not (checkpoint := FairseqCheckpoint.load(found.path)).head:
         load_exactly(model, checkpoint.model_state())
         return
-    load_exactly(model.student, encoder.state_dict())
-    load_exactly(model.teacher, encoder.state_dict())
+    log.info("init_from=%s: its encoder alone starts this %s", path, type(model).__name__)
+    for name in model.networks:
+        load_exactly(model.network(name), encoder.state_dict())
 
 
 def _say_differences(encoder: Encoder, other: Encoder, path: str | Path) -> None:

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from d2v.models.distillation import SelfDistillation
 from d2v.models.heads import FinetunedModel
+from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
 
 log = logging.getLogger(__name__)
@@ -117,16 +117,16 @@ class Checkpoint:
             raise ValueError(f"checkpoint={path}: parts of it are missing ({error})") from error
         return cls(config, state, step)
 
-    def build_model(self) -> SelfDistillation | FinetunedModel:
+    def build_model(self) -> MaskedModel | FinetunedModel:
         """The model with its weights."""
-        model: SelfDistillation | FinetunedModel = build(self.config["model"])
+        model: MaskedModel | FinetunedModel = build(self.config["model"])
         load_exactly(model, self.state)
         return model
 
     def build_encoder(self, network: Network) -> Encoder:
         """An encoder with its weights: the student or the teacher, or a fine-tuned model's only one."""
         model = self.build_model()
-        encoder: Encoder = model.encoder if isinstance(model, FinetunedModel) else getattr(model, network)
+        encoder: Encoder = model.encoder if isinstance(model, FinetunedModel) else model.network(network)
         return encoder.eval().requires_grad_(False)
 
 

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from d2v.lit.module import TrainingModule
-from d2v.models.distillation import SelfDistillation
+from d2v.models.masked import MaskedModel
 from d2v.types import Batch
 
 
 class PretrainModule(TrainingModule):
-    """Trains a :class:`SelfDistillation`.
+    """Trains a :class:`MaskedModel`.
 
     Args:
-        model: student, teacher and what predicts.
+        model: student, maybe a teacher, and what predicts.
         optim: as in :class:`TrainingModule`, like ``schedule``, ``seed`` and ``config``.
         schedule: factor on the peak learning rate.
         ema: the teacher's decay by optimizer step (1 after the first).
@@ -27,11 +27,11 @@ class PretrainModule(TrainingModule):
         config: rebuilds the model.
     """
 
-    model: SelfDistillation
+    model: MaskedModel
 
     def __init__(
         self,
-        model: SelfDistillation,
+        model: MaskedModel,
         optim: Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer],
         schedule: Callable[[int], float],
         ema: Callable[[int], float],
@@ -76,5 +76,5 @@ class PretrainModule(TrainingModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         decay = self.ema(step)
         self.model.update_teacher(decay)
-        if log:
+        if log and "teacher" in self.model.networks:
             self.log("train/ema_decay", decay)

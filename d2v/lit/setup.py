@@ -172,13 +172,14 @@ def summary(
     size = "streamed" if data.size is None else f"{data.size:,.0f} {data.batch_unit}"
     epochs = "" if data.size is None else f" = {trainer.max_steps * batch / data.size:.1f} epochs"
     cls_weight = f", CLS weight {model.cls_loss_weight:g}" if hasattr(model, "cls_loss_weight") else ""
+    loss = [f"loss      scale {model.loss_scale:.4g}{cls_weight}"] if hasattr(model, "loss_scale") else []
     lines = [
         f"model     encoder {millions(model.student)}, {model.predictors_are} {millions(model.predictors)} parameters",
         f"data      {size}, {data.tokens_are} {num_tokens} tokens; {mask.num_masks} masks a sample, "
         f"{visible} tokens visible, {1 - visible / num_tokens:.1%} masked",
         f"batch     {batch:g}{unit} = {split.micro_batch_size:g} x {split.accumulate} accumulated x {split.world_size} "
         f"devices; {trainer.max_steps:,} steps{epochs}",
-        f"loss      scale {model.loss_scale:.4g}{cls_weight}",
+        *loss,
         f"machine   {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, {trainer.precision}, "
         f"{threads} threads, {workers} data workers",
         f"run       {run_dir}",

@@ -11,17 +11,18 @@ from typing import ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
 from d2v.objective.targets import check_target_norms, normalize_targets
 from d2v.objective.teacher import make_teacher, update_teacher
-from d2v.types import Batch, LossOutput
+from d2v.types import Batch
 
 TeacherScope = Literal["encoder", "context", "transformer", "blocks"]
 
 NUM_LOCAL_FEATURES = 256  # enough to see whether a frontend has collapsed
 
 
-class SelfDistillation(nn.Module):
+class SelfDistillation(MaskedModel):
     """A student that predicts, from masked inputs, the mean of its teacher's top-K layers on the whole input.
 
     Args:
@@ -37,14 +38,11 @@ class SelfDistillation(nn.Module):
             "context": everything after the local features; "transformer": everything but the frontends; "blocks": the
             shared blocks.
 
-    Attributes:
-        predictors_are: what the predictors are called: "decoders" or "heads".
-
     Raises:
         ValueError: a value that cannot work, naming its key and the fix.
     """
 
-    predictors_are: ClassVar[str]
+    networks: ClassVar[tuple[str, ...]] = ("student", "teacher")
 
     def __init__(
         self,
@@ -80,17 +78,6 @@ class SelfDistillation(nn.Module):
         self.loss_scale = encoder.embed_dim**-0.5 if loss_scale is None else loss_scale
         self.loss_beta = loss_beta
         self.teacher_scope = teacher_scope
-
-    @property
-    def predictors(self) -> nn.ModuleDict:
-        """What makes predictions of the student's features, by modality."""
-        found = self.get_submodule(self.predictors_are)
-        assert isinstance(found, nn.ModuleDict)
-        return found
-
-    def forward(self, batch: Batch) -> LossOutput:
-        """The loss of one batch, as sums."""
-        raise NotImplementedError("an algorithm defines forward")
 
     @torch.no_grad()
     def targets(self, batch: Batch, features_BTD: Tensor | None = None) -> Tensor:

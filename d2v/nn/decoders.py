@@ -1,4 +1,5 @@
-"""The student's light convolutional decoder: data2vec 2.0 (arXiv:2212.07525), sec. 3.2.
+"""From visible tokens to predictions at masked ones: the convolutions of data2vec 2.0 (arXiv:2212.07525, sec. 3.2), and
+the Transformer of masked autoencoders (arXiv:2111.06377).
 
 N views, T tokens on a grid, K visible, D encoder features, E decoder features
 """
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.nn.block import Block
+from d2v.nn.positions import sincos_2d
 from d2v.nn.tokens import gather_tokens
 from d2v.types import TokenMask
 
@@ -116,3 +119,60 @@ class ConvDecoder2d(ConvDecoder):
     """For grids: images and spectrograms."""
 
     conv = nn.Conv2d
+
+
+class PixelDecoder(nn.Module):
+    """A small Transformer over all patches: mask tokens stand for those that are not visible, MAE (arXiv:2111.06377).
+
+    Args:
+        embed_dim: encoder features D.
+        img_size: height and width of an image in pixels.
+        patch_size: side of a patch in pixels.
+        in_chans: colour channels.
+        decoder_dim: features E, a multiple of 4.
+        depth: pre-norm blocks.
+        num_heads: attention heads of a block.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        decoder_dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+    ) -> None:
+        super().__init__()
+        side = img_size // patch_size
+        self.embed = nn.Linear(embed_dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.empty(decoder_dim))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.register_buffer("positions", sincos_2d((side, side), decoder_dim))
+        self.positions: Tensor
+        self.blocks = nn.ModuleList(Block(decoder_dim, num_heads, norm_first=True) for _ in range(depth))
+        self.norm = nn.LayerNorm(decoder_dim, eps=1e-6)
+        self.proj = nn.Linear(decoder_dim, in_chans * patch_size**2)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
+        """Pixels of the masked patches.
+
+        Args:
+            x_NKD: (N, K, D) encoded visible tokens, without prefix tokens.
+            mask: N masks over T tokens.
+            grid: the shape in which the T tokens lie.
+
+        Returns:
+            (N, T - K, in_chans * patch_size**2), in the order of ``mask.ids_mask``.
+        """
+        x = self.embed(x_NKD)
+        hidden = self.mask_token.to(x.dtype).expand(len(x), mask.ids_mask.shape[1], -1)
+        x = gather_tokens(torch.cat([x, hidden], dim=1), mask.ids_restore) + self.positions  # (N, T, E)
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.proj(gather_tokens(self.norm(x), mask.ids_mask))

@@ -53,6 +53,15 @@ class Frontend(nn.Module):
             nn.init.normal_(self.mask_token, std=0.02)
 
     @property
+    def patch_values(self) -> int:
+        """V, values of the inputs that each token is made of, by itself; 0 where tokens share them."""
+        return 0
+
+    def patches(self, inputs: Tensor) -> Tensor:
+        """What each token is made of, where ``patch_values`` is not 0: inputs -> (B, T, V)."""
+        raise NotImplementedError("a frontend of patches defines patches")
+
+    @property
     def can_hide(self) -> bool:
         """Whether :meth:`hide` works."""
         return self.mask_token is not None

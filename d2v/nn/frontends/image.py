@@ -82,6 +82,15 @@ class ImageFrontend(Frontend):
         x_BTD = self.proj(inputs).flatten(2).transpose(1, 2)
         return x_BTD if self.positions is None else x_BTD + self.positions
 
+    @property
+    def patch_values(self) -> int:
+        """Pixels of a patch, of all channels."""
+        return self.in_chans * self.patch_size**2
+
+    def patches(self, inputs: Tensor) -> Tensor:
+        """(B, C, H, W) images -> (B, T, C * patch_size**2) pixels, row-major."""
+        return F.unfold(inputs, self.patch_size, stride=self.patch_size).transpose(1, 2)
+
 
 class BeitFrontend(ImageFrontend):
     """Patch embedding, CLS and mask token of data2vec 1.0, which is BEiT's (arXiv:2106.08254): no fixed positions.

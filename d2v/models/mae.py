@@ -1,0 +1,92 @@
+"""A masked autoencoder (He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv:2111.06377), to compare
+with: encoder and masks are those of data2vec, targets are pixels, and there is no teacher.
+
+    B samples, M masks a sample, N = B * M views (sample-major), T tokens, K visible, P prefix tokens, D features,
+    V values (pixels of all channels) in a patch
+
+Where we deviate: M, 1 in the paper, may be larger; the encoder's blocks are post-norm where data2vec's are; and the
+decoder does not see the CLS token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from d2v.models.distillation import NUM_LOCAL_FEATURES, evenly
+from d2v.models.masked import MaskedModel
+from d2v.nn.encoder import Encoder
+from d2v.nn.tokens import gather_tokens
+from d2v.objective.losses import feature_std, regression_loss_sum
+from d2v.types import Batch, LossOutput
+
+
+class MaskedAutoencoder(MaskedModel):
+    """Student and decoders; the loss is the mean squared error of masked patches.
+
+    Args:
+        encoder: the student; its frontends cut inputs into patches.
+        decoders: from visible tokens to the values of masked patches, one for every modality, by its name.
+        norm_patches: whether every patch is given zero mean and unit variance first (table 1d).
+
+    Raises:
+        ValueError: a frontend whose tokens are no patches, or another set of decoders than of frontends.
+    """
+
+    predictors_are = "decoders"
+
+    def __init__(self, encoder: Encoder, decoders: Mapping[str, nn.Module], norm_patches: bool = True) -> None:
+        super().__init__()
+        if set(decoders) != set(encoder.frontends):
+            raise ValueError(
+                f"model.decoders has {sorted(decoders)}, model.encoder.frontends {sorted(encoder.frontends)}: "
+                "every modality needs one of each"
+            )
+        for modality in encoder.frontends:
+            if not encoder.frontend(modality).patch_values:
+                raise ValueError(
+                    f"model.encoder.frontends.{modality}: its tokens are no patches of inputs, so there is nothing to "
+                    "reconstruct; choose a model of data2vec2"
+                )
+        self.student = encoder
+        self.decoders = nn.ModuleDict(decoders)
+        self.norm_patches = norm_patches
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """The loss of one batch, as sums (see :class:`LossOutput`).
+
+        Args:
+            batch: inputs of one modality with M masks a sample.
+        """
+        mask = batch.mask
+        assert mask is not None, "pretraining batches carry masks"
+        frontend = self.student.frontend(batch.modality)
+
+        features_BTD = frontend.embed(batch.inputs)  # once a sample, for all of its masks
+        x, attn_bias = self.student.context(batch.modality, features_BTD, mask)  # (N, P + K, D)
+        for block in self.student.blocks:
+            x, _ = block(x, attn_bias)
+        visible_NKD = self.student.norm(x)[:, frontend.num_prefix_tokens :]
+        pred = self.decoders[batch.modality](visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, V)
+        target = gather_tokens(self.targets(batch), mask.ids_mask, mask.num_masks)  # (N, T - K, V)
+
+        loss_sum = regression_loss_sum(pred, target, 1 / frontend.patch_values)  # the mean over a patch
+        return LossOutput(
+            loss_sum=loss_sum,
+            count=torch.tensor(mask.ids_mask.numel(), device=pred.device),
+            terms={"regression": loss_sum.detach()},
+            target_std=feature_std(target),
+            pred_std=feature_std(pred),
+            features=visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
+            local_features=evenly(features_BTD.detach(), NUM_LOCAL_FEATURES).float(),
+        )
+
+    def targets(self, batch: Batch) -> Tensor:
+        """What every token was made of, (B, T, V) float32."""
+        patches = self.student.frontend(batch.modality).patches(batch.inputs).float()
+        if self.norm_patches:
+            var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+            patches = (patches - mean) * torch.rsqrt(var + 1e-6)
+        return patches

@@ -1,0 +1,50 @@
+"""What every algorithm of pretraining is to those who train, save and load it: a student, and what predicts."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import nn
+
+from d2v.nn.encoder import Encoder
+from d2v.types import Batch, LossOutput
+
+
+class MaskedModel(nn.Module):
+    """An encoder that is trained by predicting what masks hide from it.
+
+    Attributes:
+        student: the encoder that is trained.
+        predictors_are: what makes predictions is called: "decoders" or "heads".
+        networks: the encoders there are, by name.
+    """
+
+    student: Encoder
+    predictors_are: ClassVar[str]
+    networks: ClassVar[tuple[str, ...]] = ("student",)
+
+    @property
+    def predictors(self) -> nn.ModuleDict:
+        """What makes predictions of the student's features, by modality."""
+        found = self.get_submodule(self.predictors_are)
+        assert isinstance(found, nn.ModuleDict)
+        return found
+
+    def network(self, name: str) -> Encoder:
+        """An encoder by its name.
+
+        Raises:
+            ValueError: there is no such one.
+        """
+        if name not in self.networks:
+            raise ValueError(f"network={name}: a {type(self).__name__} has none: set network={self.networks[0]}")
+        found = self.get_submodule(name)
+        assert isinstance(found, Encoder)
+        return found
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """The loss of one batch, as sums."""
+        raise NotImplementedError("an algorithm defines forward")
+
+    def update_teacher(self, decay: float) -> None:
+        """Called once after every optimizer step; nothing, where there is no teacher."""
