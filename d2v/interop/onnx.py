@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.onnx import ONNXProgram
 
 from d2v.interop.native import make_folder, write_config
+from d2v.nn.attention import Attention
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.frontends.text import TextFrontend
@@ -190,14 +190,14 @@ def _quiet(*names: str) -> Iterator[None]:
 @contextmanager
 def _plain_attention(model: nn.Module) -> Iterator[None]:
     """Attention as matrix products and a softmax: of the fused kind with a bias the exporter makes impossible views."""
-    fused = [module for module in model.modules() if isinstance(module, Attention) and module.fused_attn]
+    fused = [module for module in model.modules() if isinstance(module, Attention) and module.fused]
     for module in fused:
-        module.fused_attn = False  # type: ignore[misc]  # final for TorchScript's sake
+        module.fused = False
     try:
         yield
     finally:
         for module in fused:
-            module.fused_attn = True  # type: ignore[misc]  # final for TorchScript's sake
+            module.fused = True
 
 
 def _check(path: Path, model: _Exported) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import Attention, DropPath, LayerScale, Mlp
+from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
+from d2v.nn.attention import Attention
 from d2v.nn.positions import RelativePositionBias
 
 
@@ -48,7 +49,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm_first = norm_first
         self.layer_drop_rate = layer_drop_rate
-        self.attn = Attention(dim, num_heads, qkv_bias=True, attn_drop=attn_drop_rate, proj_drop=drop_rate)
+        self.attn = Attention(dim, num_heads, attn_drop_rate, drop_rate)
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=mlp_drop_rate)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
@@ -73,11 +74,11 @@ class Block(nn.Module):
         if self.rel_pos is not None:
             attn_bias = self.rel_pos() if attn_bias is None else attn_bias + self.rel_pos()
         if self.norm_first:
-            x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), attn_mask=attn_bias)))
+            x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), attn_bias)))
             mlp_output = self.mlp(self.norm2(x))
             x = x + self.drop_path(self.scale2(self.post_mlp_drop(mlp_output)))
         else:
-            x = self.norm1(x + self.drop_path(self.scale1(self.attn(x, attn_mask=attn_bias))))
+            x = self.norm1(x + self.drop_path(self.scale1(self.attn(x, attn_bias))))
             mlp_output = self.mlp(x)
             x = self.norm2(x + self.drop_path(self.scale2(self.post_mlp_drop(mlp_output))))
         if self.training and self.layer_drop_rate:

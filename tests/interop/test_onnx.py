@@ -117,7 +117,7 @@ def test_image_encoder(tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog
     assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
     assert encoder.training
     assert all(parameter.requires_grad for parameter in encoder.parameters())
-    assert all(block.attn.fused_attn for block in encoder.blocks)
+    assert all(block.attn.fused for block in encoder.blocks)
     assert str(Path(interop.__file__).parents[2]).encode() not in path.read_bytes()
     assert outputs(path) == ["features"]
     for num_samples in (1, 5):

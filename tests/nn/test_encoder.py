@@ -136,7 +136,7 @@ def test_options_reach_the_blocks(make_encoder: MakeEncoder) -> None:
     for block in [*encoder.prenets["image"], *encoder.blocks]:
         assert block.norm1.eps == block.norm2.eps == 1e-3
         assert block.attn.proj_drop.p == 0.1
-        assert block.attn.attn_drop.p == 0.2
+        assert block.attn.attn_drop_rate == 0.2
         assert block.mlp.drop1.p == 0.3
         assert block.post_mlp_drop.p == 0.4
         assert block.mlp.fc1.out_features == 48
