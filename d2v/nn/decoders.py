@@ -105,7 +105,7 @@ class ConvDecoder(nn.Module):
         for conv in self.convs:
             y = conv(x.movedim(-1, 1)).movedim(1, -1)  # (N, *grid, E)
             y = F.gelu(F.layer_norm(y, y.shape[-1:]))
-            x = x + y if self.residual and x.shape == y.shape else y
+            x = x.to(y.dtype) + y if self.residual and x.shape == y.shape else y
         return self.proj(gather_tokens(x.flatten(1, -2), mask.ids_mask))
 
 
