@@ -1,0 +1,113 @@
+"""What the benchmarks share: recipes composed without the command line, facts about the machine, tables, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+
+def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of ``d2v pretrain experiment=RECIPE OVERRIDES``; what only a user can give stays missing."""
+    with initialize_config_module("d2v.conf", version_base="1.3"):
+        return compose("pretrain", [f"experiment={recipe}", *overrides])
+
+
+def recipes_and_overrides(words: Sequence[str], default: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words of a command line: KEY=VALUE are overrides, the others recipes (the default ones if there are none)."""
+    recipes = [word for word in words if "=" not in word]
+    return recipes or list(default), [word for word in words if "=" in word]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeated measurements of one thing.
+
+    Attributes:
+        values: as they came.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Half of the measurements are smaller."""
+        return statistics.median(self.values)
+
+    def record(self) -> dict[str, Any]:
+        """For a file: median, lowest, highest, and every value."""
+        return {
+            "median": self.median, "min": min(self.values), "max": max(self.values), "values": list(self.values)
+        }  # fmt: skip
+
+
+def available_cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_facts(threads: int) -> dict[str, Any]:
+    """What a figure means nothing without.
+
+    Args:
+        threads: of the process that measures.
+    """
+    return {
+        "cpu": _cpu_name(),
+        "cores": available_cores(),
+        "threads": threads,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # processes that ran, mean of a minute
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "revision": _revision(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    values = dict(tuple(part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
+    return str(values.get("model name") or platform.machine())
+
+
+def _revision() -> str | None:
+    """Of the checkout, with "-dirty" where files differ from it; None outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table, its columns aligned: the first to the left, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))  # noqa: B905  # as wide as the header
+        return f"| {' | '.join([first, *others])} |"
+
+    rule = f"|{'-' * (widths[0] + 2)}|{'|'.join('-' * (w + 1) + ':' for w in widths[1:])}|"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a result where one can find it again; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"\nwritten: {path}")
