@@ -80,8 +80,8 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    values = dict(tuple(part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
-    return str(values.get("model name") or platform.machine())
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 def _revision() -> str | None:

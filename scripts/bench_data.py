@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
+from torch.utils.data import DataLoader
+
 from bench_common import (
     Spread,
     available_cores,
@@ -28,9 +31,6 @@ from bench_common import (
     table,
     write_json,
 )
-from hydra.utils import instantiate
-from torch.utils.data import DataLoader
-
 from d2v.data.sampler import BatchSplit, RandomStream, sample_rng
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch, TokenMask
@@ -131,7 +131,7 @@ def costs(data: Any, mask: MaskGenerator, split: BatchSplit) -> dict[str, Spread
         readings.append(time.perf_counter())
         batch = collate(samples)
         readings.append(time.perf_counter())
-        rngs = [sample_rng(SEED, *key[:2], RandomStream.MASK) for key in keys]
+        rngs = [sample_rng(SEED, key.epoch, key.index, RandomStream.MASK) for key in keys]
         drawn = torch.from_numpy(mask(collate.grid(batch.inputs), rngs))
         readings.append(time.perf_counter())
         TokenMask.from_bool(drawn, mask.num_masks)
@@ -145,7 +145,8 @@ def costs(data: Any, mask: MaskGenerator, split: BatchSplit) -> dict[str, Spread
 def describe(result: dict[str, Any]) -> str:
     """The data in a line."""
     shape = " x ".join(map(str, result["inputs"]))
-    return f"{result['recipe']} ({result['data']}): batches of {shape}, {result['masks']} masks of {result['tokens']} tokens"
+    masks = f"{result['masks']} masks of {result['tokens']} tokens"
+    return f"{result['recipe']} ({result['data']}): batches of {shape}, {masks}"
 
 
 def rate_table(result: dict[str, Any]) -> str:

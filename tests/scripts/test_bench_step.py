@@ -180,9 +180,28 @@ def test_the_command_writes_tables_pictures_and_files(
     assert 0 < result["share_of_gemm"]["median"] < 2
     assert "| backward " in capfd.readouterr().out
 
-    for name, values in (("width", ["32", "64"]), ("tokens", ["28", "56"])):
-        plot = tmp_path / f"{name}.png"
-        monkeypatch.setattr("sys.argv", [*tiny, "--sweep", name, "--plot", str(plot), "--values", *values])
-        bench_step.main()
-        assert plot.stat().st_size > 1000
-        assert f"| {name} " in capfd.readouterr().out
+    plot = tmp_path / "width.png"
+    monkeypatch.setattr("sys.argv", [*tiny, "--sweep", "width", "--plot", str(plot), "--values", "32", "64"])
+    bench_step.main()
+    assert plot.stat().st_size > 1000
+    assert "| width " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("axis", ["masks", "batch", "width", "tokens"])
+@pytest.mark.parametrize("recipe", ["image_base", "speech_tiny", "v1_text_base"])
+def test_a_sweep_changes_one_size(bench_step: ModuleType, recipe: str, axis: str) -> None:
+    case = bench_step.Case(recipe)
+    values = bench_step.sweep_values(case, axis)
+    assert len(values) > 2
+    for value in values:
+        changed = bench_step.at(case, axis, value)
+        cfg = bench_step.compose_recipe(recipe, [*changed.overrides, *bench_step.size_overrides(changed)])
+        encoder = cfg.model.encoder
+        if axis == "width":
+            own = bench_step.compose_recipe(recipe).model.encoder
+            assert encoder.embed_dim == value
+            assert encoder.embed_dim / encoder.num_heads == own.embed_dim / own.num_heads
+        elif axis == "masks":
+            assert cfg.mask.num_masks == value
+        else:
+            assert {"batch": changed.batch, "tokens": changed.size}[axis] == value
