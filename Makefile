@@ -8,7 +8,7 @@ SEED ?= 0
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-distributed test-faults parity lint format type wheel-test clean
+.PHONY: help install demo test test-fast test-distributed test-faults parity bench lint format type wheel-test clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ test-faults: $(VENV)/.dev ## run the tests that break runs on purpose
 
 parity: $(VENV)/.dev ## compare with what the authors' code computed (GOLDEN=tests/golden)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/check_parity.py $(or $(GOLDEN),tests/golden)
+
+bench: $(VENV)/.dev ## time a training step and its parts, and loading (RECIPES="image_base ...")
+	$(BIN)/python scripts/bench_step.py $(RECIPES) --precision both --json outputs/bench/step.json
+	$(BIN)/python scripts/bench_data.py --json outputs/bench/data.json
 
 lint: $(VENV)/.dev ## check style
 	$(BIN)/ruff check .
