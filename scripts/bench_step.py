@@ -166,13 +166,7 @@ def measure(case: Case) -> dict[str, Any]:
     for epoch in range(WARM_UP_STEPS):
         run.step(run.batch(epoch))
     used = memory.read()
-    batch = run.batch(WARM_UP_STEPS)
-    flops = count_flops(run, batch)
-    if case.compiled:
-        run.compile()
-        run.step(batch)
-        flops["forward"] = sum(flops.pop(stage) for stage in ("teacher", "student", "decoder"))
-    products = block_products(run, batch)
+    products = block_products(run, run.batch(WARM_UP_STEPS))
 
     times: defaultdict[str, list[float]] = defaultdict(list)
     for repetition in range(case.steps):
@@ -189,6 +183,9 @@ def measure(case: Case) -> dict[str, Any]:
             times[name].append(product.seconds(run.now))
     square = square_product(run)
     best_square = min(square.seconds(run.now) for _ in range(3))
+    flops = count_flops(run, batch)
+    if case.compiled:
+        flops["forward"] = sum(flops.pop(stage) for stage in ("teacher", "student", "decoder"))
 
     total = sum(flops.values())
     gemm_flops = sum(product.flops for product in products.values())
@@ -230,7 +227,7 @@ class Run:
         )
         assert isinstance(model, SelfDistillation)
         self.model = model.to(self.device).train()
-        self.forward: Callable[[Batch], Any] = self.model
+        self.forward: Callable[[Batch], Any] = torch.compile(self.model) if case.compiled else self.model
         (self.modality,) = self.model.student.frontends
         self.optimizer = optim((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
         for group in self.optimizer.param_groups:
@@ -238,7 +235,7 @@ class Run:
         self.samples = [Sample(x, SampleKey(0, i)) for i, x in enumerate(self._noise())]
         self.collate = self._collate()
         self.loss = torch.tensor(math.nan)
-        self.compiled = False
+        self.compiled = case.compiled
 
     def _noise(self) -> Tensor:
         """(B, ...) inputs of the recipe's shape."""
@@ -289,10 +286,6 @@ class Run:
         self.model.update_teacher(self.ema(1))
         lap("end")
         self.loss = loss.detach()
-
-    def compile(self) -> None:
-        """From now on the forward pass, and with it the backward pass, is a compiled one."""
-        self.forward, self.compiled = torch.compile(self.model), True
 
     def now(self) -> float:
         """Seconds, once the device has done all it was given."""
@@ -388,7 +381,8 @@ def stages_of(model: SelfDistillation, modality: str, lap: Callable[[str], None]
 
 
 def count_flops(run: Run, batch: Batch) -> dict[str, float]:
-    """FLOPs of a step by stage."""
+    """FLOPs of a step by stage. From then on the run is no compiled one, whose kernels could not be counted."""
+    run.forward, run.compiled = run.model, False
     with flop_counter() as counter:
         laps = Laps(read=counter.get_total_flops)
         run.step(batch, laps)
@@ -653,7 +647,7 @@ def plot_sweep(axis: str, swept: dict[str, list[dict[str, Any]]], path: Path) ->
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path
