@@ -22,7 +22,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -30,15 +29,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 from bench_common import (
     Spread,
@@ -46,13 +43,14 @@ from bench_common import (
     compose_recipe,
     machine_facts,
     recipes_and_overrides,
-    table,
     write_json,
 )
+from bench_counts import Laps, Memory, Product, flop_counter
+from bench_tables import STAGES, describe, plot_sweep, stage_table, summary_table, sweep_table
 from d2v.data.datasets import PretrainCollate, Sample
 from d2v.data.sampler import SampleKey
 from d2v.data.speech_batches import ClipCollate
-from d2v.models.distillation import SelfDistillation
+from d2v.models.masked import MaskedModel
 from d2v.nn.frontends.image import ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.types import Batch
@@ -66,7 +64,6 @@ BATCHES = {
 }  # fmt: skip
 SECONDS = {"speech_tiny": 4.0}  # of a clip, where not 10
 DEFAULT_RECIPES = ("image_base", "speech_base", "text_base")
-STAGES = ("teacher", "student", "decoder", "forward", "backward", "optimizer", "ema")
 SWEEPS = ("masks", "batch", "width", "tokens")
 WARM_UP_STEPS = 2  # the optimizer's state is made at the end of the first
 SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the matrices that show what the device can do
@@ -155,17 +152,14 @@ def in_own_process(case: Case, threads: int) -> dict[str, Any]:
     return result
 
 
-# --- one case -----------------------------------------------------------------------------------------------------
-
-
 def measure(case: Case) -> dict[str, Any]:
     """Build the case and measure it; times in seconds, memory in bytes."""
     torch.manual_seed(0)
     run = Run(case)
-    memory = Memory(run)
+    memory = Memory(run.device)
     for epoch in range(WARM_UP_STEPS):
         run.step(run.batch(epoch))
-    used = memory.read()
+    used = memory.read(run.optimizer)
     products = block_products(run, run.batch(WARM_UP_STEPS))
 
     times: defaultdict[str, list[float]] = defaultdict(list)
@@ -225,7 +219,7 @@ class Run:
         model, self.mask, optim, self.ema = (
             instantiate(self.cfg[key], _convert_="all") for key in ("model", "mask", "optim", "ema")
         )
-        assert isinstance(model, SelfDistillation)
+        assert isinstance(model, MaskedModel)
         self.model = model.to(self.device).train()
         self.forward: Callable[[Batch], Any] = torch.compile(self.model) if case.compiled else self.model
         (self.modality,) = self.model.student.frontends
@@ -324,46 +318,10 @@ def modality_of(recipe: str) -> str:
     return recipe.removeprefix("v1_").partition("_")[0]
 
 
-# --- where a step spends its time and its operations ----------------------------------------------------------------
-
-
-class Laps:
-    """Readings of a clock or a counter where a step's parts start.
-
-    Args:
-        device: "cpu" or "cuda": events are recorded there, and nothing waits for them.
-        read: instead of a clock.
-    """
-
-    def __init__(self, device: str = "cpu", read: Callable[[], float] | None = None) -> None:
-        self.on_gpu = device == "cuda" and read is None
-        self.read: Callable[[], Any] = _recorded_event if self.on_gpu else (read or time.perf_counter)
-        self.readings: list[tuple[str, Any]] = []
-
-    def start(self, stage: str) -> None:
-        """What follows is part of ``stage``."""
-        self.readings.append((stage, self.read()))
-
-    def totals(self) -> dict[str, float]:
-        """By stage: seconds, or what was counted."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        totals: defaultdict[str, float] = defaultdict(float)
-        for (stage, start), (_, end) in pairwise(self.readings):
-            totals[stage] += start.elapsed_time(end) / 1000 if self.on_gpu else end - start
-        return dict(totals)
-
-
-def _recorded_event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
 @contextmanager
-def stages_of(model: SelfDistillation, modality: str, lap: Callable[[str], None]) -> Iterator[None]:
+def stages_of(model: MaskedModel, modality: str, lap: Callable[[str], None]) -> Iterator[None]:
     """Within, a forward pass says when its teacher and its decoder (with the loss after it) start."""
-    targets = model.targets
+    targets: Callable[..., Tensor] = model.targets  # type: ignore[assignment]  # every algorithm has it
 
     def targets_between_laps(*args: Any, **kwargs: Any) -> Tensor:
         lap("teacher")
@@ -371,7 +329,7 @@ def stages_of(model: SelfDistillation, modality: str, lap: Callable[[str], None]
         lap("student")
         return result
 
-    model.targets = targets_between_laps  # type: ignore[method-assign]  # hides the method until it is deleted
+    model.targets = targets_between_laps  # type: ignore[assignment]  # hides the method until it is deleted
     hook = model.predictors[modality].register_forward_pre_hook(lambda *_: lap("decoder"))
     try:
         yield
@@ -387,88 +345,6 @@ def count_flops(run: Run, batch: Batch) -> dict[str, float]:
         laps = Laps(read=counter.get_total_flops)
         run.step(batch, laps)
     return {stage: count for stage, count in laps.totals().items() if stage not in ("optimizer", "ema")}
-
-
-def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter, which (2.14) does not know a CPU's attention, counts a grouped convolution's gradient of its
-    weight as if it had no groups, and counts what a kernel of attention computes again."""
-    aten = torch.ops.aten
-    names = ("flash_attention", "efficient_attention", "cudnn_attention")
-    backward = [getattr(aten, f"_scaled_dot_product_{name}_backward") for name in names]
-    counter = FlopCounterMode(
-        display=False,
-        custom_mapping={
-            aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-            aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-            **dict.fromkeys(backward, _attention_backward_flops),
-            aten.convolution_backward: _convolution_backward_flops,
-        },
-    )
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    return counter
-
-
-class _NoModules:
-    """Instead of a list of the modules under way, whose hooks fail where a teacher reads what a student computed."""
-
-    parents: ClassVar[set[str]] = {"Global"}
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Logits and weighted sum, of shapes (N, heads, T, D / heads)."""
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward_flops(
-    _grad: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
-) -> int:
-    """Two products for each of the forward pass; the logits, computed again by some kernels, are not counted."""
-    return 2 * int(sdpa_flop_count(query, key, value))
-
-
-def _convolution_backward_flops(
-    grad: Sequence[int], inputs: Sequence[int], weight: Sequence[int], *options: Any, **_: Any
-) -> int:
-    """As many as the forward pass for each of the gradients that are wanted: of the inputs, of the weight.
-
-    Args:
-        grad: (N, C_out, ...) shape of the output.
-        inputs: (N, C_in, ...).
-        weight: (C_out, C_in / groups, ...).
-        options: bias' sizes, stride, padding, dilation, transposed, padding of the output, groups, what is wanted.
-    """
-    return sum(options[7][:2]) * int(conv_flop_count(list(inputs), list(weight), list(grad), options[4]))
-
-
-# --- what the machine can do ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Product:
-    """A matrix product.
-
-    Attributes:
-        flops: of one.
-        compute: does it.
-    """
-
-    flops: int
-    compute: Callable[[], Tensor]
-
-    def seconds(self, now: Callable[[], float], at_least: float = 0.01) -> float:
-        """Of one, the mean of as many as take ``at_least`` seconds."""
-        start = now()
-        self.compute()
-        first = now() - start
-        count = max(1, min(1000, math.ceil(at_least / max(first, 1e-6))))
-        start = now()
-        for _ in range(count):
-            self.compute()
-        return (now() - start) / count
 
 
 def block_products(run: Run, batch: Batch) -> dict[str, Product]:
@@ -502,52 +378,6 @@ def square_product(run: Run) -> Product:
     """A product large enough to show what the device can do at best."""
     side = SQUARE[run.device.type]
     return linear_products(run, side, side, side)["grad_input"]
-
-
-class Memory:
-    """The most memory in use since the model was built.
-
-    On a GPU what PyTorch has allocated; on a CPU what the process has resident, by how much it grew: gradients,
-    optimizer state, and activations.
-
-    Args:
-        run: built, not yet trained.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.before = torch.cuda.memory_allocated() if self._on_gpu else _resident("VmRSS")
-        if self._on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.run.device.type == "cuda"
-
-    def read(self) -> dict[str, int]:
-        """In bytes: "before" the first step, "peak", "state" (gradients and the optimizer's), and what else it took."""
-        peak = torch.cuda.max_memory_allocated() if self._on_gpu else _resident("VmHWM")
-        optimizer = self.run.optimizer
-        tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-        tensors += [p for group in optimizer.param_groups for p in group["params"]]  # as large as their gradients
-        state = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return {"before": self.before, "peak": peak, "growth": peak - self.before, "state": state,
-                "activations": peak - self.before - state}  # fmt: skip
-
-
-def _resident(entry: str) -> int:
-    """Bytes of this process: "VmRSS", now, or "VmHWM", at most so far.
-
-    Not ``getrusage`` where the kernel tells these: a process begins with its parent's peak.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
-
-
-# --- sweeps ---------------------------------------------------------------------------------------------------------
 
 
 def sweep(case: Case, axis: str, values: Sequence[float] | None, threads: int) -> list[dict[str, Any]]:
@@ -588,132 +418,6 @@ def sweep_values(case: Case, axis: str) -> list[float]:
         return sorted({max(2, round(cfg.data.img_size * factor / patch)) * patch for factor in factors})
     own = cfg.data.block_size if modality == "text" else SECONDS.get(case.recipe, 10.0)
     return [own * factor for factor in factors]
-
-
-def sweep_table(axis: str, results: Sequence[dict[str, Any]]) -> str:
-    """A row for every value; "power" is p where the step's time grew as the value to the p since the row before."""
-    stages = [stage for stage in STAGES if stage in results[0]["seconds"]]
-    header = [
-        axis,
-        "step ms",
-        "min-max",
-        "power",
-        *(f"{s} ms" for s in stages),
-        "GFLOP",
-        "GFLOP/s",
-        "of GEMM",
-        "grew MB",
-    ]
-    rows = []
-    for i, result in enumerate(results):
-        seconds, step = result["seconds"], result["seconds"]["step"]
-        rows.append(
-            [
-                result[axis],
-                _ms(step["median"]),
-                f"{_ms(step['min'])}-{_ms(step['max'])}",
-                f"{_power(axis, results[i - 1], result):.2f}" if i else "",
-                *(_ms(seconds[stage]["median"]) for stage in stages),
-                f"{result['flops']['step'] / 1e9:.1f}",
-                f"{result['flops_per_s']['median'] / 1e9:.0f}",
-                f"{result['share_of_gemm']['median']:.0%}",
-                f"{result['memory']['growth'] / 1e6:.0f}",
-            ]
-        )
-    return table(header, rows)
-
-
-def _power(axis: str, before: dict[str, Any], after: dict[str, Any]) -> float:
-    growth = after["seconds"]["step"]["median"] / before["seconds"]["step"]["median"]
-    return math.log(growth) / math.log(after[axis] / before[axis])
-
-
-def plot_sweep(axis: str, swept: dict[str, list[dict[str, Any]]], path: Path) -> Path:
-    """A panel for every precision: the step and its parts over the value, both axes logarithmic."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
-
-    figure = Figure(figsize=(6.2 * len(swept), 4.2), layout="constrained")
-    for axes, (precision, results) in zip(figure.subplots(1, len(swept), squeeze=False)[0], swept.items(), strict=True):
-        x = [result[axis] for result in results]
-        for name in ("step", *(stage for stage in STAGES if stage in results[0]["seconds"])):
-            spreads = [result["seconds"][name] for result in results]
-            y = [1000 * spread["median"] for spread in spreads]
-            bars = [[1000 * abs(s[end] - s["median"]) for s in spreads] for end in ("min", "max")]
-            style = {"color": "#333333", "linewidth": 2.2} if name == "step" else {"linewidth": 1.2}
-            axes.errorbar(x, y, yerr=bars, marker="o", markersize=3.5, capsize=2, label=name, **style)
-        axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms", title=f"{results[0]['recipe']}, {precision}")
-        axes.set_xticks(x)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    return path
-
-
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
-def describe(result: dict[str, Any]) -> str:
-    """The case in a line."""
-    return (
-        f"{result['recipe']}, {result['precision']}{', compiled' if result['compiled'] else ''}: "
-        f"{result['batch']} samples x {result['masks']} masks, {result['visible']} of {result['tokens']} tokens "
-        f"visible, width {result['width']}, depth {result['depth']}, {result['parameters'] / 1e6:.1f}M parameters"
-    )
-
-
-def stage_table(result: dict[str, Any]) -> str:
-    """A row for every part of the step, and what the machine does at best."""
-    seconds, flops, gemm = result["seconds"], result["flops"], result["gemm_flops_per_s"]["median"]
-    step = seconds["step"]["median"]
-    rows = []
-    for name in ("step", *(stage for stage in STAGES if stage in seconds), "data"):
-        spread = seconds[name]
-        row = [name, _ms(spread["median"]), f"{_ms(spread['min'])}-{_ms(spread['max'])}"]
-        row += ["" if name == "data" else f"{spread['median'] / step:.1%}"]
-        rate = flops.get(name, 0) / spread["median"]
-        share = result["share_of_gemm"]["median"] if name == "step" else rate / gemm
-        row += [f"{flops[name] / 1e9:.2f}", f"{rate / 1e9:.1f}", f"{share:.0%}"] if rate else ["", "", ""]
-        rows.append(row)
-    rows.append(["block's products", "", "", "", "", f"{gemm / 1e9:.1f}", "100%"])
-    square = result["square_flops_per_s"]
-    rows.append(["square product", "", "", "", "", f"{square / 1e9:.1f}", f"{square / gemm:.0%}"])
-    memory = {name: f"{count / 1e6:.0f} MB" for name, count in result["memory"].items()}
-    return table(["part", "ms", "min-max", "of step", "GFLOP", "GFLOP/s", "of GEMM"], rows) + (
-        f"\n\nmemory: {memory['before']} before the first step; grew by {memory['growth']}, {memory['state']} of it "
-        f"gradients and optimizer state, {memory['activations']} activations and workspace"
-    )
-
-
-def summary_table(results: Sequence[dict[str, Any]]) -> str:
-    """A row for every case."""
-    header = ["recipe", "precision", "batch x masks", "step ms", "min-max", "samples/s", "GFLOP", "GFLOP/s", "of GEMM"]
-    rows = []
-    for result in results:
-        step = result["seconds"]["step"]
-        rows.append(
-            [
-                result["recipe"],
-                result["precision"],
-                f"{result['batch']} x {result['masks']}",
-                _ms(step["median"]),
-                f"{_ms(step['min'])}-{_ms(step['max'])}",
-                f"{result['batch'] / step['median']:.2f}",
-                f"{result['flops']['step'] / 1e9:.1f}",
-                f"{result['flops_per_s']['median'] / 1e9:.1f}",
-                f"{result['share_of_gemm']['median']:.0%}",
-            ]
-        )
-    return table(header, rows)
-
-
-def _ms(seconds: float) -> str:
-    """Milliseconds to three digits or more."""
-    ms = 1000 * seconds
-    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 if __name__ == "__main__":
