@@ -21,6 +21,8 @@ PRETRAIN = {
     "seed": Range(int, 0),
     "global_batch_size": Range(float, 1),  # seconds, or a whole number of samples: the data know
     "micro_batch_size": Range(float, 1, optional=True),
+    "compile": Range(bool),
+    "activation_checkpointing": Range(bool),
     "trainer.max_steps": Range(int, 1),
     "trainer.log_every_n_steps": Range(int, 1),
     "trainer.gradient_clip_val": Range(float, 0, optional=True),
@@ -64,6 +66,8 @@ FINETUNE = {
     "epochs": Range(float, 0, optional=True),
     "global_batch_size": Range(float, 1),
     "micro_batch_size": Range(float, 1, optional=True),
+    "compile": Range(bool),
+    "activation_checkpointing": Range(bool),
     "freeze_steps": Range(int, 0),
     "ema_decay": Range(float, 0, 1, optional=True),
     "train_frontend": Range(bool),
@@ -93,7 +97,7 @@ PROBE = {
 KEYS = (
     *("model", "mask", "data", "optim", "schedule", "ema", "trainer", "callbacks", "logger"),
     *("seed", "global_batch_size", "micro_batch_size", "num_workers", "num_threads"),
-    *("resume", "init_from", "output_dir", "name", "run_dir"),
+    *("compile", "activation_checkpointing", "resume", "init_from", "output_dir", "name", "run_dir"),
 )
 
 
@@ -101,7 +105,17 @@ FINETUNE_KEYS = (
     *("model", "data", "task", "head", "encoder", "labels", "feature_mask", "optim", "schedule", "trainer"),
     *("callbacks", "logger", "decoder", "checkpoint", "network", "train_frontend", "freeze_steps", "ema_decay"),
     *("label_seed", "label_fraction", "seed", "epochs", "global_batch_size", "micro_batch_size", "num_workers"),
-    *("num_threads", "sweep", "resume", "output_dir", "name", "run_dir", "task_name"),
+    *(
+        "num_threads",
+        "compile",
+        "activation_checkpointing",
+        "sweep",
+        "resume",
+        "output_dir",
+        "name",
+        "run_dir",
+        "task_name",
+    ),
 )
 
 

@@ -76,6 +76,11 @@ def finetune(cfg: DictConfig) -> None:
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         portable = {**config, "data": {**config["data"], **dataset.assets()}, "label_names": data.labels}
         module = FinetuneModule(model, task, optim, schedule, cfg.freeze_steps, cfg.ema_decay, cfg.seed, portable)
+        if cfg.activation_checkpointing:
+            model.encoder.checkpoint_activations()
+        if cfg.compile:
+            setup.check_compile(trainer)
+            module.compile_forward()
         module.configure_optimizers()  # only to see that it can be done
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")

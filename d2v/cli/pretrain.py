@@ -59,6 +59,11 @@ def pretrain(cfg: DictConfig) -> None:
         optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
         portable = {**config, "data": {**config["data"], **assets}}
         module = PretrainModule(model, optim, schedule, ema, cfg.seed, portable)
+        if cfg.activation_checkpointing:
+            model.student.checkpoint_activations()
+        if cfg.compile:
+            setup.check_compile(trainer)
+            module.compile_forward()
         module.configure_optimizers()  # only to see that it can be done
         ema(1)
     if trainer.is_global_zero:

@@ -67,7 +67,7 @@ class FinetuneModule(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""
         self._seed_step(batch_idx)
-        outputs = self.model(batch, train_encoder=self.trainer.global_step >= self.freeze_steps)
+        outputs = self.forward_pass(batch, train_encoder=self.trainer.global_step >= self.freeze_steps)
         found = self.task.loss(outputs, batch)
         world_size, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
         if batch.step_size is None:  # every micro-batch holds equally much

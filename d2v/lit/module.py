@@ -47,8 +47,26 @@ class TrainingModule(L.LightningModule):
         self.seed = seed
         self.config = config or {}
         self.skipped = torch.tensor(False)
+        self._compiled: Callable[..., Any] | None = None
         self._step_loss: Tensor | float = 0.0
         self._logged: set[str] = set()
+
+    def compile_forward(self, **options: Any) -> None:
+        """Compile the model's forward pass, as one graph, for training steps alone: scoring has other shapes.
+
+        The model itself stays as it is, and so do the names of its weights in checkpoints.
+
+        Args:
+            options: of ``torch.compile``.
+        """
+        # Clips and texts come in shapes of every kind; after a few, graphs are for unknown sizes, within bounds.
+        torch._dynamo.config.recompile_limit = 64
+        self._compiled = torch.compile(self.model.forward, fullgraph=True, **options)
+
+    @property
+    def forward_pass(self) -> Callable[..., Any]:
+        """The model as training steps call it."""
+        return self.model if self._compiled is None else self._compiled
 
     def configure_model(self) -> None:
         """Under FSDP, the model is spread over the devices before the optimizer is made."""

@@ -44,7 +44,7 @@ class PretrainModule(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""
         self._seed_step(batch_idx)
-        out = self.model(batch)
+        out = self.forward_pass(batch)
         loss = out.loss_sum * self.trainer.world_size / self._mean_count(out.count, batch)
         if self.should_log:
             mask = batch.mask

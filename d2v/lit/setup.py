@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from d2v.data.sampler import BatchSplit
 from d2v.lit.checkpoint_io import AtomicCheckpointIO
-from d2v.lit.strategies import choose_strategy
+from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
 from d2v.version import __version__
 
 
@@ -155,6 +155,30 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
         num_sanity_val_steps=0,
         limit_val_batches=0,
     )
+
+
+def check_compile(trainer: L.Trainer) -> None:
+    """Raise ValueError where ``compile=true`` cannot be: without a compiler, or under FSDP."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # these take seconds to import
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    if isinstance(trainer.strategy, FullyShardedStrategy):
+        raise ValueError(
+            "compile=true: not with trainer.strategy=fsdp, which gathers weights within the graph: set "
+            "trainer.strategy=ddp, or compile=false"
+        )
+    device = trainer.strategy.root_device.type
+    if device == "cuda" and not has_triton():
+        raise ValueError("compile=true: PyTorch finds no Triton for this GPU: install triton, or set compile=false")
+    if device == "cpu":
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise ValueError(
+                "compile=true: PyTorch finds no C++ compiler: install one (g++), name it in the environment variable "
+                "CXX, or set compile=false"
+            ) from error
 
 
 def summary(

@@ -150,6 +150,8 @@ def averages(scope: TeacherScope, name: str, local_parts: Mapping[str, Sequence[
 
 
 def evenly(x_BTD: Tensor, count: int) -> Tensor:
-    """At most ``count`` of B * T tokens, evenly spaced: (count, D)."""
+    """``count`` of B * T tokens, evenly spaced, or all if there are fewer: (count, D), a copy."""
     tokens = x_BTD.flatten(0, 1)
-    return tokens[:: max(1, -(-len(tokens) // count))]
+    count = min(count, len(tokens))
+    # Not a slice: compiled code would be compiled anew for every step that it takes, and x_BTD would be kept alive.
+    return tokens[torch.arange(count, device=x_BTD.device) * len(tokens) // count]

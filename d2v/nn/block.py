@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.utils.checkpoint
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
@@ -28,6 +29,11 @@ class Block(nn.Module):
         layer_drop_rate: probability of skipping the whole block for a batch (LayerDrop, arXiv:1909.11556).
         layer_scale_init: learned factors on both branches, and what they start at (arXiv:2103.17239); None for none.
         rel_pos_grid: of a bias of relative positions of its own, (rows, columns) of patches after a CLS token; or None.
+
+    Attributes:
+        checkpointing: whether a training step keeps the block's input only and computes the rest anew, with the same
+            random numbers, when the backward pass needs it (arXiv:1604.06174); set by
+            :meth:`~d2v.nn.encoder.Encoder.checkpoint_activations`.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class Block(nn.Module):
         rel_pos_grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        self.checkpointing = False
         self.norm_first = norm_first
         self.layer_drop_rate = layer_drop_rate
         self.attn = Attention(dim, num_heads, attn_drop_rate, drop_rate)
@@ -70,6 +77,11 @@ class Block(nn.Module):
         Returns:
             The block's output and the MLP's output before dropout, residual and norm, both (N, T, D).
         """
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(self._forward, x, attn_bias, use_reentrant=False)
+        return self._forward(x, attn_bias)
+
+    def _forward(self, x: Tensor, attn_bias: Tensor | None) -> tuple[Tensor, Tensor]:
         skipped = x
         if self.rel_pos is not None:
             attn_bias = self.rel_pos() if attn_bias is None else attn_bias + self.rel_pos()
