@@ -22,11 +22,10 @@ def regression_loss_sum(pred: Tensor, target: Tensor, scale: float, beta: float 
     Returns:
         Scalar float32.
     """
-    error = pred.float() - target.float()  # all that the backward pass needs, where pred and target would be two
-    zero = error.new_zeros(()).expand_as(error)
+    error = pred.float() - target.float()  # all that is kept for the backward pass
     if beta == 0:
-        return F.mse_loss(error, zero, reduction="sum") * scale
-    return F.smooth_l1_loss(error, zero, reduction="sum", beta=beta) * scale
+        return error.square().sum() * scale
+    return F.smooth_l1_loss(error, error.new_zeros(()).expand_as(error), reduction="sum", beta=beta) * scale
 
 
 @torch.no_grad()
