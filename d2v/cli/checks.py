@@ -35,6 +35,7 @@ PRETRAIN = {
     "model.loss_beta": Range(float, 0),
     "mask.num_masks": Range(int, 1),
     "callbacks.checkpoint.every_n_steps": Range(int, 1),
+    "callbacks.checkpoint.keep_best": Range(int, 1),
     "callbacks.probe.every_n_steps": Range(int, 1),
     "mask.mask_ratio": Range(float),
     "mask.mask_ratio_adjust": Range(float),

@@ -22,6 +22,7 @@ from d2v.cli.main import options
 from d2v.cli.run_dir import run_dir
 from d2v.cli.slurm import check_launcher
 from d2v.data.bad_samples import BadSample, TooManyBadSamples
+from d2v.lit.callbacks.checkpoint import UnknownMetric
 from d2v.lit.callbacks.finite import NotFinite
 from d2v.lit.callbacks.health import Collapse
 from d2v.lit.checkpoint_io import NotSaved
@@ -73,7 +74,7 @@ def running() -> Iterator[None]:
     """While a command runs, only what it found wrong with the data or the run itself is the user's to mend."""
     try:
         yield
-    except (Collapse, Diverged, NotFinite, NotSaved, OtherBatch, BadSample, TooManyBadSamples) as error:
+    except (Collapse, Diverged, NotFinite, NotSaved, OtherBatch, BadSample, TooManyBadSamples, UnknownMetric) as error:
         fail(str(error), error)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # PyTorch raises it wherever the process happens to be

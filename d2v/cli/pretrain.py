@@ -91,7 +91,7 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
     """The checkpoint to go on from, or None to start anew (said aloud under resume=auto)."""
     if not resume:
         return None
-    if Path(resume).name == BEST:
+    if Path(resume).resolve().name == BEST:  # pretraining's is a link to a whole one
         raise ValueError(f"resume={resume}: holds weights to use, but not where training stood; give a step-*.ckpt")
     if resume != "auto" and Path(resume).is_file():
         with naming("resume"):

@@ -63,6 +63,17 @@ def save(trainer: L.Trainer, path: Path, weights_only: bool = False) -> OSError 
     return error
 
 
+def point(link: Path, target: Path) -> None:
+    """Let ``link`` mean a file beside it; at no time does it mean none. A disk that is full or gone is logged."""
+    part = link.with_name(f".{link.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        part.symlink_to(target.name)
+        part.replace(link)
+    except OSError as error:
+        log.error("%s could not be made a link to %s (%s)", link, target.name, error)
+
+
 def _cause(error: BaseException | None) -> OSError | None:
     """torch's writer has errors of its own, raised while that of the disk is on its way."""
     while error is not None and not isinstance(error, OSError):

@@ -84,6 +84,10 @@ class TrainingModule(L.LightningModule):
         self._logged.add(name)
         super().log(name, value, *args, **{**kwargs, "logger": False})
 
+    def has_just_logged(self, name: str) -> bool:
+        """Whether the metric is of the step that is ending, and not of one before; for callbacks."""
+        return name in self._logged
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """After all callbacks have logged: hand the step's metrics to the loggers."""
         if ends_step(self.trainer, batch_idx):

@@ -111,6 +111,8 @@ VALUES = [
     (["model.decoders.image.kernel_size=2"], ["kernel_size=2", "3"]),
     (["callbacks.checkpoint.keep=0"], ["callbacks.checkpoint.keep=0", "-1"]),
     (["callbacks.checkpoint.every_n_steps=0"], ["callbacks.checkpoint.every_n_steps=0"]),
+    (["callbacks.checkpoint.keep_best=0"], ["callbacks.checkpoint.keep_best=0", "at least 1"]),
+    (["callbacks.checkpoint.mode=most"], ["callbacks.checkpoint.mode=most", "max or min"]),
     (["callbacks=probe", "callbacks.probe.every_n_steps=0"], ["callbacks.probe.every_n_steps=0"]),
 ]
 FILES = [

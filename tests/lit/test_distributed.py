@@ -216,11 +216,15 @@ def test_finetuning_and_probes(
     assert (one / "results.md").read_text() == (two / "results.md").read_text()
 
     probed = ["callbacks=probe", "callbacks.probe.every_n_steps=3", "callbacks.probe.max_train=60",
-              "callbacks.probe.max_val=40"]  # fmt: skip
-    found = [
-        runs.metrics(launch(tmp_path / f"probe-{name}", cache, *recipes["image"], *probed, *extra))[-1]["probe/knn"]
-        for name, extra in (("one", []), ("two", WAYS[way]))
-    ]
+              "callbacks.probe.max_val=40", "callbacks.checkpoint.every_n_steps=10", "callbacks.checkpoint.keep=1",
+              "callbacks.checkpoint.monitor=probe/knn", "trainer.max_steps=4"]  # fmt: skip
+    found = []
+    for name, extra in (("one", []), ("two", WAYS[way])):
+        run = launch(tmp_path / f"probe-{name}", cache, *recipes["image"], *probed, *extra)
+        found.append(runs.metrics(run)[2]["probe/knn"])
+        assert runs.checkpoints(run) == ["best.ckpt", "step-00000003.ckpt", "step-00000004.ckpt"]
+        best = runs.load(run, 4)["callbacks"]["CheckpointEvery"]["best"]
+        assert best == [(float(found[-1]), 3)]
     assert found[0] == found[1] != ""
 
 

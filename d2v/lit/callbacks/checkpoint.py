@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from d2v.interop.native import list_checkpoints
-from d2v.lit.checkpoint_io import NotSaved, save
-from d2v.lit.steps import ends_step
+from d2v.interop.native import BEST, list_checkpoints
+from d2v.lit.checkpoint_io import NotSaved, point, save
+from d2v.lit.module import TrainingModule
+from d2v.lit.steps import ends_step, is_logged_step
 
 log = logging.getLogger(__name__)
 
@@ -35,46 +37,85 @@ def _agree(trainer: L.Trainer, mine: tuple[bool, ...]) -> list[bool]:
     return [vote > 0 for vote in trainer.strategy.reduce(votes, reduce_op="sum").tolist()]
 
 
+class UnknownMetric(RuntimeError):
+    """The metric that is to say which checkpoints are best is one that nobody logs."""
+
+
 class CheckpointEvery(Checkpoint):
-    """Writes ``checkpoints/step-00001000.ckpt``, keeps the newest few, and stops cleanly when told to.
+    """Writes ``checkpoints/step-00001000.ckpt``, keeps the newest few and the best, and stops cleanly when told to.
 
     SIGTERM or the first Ctrl-C ends the run after the optimizer step under way, with a checkpoint; a second Ctrl-C
     ends it at once. In a Slurm job SIGUSR1 and SIGUSR2 do the same and mean that the job is to be requeued. Several
     processes agree every ten steps.
+
+    With ``monitor``, a step whose metric is among the best so far is saved, too, and stays until it no longer is;
+    ``best.ckpt`` is a link to the best of all. Which they are is part of every checkpoint. The metric is rank 0's, and
+    all ranks must log it. A callback that logs later than the first logged step says what in its ``metrics``.
 
     Args:
         dirpath: folder of the checkpoints.
         every_n_steps: optimizer steps between two.
         every_n_minutes: also save when this many minutes have passed since the last; None for never.
         keep: how many to keep, newest first; -1 for all.
+        monitor: the metric by which checkpoints are best, such as "probe/knn"; None: none is kept for being best.
+        mode: "max" if more of it is better, "min" if less is.
+        keep_best: how many of the best to keep beside the newest.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a value out of range.
     """
 
     def __init__(
-        self, dirpath: str | Path, every_n_steps: int = 1000, every_n_minutes: float | None = 30.0, keep: int = 2
+        self,
+        dirpath: str | Path,
+        every_n_steps: int = 1000,
+        every_n_minutes: float | None = 30.0,
+        keep: int = 2,
+        monitor: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        keep_best: int = 1,
     ) -> None:
         super().__init__()
         if every_n_steps < 1:
             raise ValueError(f"callbacks.checkpoint.every_n_steps={every_n_steps}: must be at least 1")
         if keep == 0 or keep < -1:
             raise ValueError(f"callbacks.checkpoint.keep={keep}: choose -1 (all) or at least 1")
+        if mode not in ("max", "min"):
+            raise ValueError(f"callbacks.checkpoint.mode={mode}: choose max or min")
+        if keep_best < 1:
+            raise ValueError(f"callbacks.checkpoint.keep_best={keep_best}: must be at least 1; monitor=null keeps none")
         self.dirpath = Path(dirpath)
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.keep = keep
+        self.monitor, self.mode, self.keep_best = monitor, mode, keep_best
+        self.best: list[tuple[float, int]] = []  # (metric, step), best first; the same on all ranks
         self.stop_signal: int | None = None
         self.requeue = False  # whether any rank was told to have the job requeued; the same on all
         self._saved_step = -1
         self._saved_at = time.monotonic()
+        self._monitor_is_known = monitor is None
         self._previous_handlers: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which checkpoints are the best, and by what."""
+        return {"monitor": self.monitor, "mode": self.mode, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing with them, unless it is another metric that counts now."""
+        best, by, mode = (state_dict[key] for key in ("best", "monitor", "mode"))
+        if (by, mode) == (self.monitor, self.mode):
+            self.best = [(value, step) for value, step in best][: self.keep_best]
+        elif best:
+            log.warning("the checkpoints that were best by %s (%s) are no longer kept for it", by, mode)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over SIGTERM and Ctrl-C; a resumed run's checkpoint needs no second copy."""
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
             self._set_aside_later_than(trainer.global_step)
+        there = [(value, step) for value, step in self.best if self._path(step).is_file()]
+        self.best = trainer.strategy.broadcast(there)
         for number in (signal.SIGTERM, signal.SIGINT, *(_REQUEUE if "SLURM_JOB_ID" in os.environ else ())):
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
 
@@ -101,11 +142,39 @@ class CheckpointEvery(Checkpoint):
         overdue = self.every_n_minutes is not None and minutes >= self.every_n_minutes
         overdue, stop, requeue = _agree(trainer, (overdue, self.stop_signal is not None, self.stop_signal in _REQUEUE))
         self.requeue |= requeue
-        if step % self.every_n_steps == 0 or overdue:
-            self._save(trainer)
+        best = self._best_with_this_step(trainer, pl_module, batch_idx)
+        if step % self.every_n_steps == 0 or overdue or best != self.best:
+            self._save(trainer, best)
         if stop:
             log.info("told to stop: stopping after step %d", step)
             trainer.should_stop = True
+
+    def _best_with_this_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch_idx: int
+    ) -> list[tuple[float, int]]:
+        """The best so far, with the step that has just ended if it is one of them."""
+        self._check_monitor(trainer, batch_idx)
+        assert isinstance(pl_module, TrainingModule)
+        if self.monitor is None or not pl_module.has_just_logged(self.monitor):
+            return self.best
+        value: float = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+        if math.isnan(value):
+            return self.best
+        sign = 1 if self.mode == "min" else -1
+        return sorted([*self.best, (value, trainer.global_step)], key=lambda best: sign * best[0])[: self.keep_best]
+
+    def _check_monitor(self, trainer: L.Trainer, batch_idx: int) -> None:
+        """Once, when every metric has been logged that needs no waiting for."""
+        if self._monitor_is_known or not is_logged_step(trainer, batch_idx):
+            return
+        later = {name for callback in trainer.callbacks for name in getattr(callback, "metrics", ())}  # type: ignore[attr-defined]
+        known = sorted(later | trainer.callback_metrics.keys())
+        if self.monitor not in known:
+            raise UnknownMetric(
+                f"callbacks.checkpoint.monitor={self.monitor}: no such metric is logged; choose one of "
+                f"{', '.join(known)}, or null (probe/knn comes with callbacks=probe)"
+            )
+        self._monitor_is_known = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what has not been saved yet, and give the signals back.
@@ -113,7 +182,7 @@ class CheckpointEvery(Checkpoint):
         Raises:
             NotSaved: it could not be written.
         """
-        error = self._save(trainer)
+        error = self._save(trainer, self.best)
         self._restore_handlers()
         if error is not None:
             raise NotSaved(
@@ -129,14 +198,28 @@ class CheckpointEvery(Checkpoint):
         while self._previous_handlers:
             signal.signal(*self._previous_handlers.popitem())
 
-    def _save(self, trainer: L.Trainer) -> OSError | None:
+    def _path(self, step: int) -> Path:
+        return self.dirpath / f"step-{step:08d}.ckpt"
+
+    def _save(self, trainer: L.Trainer, best: list[tuple[float, int]]) -> OSError | None:
         if trainer.global_step == self._saved_step:
             return None
-        error = save(trainer, self.dirpath / f"step-{trainer.global_step:08d}.ckpt")
+        before, self.best = self.best, best  # now, since the checkpoint is to know it
+        error = save(trainer, self._path(trainer.global_step))
         if error is not None:
+            self.best = before
             return error  # logged; the older ones stay, and the next time may be better
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
-        if trainer.is_global_zero and self.keep > 0:
-            for path in list_checkpoints(self.dirpath)[self.keep :]:
-                path.unlink()
+        if trainer.is_global_zero:
+            self._tidy()
         return None
+
+    def _tidy(self) -> None:
+        """Point to the best; only then let go of what is neither new nor among them."""
+        best = [self._path(step) for _, step in self.best]
+        if best:
+            point(self.dirpath / BEST, best[0])
+        if self.keep > 0:
+            for path in list_checkpoints(self.dirpath)[self.keep :]:
+                if path not in best:
+                    path.unlink()

@@ -16,7 +16,7 @@ from d2v.lit.strategies import FullyShardedStrategy, gathered
 
 
 class OnlineKNN(L.Callback):
-    """Logs ``probe/knn`` (0 to 1) every so many optimizer steps; rank 0 computes it.
+    """Logs ``probe/knn`` (0 to 1) every so many optimizer steps; rank 0 computes it and tells the others.
 
     Args:
         data: where the labelled images come from (:class:`d2v.data.images.ImageData`).
@@ -30,6 +30,8 @@ class OnlineKNN(L.Callback):
     Raises:
         ValueError: the data set has no labels to probe with.
     """
+
+    metrics = ("probe/knn",)
 
     def __init__(
         self,
@@ -64,17 +66,18 @@ class OnlineKNN(L.Callback):
         if ends_step(trainer, batch_idx) and trainer.global_step % self.every_n_steps == 0:
             assert isinstance(pl_module, PretrainModule)
             sharded = isinstance(trainer.strategy, FullyShardedStrategy)  # then each needs the others' shares
+            accuracy = 0.0
             if sharded or trainer.is_global_zero:
                 with gathered(pl_module.model):
-                    self._probe(pl_module)
+                    accuracy = self._probe(pl_module)
+            pl_module.log("probe/knn", trainer.strategy.broadcast(accuracy))
 
-    def _probe(self, pl_module: PretrainModule) -> None:
+    def _probe(self, pl_module: PretrainModule) -> float:
         train, val = self._features(pl_module, "train"), self._features(pl_module, "val")
         assert train.labels is not None
         assert val.labels is not None
         k = min(20, len(train.labels))
-        accuracy = knn_accuracy(train.features, train.labels, val.features, val.labels, k)
-        pl_module.log("probe/knn", accuracy, rank_zero_only=True)
+        return knn_accuracy(train.features, train.labels, val.features, val.labels, k)
 
     def _features(self, pl_module: PretrainModule, split: str) -> Features:
         return extract(
