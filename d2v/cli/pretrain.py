@@ -80,7 +80,7 @@ def pretrain(cfg: DictConfig) -> None:
     if saver is not None and saver.requeue:
         requeue(trainer.is_global_zero)
     if trainer.is_global_zero:
-        if saver is not None and saver.stop_signal is not None:
+        if saver is not None and saver.stopped:
             print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
         if checkpoint is not None and trainer.global_step >= cfg.trainer.max_steps:
             print(f"the run has all of its trainer.max_steps={cfg.trainer.max_steps} steps")

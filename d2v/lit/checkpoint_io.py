@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self.error = _cause(error)
             if self.error is None:
                 raise
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # of a disk that is gone
+                part.unlink(missing_ok=True)
             log.error("%s could not be written (%s)", path, self.error)
 
 

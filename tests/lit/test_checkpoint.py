@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
+import signal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +17,9 @@ import torch
 from d2v.interop.doors import load_encoder
 from d2v.interop.native import list_checkpoints, newest_intact_checkpoint, resolve_checkpoint
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
+from d2v.lit.checkpoint_io import AtomicCheckpointIO
+from d2v.models.data2vec2 import Data2Vec2
+from d2v.types import Batch, LossOutput
 
 
 def _names(*steps: int) -> list[str]:
@@ -113,6 +119,61 @@ def test_readers_pass_over_a_damaged_newest_checkpoint_too(runs: ModuleType, tmp
     newest.write_bytes(newest.read_bytes()[:1000])
     assert resolve_checkpoint(run) == intact
     load_encoder(run)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a machine that loses power could keep the name and lose the content."""
+    path, synced = tmp_path / "new" / "step-00000001.ckpt", []
+    fsync = os.fsync
+
+    def note(number: int) -> None:
+        fsync(number)
+        synced.append((os.fstat(number).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    AtomicCheckpointIO().save_checkpoint({"w": torch.ones(1000)}, path)
+    assert synced == [(path.stat().st_size, False)]  # all of it, and before
+
+
+def test_told_to_stop_in_the_middle_of_a_step_it_ends_the_step_first(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a step's gradients would be lost; signals mean again what they did before."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    whole = runs.pretrain(tmp_path / "whole", "micro_batch_size=2")
+    micro_batches, forward = itertools.count(1), Data2Vec2.forward
+
+    def interrupted(model: Data2Vec2, batch: Batch) -> LossOutput:
+        if next(micro_batches) == 5:  # the first of the third step's two
+            signal.raise_signal(signal.SIGTERM)
+        return forward(model, batch)
+
+    with monkeypatch.context() as context:
+        context.setattr(Data2Vec2, "forward", interrupted)
+        run = runs.pretrain(tmp_path / "cut", "micro_batch_size=2")
+    assert runs.checkpoints(run) == _names(3)
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+    runs.pretrain(tmp_path / "cut", "micro_batch_size=2", "resume=auto")
+    assert not runs.differences(runs.load(run, 4)["state_dict"], runs.load(whole, 4)["state_dict"])
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Data2Vec2.forward
+
+    def interrupted(model: Data2Vec2, batch: Batch) -> LossOutput:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return forward(model, batch)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Data2Vec2, "forward", interrupted)
+    saver = CheckpointEvery(tmp_path)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        runs.fit(callbacks=[saver])
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_of_a_step_are_on_disk_before_its_checkpoint(

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
+from torch import Tensor, nn
 
+from d2v.lit.pretrain import PretrainModule
+from d2v.nn.block import Block
 from d2v.objective.masking import RandomMask
+from d2v.types import LossOutput
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -74,31 +81,109 @@ def recipes(runs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("D2V_CACHE", str(folder))
+        yield folder
 
 
-def launch(folder: Path, cache: Path, *overrides: str, command: str = "pretrain", status: int = 0) -> Path:
-    """A command in processes of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "D2V_CACHE": str(cache), "MASTER_ADDR": "127.0.0.1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, "-m", "d2v.cli.main", command, f"hydra.run.dir={folder}", *overrides],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert result.returncode == status, result.stdout + result.stderr
-    return folder
+class Pair:
+    """Two processes of one group, as torchrun starts them, that run one command after another.
+
+    Most of what a small run takes is starting its processes.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def _start(self) -> None:
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "TORCHELASTIC_RUN_ID": "pair",
+                 "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}  # fmt: skip
+        with self.log.open("a") as file:
+            self.processes = [
+                subprocess.Popen(
+                    [sys.executable, str(Path(__file__).with_name("pair_worker.py"))],
+                    env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True,
+                )
+                for rank in range(2)
+            ]  # fmt: skip
+
+    def begin(self, *arguments: str) -> None:
+        """Start ``d2v ARGUMENTS`` in both processes."""
+        if not self.processes:
+            self._start()
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.flush()
+
+    def end(self, seconds: float = 300) -> list[Any]:
+        """How it ended in each: exit status, output and errors. A pair that hangs is not used again."""
+        answers = []
+        for process in self.processes:
+            assert process.stdout is not None
+            ready = select.select([process.stdout], [], [], seconds)[0]
+            answer = process.stdout.readline() if ready else ""
+            if not answer:
+                self.close()
+                what = "a process died" if ready else "it hangs"
+                raise AssertionError(f"{what}, after {answers}: {self.log.read_text()}")
+            answers.append(json.loads(answer))
+        return answers
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+        self.processes = []
 
 
 @pytest.fixture(scope="module")
-def run_of(recipes: dict[str, list[str]], cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def pair(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    started = Pair(tmp_path_factory.mktemp("pair") / "log")
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def launch(runs: ModuleType, pair: Pair) -> Any:
+    """A command in this process, in two that are there, or in those that it starts by itself."""
+
+    def run(folder: Path, *overrides: str, command: str = "pretrain") -> Path:
+        arguments = [command, f"hydra.run.dir={folder}", *overrides]
+        devices = [o for o in overrides if o.startswith("trainer.devices=")][-1:]
+        if devices == ["trainer.devices=2"]:
+            pair.begin(*arguments)
+            for status, out, err in pair.end():
+                assert status in (0, None), out + err
+        elif devices in ([], ["trainer.devices=1"]):
+            result = runs.d2v_command(*arguments)
+            assert result.status in (0, None), result.err
+        else:
+            result = subprocess.run(
+                [sys.executable, "-m", "d2v.cli.main", *arguments],
+                env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
+                capture_output=True, text=True, timeout=300, check=False,
+            )  # fmt: skip
+            assert result.returncode == 0, result.stdout + result.stderr
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_of(recipes: dict[str, list[str]], launch: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The run of a modality in a way ("one", "ddp", "fsdp"), made when first asked for."""
     made: dict[tuple[str, str], Path] = {}
 
     def get(modality: str, way: str) -> Path:
         if (modality, way) not in made:
             folder = tmp_path_factory.mktemp(f"{modality}-{way}") / "run"
-            made[modality, way] = launch(folder, cache, *recipes[modality], *WAYS.get(way, []))
+            made[modality, way] = launch(folder, *recipes[modality], *WAYS.get(way, []))
         return made[modality, way]
 
     return get
@@ -128,39 +213,82 @@ def test_two_processes_are_one(runs: ModuleType, run_of: Any, modality: str, way
             close(moment["exp_avg"], moments[1][key]["exp_avg"], f"step {step} gradient {key}")
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_unequal_masked_counts(
-    runs: ModuleType, recipes: dict[str, list[str]], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    modality: str, way: str,
-) -> None:  # fmt: skip
-    """The gradient is that of the sum over both processes' tokens, over their number."""
-    own = [o for o in recipes[modality] if not o.startswith("micro_batch_size")]
-    own += ["trainer.gradient_clip_val=null"]
-    # Clips of one step mask equally many tokens, but the processes get two and three of them; others take odd masks.
-    own += ["global_batch_size=11"] if modality == "speech" else ["mask._target_=test_distributed.Uneven"]
-    run = launch(tmp_path / "run", cache, *own, *WAYS[way], "trainer.max_steps=1")
+def check_first_gradient(runs: ModuleType, own: list[str], end: dict[str, Any]) -> list[LossOutput]:
+    """The first step's gradient, which two processes found, against that of the sum over all tokens, by hand.
 
-    monkeypatch.setenv("D2V_CACHE", str(cache))
+    Args:
+        runs: ``tiny_runs``.
+        own: the run's overrides.
+        end: the step's checkpoint. Its learning rate is 0: these are the weights that the step began with.
+
+    Returns:
+        What the model computed of the first process's micro-batches, then of the second's.
+    """
     with runs.configuration("pretrain", *own) as cfg:
         data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
-        split = data.split_batch(cfg.global_batch_size, None, 2)
-    end = runs.load(run, 1)  # the first step's learning rate is 0: these are the weights that it began with
+        split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, 2)
     model.load_state_dict({name.removeprefix("model."): value for name, value in end["state_dict"].items()})
     dataset, collate = data.pretrain_dataset(0), data.pretrain_collate(mask, 0)
     outputs = []
     for rank in range(2):
-        sampler = data.pretrain_sampler(0, split, num_batches=1, rank=rank, world_size=2)
-        outputs.append(model.train()(collate([dataset[key] for key in next(iter(sampler))])))
-    counts = [int(out.count) for out in outputs]
-    assert counts[0] != counts[1]
-    (sum(out.loss_sum for out in outputs) / sum(counts)).backward()
+        trainer = SimpleNamespace(accumulate_grad_batches=split.accumulate, global_step=0, global_rank=rank)
+        plan = {"num_batches": split.accumulate, "accumulate": split.accumulate, "rank": rank, "world_size": 2}
+        sampler = data.pretrain_sampler(0, split, **plan)
+        for number, keys in enumerate(sampler):
+            PretrainModule._seed_step(SimpleNamespace(seed=0, trainer=trainer), number)  # type: ignore[arg-type]
+            outputs.append(model.train()(collate([dataset[key] for key in keys])))
+    (sum(out.loss_sum for out in outputs) / sum(int(out.count) for out in outputs)).backward()
     trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]
     moments = end["optimizer_states"][0]["state"]
     assert len(moments) == len(trained)
     for i, (name, gradient) in enumerate(trained):
         assert gradient is not None, name
         close(gradient * (1 - cfg.optim.betas[0]), moments[i]["exp_avg"], name)
+    return outputs
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_unequal_masked_counts(
+    runs: ModuleType, recipes: dict[str, list[str]], launch: Any, tmp_path: Path, modality: str, way: str
+) -> None:
+    """The gradient is that of the sum over both processes' tokens, over their number."""
+    own = [o for o in recipes[modality] if not o.startswith("micro_batch_size")]
+    own += ["trainer.gradient_clip_val=null"]
+    # Clips of one step mask equally many tokens, but the processes get two and three of them; others take odd masks.
+    own += ["global_batch_size=11"] if modality == "speech" else ["mask._target_=test_distributed.Uneven"]
+    run = launch(tmp_path / "run", *own, *WAYS[way], "trainer.max_steps=1")
+
+    outputs = check_first_gradient(runs, own, runs.load(run, 1))
+    assert int(outputs[0].count) != int(outputs[1].count)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("modality", ["image", "speech"])
+def test_processes_that_skip_different_blocks(
+    runs: ModuleType, recipes: dict[str, list[str]], launch: Any, tmp_path: Path, modality: str, way: str
+) -> None:
+    """No process waits for the gradient of a block that it skips: it is zeros, and part of the sum over both."""
+    own = [*recipes[modality], "trainer.gradient_clip_val=null", "model.encoder.layer_drop_rate=0.5",
+           "model.encoder.depth=3"]  # fmt: skip
+    run = launch(tmp_path / "run", *own, *WAYS[way], "trainer.max_steps=6")
+    assert [int(row["step"]) for row in runs.metrics(run)] == [1, 2, 3, 4, 5, 6]
+
+    skipped: list[bool] = []  # every time that a block is called
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        if isinstance(module, Block) and module.training:  # the student's
+            skipped.append(torch.equal(inputs[0], output[0]))
+
+    hook = nn.modules.module.register_module_forward_hook(note)
+    try:
+        outputs = check_first_gradient(runs, own, runs.load(run, 1))
+    finally:
+        hook.remove()
+    assert len(outputs) == 4
+    half = len(skipped) // 2
+    assert skipped[:half] != skipped[half:]  # the first process's two micro-batches, the second's
+    assert any(skipped)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +303,7 @@ def test_unequal_masked_counts(
     ids=["ddp2-one", "ddp2-fsdp4", "fsdp2-one", "one-fsdp2", "fsdp2-ddp4"],
 )
 def test_resumed_on_another_number_of_devices(
-    runs: ModuleType, recipes: dict[str, list[str]], run_of: Any, cache: Path, tmp_path: Path, before: str,
+    runs: ModuleType, recipes: dict[str, list[str]], run_of: Any, launch: Any, tmp_path: Path, before: str,
     after: list[str],
 ) -> None:  # fmt: skip
     first, whole = run_of("image", before), run_of("image", "one")
@@ -183,7 +311,7 @@ def test_resumed_on_another_number_of_devices(
     (folder / "checkpoints").mkdir(parents=True)
     name = "step-00000001.ckpt"
     (folder / "checkpoints" / name).write_bytes((first / "checkpoints" / name).read_bytes())
-    launch(folder, cache, *recipes["image"], *after, f"resume={folder}")
+    launch(folder, *recipes["image"], *after, f"resume={folder}")
     assert [int(row["step"]) for row in runs.metrics(folder)] == [2, 3]
     a, b = runs.load(whole, STEPS), runs.load(folder, STEPS)
     for key, value in a["state_dict"].items():
@@ -197,7 +325,7 @@ def test_resumed_on_another_number_of_devices(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_finetuning_and_probes(
-    runs: ModuleType, images: Path, run_of: Any, recipes: dict[str, list[str]], cache: Path, tmp_path: Path, way: str
+    runs: ModuleType, images: Path, run_of: Any, recipes: dict[str, list[str]], launch: Any, tmp_path: Path, way: str
 ) -> None:
     """Scores, averaged weights and the kept checkpoint are those of one process; so is the kNN probe's accuracy."""
     own = [
@@ -208,8 +336,8 @@ def test_finetuning_and_probes(
         "callbacks.score.every_n_steps=2", "labels.augment.auto_augment=null", "labels.augment.erase_prob=0",
         "labels.augment.mixup=0", "labels.augment.cutmix=0", "encoder.drop_path_rate=0",
     ]  # fmt: skip
-    one = launch(tmp_path / "one", cache, *own, command="finetune")
-    two = launch(tmp_path / "two", cache, *own, *WAYS[way], command="finetune")
+    one = launch(tmp_path / "one", *own, command="finetune")
+    two = launch(tmp_path / "two", *own, *WAYS[way], command="finetune")
     a, b = runs.load(one, 4), runs.load(two, 4)
     for key, value in a["state_dict"].items():
         close(value, b["state_dict"][key], key)
@@ -220,12 +348,45 @@ def test_finetuning_and_probes(
               "callbacks.checkpoint.monitor=probe/knn", "trainer.max_steps=4"]  # fmt: skip
     found = []
     for name, extra in (("one", []), ("two", WAYS[way])):
-        run = launch(tmp_path / f"probe-{name}", cache, *recipes["image"], *probed, *extra)
+        run = launch(tmp_path / f"probe-{name}", *recipes["image"], *probed, *extra)
         found.append(runs.metrics(run)[2]["probe/knn"])
         assert runs.checkpoints(run) == ["best.ckpt", "step-00000003.ckpt", "step-00000004.ckpt"]
         best = runs.load(run, 4)["callbacks"]["CheckpointEvery"]["best"]
         assert best == [(float(found[-1]), 3)]
     assert found[0] == found[1] != ""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_told_to_stop_they_stop_together(
+    runs: ModuleType, recipes: dict[str, list[str]], pair: Pair, tmp_path: Path, rank: int
+) -> None:
+    """Whichever gets SIGTERM: a checkpoint, which both have waited for, and a clean end."""
+    run = tmp_path / "run"
+    often = ["trainer.max_steps=100000", "callbacks.checkpoint.keep=1", "callbacks.checkpoint.every_n_steps=5"]
+    pair.begin("pretrain", f"hydra.run.dir={run}", *recipes["image"], *WAYS["ddp"], *often)
+    for _ in range(6000):
+        if list(run.glob("checkpoints/step-*.ckpt")):
+            break
+        time.sleep(0.02)
+    os.kill(pair.processes[rank].pid, signal.SIGTERM)
+    ends = pair.end(120)
+    assert [status for status, *_ in ends] == [0, 0], ends
+    assert "stopped early at step " in ends[0][1]
+    (name,) = runs.checkpoints(run)
+    step = int(name[5:13])
+    assert step % 10 == 0  # when they ask one another
+    assert all(f"stopping after step {step}\n" in out + err for _, out, err in ends)
+
+
+def test_a_full_disk_of_the_first_fails_both(recipes: dict[str, list[str]], pair: Pair, tmp_path: Path) -> None:
+    """The other has nothing to write, and is told: it must not wait for ever, nor take the run for saved."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").write_text("a file where the folder would be")
+    pair.begin("pretrain", f"hydra.run.dir={run}", *recipes["image"], *WAYS["ddp"])
+    for status, out, err in pair.end(120):
+        assert status == 1, out + err
+        assert "the last checkpoint, step 3, could not be written" in err
 
 
 def _free_port() -> int:

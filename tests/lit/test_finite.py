@@ -77,6 +77,29 @@ def test_the_guard_does_not_take_a_bad_step_for_a_collapse(
     assert all(value.isfinite().all() for value in torch.utils._pytree.tree_leaves(runs.load(run, 8)["state_dict"]))
 
 
+def test_only_bad_steps_in_a_row_end_a_run(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one is counted, too, though it comes after the last look."""
+    poison(monkeypatch, lambda step: step in (2, 4, 7))
+    limits = ["callbacks.finite.max_in_a_row=2", "callbacks.finite.check_every_n_steps=3"]
+    run = runs.pretrain(tmp_path, "trainer.max_steps=7", *limits, "callbacks.health.min_spread=null")
+    lines = [json.loads(line)["step"] for line in (run / "skipped_steps_0.jsonl").read_text().splitlines()]
+    assert lines == [2, 4, 7]
+
+
+def test_a_resumed_run_goes_on_counting(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping and resuming does not let a run of bad steps go on for ever."""
+    common = ["callbacks.finite.check_every_n_steps=1", "callbacks.finite.max_in_a_row=3",
+              "callbacks.health.min_spread=null", "schedule.max_steps=8"]  # fmt: skip
+    with monkeypatch.context() as context:
+        poison(context, lambda step: step >= 3)
+        run = runs.pretrain(tmp_path, *common, "trainer.max_steps=4")
+    with monkeypatch.context() as context:
+        poison(context, lambda step: True)
+        result = runs.d2v_command("pretrain", *runs.TINY, *common, "trainer.max_steps=8", f"resume={run}")
+    assert result.status == 1
+    assert "the gradient was not finite in the last 3 steps, up to step 5" in result.err
+
+
 @pytest.mark.parametrize("name", ["check_every_n_steps", "max_in_a_row"])
 def test_numbers_out_of_range(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"callbacks\.finite\.{name}=0: must be at least 1"):

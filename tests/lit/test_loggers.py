@@ -88,6 +88,33 @@ def test_an_empty_file_left_by_a_kill_gets_a_header(tmp_path: Path) -> None:
     assert _rows(tmp_path) == [{"step": "1", "a": "1.0"}]
 
 
+@pytest.mark.parametrize("columns", [["a"], ["a", "b"]], ids=["appended", "rewritten"])
+def test_a_full_disk_costs_a_row_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, columns: list[str]
+) -> None:
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.save()
+
+    def full(writer: csv.DictWriter[str], *_: object) -> None:
+        if columns == ["a"]:  # half of the row gets there
+            with (tmp_path / "metrics.csv").open("a") as file:
+                file.write("2,0.")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(csv.DictWriter, "writerow", full)
+        context.setattr(csv.DictWriter, "writerows", full)
+        logger.log_metrics(dict.fromkeys(columns, 2.0), step=2)
+        logger.save()
+    assert "metrics of step 2 could not be written ([Errno 28] No space left on device)" in caplog.text
+    logger.log_metrics(dict.fromkeys(columns, 3.0), step=3)
+    logger.finalize("success")
+    first, last = _rows(tmp_path)
+    assert (first["step"], first["a"]) == ("1", "1.0")
+    assert last == {"step": "3", **dict.fromkeys(columns, "3.0")}
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named_with_the_fix(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda package: None)

@@ -302,6 +302,7 @@ def test_a_stop_signal_saves_and_exits_cleanly(
     (run,) = (tmp_path / "image_tiny").iterdir()
     stopped_at = int(runs.checkpoints(run)[-1].removeprefix("step-").removesuffix(".ckpt"))
     assert EVERY <= stopped_at < STEPS
+    assert f"stopping after step {stopped_at}\n" in printed
     result = runs.d2v_command("pretrain", *command, "num_workers=2", "resume=auto")
     assert result.status in (0, None), result.err
     assert f"step-{stopped_at:08d}.ckpt" in result.out + result.err

@@ -91,6 +91,7 @@ class CheckpointEvery(Checkpoint):
         self.monitor, self.mode, self.keep_best = monitor, mode, keep_best
         self.best: list[tuple[float, int]] = []  # (metric, step), best first; the same on all ranks
         self.stop_signal: int | None = None
+        self.stopped = False  # whether any rank was told to stop; the same on all
         self.requeue = False  # whether any rank was told to have the job requeued; the same on all
         self._saved_step = -1
         self._saved_at = time.monotonic()
@@ -146,6 +147,7 @@ class CheckpointEvery(Checkpoint):
         if step % self.every_n_steps == 0 or overdue or best != self.best:
             self._save(trainer, best)
         if stop:
+            self.stopped = True
             log.info("told to stop: stopping after step %d", step)
             trainer.should_stop = True
 
