@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import signal
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -133,6 +135,22 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
     monkeypatch.setattr(os, "fsync", note)
     AtomicCheckpointIO().save_checkpoint({"w": torch.ones(1000)}, path)
     assert synced == [(path.stat().st_size, False)]  # all of it, and before
+
+
+def test_a_clock_that_jumps_changes_nothing(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither when it is time to save, nor what is measured, nor the time left."""
+    jumps = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 1e9 + 1e6 * (-1) ** next(jumps))
+    options = ["callbacks.checkpoint.every_n_steps=100", "callbacks.checkpoint.every_n_minutes=60"]
+    result = runs.d2v_command("pretrain", f"output_dir={tmp_path}", *runs.TINY, *options)
+    assert result.status in (0, None), result.err
+    (run,) = (tmp_path / "image_tiny").iterdir()
+    assert runs.checkpoints(run) == _names(4)
+    for row in runs.metrics(run):
+        assert 0.01 < float(row["perf/samples_per_s"]) < 1e6
+        assert 0 <= float(row["perf/data_wait_fraction"]) <= 1
+    left = re.findall(r"(-?\d+):\d\d:\d\d left", result.err)
+    assert left == ["0"] * 4
 
 
 def test_told_to_stop_in_the_middle_of_a_step_it_ends_the_step_first(
