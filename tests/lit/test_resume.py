@@ -128,6 +128,18 @@ def test_resume_from_a_checkpoint_file(runs: ModuleType, tmp_path: Path) -> None
         assert not runs.differences(whole[part], again[part])
 
 
+def test_a_run_that_went_back_is_not_resumed_from_the_future_it_left(runs: ModuleType, tmp_path: Path) -> None:
+    run = runs.pretrain(tmp_path, "callbacks.checkpoint.every_n_steps=1", "schedule.max_steps=4")
+    file = run / "checkpoints" / "step-00000001.ckpt"
+    back = ["callbacks.checkpoint.every_n_steps=1", "schedule.max_steps=4", "trainer.max_steps=2"]
+    runs.pretrain(tmp_path, *back, f"resume={file}")
+    assert runs.checkpoints(run) == [f"step-0000000{name}" for name in ("1.ckpt", "2.ckpt", "2.ckpt.left",
+                                                                        "3.ckpt.left", "4.ckpt.left")]  # fmt: skip
+    result = runs.d2v_command("pretrain", *runs.TINY, *back, f"resume={run}")
+    assert "resuming from" in result.out + result.err
+    assert "step-00000002.ckpt" in result.out + result.err
+
+
 def test_a_longer_run_goes_on_from_a_shorter_one(runs: ModuleType, tmp_path: Path) -> None:
     run = runs.pretrain(tmp_path, "schedule.max_steps=6", "trainer.max_steps=3")
     runs.pretrain(tmp_path, "schedule.max_steps=6", "trainer.max_steps=6", f"resume={run}")
