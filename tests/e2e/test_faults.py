@@ -156,7 +156,8 @@ def test_a_damaged_checkpoint(runs: ModuleType, whole: Path, tmp_path: Path, dam
     if damage == "truncated":
         content = content[: len(content) // 2]
     else:
-        content[len(content) // 2] ^= 1
+        for i in range(1, 20):  # one place might be padding between tensors
+            content[len(content) * i // 20] ^= 1
     newest.write_bytes(content)
     said = ends_as(runs, whole, tmp_path, "trainer.max_time=null")
     assert f"{newest} is damaged" in said
