@@ -162,6 +162,9 @@ def check_given(cfg: DictConfig) -> None:
     """Raise ValueError for settings that contradict each other."""
     if cfg.checkpoint is not None and _is_given("model"):
         raise ValueError(f"model=...: the encoder is that of checkpoint={cfg.checkpoint}; give one of them")
+    monitor = OmegaConf.select(cfg, "callbacks.checkpoint.monitor")
+    if monitor is not None:
+        raise ValueError(f"callbacks.checkpoint.monitor={monitor}: here callbacks.score says which is best")
     if cfg.checkpoint is None:
         for key, plain in (("train_frontend", True), ("freeze_steps", 0), ("optim.layer_decay", 1)):
             if OmegaConf.select(cfg, key, default=plain) != plain:

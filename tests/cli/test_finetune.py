@@ -168,6 +168,7 @@ def test_early_stopping(runs: ModuleType, images: Path, pretrained: Path, tmp_pa
         (["encoder.drop_path=1"], "Did you mean encoder.drop_rate or encoder.drop_path_rate"),
         (["epochs=1"], "epochs and trainer.max_steps say the same"),
         (["checkpoint=nowhere"], "checkpoint=nowhere: no such file"),
+        (["callbacks.checkpoint.monitor=val/top1"], "callbacks.checkpoint.monitor=val/top1: here callbacks.score"),
         (["callbacks.score.patience=0"], "callbacks.score.patience=0"),
         (["decoder=beam"], "only transcripts are decoded"),
         (["task.metric=best"], "task.metric=best: choose one of top1"),
