@@ -50,6 +50,7 @@ from bench_tables import STAGES, describe, plot_sweep, stage_table, summary_tabl
 from d2v.data.datasets import PretrainCollate, Sample
 from d2v.data.sampler import SampleKey
 from d2v.data.speech_batches import ClipCollate
+from d2v.lit.setup import keep_freed_memory
 from d2v.models.masked import MaskedModel
 from d2v.nn.frontends.image import ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
@@ -155,6 +156,8 @@ def in_own_process(case: Case, threads: int) -> dict[str, Any]:
 def measure(case: Case) -> dict[str, Any]:
     """Build the case and measure it; times in seconds, memory in bytes."""
     torch.manual_seed(0)
+    if case.device == "cpu":
+        keep_freed_memory()
     run = Run(case)
     memory = Memory(run.device)
     for epoch in range(WARM_UP_STEPS):

@@ -41,7 +41,7 @@ STUDIES = {
     "layers": {f"top {k}": ["experiment=image_tiny32", "mask.num_masks=2", f"model.average_top_k_layers={k}"]
                for k in (1, 2, 3)},
 }  # fmt: skip
-RATE_STEPS, RATE_ROUNDS = 60, 3
+RATE_STEPS, RATE_ROUNDS = 50, 2
 PROBES = {"linear": "linear (%)", "knn": "kNN (%)"}
 C_GRID = "[0.01,0.1,1.0,10.0]"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import json
 import logging
@@ -87,6 +88,22 @@ def set_threads(num_threads: int | str, num_workers: int, num_processes: int = 1
     return num_threads
 
 
+def keep_freed_memory() -> bool:
+    """Have glibc keep what is freed for the next step instead of handing it back to the system, page by page.
+
+    On a CPU a tiny model's step takes a sixth less time (docs/performance.md); up to 2 GB may stay with the process.
+
+    Returns:
+        Whether this system's allocator could be told.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # malloc.h
+    options = {mmap_threshold: 32 << 20, trim_threshold: 2**31 - 1, top_pad: 64 << 20}  # bytes
+    return sum(mallopt(option, value) for option, value in options.items()) == len(options)
+
+
 def describe_run(seed: int) -> dict[str, Any]:
     """What one needs to repeat a run: command, code revision, versions, machine, seed."""
     packages = ("torch", "torchvision", "timm", "lightning", "hydra-core", "omegaconf", "numpy")
@@ -132,6 +149,8 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
     accelerator = str(arguments.get("accelerator", "auto"))
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if accelerator == "cpu":
+        keep_freed_memory()
     arguments["precision"] = choose_precision(arguments["precision"], {"gpu": "cuda"}.get(accelerator, accelerator))
     if arguments["max_steps"] < 1:
         raise ValueError(f"trainer.max_steps={arguments['max_steps']}: give the number of optimizer steps, at least 1")

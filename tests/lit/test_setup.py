@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -104,3 +106,27 @@ def test_choose_strategy() -> None:
     assert choose_strategy("ddp_find_unused_parameters_true", several=True) == "ddp_find_unused_parameters_true"
     with pytest.raises(ValueError, match=r"trainer\.strategy=fsdp.*trainer\.devices"):
         choose_strategy("fsdp", several=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_freed_memory_is_kept() -> None:
+    """Tensors as large as a tiny model's activations come without a page fault once there were such before."""
+    faults = """
+import resource, sys, torch
+from d2v.lit.setup import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+torch.set_num_threads(1)
+for _ in range(3):
+    tensors = [torch.zeros(4, 2**20) for _ in range(4)]  # 16 MB each
+    del tensors
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    tensors = [torch.zeros(4, 2**20) for _ in range(4)]
+    del tensors
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    run = [subprocess.run([sys.executable, "-c", faults, how], capture_output=True, text=True, check=True)
+           for how in ("as it is", "keep")]  # fmt: skip
+    as_it_is, kept = (int(done.stdout) for done in run)
+    assert kept < as_it_is / 20
