@@ -44,9 +44,8 @@ test-faults: $(VENV)/.dev ## run the tests that break runs on purpose
 parity: $(VENV)/.dev ## compare with what the authors' code computed (GOLDEN=tests/golden)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/check_parity.py $(or $(GOLDEN),tests/golden)
 
-bench: $(VENV)/.dev ## time a training step and its parts, and loading (RECIPES="image_base ...")
-	$(BIN)/python scripts/bench_step.py $(RECIPES) --precision both --json outputs/bench/step.json
-	$(BIN)/python scripts/bench_data.py --json outputs/bench/data.json
+bench: $(VENV)/.dev ## has anything become slower? every benchmark in short, against the committed figures
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/bench.py
 
 lint: $(VENV)/.dev ## check style
 	$(BIN)/ruff check .

@@ -131,7 +131,7 @@ def trained(output: Path, name: str, overrides: Sequence[str], budget: float, se
         ]
         save = [f"callbacks.checkpoint.every_n_steps={steps}", f"hydra.run.dir={run}", "resume=auto"]
         d2v("pretrain", *overrides, *schedule, *save, f"seed={seed}")
-        probes = ["probe.knn=true", "probe.linear=true", "probe.ctc=false", f"probe.c_grid={C_GRID}"]
+        probes = ["probe.knn=true", "probe.linear=true", "probe.ctc=false", f"probe.c_grid={C_GRID}", "precision=auto"]
         d2v("evaluate", f"checkpoint={run}", "baselines=false", *probes, f"hydra.run.dir={results.parent}")
         print(f"{name}, {budget:g} s, seed {seed}: {steps} steps", flush=True)
     (row,) = json.loads(results.read_text())["probes"]

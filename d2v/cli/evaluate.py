@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -20,7 +21,7 @@ from d2v.cli.scoring import is_finetuned, score_finetuned
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, save_results
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
-from d2v.lit.setup import set_threads
+from d2v.lit.setup import choose_precision, set_threads
 from d2v.nn.encoder import Encoder
 
 
@@ -65,6 +66,7 @@ class Prober:
         self.data = data
         self.layers, self.pool = cfg.probe.layers, cfg.probe.pool
         self.batch_size = None if cfg.batch_size == "auto" else cfg.batch_size
+        self.precision = choose_precision(cfg.precision, best_device().type, "precision")
         node: Any = OmegaConf.to_container(cfg.probe, resolve=True)
         self.settings = Settings(seed=cfg.seed, **{k: v for k, v in node.items() if k not in ("layers", "pool")})
         self.groups = getattr(data.probe_train, "groups", None) if data.val is None else None
@@ -114,9 +116,13 @@ class Prober:
             return hold_out_groups(parts[0], [self.groups[i] for i in ids])
         return [(parts[0], parts[1])]
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(best_device().type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+
     def _features(self, encoder: Encoder, split: str) -> tuple[Labelled, list[int]]:
         batches = eval_loader(self.data, split, self.batch_size)
-        features = extract(encoder, batches, layers=self.layers, pool=self.pool).by_id()
+        with self._autocast():
+            features = extract(encoder, batches, layers=self.layers, pool=self.pool).by_id()
         if features.labels is None:
             raise ValueError("some of these samples have no label to probe with")
         _name_skipped(features.skipped)
@@ -124,7 +130,8 @@ class Prober:
 
     def _frames(self, encoder: Encoder, split: str) -> tuple[list[Tensor], list[str]]:
         batches = eval_loader(self.data, split, self.batch_size)
-        frames, ids, skipped = extract_frames(encoder, batches, layers=self.layers)
+        with self._autocast():
+            frames, ids, skipped = extract_frames(encoder, batches, layers=self.layers)
         _name_skipped(skipped)
         return self._spoken(split, frames, ids)
 

@@ -28,7 +28,7 @@ from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
 from d2v.version import __version__
 
 
-def choose_precision(precision: str, accelerator: str) -> str:
+def choose_precision(precision: str, accelerator: str, key: str = "trainer.precision") -> str:
     """``auto`` becomes bf16-mixed where the hardware computes in bfloat16, else 32-true.
 
     CPUs with AMX or AVX-512's bfloat16 instructions count.
@@ -36,13 +36,14 @@ def choose_precision(precision: str, accelerator: str) -> str:
     Args:
         precision: "auto", "32-true" or "bf16-mixed".
         accelerator: "cpu", "cuda" or "mps".
+        key: of the configuration, for errors.
 
     Raises:
         ValueError: a precision whose weights are not float32: the teacher's average needs them.
     """
     allowed = ("auto", "32-true", "bf16-mixed")  # 16-mixed would clip scaled gradients
     if str(precision) not in allowed:
-        raise ValueError(f"trainer.precision={precision}: choose one of {', '.join(allowed)}")
+        raise ValueError(f"{key}={precision}: choose one of {', '.join(allowed)}")
     if precision != "auto":
         return str(precision)
     if accelerator == "cuda":

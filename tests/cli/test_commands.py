@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import d2v
 from d2v.eval.features import extract
+from d2v.nn.attention import Attention
 
 KNN = ["probe=knn", "probe.k=5"]
 
@@ -62,6 +63,24 @@ def test_evaluate_prints_a_table_with_both_baselines(runs: ModuleType, run: Path
 def _find_rows(results: dict) -> list:  # type: ignore[type-arg]
     (rows,) = [value for value in results.values() if isinstance(value, list)]
     return rows
+
+
+def test_evaluate_in_bfloat16(runs: ModuleType, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder computes in it, the probes do not; a precision that is none is named under this command's key."""
+    dtypes = []
+    forward = Attention.forward
+    monkeypatch.setattr(
+        Attention, "forward", lambda self, x, bias=None: (dtypes.append(self.qkv(x).dtype), forward(self, x, bias))[1]
+    )
+    command = ["evaluate", f"checkpoint={run}", f"output_dir={tmp_path}", *KNN, "baselines=false"]
+    assert "pretrained encoder" in runs.d2v_command(*command).out
+    assert set(dtypes) == {torch.float32}
+    dtypes.clear()
+    assert "pretrained encoder" in runs.d2v_command(*command, "precision=bf16-mixed").out
+    assert set(dtypes) == {torch.bfloat16}
+    refused = runs.d2v_command(*command, "precision=16")
+    assert refused.status == 1
+    assert "error: precision=16: choose one of auto, 32-true, bf16-mixed" in refused.err
 
 
 def test_evaluate_is_repeatable(runs: ModuleType, run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""Has anything become slower? A short form of all benchmarks, against the figures that are committed.
+
+    python scripts/bench.py              # exits with 1 if something takes a quarter longer than it did
+    python scripts/bench.py --update     # writes the figures of this machine over the committed ones
+
+Every figure is a rate over that of a block's bare matrix products, measured in the same run and precision, so that
+machines of one kind can be compared, whatever else makes them fast or slow that day: training steps and their parts,
+operations a second; ``d2v pretrain`` from end to end, likewise; loading, samples a GFLOP of products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import bench_data
+import bench_time_to_accuracy
+from bench_common import available_cores, machine_facts, table
+from bench_step import Case, in_own_process
+from bench_tables import STAGES
+
+COMMITTED = Path(__file__).with_name("bench_figures.json")
+CASES = [
+    ("image_base", 2), ("image_tiny", 7), ("image_tiny32", 7), ("speech_tiny", 3), ("text_tiny", 3),
+]  # fmt: skip  # and repetitions
+PARTS = ("teacher", "student", "decoder", "backward")
+UPDATES = ("optimizer", "ema")  # no products: their figure is time, in products
+PRETRAINED = "image_tiny"
+SLOWER = 0.8  # of the committed figure is worth a look: repetitions differ by up to a tenth
+
+
+def main() -> int:
+    """Measure, print a row for every figure, and say whether one has fallen."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--update", action="store_true", help="commit these figures")
+    args = parser.parse_args()
+    threads = available_cores()
+    facts, figures = machine_facts(threads), measured(threads)
+    if args.update:
+        COMMITTED.write_text(json.dumps({"machine": facts, "figures": figures}, indent=2) + "\n")
+        print(f"written: {COMMITTED}")
+        return 0
+    committed = json.loads(COMMITTED.read_text())
+    there = committed["machine"]
+    if (there["cpu"], there["threads"], there["torch"]) != (facts["cpu"], facts["threads"], facts["torch"]):
+        print(
+            f"the committed figures are of another machine ({there['cpu']}, {there['threads']} threads, torch "
+            f"{there['torch']}): judge with care"
+        )
+    rows, fallen = compared(figures, committed["figures"])
+    print(f"\n{table(['share of the GEMM rate', 'committed', 'now', 'ratio', ''], rows)}")
+    if fallen:
+        print(f"\nslower than committed: {', '.join(fallen)}")
+    return int(bool(fallen))
+
+
+def measured(threads: int) -> dict[str, float]:
+    """All figures by name; those of steps are shares of the GEMM rate, those of loading samples a GFLOP."""
+    figures: dict[str, float] = {}
+    gemm = {}
+    for recipe, steps in CASES:
+        for precision in ("32-true", "bf16-mixed"):
+            result = in_own_process(Case(recipe, precision, steps=steps), threads)
+            gemm[recipe, precision] = result["gemm_flops_per_s"]["median"]
+            figures |= {f"{recipe} {precision} {part}": share for part, share in shares(result).items()}
+            print(f"{recipe}, {precision}: {result['seconds']['step']['median']:.3f} s a step", flush=True)
+            if (recipe, precision) == (PRETRAINED, "32-true"):
+                operations = result["flops"]["step"] / result["batch"]
+                batch = result["batch"]
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [f"experiment={PRETRAINED}", "trainer.precision=32-true"]
+        (rate,) = bench_time_to_accuracy.measured_rates({PRETRAINED: overrides}, Path(folder)).values()
+    one_thread = in_own_process(Case(PRETRAINED, "32-true", steps=5), 1)["gemm_flops_per_s"]["median"]
+    figures[f"d2v pretrain experiment={PRETRAINED}, one thread"] = rate * batch * operations / one_thread
+    for recipe in bench_data.DEFAULT_RECIPES:
+        result = bench_data.measure(recipe, [], [0], seconds=1.0, repeats=2)
+        figures[f"{recipe} samples loaded, one core"] = result["samples_per_s"]["0"]["max"] / one_thread * 1e9
+    return figures
+
+
+def shares(result: dict[str, Any]) -> dict[str, float]:
+    """Of a step and its parts: operations a second over those of the products; of updates, products in their time."""
+    gemm, seconds, flops = result["gemm_flops_per_s"]["median"], result["seconds"], result["flops"]
+    found = {"step": result["share_of_gemm"]["median"]}
+    found |= {part: flops[part] / seconds[part]["median"] / gemm for part in PARTS if part in seconds}
+    updates = sum(seconds[part]["median"] for part in UPDATES)
+    assert set(PARTS) | set(UPDATES) <= set(STAGES)
+    return found | {"optimizer and ema, parameters a kFLOP": 1000 * result["parameters"] / (updates * gemm)}
+
+
+def compared(now: dict[str, float], committed: dict[str, float]) -> tuple[list[list[str]], list[str]]:
+    """A row for every figure, and the names of those that have fallen."""
+    rows, fallen = [], []
+    for name in committed | now:
+        if name not in now or name not in committed:
+            rows.append([name, *(f"{x[name]:.3f}" if name in x else "" for x in (committed, now)), "", "new or gone"])
+            continue
+        ratio = now[name] / committed[name]
+        if ratio < SLOWER:
+            fallen.append(name)
+        rows.append([name, f"{committed[name]:.3f}", f"{now[name]:.3f}", f"{ratio:.2f}", "slower" * (ratio < SLOWER)])
+    return rows, fallen
+
+
+if __name__ == "__main__":
+    sys.exit(main())
