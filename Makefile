@@ -8,7 +8,7 @@ SEED ?= 0
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-distributed test-faults parity bench lint format type wheel-test clean
+.PHONY: help install demo test test-fast test-distributed test-faults test-compiled parity bench lint format type wheel-test clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,13 +33,16 @@ test: $(VENV)/.dev ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.dev ## run the tests that take no longer than a few seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu and not net and not distributed and not faults'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu and not net and not distributed and not faults and not compiled'
 
 test-distributed: $(VENV)/.dev ## run the tests that start several processes at once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed
 
 test-faults: $(VENV)/.dev ## run the tests that break runs on purpose
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m faults
+
+test-compiled: $(VENV)/.dev ## run the tests that wait for torch.compile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m compiled
 
 parity: $(VENV)/.dev ## compare with what the authors' code computed (GOLDEN=tests/golden)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/check_parity.py $(or $(GOLDEN),tests/golden)

@@ -45,7 +45,7 @@ def _agree(runs: ModuleType, plain: Path, compiled: Path) -> None:
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=lambda t, n=name: f"{n}: {t}")
 
 
-@pytest.mark.slow
+@pytest.mark.compiled
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiled_pretraining_agrees(runs: ModuleType, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_compiled_pretraining_agrees(runs: ModuleType, tmp_path: Path) -> None:
     _agree(runs, *ways)
 
 
-@pytest.mark.slow
+@pytest.mark.compiled
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiled_finetuning_agrees(runs: ModuleType, images: Path, tmp_path: Path) -> None:

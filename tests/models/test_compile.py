@@ -67,7 +67,8 @@ def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.slow
+@pytest.mark.compiled
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", ["image-2", "text-1"])
 def test_compiled_code_computes_the_same(recipe: str) -> None:
     """By the real compiler; without noise, of which compiled code draws its own."""
