@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import bench_data
 import bench_time_to_accuracy
 from bench_common import available_cores, machine_facts, table
@@ -39,12 +41,12 @@ def main() -> int:
     parser.add_argument("--update", action="store_true", help="commit these figures")
     args = parser.parse_args()
     threads = available_cores()
+    committed = None if args.update else json.loads(COMMITTED.read_text())
     facts, figures = machine_facts(threads), measured(threads)
-    if args.update:
+    if committed is None:
         COMMITTED.write_text(json.dumps({"machine": facts, "figures": figures}, indent=2) + "\n")
         print(f"written: {COMMITTED}")
         return 0
-    committed = json.loads(COMMITTED.read_text())
     there = committed["machine"]
     if (there["cpu"], there["threads"], there["torch"]) != (facts["cpu"], facts["threads"], facts["torch"]):
         print(
@@ -76,6 +78,7 @@ def measured(threads: int) -> dict[str, float]:
         (rate,) = bench_time_to_accuracy.measured_rates({PRETRAINED: overrides}, Path(folder)).values()
     one_thread = in_own_process(Case(PRETRAINED, "32-true", steps=5), 1)["gemm_flops_per_s"]["median"]
     figures[f"d2v pretrain experiment={PRETRAINED}, one thread"] = rate * batch * operations / one_thread
+    torch.set_num_threads(1)
     for recipe in bench_data.DEFAULT_RECIPES:
         result = bench_data.measure(recipe, [], [0], seconds=1.0, repeats=2)
         figures[f"{recipe} samples loaded, one core"] = result["samples_per_s"]["0"]["max"] / one_thread * 1e9

@@ -41,6 +41,7 @@ STUDIES = {
     "layers": {f"top {k}": ["experiment=image_tiny32", "mask.num_masks=2", f"model.average_top_k_layers={k}"]
                for k in (1, 2, 3)},
 }  # fmt: skip
+ONE_CORE = "trainer.accelerator=cpu"
 RATE_STEPS, RATE_ROUNDS = 50, 2
 PROBES = {"linear": "linear (%)", "knn": "kNN (%)"}
 C_GRID = "[0.01,0.1,1.0,10.0]"
@@ -83,6 +84,10 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     own = [f"data.root={args.data.resolve()}", *args.words]
     variants = {name: [*overrides, *own] for name, overrides in STUDIES[args.study].items()}
+    record = output / "variants.json"
+    if record.exists() and json.loads(record.read_text()) != variants:
+        parser.error(f"{output} holds runs with other overrides (variants.json); choose another --output")
+    record.write_text(json.dumps(variants, indent=2) + "\n")
 
     rates = measured_rates(variants, output)
     print("steps a second: " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()), flush=True)
@@ -109,7 +114,7 @@ def measured_rates(variants: dict[str, list[str]], output: Path) -> dict[str, fl
         for name in missing:
             run = output / "rates" / f"{slug(name)}_{repetition}"
             options = [f"trainer.max_steps={RATE_STEPS}", "trainer.log_every_n_steps=10", "schedule.warmup_steps=10"]
-            d2v("pretrain", *variants[name], *options, f"hydra.run.dir={run}")
+            d2v("pretrain", *variants[name], ONE_CORE, *options, f"hydra.run.dir={run}")
             with (run / "metrics.csv").open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row.get("perf/samples_per_s")]
             batch_size = OmegaConf.load(run / "config.yaml").global_batch_size
@@ -130,7 +135,7 @@ def trained(output: Path, name: str, overrides: Sequence[str], budget: float, se
             f"ema.anneal_steps={steps // 2}",
         ]
         save = [f"callbacks.checkpoint.every_n_steps={steps}", f"hydra.run.dir={run}", "resume=auto"]
-        d2v("pretrain", *overrides, *schedule, *save, f"seed={seed}")
+        d2v("pretrain", *overrides, ONE_CORE, *schedule, *save, f"seed={seed}")
         probes = ["probe.knn=true", "probe.linear=true", "probe.ctc=false", f"probe.c_grid={C_GRID}", "precision=auto"]
         d2v("evaluate", f"checkpoint={run}", "baselines=false", *probes, f"hydra.run.dir={results.parent}")
         print(f"{name}, {budget:g} s, seed {seed}: {steps} steps", flush=True)

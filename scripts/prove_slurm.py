@@ -30,10 +30,11 @@ RUN = [
 ]  # fmt: skip
 # What makes every step take time, so that there is time to interrupt: in all processes whose PYTHONPATH holds it.
 SLOW = """
-import time
+import os, time
 from d2v.models.data2vec2 import Data2Vec2
 forward = Data2Vec2.forward
-Data2Vec2.forward = lambda self, batch: (time.sleep(0.7), forward(self, batch))[1]
+seconds = float(os.environ.get("STEP_SECONDS", 0.7))
+Data2Vec2.forward = lambda self, batch: (time.sleep(seconds), forward(self, batch))[1]
 """
 
 
@@ -97,17 +98,17 @@ class Cluster:
             if (self.folder / name).is_file():
                 subprocess.run(["kill", (self.folder / name).read_text().strip()], check=False)
 
-    def submit(self, name: str, *overrides: str, limit: str = "30", options: tuple[str, ...] = ()) -> str:
-        """A batch job of two tasks, two ranks of one run.
+    def submit(self, name: str, limit: str = "30", options: tuple[str, ...] = (), step_seconds: float = 0.7) -> str:
+        """A batch job of two tasks, two ranks of one run, whose steps take so long at least.
 
         Returns:
             Its number.
         """
         script = self.folder / f"{name}.sbatch"
-        arguments = " ".join(["pretrain", *RUN, f"output_dir={self.folder / name}", *overrides, "trainer.devices=2"])
+        arguments = " ".join(["pretrain", *RUN, f"output_dir={self.folder / name}", "trainer.devices=2"])
         script.write_text(
             "#!/bin/bash\n#SBATCH --requeue --open-mode=append --ntasks-per-node=2 --cpus-per-task=1\n"
-            f"srun {BIN}/d2v {arguments} resume=auto\n"
+            f"STEP_SECONDS={step_seconds} srun {BIN}/d2v {arguments} resume=auto\n"
         )
         out = shell(
             "sbatch", "--parsable", f"--job-name={name}", f"--time={limit}", f"--output={self.folder}/{name}.out",
@@ -138,7 +139,7 @@ class Cluster:
 
     def at_step(self, log: Path, step: int) -> None:
         """Wait until a job's output has come to a step."""
-        for _ in range(300):
+        for _ in range(800):  # Slurm holds a requeued job for two minutes
             if log.exists() and f"step {step}/" in log.read_text():
                 return
             time.sleep(0.5)
@@ -187,13 +188,14 @@ def main() -> int:
             times == 2 and same(end, weights(folder / "requeued")),
         )
 
-        signal = ("--signal=USR1@15",)
-        job, log = cluster.submit("signal", limit="2", options=signal), folder / "signal.out"
+        # Slurm sends it up to a minute early: between the first and the second minute, when the run is not at its end.
+        signal = ("--signal=USR1@60",)
+        job, log = cluster.submit("signal", "3", signal, step_seconds=2.2), folder / "signal.out"
         cluster.at_step(log, 10)
         cluster.wait(job, log)
         times = cluster.restarts(job)
         fine = times >= 1 and same(end, weights(folder / "signal")) and "asking Slurm to run job" in log.read_text()
-        report(f"--signal=USR1@15, a time limit of 2 minutes: requeued itself {times} times, the same weights", fine)
+        report(f"--signal=USR1@60, a time limit of 3 minutes: requeued itself {times} times, the same weights", fine)
 
         launcher = [
             "launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1",

@@ -84,7 +84,7 @@ def model_card(trained: Trained, network: str, library: str = "d2v") -> str:
     )
     return _HEADER.format(
         library={"AutoModel": "transformers", "ONNX": "onnx"}.get(library, library),
-        title="A model fine-tuned from data2vec" if trained.head is not None else "An encoder pretrained with data2vec",
+        title="A model fine-tuned with d2v" if trained.head is not None else "An encoder pretrained with d2v",
         parameters=sum(p.numel() for p in trained.encoder.parameters()) / 1e6,
         origin=origin,
         code=_CODE[library].format(**values),

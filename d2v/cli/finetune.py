@@ -104,7 +104,7 @@ def finetune(cfg: DictConfig) -> None:
         )
     saver = next((c for c in callbacks if isinstance(c, CheckpointEvery)), None)
     if saver is not None and saver.requeue:
-        requeue(trainer.is_global_zero)
+        requeue(cfg.resume, trainer.is_global_zero)
     stopped = saver is not None and saver.stopped
     if trainer.is_global_zero and not stopped:
         score_best(run_dir, module, data, trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import keyword
 import os
@@ -34,6 +35,10 @@ TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
 OmegaConf.register_new_resolver("d2v.run_dir", run_dir, use_cache=True, replace=True)
 
 
+_CANNOT_WRITE = {
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENAMETOOLONG, errno.ESTALE, errno.EIO),
+}
 _MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError, MisconfigurationException)
 
 
@@ -116,7 +121,9 @@ def run(command: str) -> int:
             raise
         nulls = [argument for argument in sys.argv[1:] if argument.endswith("=null")]
         fail(f"{' '.join(nulls)}: to leave a group out write '~{nulls[0].partition('=')[0]}'", error)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:  # Hydra could not make the run's folder
+    except OSError as error:  # Hydra could not make the run's folder
+        if error.errno not in _CANNOT_WRITE:
+            raise
         fail(f"{error}: choose a folder that can be written to by output_dir=DIR or hydra.run.dir=DIR", error)
     return 0
 

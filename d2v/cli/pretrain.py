@@ -78,7 +78,7 @@ def pretrain(cfg: DictConfig) -> None:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
     saver = next((c for c in callbacks if isinstance(c, CheckpointEvery)), None)
     if saver is not None and saver.requeue:
-        requeue(trainer.is_global_zero)
+        requeue(cfg.resume, trainer.is_global_zero)
     if trainer.is_global_zero:
         if saver is not None and saver.stopped:
             print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
@@ -97,6 +97,8 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
         with naming("resume"):
             Checkpoint.load(resume)
         return Path(resume)
+    if resume.endswith(".ckpt"):
+        raise FileNotFoundError(f"resume={resume}: no such file; give a run's folder to go on from its newest")
     checkpoint = newest_intact_checkpoint(run_dir / "checkpoints")
     if checkpoint is None and resume != "auto":
         raise FileNotFoundError(f"resume={resume}: no intact checkpoint there; give a .ckpt file or a run's folder")

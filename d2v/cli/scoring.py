@@ -32,7 +32,7 @@ def score_finetuned(cfg: DictConfig, run_dir: Path) -> None:
     """
     for override in HydraConfig.get().overrides.task:
         key = override.lstrip("+~").partition("=")[0].partition(".")[0]
-        if key in ("probe", "network", "baselines"):
+        if key in ("probe", "network", "baselines", "precision"):
             raise ValueError(
                 f"{override}: checkpoint={cfg.checkpoint} is fine-tuned, and is scored; to probe its encoder, "
                 "d2v export it"

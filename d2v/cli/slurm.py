@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
-from typing import NoReturn
 
 
 def check_launcher() -> None:
@@ -18,14 +17,20 @@ def check_launcher() -> None:
         raise OSError("launcher=slurm: there is no sbatch or no srun here; submit from a machine of the cluster's")
 
 
-def requeue(is_global_zero: bool) -> NoReturn:
+def requeue(resume: str | None, is_global_zero: bool) -> None:
     """Have Slurm run this job again, where it goes on by ``resume=auto``, and end this process.
 
-    The first process asks. All end by SystemExit, so that submitit does not take this for the job's result.
+    The first process asks. All end by SystemExit, so that submitit does not take this for the job's result. With any
+    other ``resume`` the job would begin anew every time: it is not run again, and this returns.
 
     Args:
+        resume: as configured.
         is_global_zero: whether this is the first process.
     """
+    if resume != "auto":
+        if is_global_zero:
+            print(f"resume={resume}: Slurm is not asked to run this job again, which takes resume=auto", flush=True)
+        return
     if is_global_zero:
         env = os.environ
         array = env.get("SLURM_ARRAY_JOB_ID")

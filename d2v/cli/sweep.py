@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,8 @@ def sweep(cfg: DictConfig, run_dir: Path) -> None:
     """
     given = HydraConfig.get().overrides.task
     with configuring():
+        if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+            raise ValueError("sweep.*: runs follow one another, started by one process; give this job one task")
         report = {"mean": statistics.mean, "median": statistics.median}.get(cfg.sweep.report)
         if report is None:
             raise ValueError(f"sweep.report={cfg.sweep.report}: choose mean or median")
@@ -34,7 +37,7 @@ def sweep(cfg: DictConfig, run_dir: Path) -> None:
         tasks = cfg.sweep.tasks or [HydraConfig.get().runtime.choices["task"]]
         lrs = [float(lr) for lr in cfg.sweep.lrs or [cfg.optim.lr]]
         seeds = list(cfg.sweep.seeds or [cfg.seed])
-    ours = ("sweep", "task=", "seed=", "optim.lr=", "hydra.", "resume=")
+    ours = ("sweep", "task=", "seed=", "optim.lr=", "hydra.", "resume=", "launcher=")
     overrides = [o for o in given if not o.lstrip("+~").startswith(ours)]
     found: dict[str, dict[str, Any]] = {}
     for task in tasks:

@@ -12,7 +12,16 @@ from typing import Literal
 from d2v.interop.fairseq_files import FairseqCheckpoint, is_fairseq
 from d2v.interop.huggingface_import import load_huggingface
 from d2v.interop.imported import Imported
-from d2v.interop.native import WEIGHTS, Checkpoint, Network, load_exactly, load_export, read_safely, resolve_checkpoint
+from d2v.interop.native import (
+    WEIGHTS,
+    Checkpoint,
+    Network,
+    load_exactly,
+    load_export,
+    part_of,
+    read_safely,
+    resolve_checkpoint,
+)
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
 
@@ -132,7 +141,11 @@ def init_from(model: MaskedModel, path: str | Path) -> None:
     if found.source == "run" and isinstance(whole := Checkpoint.load(found.path).build_model(), type(model)):
         load_exactly(model, whole.state_dict())
         return
-    if found.source == "fairseq" and not (checkpoint := FairseqCheckpoint.load(found.path)).head:
+    if (
+        found.source == "fairseq"
+        and not (checkpoint := FairseqCheckpoint.load(found.path)).head
+        and isinstance(model, part_of(checkpoint.model_node()["_target_"]))
+    ):
         load_exactly(model, checkpoint.model_state())
         return
     log.info("init_from=%s: its encoder alone starts this %s", path, type(model).__name__)

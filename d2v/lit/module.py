@@ -61,6 +61,7 @@ class TrainingModule(L.LightningModule):
         """
         # Clips and texts come in shapes of every kind; after a few, graphs are for unknown sizes, within bounds.
         torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.optimize_ddp = False  # DDP's cuts would make several graphs of one
         self._compiled = torch.compile(self.model.forward, fullgraph=True, **options)
 
     @property

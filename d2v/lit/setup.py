@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
@@ -58,11 +58,18 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cores_of_a_process(num_processes: int) -> int:
+    """Cores for one of so many processes on this machine: a share of all, or those that Slurm gave to it alone."""
+    cores = available_cores()
+    bound = cores <= int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) and "SLURM_PROCID" in os.environ
+    return cores if bound else max(1, cores // num_processes)
+
+
 def choose_workers(num_workers: int | str, trainer: L.Trainer) -> int:
     """Of each process on this machine; ``auto``: none where a CPU trains (it has the cores), else one a core, <= 10."""
     if num_workers == "auto":
-        cores = available_cores() // trainer.num_devices
-        return 0 if isinstance(trainer.accelerator, CPUAccelerator) else max(1, min(10, cores))
+        cores = cores_of_a_process(trainer.num_devices)
+        return 0 if isinstance(trainer.accelerator, CPUAccelerator) else min(10, cores)
     if not isinstance(num_workers, int) or num_workers < 0:
         raise ValueError(f"num_workers={num_workers}: give a number from 0 on, or auto")
     return num_workers
@@ -82,7 +89,7 @@ def set_threads(num_threads: int | str, num_workers: int, num_processes: int = 1
     if num_threads == "auto":
         if "OMP_NUM_THREADS" in os.environ:
             return torch.get_num_threads()
-        num_threads = max(1, available_cores() // num_processes - num_workers)
+        num_threads = max(1, cores_of_a_process(num_processes) - num_workers)
     if not isinstance(num_threads, int) or num_threads < 1:
         raise ValueError(f"num_threads={num_threads}: give a number from 1 on, or auto")
     torch.set_num_threads(num_threads)
@@ -161,7 +168,8 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
     if unknown:
         raise ValueError(f"trainer.{sorted(unknown)[0]}: lightning.Trainer has no such argument; remove it")
     # Requeueing is ours (see CheckpointEvery): Lightning would save in the middle of a step.
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    in_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun's processes are its own
+    slurm = [SLURMEnvironment(auto_requeue=False)] if in_slurm else []
     return L.Trainer(
         **arguments,
         max_epochs=-1,

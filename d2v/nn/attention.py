@@ -16,12 +16,17 @@ class Attention(nn.Module):
         attn_drop_rate: dropout on attention weights.
         drop_rate: dropout after the projection.
 
+    Raises:
+        ValueError: ``num_heads`` does not divide ``dim``.
+
     Attributes:
         fused: whether PyTorch's ``scaled_dot_product_attention`` may be used.
     """
 
     def __init__(self, dim: int, num_heads: int, attn_drop_rate: float = 0.0, drop_rate: float = 0.0) -> None:
         super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide the width {dim}; choose one that does")
         self.num_heads = num_heads
         self.attn_drop_rate = attn_drop_rate
         self.fused = True
@@ -44,6 +49,7 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, T, D / heads) each
         drop_rate = self.attn_drop_rate if self.training else 0.0
         if self.fused and not (q.dtype == torch.bfloat16 and q.device.type == "cpu"):
+            attn_bias = None if attn_bias is None else attn_bias.to(q.dtype)
             x = F.scaled_dot_product_attention(q, k, v, attn_bias, drop_rate)
         else:
             x = attention(q, k, v, attn_bias, drop_rate)

@@ -132,6 +132,9 @@ class PixelDecoder(nn.Module):
         decoder_dim: features E, a multiple of 4.
         depth: pre-norm blocks.
         num_heads: attention heads of a block.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``decoder_dim``.
     """
 
     def __init__(
@@ -145,6 +148,11 @@ class PixelDecoder(nn.Module):
         num_heads: int = 16,
     ) -> None:
         super().__init__()
+        if decoder_dim % num_heads:
+            raise ValueError(
+                f"model.decoders.image.num_heads={num_heads} does not divide decoder_dim={decoder_dim}; "
+                "choose one that does"
+            )
         side = img_size // patch_size
         self.embed = nn.Linear(embed_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(decoder_dim))

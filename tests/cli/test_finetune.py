@@ -279,6 +279,14 @@ def test_a_sweep_chooses_by_the_mean_over_seeds() -> None:
 
 
 @pytest.mark.slow
+def test_a_sweep_is_one_process(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    command = ["task=glue/rte", "checkpoint=null", f"data.root={tmp_path}", "sweep.seeds=[0,1]"]
+    result = runs.d2v_command("finetune", *command, "model=data2vec2/text_tiny", f"output_dir={tmp_path}")
+    assert result.status == 1
+    assert "give this job one task" in result.err
+
+
 def test_a_sweep_runs_and_does_not_repeat_what_is_done(
     runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path
 ) -> None:

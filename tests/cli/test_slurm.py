@@ -32,32 +32,33 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_which_job_is_meant(asked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     with pytest.raises(SystemExit) as ended:
-        requeue(is_global_zero=True)
+        requeue("auto", is_global_zero=True)
     assert ended.value.code == 0
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     for first in (True, False):
         with pytest.raises(SystemExit):
-            requeue(is_global_zero=first)
+            requeue("auto", is_global_zero=first)
     assert asked.read_text() == "requeue 9\nrequeue 8_1\n"
     assert "job 8_1" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "job", "again"),
-    [(signal.SIGUSR1, "5", True), (signal.SIGUSR2, "5", True), (signal.SIGTERM, "5", False)],
-)
+    ("number", "resume", "again"),
+    [(signal.SIGUSR1, "auto", True), (signal.SIGUSR2, "auto", True), (signal.SIGTERM, "auto", False),
+     (signal.SIGUSR1, "null", False)],
+)  # fmt: skip
 def test_a_signal_saves_and_requeues(
-    runs: ModuleType, asked: Path, tmp_path: Path, number: signal.Signals, job: str, again: bool
+    runs: ModuleType, asked: Path, tmp_path: Path, number: signal.Signals, resume: str, again: bool
 ) -> None:
     command = ["pretrain", f"hydra.run.dir={tmp_path / 'run'}", *runs.TINY, "trainer.max_steps=4000",
-               "callbacks.checkpoint.every_n_steps=3", "callbacks.checkpoint.keep=1"]  # fmt: skip
+               f"resume={resume}", "callbacks.checkpoint.every_n_steps=3", "callbacks.checkpoint.keep=1"]  # fmt: skip
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "d2v.cli.main", *command], stdout=file, stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": job},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "5"},
         )  # fmt: skip
     try:
         while not list((tmp_path / "run").glob("checkpoints/step-*.ckpt")):
@@ -68,8 +69,9 @@ def test_a_signal_saves_and_requeues(
     finally:
         process.kill()
         process.wait()
-    assert (asked.read_text() if asked.exists() else "") == (f"requeue {job}\n" if again else "")
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 5\n" if again else "")
     said = log.read_text()
+    assert ("takes resume=auto" in said) == (resume == "null")
     step = int(said.partition("stopping after step ")[2].split()[0])
     assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}.ckpt").is_file()
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2v.interop.doors import init_from, load_encoder, read_foreign, recognise
 from d2v.interop.fairseq_files import FairseqCheckpoint, save_fairseq
 from d2v.interop.native import build, load_exactly
+from d2v.models.mae import MaskedAutoencoder
 from d2v.types import Batch
 
 MODALITIES = {"image": "image", "audio": "speech", "text": "text"}
@@ -47,6 +48,18 @@ def test_a_file_gives_the_features_that_the_authors_code_gives(files: Path, name
     torch.testing.assert_close(out.x, expected["features"], rtol=1e-5, atol=2e-5)
     assert not encoder.training
     assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_another_algorithm_starts_from_the_encoder_of_a_file(files: Path) -> None:
+    """An autoencoder has no place for the file's teacher and decoder."""
+    path = files / next(f"{name}.pt" for name, modality in MODALITIES.items() if modality == "image")
+    expected = load_encoder(path)
+    model = MaskedAutoencoder(load_encoder(path), {"image": nn.Identity()})
+    with torch.no_grad():
+        for parameter in model.student.parameters():
+            parameter.zero_()
+    init_from(model, path)
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.student.state_dict().items())
 
 
 @pytest.mark.parametrize("name", MODALITIES)

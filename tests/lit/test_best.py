@@ -119,6 +119,45 @@ def test_a_best_one_that_is_gone_is_forgotten(
     assert torch.load(resolve_checkpoint(run), weights_only=True)["global_step"] == 6
 
 
+def test_they_stay_where_none_is_monitored_any_more(
+    runs: ModuleType, tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume that does not repeat the option deletes nothing that it was given for, nor do resumes after it."""
+    script(monkeypatch, SCORES[:3])
+    run = runs.pretrain(tmp_path, *command, "trainer.max_steps=3", "schedule.max_steps=6")
+    plain = [o for o in command if "probe" not in o]
+    for steps in (5, 6):
+        runs.pretrain(tmp_path, *plain, f"trainer.max_steps={steps}", "schedule.max_steps=6", f"resume={run}")
+        assert kept(runs, run) == [2, steps]
+        assert best_of(runs.load(run, steps)) == {2: 0.5}
+        assert torch.load(resolve_checkpoint(run), weights_only=True)["global_step"] == 2
+
+
+def test_no_link_to_what_is_best_by_something_else(
+    runs: ModuleType, tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, SCORES[:3])
+    command = [*command, "schedule.max_steps=6", "callbacks.checkpoint.keep=-1"]
+    run = runs.pretrain(tmp_path, *command, "trainer.max_steps=3")
+    first = run / "checkpoints" / "step-00000002.ckpt"
+    script(monkeypatch, SCORES[3:])
+    other = ["callbacks.checkpoint.monitor=train/lr", "callbacks.checkpoint.mode=min"]
+    runs.pretrain(tmp_path, *command, "trainer.max_steps=4", *other, f"resume={run}")
+    assert first.exists()
+    assert (run / "checkpoints" / "best.ckpt").resolve() != first.resolve()
+
+
+def test_a_checkpoint_that_is_not_there_is_not_replaced_by_another(
+    runs: ModuleType, tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, SCORES[:3])
+    run = runs.pretrain(tmp_path, *command, "trainer.max_steps=3", "schedule.max_steps=6")
+    gone = run / "checkpoints" / "step-00000001.ckpt"
+    result = runs.d2v_command("pretrain", *runs.TINY, *command, "schedule.max_steps=6", f"resume={gone}")
+    assert result.status == 1
+    assert f"resume={gone}: no such file" in result.err
+
+
 def test_another_metric_starts_anew(
     runs: ModuleType, tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

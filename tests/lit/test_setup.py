@@ -130,3 +130,37 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
            for how in ("as it is", "keep")]  # fmt: skip
     as_it_is, kept = (int(done.stdout) for done in run)
     assert kept < as_it_is / 20
+
+
+def test_cores_that_slurm_gave_to_a_task_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "available_cores", lambda: 8)
+    for variables, expected in (
+        ({}, 1),
+        ({"SLURM_CPUS_PER_TASK": "8", "SLURM_PROCID": "3"}, 8),
+        ({"SLURM_CPUS_PER_TASK": "8"}, 1),  # a shell within a job, which starts processes by itself
+        ({"SLURM_CPUS_PER_TASK": "1", "SLURM_PROCID": "3"}, 1),  # tasks that are not bound to their cores
+    ):
+        for name in ("SLURM_CPUS_PER_TASK", "SLURM_PROCID"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert setup.cores_of_a_process(8) == expected
+    monkeypatch.setattr(setup, "available_cores", lambda: 2)
+    assert setup.cores_of_a_process(8) == 1
+
+
+def test_torchrun_within_a_slurm_job_is_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "max_steps": 1, "num_nodes": 1}
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "batch")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert (
+        "SLURMEnvironment" in type(setup.make_trainer(node, [], [])._accelerator_connector.cluster_environment).__name__
+    )
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "GROUP_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    trainer = setup.make_trainer({**node, "strategy": "ddp"}, [], [])
+    assert type(trainer._accelerator_connector.cluster_environment).__name__ == "TorchElasticEnvironment"

@@ -75,3 +75,8 @@ def test_no_dropout_in_eval_mode() -> None:
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
+
+
+def test_heads_divide_the_width() -> None:
+    with pytest.raises(ValueError, match="num_heads=3 does not divide the width 16"):
+        Attention(16, 3)

@@ -90,6 +90,7 @@ class CheckpointEvery(Checkpoint):
         self.keep = keep
         self.monitor, self.mode, self.keep_best = monitor, mode, keep_best
         self.best: list[tuple[float, int]] = []  # (metric, step), best first; the same on all ranks
+        self._best_by: tuple[str | None, str] = (monitor, mode)
         self.stop_signal: int | None = None
         self.stopped = False  # whether any rank was told to stop; the same on all
         self.requeue = False  # whether any rank was told to have the job requeued; the same on all
@@ -100,12 +101,14 @@ class CheckpointEvery(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Which checkpoints are the best, and by what."""
-        return {"monitor": self.monitor, "mode": self.mode, "best": self.best}
+        return {"monitor": self._best_by[0], "mode": self._best_by[1], "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on comparing with them, unless it is another metric that counts now."""
+        """Go on comparing with them, unless it is another metric that counts now; without one they are kept."""
         best, by, mode = (state_dict[key] for key in ("best", "monitor", "mode"))
-        if (by, mode) == (self.monitor, self.mode):
+        if self.monitor is None:
+            self.best, self._best_by = [(value, step) for value, step in best], (by, mode)
+        elif (by, mode) == (self.monitor, self.mode):
             self.best = [(value, step) for value, step in best][: self.keep_best]
         elif best:
             log.warning("the checkpoints that were best by %s (%s) are no longer kept for it", by, mode)
@@ -117,6 +120,8 @@ class CheckpointEvery(Checkpoint):
             self._set_aside_later_than(trainer.global_step)
         there = [(value, step) for value, step in self.best if self._path(step).is_file()]
         self.best = trainer.strategy.broadcast(there)
+        if trainer.is_global_zero and not self.best:
+            (self.dirpath / BEST).unlink(missing_ok=True)  # it would mean one that is gone, or best by something else
         for number in (signal.SIGTERM, signal.SIGINT, *(_REQUEUE if "SLURM_JOB_ID" in os.environ else ())):
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
 
@@ -130,7 +135,8 @@ class CheckpointEvery(Checkpoint):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stop_signal == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.stop_signal = number
+        if self.stop_signal not in _REQUEUE:  # Slurm's SIGTERM may follow
+            self.stop_signal = number
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
