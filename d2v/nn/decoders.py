@@ -150,8 +150,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         if decoder_dim % num_heads:
             raise ValueError(
-                f"model.decoders.image.num_heads={num_heads} does not divide decoder_dim={decoder_dim}; "
-                "choose one that does"
+                f"decoder num_heads={num_heads} does not divide decoder_dim={decoder_dim}; choose one that does"
             )
         side = img_size // patch_size
         self.embed = nn.Linear(embed_dim, decoder_dim)

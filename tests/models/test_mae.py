@@ -97,7 +97,7 @@ def test_what_cannot_work_is_named() -> None:
     )
     with pytest.raises(ValueError, match="its tokens are no patches of inputs"):
         MaskedAutoencoder(text, {"text": nn.Identity()})
-    with pytest.raises(ValueError, match=r"model\.decoders\.image\.num_heads=3 does not divide decoder_dim=8"):
+    with pytest.raises(ValueError, match=r"decoder num_heads=3 does not divide decoder_dim=8"):
         PixelDecoder(DIM, SIZE, PATCH, CHANNELS, decoder_dim=8, depth=1, num_heads=3)
     with pytest.raises(ValueError, match="network=teacher: a MaskedAutoencoder has none: set network=student"):
         autoencoder().network("teacher")
