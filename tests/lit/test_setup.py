@@ -111,7 +111,7 @@ def test_choose_strategy() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_freed_memory_is_kept() -> None:
-    """Of tensors as large as a tiny model's activations, also where the allocator was to give all of it back at once."""
+    """Of tensors as large as a tiny model's activations, also where the allocator was to give all back at once."""
     grown = """
 import sys, torch
 from d2v.lit.setup import keep_freed_memory
