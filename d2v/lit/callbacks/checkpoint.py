@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -121,7 +122,8 @@ class CheckpointEvery(Checkpoint):
         there = [(value, step) for value, step in self.best if self._path(step).is_file()]
         self.best = trainer.strategy.broadcast(there)
         if trainer.is_global_zero and not self.best:
-            (self.dirpath / BEST).unlink(missing_ok=True)  # it would mean one that is gone, or best by something else
+            with suppress(OSError):  # of a disk that is gone; saving says so
+                (self.dirpath / BEST).unlink(missing_ok=True)  # it means one that is gone, or best by something else
         for number in (signal.SIGTERM, signal.SIGINT, *(_REQUEUE if "SLURM_JOB_ID" in os.environ else ())):
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
 
