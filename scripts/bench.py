@@ -5,7 +5,8 @@
 
 Every figure is a rate over that of a block's bare matrix products, measured in the same run and precision, so that
 machines of one kind can be compared, whatever else makes them fast or slow that day: training steps and their parts,
-operations a second; ``d2v pretrain`` from end to end, likewise; loading, samples a GFLOP of products.
+operations a second; ``d2v pretrain`` from end to end, likewise; loading, samples a GFLOP of products. What a short run
+learns is there too, as points of the kNN probe above the untrained encoder: steps that teach less are slower as well.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from typing import Any
 import torch
 
 import bench_data
-import bench_time_to_accuracy
 from bench_common import available_cores, machine_facts, table
 from bench_step import Case, in_own_process
 from bench_tables import STAGES
+from bench_time_to_accuracy import ONE_CORE, measured_rates, run_d2v
 
 COMMITTED = Path(__file__).with_name("bench_figures.json")
 CASES = [
     ("image_base", 2), ("image_tiny", 7), ("image_tiny32", 7), ("speech_tiny", 3), ("text_tiny", 3),
 ]  # fmt: skip  # and repetitions
 PARTS = ("teacher", "student", "decoder", "backward")
-UPDATES = ("optimizer", "ema")  # no products: their figure is time, in products
+UPDATES = ("clipping", "optimizer", "ema")  # no products: their figure is time, in products
 PRETRAINED = "image_tiny"
+LEARNING_STEPS = 100
 SLOWER = 0.8  # of the committed figure is worth a look: repetitions differ by up to a tenth
 
 
@@ -75,7 +77,8 @@ def measured(threads: int) -> dict[str, float]:
                 batch = result["batch"]
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"experiment={PRETRAINED}", "trainer.precision=32-true"]
-        (rate,) = bench_time_to_accuracy.measured_rates({PRETRAINED: overrides}, Path(folder)).values()
+        (rate,) = measured_rates({PRETRAINED: overrides}, Path(folder)).values()
+        figures[f"{PRETRAINED}, points gained in {LEARNING_STEPS} steps"] = points_gained(Path(folder) / "learning")
     one_thread = in_own_process(Case(PRETRAINED, "32-true", steps=5), 1)["gemm_flops_per_s"]["median"]
     figures[f"d2v pretrain experiment={PRETRAINED}, one thread"] = rate * batch * operations / one_thread
     torch.set_num_threads(1)
@@ -85,6 +88,18 @@ def measured(threads: int) -> dict[str, float]:
     return figures
 
 
+def points_gained(run: Path) -> float:
+    """How many percent a short run's features are above those of the untrained encoder, by the kNN probe."""
+    schedule = [f"schedule.warmup_steps={LEARNING_STEPS // 8}", f"ema.anneal_steps={LEARNING_STEPS // 2}"]
+    steps = f"trainer.max_steps={LEARNING_STEPS}"
+    run_d2v("pretrain", f"experiment={PRETRAINED}", ONE_CORE, steps, *schedule, "seed=0", f"hydra.run.dir={run}")
+    probes = ["probe.knn=true", "probe.linear=false", f"hydra.run.dir={run / 'probes'}"]
+    run_d2v("evaluate", f"checkpoint={run}", *probes)
+    rows = json.loads((run / "probes" / "results.json").read_text())["probes"]
+    knn = {row["name"].split()[0]: row["knn"] for row in rows}
+    return 100 * (knn["pretrained"] - knn["untrained"])
+
+
 def shares(result: dict[str, Any]) -> dict[str, float]:
     """Of a step and its parts: operations a second over those of the products; of updates, products in their time."""
     gemm, seconds, flops = result["gemm_flops_per_s"]["median"], result["seconds"], result["flops"]
@@ -92,7 +107,7 @@ def shares(result: dict[str, Any]) -> dict[str, float]:
     found |= {part: flops[part] / seconds[part]["median"] / gemm for part in PARTS if part in seconds}
     updates = sum(seconds[part]["median"] for part in UPDATES)
     assert set(PARTS) | set(UPDATES) <= set(STAGES)
-    return found | {"optimizer and ema, parameters a kFLOP": 1000 * result["parameters"] / (updates * gemm)}
+    return found | {"updates, parameters a kFLOP": 1000 * result["parameters"] / (updates * gemm)}
 
 
 def compared(now: dict[str, float], committed: dict[str, float]) -> tuple[list[list[str]], list[str]]:

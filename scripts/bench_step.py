@@ -8,9 +8,9 @@ and optimizer. One repetition makes a batch (masks and collation, as a data work
 it, timed from end to end, and then multiplies the blocks' matrices alone, so that both see the machine in one state.
 
 The step's parts are found without stopping it: the clock is read (on a GPU: an event is recorded) where targets start
-and end, where the decoder (data2vec 1.0: the head) starts, and between forward, backward, optimizer and teacher's
-update. "student" is all of the forward pass that is neither teacher nor decoder and loss: local features, positions,
-blocks.
+and end, where the decoder (data2vec 1.0: the head) starts, and between forward, backward, clipping, optimizer and
+teacher's update. "student" is all of the forward pass that is neither teacher nor decoder and loss: local features,
+positions, blocks.
 
 FLOPs are those of matrix products, convolutions and attention, two for a multiplication and addition; a backward pass
 counts twice its forward pass (once where inputs need no gradient), whatever a kernel computes again.
@@ -62,6 +62,7 @@ BATCHES = {
     "speech_base": 1, "speech_large": 1, "speech_tiny": 4,
     "text_base": 1, "text_large": 1, "text_tiny": 32,
     "v1_image_base": 8, "v1_image_tiny32": 32, "v1_speech_base": 4, "v1_text_base": 4,
+    "mae_image_tiny32": 32,
 }  # fmt: skip
 SECONDS = {"speech_tiny": 4.0}  # of a clip, where not 10
 DEFAULT_RECIPES = ("image_base", "speech_base", "text_base")
@@ -272,11 +273,12 @@ class Run:
             loss = out.loss_sum / out.count
         lap("backward")
         loss.backward()
-        lap("optimizer")
+        lap("clipping")
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.cfg.trainer.gradient_clip_val or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
         self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # as the trainer does
+        lap("optimizer")
         self.optimizer.step()
         self.optimizer.zero_grad()
         lap("ema")
@@ -317,8 +319,8 @@ def size_overrides(case: Case) -> list[str]:
 
 
 def modality_of(recipe: str) -> str:
-    """The first word of a recipe's name, after its version."""
-    return recipe.removeprefix("v1_").partition("_")[0]
+    """The first word of a recipe's name, after that of its algorithm."""
+    return recipe.removeprefix("v1_").removeprefix("mae_").partition("_")[0]
 
 
 @contextmanager
@@ -347,7 +349,7 @@ def count_flops(run: Run, batch: Batch) -> dict[str, float]:
     with flop_counter() as counter:
         laps = Laps(read=counter.get_total_flops)
         run.step(batch, laps)
-    return {stage: count for stage, count in laps.totals().items() if stage not in ("optimizer", "ema")}
+    return {stage: count for stage, count in laps.totals().items() if stage not in ("clipping", "optimizer", "ema")}
 
 
 def block_products(run: Run, batch: Batch) -> dict[str, Product]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench_common import table
 
-STAGES = ("teacher", "student", "decoder", "forward", "backward", "optimizer", "ema")
+STAGES = ("teacher", "student", "decoder", "forward", "backward", "clipping", "optimizer", "ema")
 
 
 def sweep_table(axis: str, results: Sequence[dict[str, Any]]) -> str:

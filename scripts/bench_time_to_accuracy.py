@@ -114,7 +114,7 @@ def measured_rates(variants: dict[str, list[str]], output: Path) -> dict[str, fl
         for name in missing:
             run = output / "rates" / f"{slug(name)}_{repetition}"
             options = [f"trainer.max_steps={RATE_STEPS}", "trainer.log_every_n_steps=10", "schedule.warmup_steps=10"]
-            d2v("pretrain", *variants[name], ONE_CORE, *options, f"hydra.run.dir={run}")
+            run_d2v("pretrain", *variants[name], ONE_CORE, *options, f"hydra.run.dir={run}")
             with (run / "metrics.csv").open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row.get("perf/samples_per_s")]
             batch_size = OmegaConf.load(run / "config.yaml").global_batch_size
@@ -135,15 +135,15 @@ def trained(output: Path, name: str, overrides: Sequence[str], budget: float, se
             f"ema.anneal_steps={steps // 2}",
         ]
         save = [f"callbacks.checkpoint.every_n_steps={steps}", f"hydra.run.dir={run}", "resume=auto"]
-        d2v("pretrain", *overrides, ONE_CORE, *schedule, *save, f"seed={seed}")
+        run_d2v("pretrain", *overrides, ONE_CORE, *schedule, *save, f"seed={seed}")
         probes = ["probe.knn=true", "probe.linear=true", "probe.ctc=false", f"probe.c_grid={C_GRID}", "precision=auto"]
-        d2v("evaluate", f"checkpoint={run}", "baselines=false", *probes, f"hydra.run.dir={results.parent}")
+        run_d2v("evaluate", f"checkpoint={run}", "baselines=false", *probes, f"hydra.run.dir={results.parent}")
         print(f"{name}, {budget:g} s, seed {seed}: {steps} steps", flush=True)
     (row,) = json.loads(results.read_text())["probes"]
     return Score(name, budget, seed, steps, row["linear"], row["knn"])
 
 
-def d2v(*arguments: str) -> None:
+def run_d2v(*arguments: str) -> None:
     """``d2v ARGUMENTS`` on one thread; what it prints is shown only if it fails."""
     command = [str(Path(sys.executable).with_name("d2v")), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

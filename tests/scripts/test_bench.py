@@ -25,7 +25,9 @@ def test_what_is_slower_is_named(bench: Any) -> None:
 
 
 def test_shares_are_rates_over_the_products(bench: Any) -> None:
-    seconds = {name: {"median": 0.5} for name in ("teacher", "student", "decoder", "backward", "optimizer", "ema")}
+    seconds = {
+        name: {"median": 0.5} for name in ("teacher", "student", "decoder", "backward", "clipping", "optimizer", "ema")
+    }
     flops = {"teacher": 10.0, "student": 20.0, "decoder": 5.0, "backward": 40.0}
     result = {
         "gemm_flops_per_s": {"median": 100.0}, "share_of_gemm": {"median": 0.3}, "seconds": seconds, "flops": flops,
@@ -33,7 +35,7 @@ def test_shares_are_rates_over_the_products(bench: Any) -> None:
     }  # fmt: skip
     assert bench.shares(result) == {
         "step": 0.3, "teacher": 0.2, "student": 0.4, "decoder": 0.1, "backward": 0.8,
-        "optimizer and ema, parameters a kFLOP": 500.0,
+        "updates, parameters a kFLOP": 1000 * 50 / (1.5 * 100.0),
     }  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_a_step_trains_student_and_teacher(bench_step: ModuleType) -> None:
     laps = bench_step.Laps()
     run.step(run.batch(0), laps)
     assert [stage for stage, _ in laps.readings] == [
-        "student", "teacher", "student", "decoder", "backward", "optimizer", "ema", "end",
+        "student", "teacher", "student", "decoder", "backward", "clipping", "optimizer", "ema", "end",
     ]  # fmt: skip
     after = run.model.state_dict()
     for part in ("student.blocks.0.mlp.fc1.weight", "decoders.image.proj.weight", "teacher.blocks.0.mlp.fc1.weight"):
@@ -144,7 +144,7 @@ def test_every_modality_and_algorithm_is_measured(
     case = bench_step.Case(recipe, "bf16-mixed", batch=2, size=size, overrides=overrides, steps=2)
     result = bench_step.measure(case)
     seconds, flops = result["seconds"], result["flops"]
-    stages = ("teacher", "student", "decoder", "backward", "optimizer", "ema")
+    stages = ("teacher", "student", "decoder", "backward", "clipping", "optimizer", "ema")
     assert sum(seconds[stage]["values"][0] for stage in stages) == pytest.approx(seconds["step"]["values"][0], rel=0.1)
     assert flops["step"] == sum(count for stage, count in flops.items() if stage != "step")
     assert flops["backward"] > flops["student"] > flops["teacher"] / 2 > 0
