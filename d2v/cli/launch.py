@@ -50,8 +50,7 @@ def configuring() -> Iterator[None]:
     except MissingMandatoryValue as error:
         fail(f"a value is missing: give {error.full_key}=VALUE", error)
     except InstantiationException as error:
-        cause = error.__cause__
-        fail(str(cause if isinstance(cause, ValueError | OSError | ImportError) else error), error)
+        fail(_explain_call(error), error)
     except OmegaConfBaseException as error:
         modality = re.search(r"encoder\.frontends\.(\w+)", str(error))
         if isinstance(error, InterpolationKeyError) and modality:
@@ -126,6 +125,22 @@ def run(command: str) -> int:
             raise
         fail(f"{error}: choose a folder that can be written to by output_dir=DIR or hydra.run.dir=DIR", error)
     return 0
+
+
+def _explain_call(error: InstantiationException) -> str:
+    """What a call that the configuration asks for did not take, by its key."""
+    if isinstance(error.__cause__, ValueError | OSError | ImportError):
+        return str(error.__cause__)
+    message = str(error)
+    unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", message)
+    section = re.search(r"full_key: (\S+)", message)
+    if not unknown or not section:
+        return message
+    key = f"{section[1]}.{unknown[2]}"
+    return (
+        f"{key}: {unknown[1]} has no such setting (an experiment's settings are for the {section[1]} that it chooses): "
+        f"leave it out with '~{key}'"
+    )
 
 
 def _explain(error: Exception, arguments: list[str]) -> str:

@@ -59,6 +59,7 @@ MASKS = [
     (["mask.num_masks=17"], ["mask.num_masks=17", "16 tokens", "1 to 16"]),
     (["mask.mask_ratio=0.99"], ["mask.mask_ratio=0.99", "at least one must stay visible", "up to"]),
     (["mask.mask_length=5"], ["mask.mask_length=5", "4x4", "1 to 4"]),
+    (["mask=random"], ["mask.mask_length", "RandomMask", "~mask.mask_length"]),
 ]
 UNKNOWN = [
     (["optim.lrr=1"], ["'optim.lrr'", "Did you mean optim.lr"]),
