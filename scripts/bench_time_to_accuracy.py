@@ -2,12 +2,15 @@
 
     python scripts/bench_time_to_accuracy.py methods DIR
     python scripts/bench_time_to_accuracy.py masks DIR --budgets 80
+    python scripts/bench_time_to_accuracy.py masks DIR --steps 300
     python scripts/bench_time_to_accuracy.py layers DIR --budgets 80
+    python scripts/bench_time_to_accuracy.py widths DIR --budgets 160
 
 DIR holds train/ and val/ with a folder for every class, such as CIFAR-10. First every variant's steps a second are
 measured, in turns, one process on one core with nothing beside it. A budget of seconds then becomes a number of steps:
-a run of its own, with its own schedule to the end, and what else the machine does meanwhile changes nothing. Frozen
-features are read out by the linear and kNN probes of ``d2v evaluate``. Runs that are there already are not run again.
+a run of its own, with its own schedule to the end, and what else the machine does meanwhile changes nothing; with
+--steps every run takes as many, and the seconds are what they cost by the rates. Frozen features are read out by the
+linear and kNN probes of ``d2v evaluate``. Runs that are there already are not run again.
 """
 
 from __future__ import annotations
@@ -30,6 +33,14 @@ from omegaconf import OmegaConf
 
 from bench_common import available_cores, machine_facts, table, write_json
 
+PAIR = (("data2vec 2.0", "image_tiny32", 2e-3), ("masked autoencoder", "mae_image_tiny32", 1e-3))
+
+
+def wide(width: int, lr: float) -> list[str]:
+    """The encoder's width, and a learning rate in inverse proportion, which is that of 256."""
+    return [f"model.encoder.embed_dim={width}", f"optim.lr={lr * 256 / width}"]
+
+
 STUDIES = {
     "methods": {
         "data2vec 2.0": ["experiment=image_tiny32", "mask.num_masks=2"],
@@ -40,9 +51,12 @@ STUDIES = {
               for m in (1, 2, 4, 8, 16)},
     "layers": {f"top {k}": ["experiment=image_tiny32", "mask.num_masks=2", f"model.average_top_k_layers={k}"]
                for k in (1, 2, 3)},
+    "widths": {f"{name}, {width} wide": [f"experiment={recipe}", "mask.num_masks=1", *wide(width, lr)]
+               for width in (128, 256, 512) for name, recipe, lr in PAIR},
 }  # fmt: skip
 ONE_CORE = "trainer.accelerator=cpu"
 RATE_STEPS, RATE_ROUNDS = 50, 2
+MIN_STEPS = 8  # so that an eighth can be warm-up
 PROBES = {"linear": "linear (%)", "knn": "kNN (%)"}
 C_GRID = "[0.01,0.1,1.0,10.0]"
 
@@ -73,6 +87,7 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("data", type=Path, help="DIR with train/ and val/")
     parser.add_argument("--budgets", type=float, nargs="+", default=[40, 80, 160], help="seconds of one core")
+    parser.add_argument("--steps", type=int, help="of every run, in place of budgets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=available_cores(), help="runs at a time, one thread each")
     parser.add_argument("--output", type=Path, help="folder; outputs/bench/STUDY if not given")
@@ -91,11 +106,17 @@ def main() -> None:
 
     rates = measured_rates(variants, output)
     print("steps a second: " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()), flush=True)
-    plan = [(name, budget, seed) for budget in args.budgets for seed in args.seeds for name in variants]
+    lengths = {
+        name: [(round(args.steps / rate), args.steps)] if args.steps
+        else [(budget, max(MIN_STEPS, round(rate * budget))) for budget in args.budgets]
+        for name, rate in rates.items()
+    }  # fmt: skip
+    plan = [(name, *length, seed) for name in variants for length in lengths[name] for seed in args.seeds]
+    plan.sort(key=lambda one: one[1])
 
-    def train(one: tuple[str, float, int]) -> Score:
-        name, budget, seed = one
-        return trained(output, name, variants[name], budget, seed, max(8, round(rates[name] * budget)))
+    def train(one: tuple[str, float, int, int]) -> Score:
+        name, budget, steps, seed = one
+        return trained(output, name, variants[name], budget, seed, steps)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         scores = list(pool.map(train, plan))
