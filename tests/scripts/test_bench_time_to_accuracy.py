@@ -48,7 +48,8 @@ def test_tables_have_means_over_seeds(bench: Any) -> None:
 def test_studies_compose(bench: Any, study: str) -> None:
     from bench_common import compose_recipe
 
-    for overrides in bench.STUDIES[study].values():
+    for name, overrides in bench.STUDIES[study].items():
+        assert bench.slug(name).isidentifier() or bench.slug(name)[0].isdigit()  # a comma would end the folder's name
         recipe, *rest = overrides
         assert compose_recipe(recipe.removeprefix("experiment="), rest).model
 
