@@ -58,6 +58,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "use_mean_pooling": True,
     },
 }
+_SIDES = ("image_size", "patch_size")  # one number or two, which encoder_node looks at
 # Keys that have one value that we know, which is also their default.
 _ONLY: dict[str, dict[str, Any]] = {
     "text": {
@@ -92,7 +93,19 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Family]:
     for key, only in _ONLY[family.modality].items():
         if config.get(key, only) != only:
             raise ValueError(f"{path}: {key}={config[key]!r}: d2v has {key}={only!r} only")
+    for key, default in _DEFAULTS[family.modality].items():
+        if default is not None and key not in _SIDES and not _is_like(config[key], default):
+            raise ValueError(f"{path}: {key}={config[key]!r}: must be of the form of {default!r}")
     return config, family
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value could stand in a default's place: a flag, a number, or a list of numbers."""
+    if isinstance(default, list):
+        return isinstance(value, list) and all(_is_like(item, default[0]) for item in value)
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    return isinstance(value, int | type(default)) and not isinstance(value, bool)
 
 
 def has_head(config: Mapping[str, Any], family: Family, folder: Path) -> bool:

@@ -102,8 +102,19 @@ def _load_state(folder: Path) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
         for file in files:
             state |= _load_file(folder / file)
+        _check_dtypes(state, folder)
         return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     raise FileNotFoundError(f"{folder}: has neither {' nor '.join(SINGLE_FILES)}, nor the index of several")
+
+
+def _check_dtypes(state: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise ValueError if weights are quantized; indices and counters may be whole numbers."""
+    for name, value in state.items():
+        if name.endswith((".weight", ".bias")) and not value.is_floating_point():
+            raise ValueError(
+                f"{folder}: {name} is {value.dtype}: quantized weights are not read; save the model in float32, "
+                "float16 or bfloat16"
+            )
 
 
 def _load_file(path: Path) -> dict[str, Tensor]:

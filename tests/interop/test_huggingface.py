@@ -237,6 +237,10 @@ UNSUPPORTED = [
     ("speech", {"conv_pos_kernel_size": 5}, r"layers.0.conv.weight has shape \(24, 6, 4\), not \(24, 6, 5\)"),
     ("image", {"use_absolute_position_embeddings": True}, "use_absolute_position_embeddings=True"),
     ("image", {"image_size": [12, 16]}, "are square"),
+    ("image", {"layer_norm_eps": "x"}, r"layer_norm_eps='x': must be of the form of 1e-12"),
+    ("text", {"hidden_size": None}, "hidden_size=None: must be of the form of 768"),
+    ("speech", {"conv_dim": [512, "512"]}, "conv_dim="),
+    ("image", {"use_mask_token": 1}, "use_mask_token=1"),
     ("image", {"architectures": ["Data2VecVisionForImageClassification"], "use_mean_pooling": False}, "use_mean"),
     ("image", {"model_type": "beit"}, "model_type='beit': d2v reads data2vec-text"),
 ]
@@ -263,6 +267,15 @@ def test_missing_left_over_and_wrong_parameters_are_named(tmp_path: Path) -> Non
     assert "missing encoder.layer.1.attention.self.key.bias" in str(error.value)
     assert "left over encoder.layer.0.mystery" in str(error.value)
     assert "encoder.layer.0.output.dense.bias has shape (3,), not (24,)" in str(error.value)
+
+
+def test_quantized_weights_are_named(tmp_path: Path) -> None:
+    their_model("text", BASE["text"], tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = "encoder.layer.1.attention.self.key.weight"
+    save_file({**state, name: (100 * state[name]).to(torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"{name} is torch\.int8: quantized"):
+        load_huggingface(tmp_path)
 
 
 def test_files_that_are_not_there_or_damaged_are_named(tmp_path: Path) -> None:
