@@ -21,6 +21,7 @@ import json
 import math
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -39,8 +40,12 @@ AUTOENCODER = ["experiment=mae_image_tiny32"]
 
 
 def wide(width: int, lr: float) -> list[str]:
-    """The encoder's width, and a learning rate in inverse proportion, which is that of 256."""
-    return [f"model.encoder.embed_dim={width}", f"optim.lr={lr * 256 / width}"]
+    """The encoder's width, heads of 64, and a learning rate in inverse proportion, which is that of 256."""
+    return [
+        f"model.encoder.embed_dim={width}",
+        f"model.encoder.num_heads={width // 64}",
+        f"optim.lr={lr * 256 / width}",
+    ]
 
 
 STUDIES = {
@@ -58,7 +63,8 @@ STUDIES = {
 }  # fmt: skip
 ONE_CORE = "trainer.accelerator=cpu"
 RATE_STEPS, RATE_ROUNDS = 50, 2
-MIN_STEPS = 8  # so that an eighth can be warm-up
+MIN_STEPS = 8
+IDLE = 0.5  # processes that run, at most, before rates are measured
 PROBES = {"linear": "linear (%)", "knn": "kNN (%)"}
 C_GRID = "[0.01,0.1,1.0,10.0]"
 
@@ -95,6 +101,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder; outputs/bench/STUDY if not given")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides of every run")
     args = parser.parse_intermixed_args()
+    if args.steps is not None and args.steps < MIN_STEPS:
+        parser.error(f"--steps {args.steps}: at least {MIN_STEPS}, so that an eighth can be warm-up")
     if not all((args.data / part).is_dir() for part in ("train", "val")):
         parser.error(f"{args.data}: needs folders train/ and val/")
     output: Path = (args.output or Path("outputs/bench") / args.study).resolve()
@@ -109,7 +117,7 @@ def main() -> None:
     rates = measured_rates(variants, output)
     print("steps a second: " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()), flush=True)
     lengths = {
-        name: [(round(args.steps / rate), args.steps)] if args.steps
+        name: [(round(args.steps / rate), args.steps)] if args.steps is not None
         else [(budget, max(MIN_STEPS, round(rate * budget))) for budget in args.budgets]
         for name, rate in rates.items()
     }  # fmt: skip
@@ -133,9 +141,12 @@ def measured_rates(variants: dict[str, list[str]], output: Path) -> dict[str, fl
     path = output / "rates.json"
     rates: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     missing = [name for name in variants if name not in rates]
+    if missing and os.getloadavg()[0] > IDLE:
+        print(f"warning: the machine is busy (load {os.getloadavg()[0]:.1f}): rates will be too low", flush=True)
     for repetition in range(RATE_ROUNDS if missing else 0):
         for name in missing:
             run = output / "rates" / f"{slug(name)}_{repetition}"
+            shutil.rmtree(run, ignore_errors=True)  # of a study that was cut off
             options = [f"trainer.max_steps={RATE_STEPS}", "trainer.log_every_n_steps=10", "schedule.warmup_steps=10"]
             run_d2v("pretrain", *variants[name], ONE_CORE, *options, f"hydra.run.dir={run}")
             with (run / "metrics.csv").open(newline="") as file:
@@ -149,7 +160,7 @@ def measured_rates(variants: dict[str, list[str]], output: Path) -> dict[str, fl
 
 def trained(output: Path, name: str, overrides: Sequence[str], budget: float, seed: int, steps: int) -> Score:
     """A run of so many steps, and its scores."""
-    run = output / f"{slug(name)}_{budget:g}s_seed{seed}"
+    run = output / f"{slug(name)}_{steps}steps_seed{seed}"
     results = run / "probes" / "results.json"
     if not results.exists():
         schedule = [

@@ -83,6 +83,13 @@ def test_a_study_from_end_to_end(
     monkeypatch.setattr(bench, "run_d2v", lambda *arguments: pytest.fail(f"run again: {arguments}"))
     monkeypatch.setattr("sys.argv", [*command, "--steps", "8"])  # as many as before
     bench.main()
+    monkeypatch.setattr("sys.argv", [*command, "--steps", "9"])  # the same in whole seconds, but another run
+    with pytest.raises(pytest.fail.Exception, match="max_steps=9"):
+        bench.main()
+    monkeypatch.setattr("sys.argv", [*command, "--steps", "0"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "--steps 0: at least 8" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", [*command, "global_batch_size=8"])
     with pytest.raises(SystemExit):
         bench.main()
