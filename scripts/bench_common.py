@@ -7,14 +7,19 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from d2v.cli.main import options
 
 
 def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -26,7 +31,21 @@ def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 def recipes_and_overrides(words: Sequence[str], default: Sequence[str]) -> tuple[list[str], list[str]]:
     """Words of a command line: KEY=VALUE are overrides, the others recipes (the default ones if there are none)."""
     recipes = [word for word in words if "=" not in word]
+    for recipe in recipes:
+        if recipe not in options("experiment"):
+            raise SystemExit(f"error: there is no recipe {recipe}: choose from {', '.join(options('experiment'))}")
     return recipes or list(default), [word for word in words if "=" in word]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Settings that nothing can be built from end the process with a message in place of a stack trace."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        first = isinstance(cause, OmegaConfBaseException)
+        raise SystemExit(f"error: {str(cause).splitlines()[0] if first else cause}") from error
 
 
 @dataclass(frozen=True)

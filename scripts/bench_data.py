@@ -26,6 +26,7 @@ from bench_common import (
     Spread,
     available_cores,
     compose_recipe,
+    explained,
     machine_facts,
     recipes_and_overrides,
     table,
@@ -53,15 +54,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="that a rate is measured, each time")
     parser.add_argument("--repeats", type=int, default=3, help="of every rate")
     parser.add_argument("--json", type=Path, help="where everything measured goes")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
+    if args.images and not args.images.is_dir():
+        parser.error(f"--images {args.images}: no such directory")
     recipes, overrides = recipes_and_overrides(args.words, ("image_base",) if args.images else DEFAULT_RECIPES)
     overrides += ["data=image_folder", f"data.root={args.images}"] if args.images else []
     workers = args.workers or list(range(available_cores() + 1))
     torch.set_num_threads(1)
     results = []
     for recipe in recipes:
-        results.append(result := measure(recipe, overrides, workers, args.seconds, args.repeats))
+        with explained():
+            result = measure(recipe, overrides, workers, args.seconds, args.repeats)
+        results.append(result)
         print(f"\n{describe(result)}\n\n{rate_table(result)}\n\n{cost_table(result)}", flush=True)
     if args.json:
         write_json(args.json, {"machine": machine_facts(threads=1), "command": sys.argv, "results": results})

@@ -41,6 +41,7 @@ from bench_common import (
     Spread,
     available_cores,
     compose_recipe,
+    explained,
     machine_facts,
     recipes_and_overrides,
     write_json,
@@ -52,6 +53,7 @@ from d2v.data.sampler import SampleKey
 from d2v.data.speech_batches import ClipCollate
 from d2v.lit.setup import keep_freed_memory
 from d2v.models.masked import MaskedModel
+from d2v.nn.block import checkpoint_activations
 from d2v.nn.frontends.image import ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.types import Batch
@@ -66,6 +68,8 @@ BATCHES = {
 }  # fmt: skip
 SECONDS = {"speech_tiny": 4.0}  # of a clip, where not 10
 DEFAULT_RECIPES = ("image_base", "speech_base", "text_base")
+# What may be overridden; precision, batch and compilation have options.
+MEASURED = ("model", "mask", "optim", "ema", "data", "trainer.gradient_clip_val", "activation_checkpointing")
 SWEEPS = ("masks", "batch", "width", "tokens")
 WARM_UP_STEPS = 2  # the optimizer's state is made at the end of the first
 SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the matrices that show what the device can do
@@ -113,13 +117,22 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="the sweep's picture; outputs/bench/RECIPE_SWEEP.png if not given")
     parser.add_argument("--json", type=Path, help="where everything measured goes")
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.case:
-        print(json.dumps(measure(Case(**json.loads(args.case)))))
+        with explained():
+            print(json.dumps(measure(Case(**json.loads(args.case)))))
         return
 
+    for name in ("batch", "masks", "size", "steps", "threads"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            parser.error(f"--{name} {value:g}: at least 1")
+    values = args.values or []
+    if len(set(values)) < len(values) or (args.sweep != "tokens" and any(value % 1 for value in values)):
+        parser.error(f"--values {' '.join(f'{value:g}' for value in values)}: whole numbers, each of them once")
     threads = args.threads or int(os.environ.get("OMP_NUM_THREADS", available_cores()))
     recipes, overrides = recipes_and_overrides(args.words, DEFAULT_RECIPES)
+    if ignored := [word for word in overrides if not word.lstrip("+~").startswith(MEASURED)]:
+        parser.error(f"{' '.join(ignored)}: changes nothing here; overrides may be of {', '.join(MEASURED)}")
     overrides += [] if args.masks is None else [f"mask.num_masks={args.masks}"]
     precisions = ("32-true", "bf16-mixed") if args.precision == "both" else (args.precision,)
     cases = [
@@ -149,7 +162,9 @@ def in_own_process(case: Case, threads: int) -> dict[str, Any]:
     """:func:`measure` in a fresh process: its peak of memory is the case's own."""
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}  # as d2v sets it
     command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:  # it has said why
+        raise SystemExit(done.returncode)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -225,6 +240,8 @@ class Run:
         )
         assert isinstance(model, MaskedModel)
         self.model = model.to(self.device).train()
+        if self.cfg.activation_checkpointing:
+            checkpoint_activations(self.model)
         self.forward: Callable[[Batch], Any] = torch.compile(self.model) if case.compiled else self.model
         (self.modality,) = self.model.student.frontends
         self.optimizer = optim((n, p) for n, p in self.model.named_parameters() if p.requires_grad)

@@ -29,6 +29,7 @@ from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.callbacks.score import ScoreEvery
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.models.heads import FinetunedModel
+from d2v.nn.block import checkpoint_activations
 from d2v.tasks.base import Task
 from d2v.tasks.results import write_results
 
@@ -77,7 +78,7 @@ def finetune(cfg: DictConfig) -> None:
         portable = {**config, "data": {**config["data"], **dataset.assets()}, "label_names": data.labels}
         module = FinetuneModule(model, task, optim, schedule, cfg.freeze_steps, cfg.ema_decay, cfg.seed, portable)
         if cfg.activation_checkpointing:
-            model.encoder.checkpoint_activations()
+            checkpoint_activations(model)
         if cfg.compile:
             setup.check_compile(trainer)
             module.compile_forward()

@@ -23,6 +23,7 @@ from d2v.lit import setup
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.data import PretrainDataModule
 from d2v.lit.pretrain import PretrainModule
+from d2v.nn.block import checkpoint_activations
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def pretrain(cfg: DictConfig) -> None:
         portable = {**config, "data": {**config["data"], **assets}}
         module = PretrainModule(model, optim, schedule, ema, cfg.seed, portable)
         if cfg.activation_checkpointing:
-            model.student.checkpoint_activations()
+            checkpoint_activations(model)
         if cfg.compile:
             setup.check_compile(trainer)
             module.compile_forward()

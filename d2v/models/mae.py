@@ -22,6 +22,8 @@ from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import feature_std, regression_loss_sum
 from d2v.types import Batch, LossOutput
 
+PATCHES = ("img_size", "patch_size", "in_chans")  # what encoder and decoder have to agree on
+
 
 class MaskedAutoencoder(MaskedModel):
     """Student and decoders; the loss is the mean squared error of masked patches.
@@ -32,7 +34,8 @@ class MaskedAutoencoder(MaskedModel):
         norm_patches: whether every patch is given zero mean and unit variance first (table 1d).
 
     Raises:
-        ValueError: a frontend whose tokens are no patches, or another set of decoders than of frontends.
+        ValueError: a frontend whose tokens are no patches or that has a mask token, other patches in a decoder than in
+            its frontend, or another set of decoders than of frontends.
     """
 
     predictors_are = "decoders"
@@ -44,12 +47,25 @@ class MaskedAutoencoder(MaskedModel):
                 f"model.decoders has {sorted(decoders)}, model.encoder.frontends {sorted(encoder.frontends)}: "
                 "every modality needs one of each"
             )
-        for modality in encoder.frontends:
-            if not encoder.frontend(modality).patch_values:
+        for modality, decoder in decoders.items():
+            frontend = encoder.frontend(modality)
+            if not frontend.patch_values:
                 raise ValueError(
                     f"model.encoder.frontends.{modality}: its tokens are no patches of inputs, so there is nothing to "
                     "reconstruct; choose a model of data2vec2"
                 )
+            if frontend.mask_token is not None:
+                raise ValueError(
+                    f"model.encoder.frontends.{modality}.mask_token=true: masked patches are left out, so nothing "
+                    "would train it; set it to false"
+                )
+            for key in PATCHES:
+                theirs, own = (getattr(part, key, None) for part in (frontend, decoder))
+                if theirs != own and own is not None:
+                    raise ValueError(
+                        f"model.decoders.{modality}.{key}={own}: the patches of model.encoder.frontends.{modality} "
+                        f"have {key}={theirs}; set the two alike"
+                    )
         self.student = encoder
         self.decoders = nn.ModuleDict(decoders)
         self.norm_patches = norm_patches

@@ -33,7 +33,7 @@ class Block(nn.Module):
     Attributes:
         checkpointing: whether a training step keeps the block's input only and computes the rest anew, with the same
             random numbers, when the backward pass needs it (arXiv:1604.06174); set by
-            :meth:`~d2v.nn.encoder.Encoder.checkpoint_activations`.
+            :func:`checkpoint_activations`.
     """
 
     def __init__(
@@ -97,3 +97,10 @@ class Block(nn.Module):
             # Computed all the same: every rank has every gradient (zeros here), and nothing waits for the device.
             x = torch.where(torch.rand((), device=x.device) < self.layer_drop_rate, skipped, x)
         return x, mlp_output
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let every block of a model be computed again in the backward pass, instead of keeping what is in it."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.checkpointing = True

@@ -134,7 +134,7 @@ class PixelDecoder(nn.Module):
         num_heads: attention heads of a block.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``decoder_dim``.
+        ValueError: ``decoder_dim`` is no multiple of 4, or ``num_heads`` does not divide it.
     """
 
     def __init__(
@@ -148,6 +148,9 @@ class PixelDecoder(nn.Module):
         num_heads: int = 16,
     ) -> None:
         super().__init__()
+        self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
+        if decoder_dim % 4:
+            raise ValueError(f"model.decoders: decoder_dim={decoder_dim}: positions need a multiple of 4")
         if decoder_dim % num_heads:
             raise ValueError(
                 f"decoder num_heads={num_heads} does not divide decoder_dim={decoder_dim}; choose one that does"

@@ -114,12 +114,6 @@ class Encoder(nn.Module):
         for blocks in (self.prenets, self.blocks):
             blocks.apply(_init_linear)
 
-    def checkpoint_activations(self) -> None:
-        """Let every block be computed again in the backward pass, instead of keeping what is in it."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.checkpointing = True
-
     def frontend(self, modality: str) -> Frontend:
         """The frontend of ``modality``; KeyError naming those there are."""
         if modality not in self.frontends:

@@ -10,8 +10,9 @@ import torch
 
 from d2v.models.data2vec import Data2Vec, RegressionHead
 from d2v.models.data2vec2 import Data2Vec2
-from d2v.models.distillation import SelfDistillation
-from d2v.nn.decoders import ConvDecoder1d, ConvDecoder2d
+from d2v.models.mae import MaskedAutoencoder
+from d2v.models.masked import MaskedModel
+from d2v.nn.decoders import ConvDecoder1d, ConvDecoder2d, PixelDecoder
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
@@ -25,6 +26,7 @@ CONVS = [[8, 10, 5], [8, 4, 2]]
 NOISE = dict.fromkeys(
     ("drop_rate", "attn_drop_rate", "mlp_drop_rate", "post_mlp_drop_rate", "drop_path_rate", "layer_drop_rate"), 0.3
 )
+AUTOENCODER = "image-mae"
 RECIPES = [f"{modality}-{version}" for modality in ("image", "speech", "text") for version in (1, 2)]
 
 
@@ -40,10 +42,14 @@ def _frontend(modality: str, version: int, noise: float) -> Frontend:
     return TextFrontend(DIM, 40, 24, drop_rate=noise, input_drop_rate=noise, mask_id=39 if version == 1 else None)
 
 
-def build(recipe: str, noise: bool = True, **options: Any) -> SelfDistillation:
+def build(recipe: str, noise: bool = True, **options: Any) -> MaskedModel:
     """A model in training mode; dropout, drop path, LayerDrop and the decoder's noise are on unless told otherwise."""
     modality, _, version = recipe.partition("-")
     rate = 0.1 if noise else 0.0
+    if recipe == AUTOENCODER:
+        encoder = Encoder({"image": ImageFrontend(DIM, 12, 3, 2)}, DIM, DEPTH, HEADS, **(NOISE if noise else {}))
+        decoder = PixelDecoder(DIM, 12, 3, 2, decoder_dim=8, depth=2, num_heads=2)
+        return MaskedAutoencoder(encoder, {"image": decoder}).train()
     options = {"prenet_depth": int(version == "2"), **(NOISE if noise else {}), **options}
     image_1 = recipe == "image-1"
     encoder = Encoder(

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from recipes import RECIPES, build, make_batch
+from recipes import AUTOENCODER, RECIPES, build, make_batch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-each_recipe = pytest.mark.parametrize("recipe", RECIPES)
+from d2v.nn.block import checkpoint_activations
+
+each_recipe = pytest.mark.parametrize("recipe", [*RECIPES, AUTOENCODER])
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +25,13 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "checkpointing"), [*((recipe, False) for recipe in RECIPES), ("image-2", True), ("speech-2", True)]
+    ("recipe", "checkpointing"),
+    [*((recipe, False) for recipe in [*RECIPES, AUTOENCODER]), ("image-2", True), ("speech-2", True)],
 )
 def test_one_graph_for_all_batches_of_a_shape(recipe: str, checkpointing: bool) -> None:
     model = build(recipe)
     if checkpointing:
-        model.student.checkpoint_activations()
+        checkpoint_activations(model)
     backend = CompileCounterWithBackend("aot_eager")
     step = torch.compile(model.forward, fullgraph=True, backend=backend)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3)

@@ -9,7 +9,7 @@ from torch import nn
 from d2v.models.mae import MaskedAutoencoder
 from d2v.nn.decoders import PixelDecoder
 from d2v.nn.encoder import Encoder
-from d2v.nn.frontends.image import ImageFrontend
+from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
 from d2v.nn.frontends.text import TextFrontend
 from d2v.types import Batch, TokenMask
 
@@ -97,6 +97,13 @@ def test_what_cannot_work_is_named() -> None:
     )
     with pytest.raises(ValueError, match="its tokens are no patches of inputs"):
         MaskedAutoencoder(text, {"text": nn.Identity()})
+    with pytest.raises(ValueError, match=r"model\.decoders\.image\.patch_size=2: .* have patch_size=4"):
+        MaskedAutoencoder(encoder(), {"image": PixelDecoder(DIM, SIZE, 2, CHANNELS, decoder_dim=8, num_heads=2)})
+    beit = Encoder({"image": BeitFrontend(DIM, 2, SIZE, PATCH, CHANNELS)}, embed_dim=DIM, depth=1, num_heads=2)
+    with pytest.raises(ValueError, match=r"frontends\.image\.mask_token=true"):
+        MaskedAutoencoder(beit, {"image": PixelDecoder(DIM, SIZE, PATCH, CHANNELS, decoder_dim=8, num_heads=2)})
+    with pytest.raises(ValueError, match=r"decoder_dim=6: positions need a multiple of 4"):
+        PixelDecoder(DIM, SIZE, PATCH, CHANNELS, decoder_dim=6, num_heads=2)
     with pytest.raises(ValueError, match=r"decoder num_heads=3 does not divide decoder_dim=8"):
         PixelDecoder(DIM, SIZE, PATCH, CHANNELS, decoder_dim=8, depth=1, num_heads=3)
     with pytest.raises(ValueError, match="network=teacher: a MaskedAutoencoder has none: set network=student"):

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recipes import RECIPES, build, make_batch
+from recipes import AUTOENCODER, RECIPES, build, make_batch
 from torch import Tensor, nn
 
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.models.distillation import SelfDistillation
-from d2v.nn.block import Block
+from d2v.nn.block import Block, checkpoint_activations
 from d2v.nn.decoders import ConvDecoder2d
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.image import ImageFrontend
@@ -97,7 +97,7 @@ def test_a_forward_pass_keeps_what_its_backward_pass_needs() -> None:
 
 def test_checkpointing_keeps_one_input_a_block() -> None:
     model, batch = image_model()
-    model.student.checkpoint_activations()
+    checkpoint_activations(model)
     kept, _ = kept_bytes(lambda: model(batch), model)
     assert kept == pytest.approx(DEPTH * 4 * N * S * D + FRONT + DECODER + LOSS, rel=0.02)
 
@@ -125,13 +125,13 @@ def _step(model: SelfDistillation, batch: Batch) -> LossOutput:
     return out
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, AUTOENCODER])
 @pytest.mark.parametrize("noise", [True, False], ids=["noise", "plain"])
 def test_checkpointing_changes_no_bit(recipe: str, noise: bool) -> None:
     """Dropout, drop path and LayerDrop draw in the backward pass what they drew before."""
     plain = build(recipe, noise)
     checkpointed = copy.deepcopy(plain)
-    checkpointed.student.checkpoint_activations()
+    checkpoint_activations(checkpointed)
     for seed in range(2):
         batch = make_batch(recipe, seed)
         losses, next_drawn = [], []
@@ -149,7 +149,7 @@ def test_checkpointing_changes_no_bit(recipe: str, noise: bool) -> None:
 
 def test_neither_teacher_nor_evaluation_is_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = image_model()
-    model.student.checkpoint_activations()
+    checkpoint_activations(model)
     calls = []
     monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda f, *args, **kwargs: calls.append(f) or f(*args))
     model.targets(batch)
@@ -161,4 +161,3 @@ def test_neither_teacher_nor_evaluation_is_checkpointed(monkeypatch: pytest.Monk
     assert not calls
     model(batch)
     assert len(calls) == DEPTH == sum(isinstance(m, Block) for m in model.student.modules())
-    assert not any(m.checkpointing for m in model.teacher.modules() if isinstance(m, Block))

@@ -205,3 +205,48 @@ def test_a_sweep_changes_one_size(bench_step: ModuleType, recipe: str, axis: str
             assert cfg.mask.num_masks == value
         else:
             assert {"batch": changed.batch, "tokens": changed.size}[axis] == value
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["image_tinny"], "no recipe image_tinny: choose from image_base"),
+        (["image_tiny", "--batch", "0"], "--batch 0: at least 1"),
+        (["image_tiny", "--sweep", "batch", "--values", "2", "2.5"], "--values 2 2.5: whole numbers"),
+        (["image_tiny", "--sweep", "masks", "--values", "2", "2"], "--values 2 2: whole numbers, each of them once"),
+        (
+            ["image_tiny", "--steps", "1", "trainer.precision=bf16-mixed"],
+            "trainer.precision=bf16-mixed: changes nothing",
+        ),
+        (["image_tiny", "micro_batch_size=1"], "micro_batch_size=1: changes nothing"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(
+    bench_step: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_step.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        bench_step.main()
+    assert message in capsys.readouterr().err + str(stop.value)
+
+
+def test_settings_of_which_nothing_can_be_built_are_named(
+    bench_step: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_step.py", "image_tiny", "--steps", "1", "model.encoder.embed_dim=30"])
+    with pytest.raises(SystemExit) as stop:
+        bench_step.main()
+    assert stop.value.code == 1
+    error = capfd.readouterr().err
+    assert "model.encoder.embed_dim=30" in error
+    assert "Traceback" not in error
+
+
+def test_activation_checkpointing_is_measured(bench_step: ModuleType) -> None:
+    overrides = [*SMALL_2, "activation_checkpointing=true"]
+    run = bench_step.Run(bench_step.Case("image_tiny", batch=2, overrides=overrides))
+    assert all(block.checkpointing for block in run.model.student.blocks)
