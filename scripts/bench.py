@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -111,16 +112,15 @@ def shares(result: dict[str, Any]) -> dict[str, float]:
 
 
 def compared(now: dict[str, float], committed: dict[str, float]) -> tuple[list[list[str]], list[str]]:
-    """A row for every figure, and the names of those that have fallen."""
+    """A row for every figure, and the names of those that have fallen or are gone."""
     rows, fallen = [], []
     for name in committed | now:
-        if name not in now or name not in committed:
-            rows.append([name, *(f"{x[name]:.3f}" if name in x else "" for x in (committed, now)), "", "new or gone"])
-            continue
-        ratio = now[name] / committed[name]
-        if ratio < SLOWER:
+        before, after = committed.get(name, math.nan), now.get(name, math.nan)
+        ratio = after / before
+        verdict = "new" if name not in committed else "gone" if name not in now else "" if ratio >= SLOWER else "slower"
+        if verdict not in ("", "new"):  # no number is no pass
             fallen.append(name)
-        rows.append([name, f"{committed[name]:.3f}", f"{now[name]:.3f}", f"{ratio:.2f}", "slower" * (ratio < SLOWER)])
+        rows.append([name, *("" if math.isnan(x) else f"{x:.3f}" for x in (before, after)), f"{ratio:.2f}", verdict])
     return rows, fallen
 
 

@@ -73,5 +73,4 @@ def attention(q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None = None, 
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if attn_bias is not None:
         logits = logits + attn_bias
-    weights = logits.softmax(dim=-1, dtype=torch.float32)
-    return F.dropout(weights, drop_rate).to(v.dtype) @ v
+    return F.dropout(logits.softmax(dim=-1), drop_rate) @ v  # sums are float32 within, weights are kept once

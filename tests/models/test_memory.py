@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.models.distillation import SelfDistillation
+from d2v.nn.attention import attention
 from d2v.nn.block import Block, checkpoint_activations
 from d2v.nn.decoders import ConvDecoder2d
 from d2v.nn.encoder import Encoder
@@ -100,6 +101,13 @@ def test_checkpointing_keeps_one_input_a_block() -> None:
     checkpoint_activations(model)
     kept, _ = kept_bytes(lambda: model(batch), model)
     assert kept == pytest.approx(DEPTH * 4 * N * S * D + FRONT + DECODER + LOSS, rel=0.02)
+
+
+def test_attention_in_parts_keeps_its_weights_once() -> None:
+    """In bfloat16 on a CPU; the fused function keeps none."""
+    q, k, v = (torch.randn(2, H, 50, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    kept, _ = kept_bytes(lambda: attention(q, k, v), nn.Identity())
+    assert kept == 2 * (2 * H) * (3 * 50 * 8 + 50 * 50)  # query, key, value, weights
 
 
 def test_the_teacher_keeps_nothing() -> None:

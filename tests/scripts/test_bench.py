@@ -17,11 +17,12 @@ def bench() -> Any:
 def test_what_is_slower_is_named(bench: Any) -> None:
     committed = {"step": 0.8, "loading": 10.0, "gone": 1.0}
     rows, fallen = bench.compared({"step": 0.79, "loading": 7.9, "new": 2.0}, committed)
-    assert fallen == ["loading"]
+    assert fallen == ["loading", "gone"]
     by_name = {row[0]: row for row in rows}
     assert by_name["step"][1:] == ["0.800", "0.790", "0.99", ""]
     assert by_name["loading"][-1] == "slower"
-    assert by_name["gone"][-1] == by_name["new"][-1] == "new or gone"
+    assert (by_name["gone"][-1], by_name["new"][-1]) == ("gone", "new")
+    assert bench.compared({"a": float("nan"), "b": -5.0}, {"a": 1.0, "b": 1.0})[1] == ["a", "b"]
 
 
 def test_shares_are_rates_over_the_products(bench: Any) -> None:
@@ -45,4 +46,8 @@ def test_committed_figures_are_of_the_cases_that_are_measured(bench: Any) -> Non
     for recipe, _ in bench.CASES:
         for precision in ("32-true", "bf16-mixed"):
             assert 0 < committed["figures"][f"{recipe} {precision} step"] < 1.5
+            assert committed["figures"][f"{recipe} {precision} updates, parameters a kFLOP"]
+    assert committed["figures"][f"{bench.PRETRAINED}, points gained in {bench.LEARNING_STEPS} steps"]
+    for recipe in bench.bench_data.DEFAULT_RECIPES:
+        assert committed["figures"][f"{recipe} samples loaded, one core"]
     assert all(value > 0 for value in committed["figures"].values())
