@@ -49,7 +49,7 @@ def configuring() -> Iterator[None]:
         yield
     except MissingMandatoryValue as error:
         fail(f"a value is missing: give {error.full_key}=VALUE", error)
-    except InstantiationException as error:
+    except (InstantiationException, TypeError) as error:
         fail(_explain_call(error), error)
     except OmegaConfBaseException as error:
         modality = re.search(r"encoder\.frontends\.(\w+)", str(error))
@@ -127,14 +127,19 @@ def run(command: str) -> int:
     return 0
 
 
-def _explain_call(error: InstantiationException) -> str:
+def _explain_call(error: Exception) -> str:
     """What a call that the configuration asks for did not take, by its key."""
     if isinstance(error.__cause__, ValueError | OSError | ImportError):
         return str(error.__cause__)
     message = str(error)
     unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", message)
     section = re.search(r"full_key: (\S+)", message)
-    if not unknown or not section:
+    if unknown is None:
+        return message
+    given = [word.lstrip("+") for word in sys.argv[1:] if word.partition("=")[0].endswith(f".{unknown[2]}")]
+    if given:
+        return f"{given[0]}: {unknown[1]} has no such setting: remove it"
+    if section is None:
         return message
     key = f"{section[1]}.{unknown[2]}"
     return (

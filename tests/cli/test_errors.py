@@ -59,7 +59,7 @@ MASKS = [
     (["mask.num_masks=17"], ["mask.num_masks=17", "16 tokens", "1 to 16"]),
     (["mask.mask_ratio=0.99"], ["mask.mask_ratio=0.99", "at least one must stay visible", "up to"]),
     (["mask.mask_length=5"], ["mask.mask_length=5", "4x4", "1 to 4"]),
-    (["mask=random"], ["mask.mask_length", "RandomMask", "~mask.mask_length"]),
+    (["mask=random"], ["mask.mask_length=2: RandomMask has no such setting: remove it"]),
 ]
 UNKNOWN = [
     (["optim.lrr=1"], ["'optim.lrr'", "Did you mean optim.lr"]),
@@ -70,9 +70,9 @@ UNKNOWN = [
     (["xyzzy=1"], ["'xyzzy'", "--cfg job"]),
     (["optim.learning_rate=1"], ["'optim.learning_rate'", "optim.lr"]),
     (["+xyzzy=1"], ["xyzzy"]),  # a key that nobody reads
-    (["+optim.foo=1"], ["foo"]),
+    (["+optim.foo=1"], ["optim.foo=1: adamw has no such setting: remove it"]),
     (["+trainer.foo=1"], ["trainer", "foo"]),
-    (["+model.foo=1"], ["model", "foo"]),
+    (["+model.foo=1"], ["model.foo=1: Data2Vec2 has no such setting: remove it"]),
     (["+callbacks.checkpoint.foo=1"], ["callbacks.checkpoint", "foo"]),
     (["model=image_tny"], ["image_tny", "data2vec2/image_tiny"]),
     (["experiment=null"], ["experiment"]),
@@ -135,6 +135,10 @@ def test_pretrain(
 ) -> None:
     overrides, words = ([_filled(text, places) for text in texts] for texts in (overrides, words))
     _pretrain_fails(runs, tmp_path, overrides, words)
+
+
+def test_an_experiments_setting_of_another_option_is_left_out(runs: ModuleType, tmp_path: Path) -> None:
+    _fails(runs, ["pretrain", "mask=random", f"output_dir={tmp_path}"], ["leave it out with '~mask.mask_length'"])
 
 
 def test_init_from_another_size_names_what_does_not_fit(runs: ModuleType, tmp_path: Path) -> None:
