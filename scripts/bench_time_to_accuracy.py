@@ -114,6 +114,8 @@ def main() -> None:
         parser.error(f"{output} holds runs with other overrides (variants.json); choose another --output")
     record.write_text(json.dumps(variants, indent=2) + "\n")
 
+    if not (output / "rates.json").exists() and os.getloadavg()[0] > IDLE:
+        print(f"warning: the machine is busy (load {os.getloadavg()[0]:.1f}): rates will be too low", flush=True)
     rates = measured_rates(variants, output)
     print("steps a second: " + ", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()), flush=True)
     lengths = {
@@ -141,8 +143,6 @@ def measured_rates(variants: dict[str, list[str]], output: Path) -> dict[str, fl
     path = output / "rates.json"
     rates: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     missing = [name for name in variants if name not in rates]
-    if missing and os.getloadavg()[0] > IDLE:
-        print(f"warning: the machine is busy (load {os.getloadavg()[0]:.1f}): rates will be too low", flush=True)
     for repetition in range(RATE_ROUNDS if missing else 0):
         for name in missing:
             run = output / "rates" / f"{slug(name)}_{repetition}"
