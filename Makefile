@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 MODALITY ?= image
 SEED ?= 0
 # One process a core, one thread a process: more threads than cores make every test many times slower.
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# (nproc itself would obey OMP_NUM_THREADS.)
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-distributed test-faults test-compiled parity bench lint format type wheel-test clean
