@@ -123,7 +123,9 @@ def main() -> None:
             print(json.dumps(measure(Case(**json.loads(args.case)))))
         return
 
-    for name in ("batch", "masks", "size", "steps", "threads"):
+    if args.size is not None and args.size <= 0:
+        parser.error(f"--size {args.size:g}: more than 0")
+    for name in ("batch", "masks", "steps", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name} {value:g}: at least 1")
     values = args.values or []
