@@ -25,6 +25,8 @@ NUM_LOCAL_FEATURES = 256  # enough to see whether a frontend has collapsed
 class SelfDistillation(MaskedModel):
     """A student that predicts, from masked inputs, the mean of its teacher's top-K layers on the whole input.
 
+    Abstract: data2vec 1.0 and 2.0 define ``forward`` and ``_teacher_input``.
+
     Args:
         encoder: the student; the teacher starts as its copy.
         predictors: from the student's features to predictions, one for every modality of the encoder, by its name.

@@ -11,7 +11,7 @@ from d2v.types import Batch, LossOutput
 
 
 class MaskedModel(nn.Module):
-    """An encoder that is trained by predicting what masks hide from it.
+    """An encoder that is trained by predicting what masks hide from it. Abstract: an algorithm defines :meth:`forward`.
 
     Attributes:
         student: the encoder that is trained.

@@ -72,6 +72,8 @@ class RandomMask:
 class _Blocks:
     """Random blocks of tokens, and then exactly as many tokens as wanted.
 
+    Abstract: a subclass defines ``num_visible`` and ``_block_ratio``.
+
     Block centres are drawn uniformly, with replacement; a block that reaches over the border is clamped to it. Then
     tokens are added to or removed from the blocks' at random.
     """

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 
-def _fails(runs: ModuleType, arguments: list[str], words: list[str]) -> None:
+def _assert_fails(runs: ModuleType, arguments: list[str], words: list[str]) -> None:
     result = runs.d2v_command(*arguments)
     assert result.status == 1, result.out + result.err
     message = result.err[result.err.index("d2v: error: ") :]
@@ -18,9 +18,9 @@ def _fails(runs: ModuleType, arguments: list[str], words: list[str]) -> None:
     assert "step 1/" not in result.err  # no training
 
 
-def _pretrain_fails(runs: ModuleType, tmp_path: Path, overrides: list[str], words: list[str]) -> None:
+def _assert_pretrain_fails(runs: ModuleType, tmp_path: Path, overrides: list[str], words: list[str]) -> None:
     out = tmp_path / "out"
-    _fails(runs, ["pretrain", f"output_dir={out}", *runs.TINY, *overrides], words)
+    _assert_fails(runs, ["pretrain", f"output_dir={out}", *runs.TINY, *overrides], words)
     assert not list(out.rglob("*.ckpt"))
     assert not list(out.rglob("metrics.csv"))
 
@@ -134,16 +134,20 @@ def test_pretrain(
     runs: ModuleType, tmp_path: Path, places: dict[str, str], overrides: list[str], words: list[str]
 ) -> None:
     overrides, words = ([_filled(text, places) for text in texts] for texts in (overrides, words))
-    _pretrain_fails(runs, tmp_path, overrides, words)
+    _assert_pretrain_fails(runs, tmp_path, overrides, words)
 
 
 def test_an_experiments_setting_of_another_option_is_left_out(runs: ModuleType, tmp_path: Path) -> None:
-    _fails(runs, ["pretrain", "mask=random", f"output_dir={tmp_path}"], ["leave it out with '~mask.mask_length'"])
+    _assert_fails(
+        runs, ["pretrain", "mask=random", f"output_dir={tmp_path}"], ["leave it out with '~mask.mask_length'"]
+    )
 
 
 def test_init_from_another_size_names_what_does_not_fit(runs: ModuleType, tmp_path: Path) -> None:
     run = runs.pretrain(tmp_path / "run", "trainer.max_steps=1")
-    _pretrain_fails(runs, tmp_path, [f"init_from={run}", "model.encoder.embed_dim=64"], ["do not fit", "shape", "proj"])
+    _assert_pretrain_fails(
+        runs, tmp_path, [f"init_from={run}", "model.encoder.embed_dim=64"], ["do not fit", "shape", "proj"]
+    )
 
 
 def test_the_stack_trace_is_there_for_those_who_ask(
@@ -196,7 +200,7 @@ def test_other_commands(
     arguments, words = ([_filled(text, places) for text in texts] for texts in (arguments, words))
     if arguments[0] == "evaluate":
         arguments.append(f"output_dir={tmp_path / 'out'}")
-    _fails(runs, arguments, words)
+    _assert_fails(runs, arguments, words)
     assert not (tmp_path / "new").exists()
     assert not list(tmp_path.rglob("results.json"))
 

@@ -37,7 +37,7 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def _agree(runs: ModuleType, plain: Path, compiled: Path) -> None:
+def _assert_agree(runs: ModuleType, plain: Path, compiled: Path) -> None:
     assert counters["stats"]["unique_graphs"] == 1
     expected, found = (runs.load(run, 2)["state_dict"] for run in (plain, compiled))
     assert expected.keys() == found.keys()
@@ -51,7 +51,7 @@ def _agree(runs: ModuleType, plain: Path, compiled: Path) -> None:
 def test_compiled_pretraining_agrees(runs: ModuleType, tmp_path: Path) -> None:
     """The weights' names, too, are those of a run that is not compiled."""
     ways = [runs.pretrain(tmp_path / way, *EXACT, *QUIET, f"compile={way}") for way in ("false", "true")]
-    _agree(runs, *ways)
+    _assert_agree(runs, *ways)
 
 
 @pytest.mark.compiled
@@ -60,7 +60,7 @@ def test_compiled_pretraining_agrees(runs: ModuleType, tmp_path: Path) -> None:
 def test_compiled_finetuning_agrees(runs: ModuleType, images: Path, tmp_path: Path) -> None:
     run = runs.pretrain(tmp_path / "run", *EXACT)
     ways = [_finetuned(runs, run, images, tmp_path / way, f"compile={way}") for way in ("false", "true")]
-    _agree(runs, *ways)
+    _assert_agree(runs, *ways)
 
 
 def test_checkpointed_runs_are_the_same_to_the_bit(runs: ModuleType, images: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 N = 3
 
 
-def _same_end(runs: ModuleType, resumed: Path, whole: Path, step: int) -> None:
+def _assert_same_end(runs: ModuleType, resumed: Path, whole: Path, step: int) -> None:
     a, b = runs.load(resumed, step), runs.load(whole, step)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert not runs.differences(a[part], b[part]), part
@@ -88,7 +88,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         overrides += [*runs.folder_data(images / "val"), "global_batch_size=20", f"micro_batch_size={20 // accumulate}"]
     damage = ("gone", "cut", "flipped")[(num_workers + accumulate + small) % 3]
     whole, resumed = _halves(runs, tmp_path, overrides, damage)
-    _same_end(runs, resumed, whole, 2 * N)
+    _assert_same_end(runs, resumed, whole, 2 * N)
     expected = _logged(runs, whole, LOSSES)
     assert _logged(runs, resumed, LOSSES) == expected
     assert len(expected) == 2 * N
@@ -113,7 +113,7 @@ def test_health_is_resumed_too(runs: ModuleType, tmp_path: Path) -> None:
 
 def test_in_bfloat16(runs: ModuleType, tmp_path: Path) -> None:
     whole, resumed = _halves(runs, tmp_path, ["trainer.precision=bf16-mixed"], "gone")
-    _same_end(runs, resumed, whole, 2 * N)
+    _assert_same_end(runs, resumed, whole, 2 * N)
 
 
 def test_resume_from_a_checkpoint_file(runs: ModuleType, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(runs: ModuleType, tmp_path: Pat
     run = runs.pretrain(tmp_path, "schedule.max_steps=6", "trainer.max_steps=3")
     runs.pretrain(tmp_path, "schedule.max_steps=6", "trainer.max_steps=6", f"resume={run}")
     whole = runs.pretrain(tmp_path / "whole", "schedule.max_steps=6", "trainer.max_steps=6")
-    _same_end(runs, run, whole, 6)
+    _assert_same_end(runs, run, whole, 6)
 
 
 def test_resuming_a_finished_run_does_nothing(runs: ModuleType, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_killed_run_is_continued_by_the_same_command(
     result = runs.d2v_command("pretrain", *command, "resume=auto")
     assert result.status in (0, None), result.err
     (run,) = (tmp_path / "image_tiny").iterdir()
-    _same_end(runs, run, whole_run, STEPS)
+    _assert_same_end(runs, run, whole_run, STEPS)
     assert _logged(runs, run, LOSSES) == _logged(runs, whole_run, LOSSES)
 
 
@@ -318,4 +318,4 @@ def test_a_stop_signal_saves_and_exits_cleanly(
     result = runs.d2v_command("pretrain", *command, "num_workers=2", "resume=auto")
     assert result.status in (0, None), result.err
     assert f"step-{stopped_at:08d}.ckpt" in result.out + result.err
-    _same_end(runs, run, whole_run, STEPS)
+    _assert_same_end(runs, run, whole_run, STEPS)

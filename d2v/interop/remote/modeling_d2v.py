@@ -1,6 +1,7 @@
 """A d2v encoder for Hugging Face's Auto classes: data2vec 2.0 (arXiv:2212.07525) or 1.0 (arXiv:2202.03555).
 
-This file needs torch and transformers only, and the names of its parameters are those of d2v.
+This file needs torch and transformers only, and the names of its parameters are those of d2v. It is long because it is
+whole: transformers copies it beside the weights, where there is no d2v to import from.
 
 B samples, T tokens, P prefix (CLS) tokens, D features, H heads
 """
@@ -141,7 +142,8 @@ class Block(nn.Module):
 
 
 class Frontend(nn.Module):
-    """What is of one modality: inputs to tokens, what of them is padding, and relative positions.
+    """What is of one modality: inputs to tokens, what of them is padding, and relative positions. Abstract: a modality
+    defines :meth:`embed`.
 
     Args:
         config: of the encoder.
