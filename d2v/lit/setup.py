@@ -27,6 +27,8 @@ from d2v.lit.checkpoint_io import AtomicCheckpointIO
 from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
 from d2v.version import __version__
 
+log = logging.getLogger(__name__)
+
 
 def choose_precision(precision: str, accelerator: str, key: str = "trainer.precision") -> str:
     """``auto`` becomes bf16-mixed where the hardware computes in bfloat16, else 32-true.
@@ -186,7 +188,7 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
 
 
 def check_compile(trainer: L.Trainer) -> None:
-    """Raise ValueError where ``compile=true`` cannot be: without a compiler, or under FSDP."""
+    """Raise ValueError where ``compile=true`` cannot be: without a compiler, or under FSDP; else say what it takes."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # these take seconds to import
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils._triton import has_triton
@@ -207,6 +209,8 @@ def check_compile(trainer: L.Trainer) -> None:
                 "compile=true: PyTorch finds no C++ compiler: install one (g++), name it in the environment variable "
                 "CXX, or set compile=false"
             ) from error
+    if trainer.is_global_zero:
+        log.info("compile=true: the first step waits for the compiler, minutes for a large model")
 
 
 def summary(

@@ -213,6 +213,18 @@ def test_two_processes_are_one(runs: ModuleType, run_of: Any, modality: str, way
             close(moment["exp_avg"], moments[1][key]["exp_avg"], f"step {step} gradient {key}")
 
 
+def test_two_compiled_processes_are_one(
+    runs: ModuleType, recipes: dict[str, list[str]], run_of: Any, launch: Any, tmp_path: Path
+) -> None:
+    """Gradients of a compiled step are summed over processes, too; compiled code rounds in an order of its own."""
+    one, two = run_of("image", "one"), launch(tmp_path / "run", *recipes["image"], *WAYS["ddp"], "compile=true")
+    assert "the first step waits for the compiler" in (two / "pretrain.log").read_text()
+    a, b = (runs.load(run, STEPS)["state_dict"] for run in (one, two))
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
 def check_first_gradient(runs: ModuleType, own: list[str], end: dict[str, Any]) -> list[LossOutput]:
     """The first step's gradient, which two processes found, against that of the sum over all tokens, by hand.
 
