@@ -21,7 +21,7 @@ from d2v.cli.scoring import is_finetuned, score_finetuned
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, save_results
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
-from d2v.lit.setup import choose_precision, set_threads
+from d2v.lit.setup import choose_precision, choose_workers, set_threads
 from d2v.nn.encoder import Encoder
 
 
@@ -31,12 +31,13 @@ def evaluate(cfg: DictConfig) -> None:
     with configuring():
         check_ranges(cfg, PROBE | DATA)
         run_dir = Path(HydraConfig.get().runtime.output_dir)
-        set_threads(cfg.num_threads, num_workers=0)
+        num_workers = choose_workers(cfg.num_workers, best_device().type)
+        set_threads(cfg.num_threads, num_workers)
         if is_finetuned(cfg.checkpoint):
-            score_finetuned(cfg, run_dir)
+            score_finetuned(cfg, run_dir, num_workers)
             return
         trained = load_trained(cfg.checkpoint, cfg.network)
-        prober = Prober(load_data(cfg, trained), cfg)
+        prober = Prober(load_data(cfg, trained), cfg, num_workers)
         print(f"checkpoint: {trained.path}")
         rows = []
         if cfg.baselines:
@@ -57,13 +58,15 @@ class Prober:
     Args:
         data: with labels, or with transcripts; with validation samples, or groups to hold out in turn.
         cfg: of ``d2v evaluate``.
+        num_workers: processes that load.
 
     Raises:
         ValueError: it has nothing to probe with.
     """
 
-    def __init__(self, data: Any, cfg: DictConfig) -> None:
+    def __init__(self, data: Any, cfg: DictConfig, num_workers: int) -> None:
         self.data = data
+        self.num_workers = num_workers
         self.layers, self.pool = cfg.probe.layers, cfg.probe.pool
         self.batch_size = None if cfg.batch_size == "auto" else cfg.batch_size
         self.precision = choose_precision(cfg.precision, best_device().type, "precision")
@@ -120,7 +123,7 @@ class Prober:
         return torch.autocast(best_device().type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
 
     def _features(self, encoder: Encoder, split: str) -> tuple[Labelled, list[int]]:
-        batches = eval_loader(self.data, split, self.batch_size)
+        batches = eval_loader(self.data, split, self.batch_size, self.num_workers)
         with self._autocast():
             features = extract(encoder, batches, layers=self.layers, pool=self.pool).by_id()
         if features.labels is None:
@@ -129,7 +132,7 @@ class Prober:
         return Labelled(features.features, features.labels), features.sample_ids.tolist()
 
     def _frames(self, encoder: Encoder, split: str) -> tuple[list[Tensor], list[str]]:
-        batches = eval_loader(self.data, split, self.batch_size)
+        batches = eval_loader(self.data, split, self.batch_size, self.num_workers)
         with self._autocast():
             frames, ids, skipped = extract_frames(encoder, batches, layers=self.layers)
         _name_skipped(skipped)

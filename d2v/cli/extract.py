@@ -18,7 +18,7 @@ from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import Features
 from d2v.eval.features import extract as extract_features
-from d2v.lit.setup import set_threads
+from d2v.lit.setup import choose_workers, set_threads
 
 
 @hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="extract")
@@ -26,7 +26,8 @@ def extract(cfg: DictConfig) -> None:
     """Write features, sample ids, names and, where there are any, labels."""
     with configuring():
         check_ranges(cfg, DATA)
-        set_threads(cfg.num_threads, num_workers=0)
+        num_workers = choose_workers(cfg.num_workers, best_device().type)
+        set_threads(cfg.num_threads, num_workers)
         output = Path(cfg.output)
         if output.suffix not in (".safetensors", ".npz"):
             raise ValueError(f"output={output}: the name must end in .safetensors or .npz")
@@ -35,7 +36,7 @@ def extract(cfg: DictConfig) -> None:
         trained = load_trained(cfg.checkpoint, cfg.network)
         data = load_data(cfg, trained)
         split = ("train" if data.val is None else "val") if cfg.split == "auto" else cfg.split
-        batches = eval_loader(data, split, None if cfg.batch_size == "auto" else cfg.batch_size)
+        batches = eval_loader(data, split, None if cfg.batch_size == "auto" else cfg.batch_size, num_workers)
         features = extract_features(trained.encoder.to(best_device()), batches, layers=cfg.layers, pool=cfg.pool)
         features = features.by_id()
         source: Any = batches.dataset

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +63,13 @@ def finetune(cfg: DictConfig) -> None:
         ):
             cfg.trainer.strategy = "ddp_find_unused_parameters_true"  # at first the encoder takes no gradient
         callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
-        callbacks = [c(data=data) if isinstance(c, partial) else c for c in callbacks]
         loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
         trainer = setup.make_trainer(cfg.trainer, callbacks, loggers)
         split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
         if data.train_collate is not None and split.micro_batch_size % 2:
             raise ValueError(f"global_batch_size={cfg.global_batch_size}: mixing takes an even number a device")
         trainer.accumulate_grad_batches = split.accumulate
-        num_workers = setup.choose_workers(cfg.num_workers, trainer)
+        num_workers = setup.choose_workers(cfg.num_workers, trainer.strategy.root_device.type, trainer.num_devices)
         threads = setup.set_threads(cfg.num_threads, num_workers, trainer.num_devices)
         optim, schedule = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule"))
         config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -108,7 +106,7 @@ def finetune(cfg: DictConfig) -> None:
         requeue(cfg.resume, trainer.is_global_zero)
     stopped = saver is not None and saver.stopped
     if trainer.is_global_zero and not stopped:
-        score_best(run_dir, module, data, trainer)
+        score_best(run_dir, module, data, trainer, num_workers)
     elif stopped:
         print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
 
@@ -204,7 +202,7 @@ def set_steps(cfg: DictConfig, data: FinetuneData) -> None:
         score.every_n_steps = max(1, cfg.trainer.max_steps // 10)
 
 
-def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, trainer: L.Trainer) -> None:
+def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, trainer: L.Trainer, num_workers: int) -> None:
     """Score the best checkpoint on every evaluation set, and write what was found."""
     best = next((c for c in trainer.callbacks if isinstance(c, ScoreEvery)), None)  # type: ignore[attr-defined]
     step, model = trainer.global_step, module.scored
@@ -215,7 +213,7 @@ def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, traine
         model = whole
         step = checkpoint.step
     model = model.eval().to(best_device())
-    table = write_results(run_dir, model, module.task, data, best_device(), step=step, seed=module.seed)
+    table = write_results(run_dir, model, module.task, data, best_device(), num_workers, step=step, seed=module.seed)
     print(table)
     print(f"results: {run_dir / 'results.json'}\nrun: {run_dir}")
 

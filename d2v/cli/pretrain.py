@@ -54,7 +54,7 @@ def pretrain(cfg: DictConfig) -> None:
         trainer = setup.make_trainer(cfg.trainer, callbacks, loggers)
         split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
         trainer.accumulate_grad_batches = split.accumulate
-        num_workers = setup.choose_workers(cfg.num_workers, trainer)
+        num_workers = setup.choose_workers(cfg.num_workers, trainer.strategy.root_device.type, trainer.num_devices)
         threads = setup.set_threads(cfg.num_threads, num_workers, trainer.num_devices)
         datamodule = PretrainDataModule(data, mask, split, num_workers, cfg.seed)
         optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))

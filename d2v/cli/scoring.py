@@ -24,7 +24,7 @@ def is_finetuned(path: str) -> bool:
     return found.source == "run" and "task" in Checkpoint.load(found.path).config
 
 
-def score_finetuned(cfg: DictConfig, run_dir: Path) -> None:
+def score_finetuned(cfg: DictConfig, run_dir: Path, num_workers: int) -> None:
     """Print the scores and write them, with predictions and reports, to the command's folder.
 
     Raises:
@@ -57,7 +57,7 @@ def score_finetuned(cfg: DictConfig, run_dir: Path) -> None:
         task.decoder = _build_with(config["decoder"], letters=task.letters)
     model = checkpoint.build_model().eval().to(best_device())
     table = write_results(
-        run_dir, model, task, data, best_device(), checkpoint=str(cfg.checkpoint), step=checkpoint.step
+        run_dir, model, task, data, best_device(), num_workers, checkpoint=str(cfg.checkpoint), step=checkpoint.step
     )
     print(f"checkpoint: {resolve_checkpoint(cfg.checkpoint)}\n{table}\nresults: {run_dir / 'results.json'}")
 

@@ -7,6 +7,7 @@ reported in ``Batch.skipped``.
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -189,29 +190,47 @@ class EvalSamples(Dataset[Sample]):
         return Sample(view, key, self.source.label(index))
 
 
-def eval_loader(data: Any, split: str, batch_size: int | None = None) -> DataLoader[Any]:
+def eval_loader(data: Any, split: str, batch_size: int | None = None, num_workers: int = 0) -> DataLoader[Any]:
     """Every sample of a split of a data set, once: see :func:`sorted_loader`.
 
     Args:
         data: with ``eval_dataset``, ``eval_collate`` and ``eval_batch_size``.
         split: of ``eval_dataset``.
         batch_size: samples a batch; None for the data's own.
+        num_workers: processes that load.
     """
     size = data.eval_batch_size if batch_size is None else batch_size
-    return sorted_loader(data.eval_dataset(split), size, data.eval_collate)
+    return sorted_loader(data.eval_dataset(split), size, data.eval_collate, num_workers)
 
 
 def sorted_loader(
-    samples: EvalSamples, batch_size: int, collate: Callable[[Sequence[Sample]], Batch]
+    samples: EvalSamples,
+    batch_size: int,
+    collate: Callable[[Sequence[Sample]], Batch],
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader[Any]:
-    """Batches of every sample, once.
+    """Batches of every sample, once, or of one process's share of them: every ``world_size``-th batch.
 
     Where samples differ in length, a batch holds samples of about the same, or most of the work would be on padding:
     they come sorted by it. ``Batch.sample_ids`` tells which is which.
     """
     lengths = getattr(samples.source, "lengths", None)
-    order = range(len(samples)) if lengths is None else np.argsort(lengths, kind="stable").tolist()
-    return DataLoader(samples, batch_size=batch_size, sampler=order, collate_fn=collate)
+    order = list(range(len(samples))) if lengths is None else np.argsort(lengths, kind="stable").tolist()
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return DataLoader(
+        samples,
+        batch_sampler=batches[rank::world_size],
+        collate_fn=collate,
+        num_workers=num_workers,
+        worker_init_fn=leave_interrupts_to_the_parent,
+    )
+
+
+def leave_interrupts_to_the_parent(_worker: int) -> None:
+    """For data workers: a Ctrl-C reaches every process of the group, and the parent still needs its batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -198,9 +198,10 @@ class FinetuneData:
             **plan,
         )
 
-    def eval_loader(self, name: str) -> DataLoader[Any]:
-        """Every sample of an evaluation set once, those of about the same length together."""
-        return sorted_loader(EvalSamples(self.evals[name], self.eval_view), self.eval_batch_size, self.collate)
+    def eval_loader(self, name: str, num_workers: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
+        """Every sample of an evaluation set once, or a process's share: see :func:`d2v.data.datasets.sorted_loader`."""
+        samples = EvalSamples(self.evals[name], self.eval_view)
+        return sorted_loader(samples, self.eval_batch_size, self.collate, num_workers, rank, world_size)
 
     def bad_sample_counter(self) -> BadSampleCounter:
         """Counts and limits what cannot be read."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.datasets import leave_interrupts_to_the_parent
 from d2v.data.sampler import BatchPlan, BatchSplit, StepPlan
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch
@@ -87,11 +87,6 @@ class TimedLoader:
             yield batch
 
 
-def _leave_interrupts_to_the_trainer(_worker: int) -> None:
-    """A Ctrl-C reaches every process of the group; the trainer still needs its batches."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 class OtherBatch(RuntimeError):
     """A run is resumed with another global batch."""
 
@@ -128,7 +123,7 @@ class ResumableDataModule(L.LightningDataModule):
         assert self.trainer is not None
         return {
             "num_workers": self.num_workers,
-            "worker_init_fn": _leave_interrupts_to_the_trainer,
+            "worker_init_fn": leave_interrupts_to_the_parent,
             "pin_memory": self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
         }
 

@@ -117,3 +117,7 @@ class FinetuneDataModule(ResumableDataModule):
         )
         self.loader = TimedLoader(loader, self.data.bad_sample_counter())
         return self.loader
+
+    def score_loader(self, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
+        """What the best checkpoint is chosen by, or a process's share of it."""
+        return self.data.eval_loader("val", self.num_workers, rank, world_size)

@@ -19,7 +19,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from d2v.data.sampler import BatchSplit
@@ -67,11 +66,16 @@ def cores_of_a_process(num_processes: int) -> int:
     return cores if bound else max(1, cores // num_processes)
 
 
-def choose_workers(num_workers: int | str, trainer: L.Trainer) -> int:
-    """Of each process on this machine; ``auto``: none where a CPU trains (it has the cores), else one a core, <= 10."""
+def choose_workers(num_workers: int | str, device_type: str, num_processes: int = 1) -> int:
+    """Data workers of a process; ``auto``: none where a CPU computes (it needs the cores), else one a core, at most 10.
+
+    Args:
+        num_workers: a number, or "auto".
+        device_type: what computes: "cpu", "cuda" or "mps".
+        num_processes: on this machine, which share its cores.
+    """
     if num_workers == "auto":
-        cores = cores_of_a_process(trainer.num_devices)
-        return 0 if isinstance(trainer.accelerator, CPUAccelerator) else min(10, cores)
+        return 0 if device_type == "cpu" else min(10, cores_of_a_process(num_processes))
     if not isinstance(num_workers, int) or num_workers < 0:
         raise ValueError(f"num_workers={num_workers}: give a number from 0 on, or auto")
     return num_workers

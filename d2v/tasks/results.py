@@ -17,7 +17,9 @@ from d2v.tasks.scoring import Scored, score, write_predictions
 log = logging.getLogger(__name__)
 
 
-def write_results(folder: Path, model: nn.Module, task: Any, data: Any, device: torch.device, **context: Any) -> str:
+def write_results(
+    folder: Path, model: nn.Module, task: Any, data: Any, device: torch.device, num_workers: int = 0, **context: Any
+) -> str:
     """Score every evaluation set of ``data`` and write ``results.json``, ``results.md`` and what belongs to them.
 
     Beside them: ``predictions_<set>.tsv``, ``report_<set>.md`` and ``confusion_<set>.png`` where the task has such, and
@@ -29,6 +31,7 @@ def write_results(folder: Path, model: nn.Module, task: Any, data: Any, device: 
         task: what it was trained for.
         data: a ``FinetuneData``.
         device: of the model.
+        num_workers: processes that load.
         context: what else goes into ``results.json``, JSON values.
 
     Returns:
@@ -36,7 +39,7 @@ def write_results(folder: Path, model: nn.Module, task: Any, data: Any, device: 
     """
     scored: dict[str, Scored] = {}
     for name, source in data.evals.items():
-        found = scored[name] = score(model, task, data.eval_loader(name), device)
+        found = scored[name] = score(model, task, data.eval_loader(name, num_workers), device)
         write_predictions(folder / f"predictions_{name}.tsv", found, task, source.name)
         if found.labels is None:
             if len(found.predictions) < len(source):

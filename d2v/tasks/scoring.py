@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,25 @@ from d2v.types import NO_LETTER, Batch
 
 class Diverged(RuntimeError):
     """A model's outputs are not finite."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions in the order in which they were made, of an evaluation set or a part of it.
+
+    Attributes:
+        sample_ids: numbers of the samples.
+        predictions: as the task makes them.
+        labels: as the data have them; None for every one that is not known.
+        skipped: samples that could not be read, as "name: reason".
+        finite: whether the model's outputs were; it ends with the first that are not.
+    """
+
+    sample_ids: list[int] = field(default_factory=list)
+    predictions: list[Any] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,54 +58,60 @@ class Scored:
     skipped: tuple[str, ...]
 
 
-def score(
-    model: nn.Module,
-    task: Task,
-    batches: Iterable[Batch],
-    device: torch.device,
-    progress: Callable[[int], None] | None = None,
-) -> Scored:
-    """Predict every batch and score what has labels.
+def predict(model: nn.Module, task: Task, batches: Iterable[Batch], device: torch.device) -> Predicted:
+    """Predict every batch.
 
     Args:
         model: in eval mode.
         task: makes predictions of its outputs.
-        batches: a whole evaluation set, in any order.
+        batches: an evaluation set or a part of it, in any order.
         device: of the model.
-        progress: called with the number of samples so far.
-
-    Raises:
-        Diverged: outputs are not finite.
-        ValueError: there is nothing to score, or only some of it has labels.
     """
-    ids: list[int] = []
-    predictions: list[Any] = []
-    labels: list[Any] = []
-    skipped: list[str] = []
+    found = Predicted()
     with torch.inference_mode():
         for batch in batches:
-            skipped.extend(batch.skipped)
+            found.skipped.extend(batch.skipped)
             if len(batch.sample_ids) == 0:
                 continue
             on_device = batch.to(device, non_blocking=True)
             outputs = model(on_device)
             if not bool(outputs.isfinite().all()):
-                raise Diverged("the model's outputs are not finite: lower optim.lr, or set trainer.gradient_clip_val")
-            predictions.extend(task.predict(outputs, on_device))
-            ids.extend(batch.sample_ids.tolist())
-            labels.extend(_labels(batch.labels, len(batch.sample_ids)))
-            if progress is not None:
-                progress(len(ids))
-    if not ids:
+                return replace(found, finite=False)
+            found.predictions.extend(task.predict(outputs, on_device))
+            found.sample_ids.extend(batch.sample_ids.tolist())
+            found.labels.extend(_labels(batch.labels, len(batch.sample_ids)))
+    return found
+
+
+def judge(task: Task, parts: Sequence[Predicted]) -> Scored:
+    """Score what has labels.
+
+    Args:
+        task: what was predicted.
+        parts: of one evaluation set, such as every process's share.
+
+    Raises:
+        Diverged: outputs were not finite.
+        ValueError: there is nothing to score, or only some of it has labels.
+    """
+    if not all(part.finite for part in parts):
+        raise Diverged("the model's outputs are not finite: lower optim.lr, or set trainer.gradient_clip_val")
+    rows = [row for part in parts for row in zip(part.sample_ids, part.predictions, part.labels, strict=True)]
+    if not rows:
         raise ValueError("there is no sample to score: the evaluation set is empty, or none of it can be read")
-    order = sorted(range(len(ids)), key=ids.__getitem__)
-    predictions, labels = [predictions[i] for i in order], [labels[i] for i in order]
+    ids, predictions, labels = (list(column) for column in zip(*sorted(rows, key=itemgetter(0)), strict=True))
     unlabelled = sum(label is None for label in labels)
     if 0 < unlabelled < len(labels):
         raise ValueError("some of the samples to score have no label: give them one, or leave them out")
     labelled = not unlabelled
     scores = task.score(predictions, labels) if labelled else {}
-    return Scored([ids[i] for i in order], predictions, labels if labelled else None, scores, tuple(skipped))
+    skipped = tuple(entry for part in parts for entry in part.skipped)
+    return Scored(ids, predictions, labels if labelled else None, scores, skipped)
+
+
+def score(model: nn.Module, task: Task, batches: Iterable[Batch], device: torch.device) -> Scored:
+    """:func:`predict` a whole evaluation set and :func:`judge` it."""
+    return judge(task, [predict(model, task, batches, device)])
 
 
 def _labels(labels: Tensor | None, count: int) -> list[Any]:

@@ -97,7 +97,7 @@ def test_evaluate_on_other_data_and_networks(runs: ModuleType, run: Path, tmp_pa
     other = runs.image_folder(tmp_path / "other", train=8, val=4)
     result = runs.d2v_command(
         "evaluate", f"checkpoint={run}", f"output_dir={tmp_path}", *KNN, "network=teacher", "baselines=false",
-        "data=image_folder", f"data.root={other}", "probe.layers=average", "probe.pool=cls",
+        "num_workers=1", "data=image_folder", f"data.root={other}", "probe.layers=average", "probe.pool=cls",
     )  # fmt: skip
     assert result.status in (0, None), result.err
     assert len([line for line in result.out.splitlines() if line.startswith("| ")]) == 2
@@ -151,7 +151,9 @@ def test_extract_writes_features_with_ids_names_and_labels(
     runs: ModuleType, run: Path, images: Path, tmp_path: Path, suffix: str
 ) -> None:
     output = tmp_path / "new" / f"features{suffix}"
-    result = runs.d2v_command("extract", f"checkpoint={run}", f"output={output}", "layers=all", "batch_size=5")
+    result = runs.d2v_command(
+        "extract", f"checkpoint={run}", f"output={output}", "layers=all", "batch_size=5", "num_workers=1"
+    )
     assert result.status in (0, None), result.err
     if suffix == ".npz":
         with np.load(output, allow_pickle=False) as file:

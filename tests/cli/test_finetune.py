@@ -74,7 +74,9 @@ def test_images_are_learned_and_everything_is_written(finetuned: Path) -> None:
 def test_a_finetuned_checkpoint_is_scored_by_evaluate(
     runs: ModuleType, finetuned: Path, images: Path, tmp_path: Path
 ) -> None:
-    found = runs.d2v_command("evaluate", f"checkpoint={finetuned}", f"hydra.run.dir={tmp_path / 'own'}")
+    found = runs.d2v_command(
+        "evaluate", f"checkpoint={finetuned}", "num_workers=1", f"hydra.run.dir={tmp_path / 'own'}"
+    )
     assert found.status in (0, None), found.err
     assert _results(tmp_path / "own")["sets"] == _results(finetuned)["sets"]
     predictions = "predictions_val.tsv"
@@ -145,7 +147,7 @@ def test_averaged_weights_are_scored_and_kept(runs: ModuleType, images: Path, pr
     names = [name.removeprefix("average.") for name in best if name.startswith("average.")]
     assert names
     assert any(not best[f"average.{name}"].equal(best[f"model.{name}"]) for name in names)
-    found = runs.d2v_command("evaluate", f"checkpoint={run}", f"hydra.run.dir={tmp_path / 'again'}")
+    found = runs.d2v_command("evaluate", f"checkpoint={run}", "num_workers=1", f"hydra.run.dir={tmp_path / 'again'}")
     assert found.status in (0, None), found.err
     assert _results(tmp_path / "again")["sets"] == _results(run)["sets"]
 
@@ -251,7 +253,7 @@ def test_glue(runs: ModuleType, tmp_path: Path) -> None:
     assert (run / "submission" / "SST-2.tsv").read_text() == "index\tprediction\n0\t1\n1\t0\n2\t1\n"
     # The best checkpoint holds its tokenizer: text can be scored wherever it is taken.
     (tmp_path / "corpus.txt").unlink()
-    found = runs.d2v_command("evaluate", f"checkpoint={run}", f"hydra.run.dir={tmp_path / 'again'}")
+    found = runs.d2v_command("evaluate", f"checkpoint={run}", "num_workers=1", f"hydra.run.dir={tmp_path / 'again'}")
     assert found.status in (0, None), found.err
 
 

@@ -377,7 +377,6 @@ AT_RUN_TIME = {  # arguments that do not come from the configuration
     "d2v.tasks.classification.Regression": {"labels"},
     "d2v.tasks.transcription.Transcription": {"labels"},
     "d2v.eval.beam.BeamDecoder": {"letters"},
-    "d2v.lit.callbacks.score.ScoreEvery": {"data"},
     "d2v.objective.schedules.warmup_linear": {"step"},
     "d2v.objective.schedules.cosine": {"step"},
     "d2v.objective.schedules.tri_stage": {"step"},

@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 from PIL import Image
 
 from d2v.data.augment import AugmentedView, ImageAugment, MixCollate, seeded
+from d2v.data.datasets import Sample
 from d2v.data.finetune import FinetuneData, Part, part
 from d2v.data.images import samples
 from d2v.data.letters import LETTERS, check_letters, spell, unspell
@@ -153,3 +155,27 @@ def test_a_sample_without_a_label_is_named_before_training(split: str, kind: str
             collate=lambda samples: samples,  # type: ignore[arg-type, return-value]
             eval_batch_size=1,
         )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_shares_of_an_evaluation_set(num_workers: int) -> None:
+    """Every sample is in one process's share; batches are those of the whole, whoever loads them."""
+    data = FinetuneData(
+        modality="image",
+        train=Labels(),
+        evals={"val": Labels()},
+        labels=Labels.class_names,
+        train_view=lambda sample, rng: sample,
+        eval_view=torch.tensor,
+        collate=_numbers,  # type: ignore[arg-type]
+        eval_batch_size=10,
+    )
+    whole: list[object] = list(data.eval_loader("val"))
+    shares = [list(data.eval_loader("val", num_workers, rank, 3)) for rank in range(3)]
+    assert [len(share) for share in shares] == [3, 3, 2]
+    assert [shares[i % 3][i // 3] for i in range(8)] == whole
+    assert list(data.eval_loader("val", 0, 20, 30)) == []
+
+
+def _numbers(samples: Sequence[Sample]) -> list[int]:
+    return [sample.key.index for sample in samples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import select
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,23 @@ class Uneven:
         self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
     ) -> np.ndarray:
         return RandomMask(self.num_masks, 0.25 + 0.5 * rngs[0].random())(grid, rngs, lengths)
+
+
+class SmallBatches(L.Callback):
+    """So that every process has something to score."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        trainer.datamodule.data = dataclasses.replace(trainer.datamodule.data, eval_batch_size=5)  # type: ignore[attr-defined]
+
+
+class SpoilOne(SmallBatches):
+    """The second process's outputs become infinite where they are scored."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.global_rank == 1:
+            pl_module.scored.register_forward_hook(
+                lambda module, _, out: out if module.training else out * float("inf")
+            )
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +366,7 @@ def test_finetuning_and_probes(
         "optim.layer_decay=1", "optim.eps=0.01", "optim.lr=0.01", "schedule.warmup_fraction=0", "ema_decay=0.5",
         "callbacks.score.every_n_steps=2", "labels.augment.auto_augment=null", "labels.augment.erase_prob=0",
         "labels.augment.mixup=0", "labels.augment.cutmix=0", "encoder.drop_path_rate=0",
+        "+callbacks.small._target_=test_distributed.SmallBatches",
     ]  # fmt: skip
     one = launch(tmp_path / "one", *own, command="finetune")
     two = launch(tmp_path / "two", *own, *WAYS[way], command="finetune")
@@ -354,6 +374,9 @@ def test_finetuning_and_probes(
     for key, value in a["state_dict"].items():
         close(value, b["state_dict"][key], key)
     assert (one / "results.md").read_text() == (two / "results.md").read_text()
+    scores = [[row["val/top1"] for row in runs.metrics(run) if row.get("val/top1")] for run in (one, two)]
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 2
 
     probed = ["callbacks=probe", "callbacks.probe.every_n_steps=3", "callbacks.probe.max_train=60",
               "callbacks.probe.max_val=40", "callbacks.checkpoint.every_n_steps=10", "callbacks.checkpoint.keep=1",
@@ -366,6 +389,20 @@ def test_finetuning_and_probes(
         best = runs.load(run, 4)["callbacks"]["CheckpointEvery"]["best"]
         assert best == [(float(found[-1]), 3)]
     assert found[0] == found[1] != ""
+
+
+def test_what_one_process_finds_wrong_ends_both(images: Path, run_of: Any, pair: Pair, tmp_path: Path) -> None:
+    """Scores are made of both processes' shares: neither waits for the other's, nor goes on without it."""
+    pair.begin(
+        "finetune", f"hydra.run.dir={tmp_path / 'run'}", "task=image_classification", f"data.root={images}",
+        "data.img_size=28", "data.in_chans=1", "data.mean=[0.5]", "data.std=[0.5]", "trainer.accelerator=cpu",
+        f"checkpoint={run_of('image', 'one')}", "global_batch_size=8", "trainer.max_steps=2", "num_threads=1",
+        "trainer.precision=32-true", "schedule.warmup_fraction=0", "labels.augment.mixup=0", "labels.augment.cutmix=0",
+        "+callbacks.spoil._target_=test_distributed.SpoilOne", *WAYS["ddp"],
+    )  # fmt: skip
+    for status, out, err in pair.end(120):
+        assert status == 1, out + err
+        assert "the model's outputs are not finite: lower optim.lr" in err
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -96,7 +96,9 @@ def test_from_pretraining_to_an_encoder(runs: ModuleType, tmp_path: Path, small:
 def test_probes_of_what_the_data_know(runs: ModuleType, tmp_path: Path, small: list[str]) -> None:
     run = train(runs, tmp_path / "out", *small, "trainer.max_steps=2")
     if small[0] == "experiment=speech_tiny":
-        result = runs.d2v_command("evaluate", f"checkpoint={run}", f"output_dir={tmp_path}", "probe.ctc_epochs=2")
+        result = runs.d2v_command(
+            "evaluate", f"checkpoint={run}", f"output_dir={tmp_path}", "probe.ctc_epochs=2", "num_workers=1"
+        )
         assert "letter error" in result.out, result.err
         by_speaker = runs.d2v_command(
             "evaluate", f"checkpoint={run}", f"output_dir={tmp_path}", "data=audio_folder",
@@ -111,7 +113,7 @@ def test_probes_of_what_the_data_know(runs: ModuleType, tmp_path: Path, small: l
         tables = [f"data.probe_train={tmp_path / 'train.tsv'}", f"data.probe_val={tmp_path / 'val.tsv'}"]
         result = runs.d2v_command(
             "evaluate", f"checkpoint={run}", f"output_dir={tmp_path}", "data=text_files", "data.root=null", *tables,
-            "probe.k=3", "probe.c_grid=[1.0]",
+            "probe.k=3", "probe.c_grid=[1.0]", "num_workers=1",
         )  # fmt: skip
         assert "TF-IDF" in result.out, result.err
         features = runs.d2v_command(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from d2v.data.letters import LETTERS, spell, unspell
 from d2v.tasks.classification import Classification, Regression
 from d2v.tasks.results import scores_table, write_results
-from d2v.tasks.scoring import Diverged, score, write_predictions
+from d2v.tasks.scoring import Diverged, judge, predict, score, write_predictions
 from d2v.tasks.transcription import Transcription
 from d2v.types import NO_LETTER, Batch
 
@@ -106,6 +106,22 @@ def test_scores_are_in_the_datas_order(tmp_path: Path) -> None:
         score(Lookup(outputs), task, [*batches, replace(batches[1], labels=None)], CPU)
 
 
+def test_shares_are_judged_together() -> None:
+    """One process may have nothing to do."""
+    outputs = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 3], [0, 3, 0]])
+    batches = [labelled(torch.tensor([2, 0]), 2, [3, 0]), labelled(torch.tensor([1]), 1, [2])]
+    task, model = Classification(CLASSES, metric="accuracy"), Lookup(outputs)
+    batches[1] = replace(batches[1], skipped=("bad: empty",))
+    parts = [predict(model, task, share, CPU) for share in (batches[1:], [], batches[:1])]
+    found, whole = judge(task, parts), score(model, task, batches, CPU)
+    assert (found.sample_ids, found.labels, found.scores) == (whole.sample_ids, whole.labels, whole.scores)
+    assert [p.argmax() for p in found.predictions] == [p.argmax() for p in whole.predictions]
+    assert found.skipped == ("bad: empty",)
+    diverged = predict(Lookup(outputs * float("inf")), task, batches[:1], CPU)
+    with pytest.raises(Diverged, match="not finite"):
+        judge(task, [*parts, diverged])
+
+
 class TwoSets:
     """An evaluation set with labels, and one without."""
 
@@ -116,7 +132,7 @@ class TwoSets:
         self.evals = dict.fromkeys(batches, self)
         self.submitted: dict[str, list[int]] = {}
 
-    def eval_loader(self, name: str) -> list[Batch]:
+    def eval_loader(self, name: str, num_workers: int) -> list[Batch]:
         return self.batches[name]
 
     def __len__(self) -> int:

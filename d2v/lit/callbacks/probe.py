@@ -8,8 +8,10 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from d2v.data.datasets import leave_interrupts_to_the_parent
 from d2v.eval.features import Features, Layers, Pool, extract
 from d2v.eval.knn import knn_accuracy
+from d2v.lit.data import PretrainDataModule
 from d2v.lit.pretrain import PretrainModule
 from d2v.lit.steps import ends_step
 from d2v.lit.strategies import FullyShardedStrategy, gathered
@@ -52,11 +54,13 @@ class OnlineKNN(L.Callback):
             raise ValueError(f"callbacks.probe.every_n_steps={every_n_steps}: must be at least 1")
         self.every_n_steps = every_n_steps
         self.layers, self.pool = layers, pool
-        self._loaders = {
-            split: DataLoader(
-                _evenly(data.eval_dataset(split), limit), batch_size=batch_size, collate_fn=data.eval_collate
-            )
-            for split, limit in (("train", max_train), ("val", max_val))
+        self._samples = {
+            split: _evenly(data.eval_dataset(split), limit) for split, limit in (("train", max_train), ("val", max_val))
+        }
+        self._options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "collate_fn": data.eval_collate,
+            "worker_init_fn": leave_interrupts_to_the_parent,
         }
 
     def on_train_batch_end(
@@ -80,9 +84,11 @@ class OnlineKNN(L.Callback):
         return knn_accuracy(train.features, train.labels, val.features, val.labels, k)
 
     def _features(self, pl_module: PretrainModule, split: str) -> Features:
+        datamodule: PretrainDataModule = pl_module.trainer.datamodule  # type: ignore[attr-defined]
+        loader = DataLoader(self._samples[split], num_workers=datamodule.num_workers, **self._options)
         return extract(
             pl_module.model.student,
-            self._loaders[split],
+            loader,
             layers=self.layers,
             pool=self.pool,
             device=pl_module.device,

@@ -8,13 +8,15 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
 
 from d2v.eval.features import eval_mode
 from d2v.interop.native import BEST
 from d2v.lit.checkpoint_io import save
-from d2v.lit.finetune import FinetuneModule
+from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.lit.steps import ends_step
-from d2v.tasks.scoring import Scored, score
+from d2v.tasks.scoring import Diverged, judge, predict
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +24,9 @@ log = logging.getLogger(__name__)
 class ScoreEvery(L.Callback):
     """Logs ``val/...``, keeps the checkpoint of the best score as ``best.ckpt``, stops when it stays away.
 
+    Every process predicts its share of the evaluation set; under FSDP, where none has the whole model, all of it.
+
     Args:
-        data: whose first evaluation set is scored.
         dirpath: folder of the checkpoint.
         every_n_steps: optimizer steps between two scores; the last step is always scored.
         patience: stop after so many scores in a row that are not the best; None: never.
@@ -32,12 +35,11 @@ class ScoreEvery(L.Callback):
         ValueError: a number out of range.
     """
 
-    def __init__(self, data: Any, dirpath: str | Path, every_n_steps: int, patience: int | None = None) -> None:
+    def __init__(self, dirpath: str | Path, every_n_steps: int, patience: int | None = None) -> None:
         if every_n_steps < 1:
             raise ValueError(f"callbacks.score.every_n_steps={every_n_steps}: must be at least 1")
         if patience is not None and patience < 1:
             raise ValueError(f"callbacks.score.patience={patience}: must be at least 1, or null")
-        self.data = data
         self.path = Path(dirpath) / BEST
         self.every_n_steps = every_n_steps
         self.patience = patience
@@ -62,10 +64,10 @@ class ScoreEvery(L.Callback):
             return
         assert isinstance(pl_module, FinetuneModule)
         task = pl_module.task
-        found = self._score(pl_module)
-        for name, value in found.scores.items():
+        scores = _score(trainer, pl_module)
+        for name, value in scores.items():
             pl_module.log(f"val/{name}", value, rank_zero_only=True)
-        value = found.scores[task.metric]
+        value = scores[task.metric]
         better = self.best is None or (value > self.best if task.higher_is_better else value < self.best)
         if better:
             if save(trainer, self.path, weights_only=True) is None:  # else the one before stays the best
@@ -76,6 +78,26 @@ class ScoreEvery(L.Callback):
                 log.info("no better %s since step %d: stopping at step %d", task.metric, self.best_step, step)
                 trainer.should_stop = True
 
-    def _score(self, pl_module: FinetuneModule) -> Scored:
-        with torch.random.fork_rng(devices=[]), eval_mode(pl_module.scored):
-            return score(pl_module.scored, pl_module.task, self.data.eval_loader("val"), pl_module.device)
+
+def _score(trainer: L.Trainer, module: FinetuneModule) -> dict[str, float]:
+    """The same scores in every process."""
+    datamodule: FinetuneDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    share = isinstance(trainer.strategy, DDPStrategy)
+    batches = datamodule.score_loader(trainer.global_rank, trainer.world_size) if share else datamodule.score_loader()
+    with torch.random.fork_rng(devices=[]), eval_mode(module.scored):
+        part = predict(module.scored, module.task, batches, module.device)
+    if not share:
+        return judge(module.task, [part]).scores
+    parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+    dist.gather_object(part, parts)
+    outcome: dict[str, float] | Exception | None = None
+    if parts is not None:
+        try:
+            outcome = judge(module.task, parts).scores
+        except (Diverged, ValueError) as error:  # the others must not wait for ever
+            outcome = error
+    outcome = trainer.strategy.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    assert outcome is not None
+    return outcome
