@@ -6,7 +6,8 @@ Pairs of sentences are packed as the released models expect them: ``<s> a </s></
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from d2v.data.bad_samples import BadSample
 from d2v.data.finetune import FinetuneData, part
-from d2v.data.hf import load_hf
+from d2v.data.hf import features_of, find_column, load_hf
 from d2v.data.text_data import MODALITY, EvalCollate
 from d2v.data.texts import fitting_tokenizer
 
@@ -35,6 +36,7 @@ class GlueTask(NamedTuple):
         classes: their names, in the order of their numbers; () for scores from 0 to 5.
         metric: of ``d2v.eval.scores.SCORES``.
         submission: name of the file that GLUE's server expects.
+        number: the column that numbers the rows of its test sets.
         columns: of files without a header.
         dev: its development sets, the first of which chooses.
         test: its test sets.
@@ -46,6 +48,7 @@ class GlueTask(NamedTuple):
     classes: tuple[str, ...]
     metric: str
     submission: str
+    number: str = "index"
     columns: tuple[str, ...] = ()
     dev: tuple[str, ...] = ("dev",)
     test: tuple[str, ...] = ("test",)
@@ -56,12 +59,12 @@ _ENTAILS = ("entailment", "not_entailment")
 _NLI = ("contradiction", "entailment", "neutral")
 TASKS = {
     "cola": GlueTask(
-        "CoLA", ("sentence",), "label", _YES_NO, "matthews", "CoLA", ("source", "label", "star", "sentence")
+        "CoLA", ("sentence",), "label", _YES_NO, "matthews", "CoLA", columns=("source", "label", "star", "sentence")
     ),
     "sst2": GlueTask("SST-2", ("sentence",), "label", _YES_NO, "accuracy", "SST-2"),
     "mrpc": GlueTask("MRPC", ("#1 String", "#2 String"), "Quality", _YES_NO, "accuracy_f1", "MRPC"),
     "stsb": GlueTask("STS-B", ("sentence1", "sentence2"), "score", (), "pearson_spearman", "STS-B"),
-    "qqp": GlueTask("QQP", ("question1", "question2"), "is_duplicate", _YES_NO, "accuracy_f1", "QQP"),
+    "qqp": GlueTask("QQP", ("question1", "question2"), "is_duplicate", _YES_NO, "accuracy_f1", "QQP", number="id"),
     "mnli": GlueTask(
         "MNLI",
         ("sentence1", "sentence2"),
@@ -85,15 +88,15 @@ class Sentences:
 
     Attributes:
         texts: one or two a sample.
-        labels: classes, scores, or None for all.
+        labels: classes, scores, or None for all: a test set.
         class_names: of the classes, or None.
-        where: file or data set, for names.
+        left_out: bad rows that are not among the samples, as "name: reason".
     """
 
     texts: Sequence[tuple[str, ...]]
     labels: Sequence[int | float] | None
     class_names: tuple[str, ...] | None
-    where: str
+    left_out: tuple[str, ...] = ()
 
     @property
     def lengths(self) -> list[int]:
@@ -104,8 +107,8 @@ class Sentences:
         return len(self.texts)
 
     def load(self, index: int) -> tuple[str, ...]:
-        """The sentences. Raises BadSample if there is nothing in them."""
-        if not any(self.texts[index]):
+        """The sentences. Raises BadSample if there is nothing in them; not in test sets, all of which is answered."""
+        if self.labels is not None and not any(self.texts[index]):
             raise BadSample("empty text")
         return self.texts[index]
 
@@ -205,11 +208,13 @@ def glue(
         root: the folder that holds CoLA, MRPC, ...; or
         path: a Hugging Face data set with a configuration for every task, ``nyu-mll/glue``.
         tokenizer: as in :func:`d2v.data.texts.text_files`, like the next three.
-        on_bad_row: what to do with a labelled row that lacks a column or has an unknown label, "error" or "skip".
+        on_bad_row: what to do with a row to train on or to choose by that is bad, "error" or "skip". Bad are other
+            columns than the header's, bytes that are not UTF-8, no text, and a label that is missing or unknown.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: an unknown task, a row that lacks a column or has an unknown label, naming file and line.
+        ValueError: an unknown task, another task's data, a bad row, or a test set whose rows are not numbered from 0 in
+            order; it names file and line, or split and row.
     """
     if on_bad_row not in ("error", "skip"):
         raise ValueError(f"data.on_bad_row={on_bad_row}: choose error or skip")
@@ -218,8 +223,9 @@ def glue(
     if (root is None) == (path is None):
         raise ValueError(f"data.root={root}, data.path={path}: give the folder of GLUE's files, or nyu-mll/glue")
     chosen = TASKS[task]
+    skip = on_bad_row == "skip"
     read = (
-        partial(_read_hub, chosen, task, str(path)) if root is None else partial(_read_file, chosen, root, on_bad_row)
+        partial(_read_hub, chosen, task, str(path), skip) if root is None else partial(_read_file, chosen, root, skip)
     )
     train = read("train")
     dev = dict(zip(("val", "val_mismatched"), map(read, chosen.dev), strict=False))
@@ -232,74 +238,144 @@ def glue(
     )
 
 
-def _read_file(task: GlueTask, root: str, on_bad_row: str, split: str) -> Sentences:
+def _read_file(task: GlueTask, root: str, skip: bool, split: str) -> Sentences:
     path = Path(root).expanduser() / task.folder / f"{split}.tsv"
     if not path.is_file():
         raise FileNotFoundError(f"data.root={root}: {path} is missing; data.root must hold GLUE's folder {task.folder}")
-    lines = path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")  # a lone CR is part of a cell
-    labelled = not split.startswith("test")
-    header = list(task.columns) if task.columns and labelled else lines.pop(0).rstrip("\r").split("\t")
-    wanted = (*task.texts, task.label) if labelled else task.texts
-    for column in wanted:
+    lines = path.read_bytes().removeprefix(BOM_UTF8).removesuffix(b"\n").split(b"\n")  # a lone CR is part of a cell
+    labelled = _labelled(split)
+    header, first_line = list(task.columns), 1
+    if not (task.columns and labelled):
+        try:
+            header, first_line = _cells(lines.pop(0)), 2
+        except ValueError as error:
+            raise ValueError(f"{path}:1: {error}; mend the header") from None
+    for column in (*task.texts, task.label if labelled else task.number):
         if column not in header:
             raise ValueError(f"{path}:1: no column {column!r} for {task.folder}; it has {', '.join(header)}")
-    first_line = 1 if task.columns and labelled else 2
-    texts, labels, bad = [], [], []
-    for number, line in enumerate(lines, first_line):
-        cells = line.rstrip("\r").split("\t")
-        try:
-            if len(cells) < len(header):
-                raise ValueError(f"{path}:{number}: {len(cells)} columns, but there must be {len(header)}")
-            row = dict(zip(header, cells, strict=False))
-            if labelled:
-                labels.append(_label(task, row[task.label], f"{path}:{number}"))
-        except ValueError as error:
-            if on_bad_row == "error" or not labelled:
-                raise
-            bad.append(str(error))
-            continue
-        texts.append(tuple(row[column].strip() for column in task.texts))
-    for entry in bad:
-        log.warning("left out %s", entry)
-    if bad:
-        log.warning("left out %d of %d rows of %s", len(bad), len(lines), path)
-    if not texts:
-        raise ValueError(f"{path}: no rows")
-    return Sentences(texts, labels if labelled else None, task.classes or None, str(path))
+    rows = ((f":{number}", line) for number, line in enumerate(lines, first_line))
+    return _sentences(task, f"{path.parent}/", path.name, rows, partial(_row, header), skip)
 
 
-def _label(task: GlueTask, text: str, where: str) -> int | float:
+def _labelled(split: str) -> bool:
+    return not split.startswith("test")
+
+
+def _cells(line: bytes) -> list[str]:
     try:
-        score = float(text) if not task.classes else task.classes.index(text.strip())
+        return line.rstrip(b"\r").decode().split("\t")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {line[error.start]:#04x} is not UTF-8") from None
+
+
+def _row(header: Sequence[str], line: bytes) -> dict[str, str]:
+    cells = _cells(line)
+    if len(cells) != len(header):
+        raise ValueError(f"{len(cells)} columns, but there must be {len(header)}")
+    return dict(zip(header, cells, strict=True))
+
+
+def _sentences(
+    task: GlueTask,
+    origin: str,
+    split: str,
+    rows: Iterable[tuple[str, Any]],
+    parse: Callable[[Any], dict[str, Any]],
+    skip: bool,
+) -> Sentences:
+    """Samples of rows, all of them checked.
+
+    Args:
+        task: names the columns.
+        origin: of the split; with it and a row's number, a message names the row.
+        split: its name, or its file's.
+        rows: their numbers and what stands there, unread.
+        parse: makes columns of a row. Raises ValueError.
+        skip: leave bad rows out; never those of a test set.
+    """
+    labelled = _labelled(split)
+    texts: list[tuple[str, ...]] = []
+    labels: list[int | float] = []
+    left_out: list[str] = []
+    for number, unread in rows:
+        try:
+            row = parse(unread)
+            if labelled:
+                labels.append(_label(task, row))
+            elif str(row[task.number]) != str(len(texts)):
+                raise ValueError(f"{task.number} {row[task.number]!r} must be {len(texts)}")
+        except ValueError as error:
+            entry = f"{split}{number}: {error}"
+            if labelled and skip:
+                left_out.append(entry)
+                log.warning("left out %s%s", origin, entry)
+                continue
+            fix = "mend the row, or leave such rows out with data.on_bad_row=skip"
+            answers = "restore the test set: a submission answers every row, in order"
+            raise ValueError(f"{origin}{entry}; {fix if labelled else answers}") from None
+        texts.append(tuple((row[column] or "").strip() for column in task.texts))
+    if left_out:
+        log.warning("left out %d of %d rows of %s%s", len(left_out), len(left_out) + len(texts), origin, split)
+    if not texts:
+        raise ValueError(f"{origin}{split}: no rows" + (f" that can be read; {left_out[0]}" if left_out else ""))
+    return Sentences(texts, labels if labelled else None, task.classes or None, tuple(left_out))
+
+
+def _label(task: GlueTask, row: dict[str, Any]) -> int | float:
+    """The label of a row to train on or to choose by. Raises ValueError if the row is bad."""
+    for column in task.texts:
+        if row[column] is None:
+            raise ValueError(f"no text in column {column!r}")
+    text = row[task.label].strip()
+    if not text:
+        raise ValueError("no label")
+    try:
+        score = float(text) if not task.classes else task.classes.index(text)
     except ValueError:
         known = ", ".join(task.classes) or "numbers from 0 to 5"
-        raise ValueError(f"{where}: label {text!r} of {task.folder}; known are {known}") from None
+        raise ValueError(f"label {text!r} of {task.folder}; known are {known}") from None
     if not task.classes and not 0 <= score <= 5:
-        raise ValueError(f"{where}: score {text!r} of {task.folder} must be from 0 to 5")
+        raise ValueError(f"score {text!r} of {task.folder} must be from 0 to 5")
     return score
 
 
-_HUB_TEXTS = {
-    "cola": ("sentence",), "sst2": ("sentence",), "qqp": ("question1", "question2"), "qnli": ("question", "sentence"),
-    "mnli": ("premise", "hypothesis"),
-}  # fmt: skip
+# nyu-mll/glue: the columns of sentences, and the names of classes in the order of their numbers
+_HUB = {
+    "cola": (("sentence",), ("unacceptable", "acceptable")),
+    "sst2": (("sentence",), ("negative", "positive")),
+    "mrpc": (("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "stsb": (("sentence1", "sentence2"), ()),
+    "qqp": (("question1", "question2"), ("not_duplicate", "duplicate")),
+    "mnli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+    "qnli": (("question", "sentence"), _ENTAILS),
+    "rte": (("sentence1", "sentence2"), _ENTAILS),
+    "wnli": (("sentence1", "sentence2"), ("not_entailment", "entailment")),
+}
 
 
-def _read_hub(task: GlueTask, name: str, path: str, split: str) -> Sentences:
-    where = f"{path}/{name}/{split}"
-    rows = load_hf(path, split.replace("dev", "validation"), name=name)
-    columns = _HUB_TEXTS.get(name, ("sentence1", "sentence2"))
-    texts = list(zip(*(map(str.strip, rows[column]) for column in columns), strict=True))
-    if split.startswith("test"):
-        return Sentences(texts, None, task.classes or None, where)
-    labels = rows["label"]
-    if task.classes:
-        given = rows.features["label"].names
-        labels = [given[i] for i in labels]
-        # the Hub's names for yes and no differ by task; their order is that of 0 and 1
-        names = task.classes if set(given) == set(task.classes) else tuple(given)
-        labels = [names.index(label) for label in labels]
-    return Sentences(texts, labels, task.classes or None, where)
+def _read_hub(task: GlueTask, name: str, path: str, skip: bool, split: str) -> Sentences:
+    split = split.replace("dev", "validation")
+    labelled = _labelled(split)
+    data = load_hf(path, split, name=name)
+    texts, names = _HUB[name]
+    task = task._replace(texts=texts, label="label", number="idx")
+    find = partial(find_column, path, data, f"data.task={name}, column")
+    columns = [find(column, ("string", "large_string")) for column in texts]
+    columns.append(find("label", () if names else ("float32", "float64")) if labelled else find("idx", ()))
+    table = data.select_columns(columns)[:]
+    if labelled:
+        given = tuple(getattr(features_of(data)["label"], "names", None) or ())
+        if given != names:
+            raise ValueError(
+                f"data.task={name}: the classes of {path}, {split}, are ({', '.join(given)}), but must be "
+                f"({', '.join(names)}), in this order: choose the task that the data are of, or restore their classes"
+            )
+        known = names if set(names) == set(task.classes) else task.classes  # the files say 0 and 1 for some names
+        words: dict[Any, str] = {None: "", -1: "", **dict(enumerate(known))}
+        table["label"] = [words.get(label, str(label)) for label in table["label"]]
+    cells = zip(*(table[column] for column in columns), strict=True)
+    rows = ((f" row {i}", zip(columns, row, strict=True)) for i, row in enumerate(cells))
+    return _sentences(task, f"data.path={path}: ", split, rows, dict, skip)
 
 
 def write_submission(task: GlueTask, folder: Path, split: str, predictions: Sequence[Any]) -> Path:

@@ -29,8 +29,8 @@ def adamw(
         weight_decay: decoupled, times the learning rate.
         exempt_norms_and_biases: leave vectors (norms, biases) and prefix tokens undecayed. The released runs decay
             everything: the exemption in their code never took effect.
-        layer_decay: for fine-tuning: the learning rate of an encoder's block over that of the next one; what comes
-            before the blocks is one below the first (BEiT, arXiv:2106.08254; ELECTRA, arXiv:2003.10555).
+        layer_decay: for fine-tuning: the learning rate of an encoder's block over that of the next one, a modality's
+            own blocks first; what comes before them is one below the first (BEiT, arXiv:2106.08254, and timm).
 
     Raises:
         ValueError: ``betas`` are not two, or ``layer_decay`` is out of range.
@@ -56,13 +56,15 @@ def _by_layer(
     parameters: list[tuple[str, nn.Parameter]], groups: list[dict[str, Any]], lr: float, layer_decay: float
 ) -> list[dict[str, Any]]:
     """The groups cut by layer, each with its learning rate; the last layer's group comes first."""
-    blocks = [int(found[1]) for name, _ in parameters if (found := _BLOCK.search(name))]
-    depth = max(blocks, default=-1) + 1
+    names = [name for name, _ in parameters]
+    prenet_depth = 1 + max((int(found[1]) for name in names if (found := _PRENET.search(name))), default=-1)
+    depth = prenet_depth + 1 + max((int(found[1]) for name in names if (found := _BLOCK.search(name))), default=-1)
 
     def layer(name: str) -> int:
-        found = _BLOCK.search(name)
-        if found:
+        if found := _PRENET.search(name):
             return int(found[1]) + 1
+        if found := _BLOCK.search(name):
+            return prenet_depth + int(found[1]) + 1
         return 0 if _BEFORE_BLOCKS.search(name) else depth + 1
 
     layers = {p: layer(name) for name, p in parameters}
@@ -76,4 +78,5 @@ def _by_layer(
 
 
 _BLOCK = re.compile(r"(?:^|\.)encoder\.blocks\.(\d+)\.")
-_BEFORE_BLOCKS = re.compile(r"(?:^|\.)encoder\.(?:frontends|input_norms|prenets)\.")
+_PRENET = re.compile(r"(?:^|\.)encoder\.prenets\.\w+\.(\d+)\.")
+_BEFORE_BLOCKS = re.compile(r"(?:^|\.)encoder\.(?:frontends|input_norms)\.")

@@ -324,7 +324,7 @@ def test_published_recipe(runs: ModuleType, name: str) -> None:
         for key, value in ((VERSION_1 if name in PUBLISHED_1 else COMMON[_modality(name)]) | PUBLISHED[name]).items():
             found = OmegaConf.select(cfg, key, throw_on_missing=True)
             found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
-            assert found == (pytest.approx(value) if isinstance(value, float) else value), key
+            assert found == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), key
         mask = instantiate(cfg.mask)
         tokens, visible = TOKENS[name]
         assert mask.num_visible(tokens) == visible
@@ -522,24 +522,61 @@ def test_which_files_are_global() -> None:
         assert is_global == (len(parts) == 1 or parts[0] in ("experiment", "task", "debug", "launcher")), path
 
 
-TASKS = {  # what the paper's code fine-tunes with
+IMAGENET = {
+    "global_batch_size": 512, "optim.betas": [0.9, 0.95], "optim.eps": 1e-8, "optim.weight_decay": 0.05,
+    "optim.exempt_norms_and_biases": True, "labels.augment.mixup": 0.7, "labels.augment.cutmix": 1.0,
+    "labels.augment.mix_prob": 0.9, "labels.augment.switch_prob": 0.5, "labels.augment.label_smoothing": 0.1,
+    "labels.augment.erase_prob": 0.25, "head.norm_eps": 1e-6, "network": "student", "freeze_steps": 0,
+}  # fmt: skip
+IMAGENET_LARGE = {
+    **IMAGENET, "epochs": 50, "optim.lr": 5e-4, "optim.layer_decay": 0.75, "encoder.drop_path_rate": 0.2,
+    "schedule.warmup_fraction": 16000 / 125200, "trainer.gradient_clip_val": 4.0,
+}  # fmt: skip
+GLUE = {
+    "epochs": 10, "optim.betas": [0.9, 0.98], "optim.eps": 1e-6, "optim.weight_decay": 0.1, "encoder.drop_rate": 0.1,
+    "encoder.attn_drop_rate": 0.1, "schedule.warmup_fraction": 0.06, "schedule.min_factor": 0.0,
+    "trainer.gradient_clip_val": None, "data.block_size": 512, "optim.lr": 2e-5,
+}  # fmt: skip
+SPEECH = {
+    "optim.betas": [0.9, 0.98], "optim.eps": 1e-8, "optim.weight_decay": 0.0, "trainer.gradient_clip_val": None,
+    "schedule.warmup_fraction": 0.1, "schedule.hold_fraction": 0.4, "schedule.min_factor": 0.05,
+    "feature_mask.time_prob": 0.4, "feature_mask.time_length": 5, "feature_mask.channel_prob": 0.1,
+    "feature_mask.channel_length": 64, "train_frontend": False, "encoder.drop_rate": 0.0, "encoder.attn_drop_rate": 0.0,
+    "encoder.mlp_drop_rate": 0.1, "encoder.post_mlp_drop_rate": 0.0, "encoder.layer_drop_rate": 0.1,
+    "head.drop_rate": 0.0, "global_batch_size": 1600,
+}  # fmt: skip
+TASKS: dict[str, dict[str, Any]] = {  # where each comes from: docs/recipes.md, fine-tuning
     "imagenet": {
-        "epochs": 100, "global_batch_size": 1024, "optim.lr": 1e-3, "optim.layer_decay": 0.65,
-        "schedule.warmup_fraction": 0.128, "schedule.min_factor": 1e-3, "labels.augment.mixup": 0.7,
-        "labels.augment.cutmix": 1.0, "labels.augment.mix_prob": 0.9, "labels.augment.label_smoothing": 0.1,
-        "labels.augment.erase_prob": 0.25, "encoder.drop_path_rate": 0.2,
+        **IMAGENET, "epochs": 100, "optim.lr": 1e-3, "optim.layer_decay": 0.65, "encoder.drop_path_rate": 0.1,
+        "schedule.warmup_fraction": 16000 / 250200, "schedule.min_factor": 1e-3, "trainer.gradient_clip_val": None,
     },
-    "glue/cola": {
-        "epochs": 10, "global_batch_size": 16, "optim.weight_decay": 0.1, "schedule.warmup_fraction": 0.06,
-        "task.metric": "matthews", "trainer.gradient_clip_val": None,
+    "imagenet_large": {**IMAGENET_LARGE, "schedule.min_factor": 2e-4},
+    "imagenet_huge": {**IMAGENET_LARGE, "schedule.min_factor": 0.0},
+    **{
+        f"glue/{task}": {**GLUE, "global_batch_size": size, "task.metric": metric}
+        for task, size, metric in (
+            ("cola", 16, "matthews"), ("sst2", 32, "accuracy"), ("mrpc", 16, "accuracy_f1"), ("mnli", 32, "accuracy"),
+            ("qnli", 32, "accuracy"), ("rte", 16, "accuracy"), ("wnli", 32, "accuracy"),
+        )
     },
-    "glue/qqp": {"epochs": 10, "global_batch_size": 32, "schedule.warmup_fraction": 0.25, "task.metric": "accuracy_f1"},
-    "librispeech/10h": {
-        "labels.hours": 10, "freeze_steps": 10000, "feature_mask.time_prob": 0.4, "feature_mask.time_length": 5,
-        "feature_mask.channel_prob": 0.1, "feature_mask.channel_length": 64, "train_frontend": False,
-        "encoder.layer_drop_rate": 0.1, "schedule.warmup_fraction": 0.1, "schedule.hold_fraction": 0.4,
+    "glue/stsb": {**GLUE, "global_batch_size": 16, "task._target_": "d2v.tasks.classification.Regression"},
+    "glue/qqp": {**GLUE, "global_batch_size": 32, "task.metric": "accuracy_f1", "schedule.warmup_fraction": 0.25},
+    "glue_all": {**GLUE, "sweep.lrs": [1e-5, 2e-5, 4e-5, 6e-5], "sweep.seeds": [0, 1, 2, 3, 4]},
+    **{
+        f"librispeech/{split}": {
+            **SPEECH, "labels.hours": hours, "trainer.max_steps": steps, "freeze_steps": frozen, "optim.lr": lr,
+        }
+        for split, hours, steps, frozen, lr in (
+            ("10m", 1 / 6, 13000, 10000, 5e-5), ("1h", 1, 13000, 10000, 5e-5), ("10h", 10, 20000, 10000, 5e-5),
+            ("100h", None, 80000, 100, 3e-5), ("960h", None, 320000, 100, 1e-4),
+        )
     },
 }  # fmt: skip
+
+
+def test_every_published_task_is_here() -> None:
+    own = {"image_classification", "ctc"}  # any folder, any clips
+    assert TASKS.keys() == set(options("task")) - own
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -547,7 +584,7 @@ def test_published_finetuning_recipe(runs: ModuleType, name: str) -> None:
     with runs.configuration("finetune", f"task={name}") as cfg:
         for key, value in TASKS[name].items():
             found = OmegaConf.select(cfg, key, throw_on_missing=True)
-            assert found == (pytest.approx(value) if isinstance(value, float) else value), key
+            assert found == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), key
 
 
 @pytest.mark.parametrize("name", options("task"))

@@ -79,7 +79,7 @@ def test_layer_decay_lowers_learning_rates_towards_the_input() -> None:
         "blocks.2.": 0.5,
         "blocks.1.": 0.25,
         "blocks.0.": 0.125,
-        "frontends.": 1 / 16,
+        "frontends.": 1 / 32,
         "prenets.": 1 / 16,
     }
     for name, parameter in parameters.items():
