@@ -123,11 +123,6 @@ def prepare_data(cfg: DictConfig, trained: Trained | None) -> tuple[FinetuneData
         dataset = instantiate(cfg.data, _convert_="all")
     else:
         dataset = load_data(cfg, trained)
-        if dataset.modality not in trained.encoder.frontends:
-            raise ValueError(
-                f"checkpoint={trained.path} reads {', '.join(trained.encoder.frontends)}, but this task's data are "
-                f"{dataset.modality}: choose another checkpoint or task"
-            )
     if not hasattr(dataset, "finetune"):
         raise ValueError(f"data of this kind ({cfg.data._target_}) cannot be fine-tuned on: choose another data=...")
     options = {"seed": cfg.seed if cfg.label_seed is None else cfg.label_seed, "label_fraction": cfg.label_fraction}

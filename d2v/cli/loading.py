@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, open_dict
 from torch import nn
 
@@ -126,18 +127,48 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
     Args:
         cfg: the command's configuration; gains ``model``, which data configurations refer to.
         trained: whose inputs to imitate.
+
+    Raises:
+        ValueError: the data are of another modality than the encoder reads, or longer than it can read.
     """
     if cfg.get("data") is None:
         if "_target_" not in trained.data_node:
             raise ValueError(f"checkpoint={trained.path} does not say what it was trained on: give data=...")
         return build(trained.data_node)
+    _check_modality(trained, _modality_of(cfg.data._target_))  # before settings refer to a frontend that is not there
     with open_dict(cfg):
         cfg.model = {"encoder": without_references(trained.encoder_node, trained.path)}
         overridden = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
         for key in _INPUT_KEYS:
             if key in trained.data_node and key in cfg.data and f"data.{key}" not in overridden:
                 cfg.data[key] = _plain(trained.data_node[key], key, trained.path)
-    return instantiate(cfg.data, _convert_="all")
+    data = instantiate(cfg.data, _convert_="all")
+    _check_modality(trained, data.modality)
+    positions = getattr(trained.encoder.frontend(data.modality), "max_positions", math.inf)
+    if getattr(data, "block_size", 0) > positions:
+        raise ValueError(
+            f"data.block_size={data.block_size}: the encoder of checkpoint={trained.path} has {positions} positions; "
+            f"set data.block_size={positions} or less"
+        )
+    return data
+
+
+def _modality_of(factory: str) -> str | None:
+    """What a data set's factory makes, by its annotations; None where they do not say."""
+    try:
+        made = get_type_hints(get_method(factory)).get("return")
+    except (NameError, TypeError, ValueError):  # annotations that mean nothing here, or a class
+        return None
+    return getattr(made, "modality", None)
+
+
+def _check_modality(trained: Trained, modality: str | None) -> None:
+    read = list(trained.encoder.frontends)
+    if modality is not None and modality not in read:
+        raise ValueError(
+            f"checkpoint={trained.path} reads {', '.join(read)}, but the data are {modality}: "
+            "choose another checkpoint, or another task or data=..."
+        )
 
 
 def without_references(node: Any, path: Path) -> Any:

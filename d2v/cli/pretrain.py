@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2v.cli.checks import DATA, PRETRAIN, check_keys, check_ranges
 from d2v.cli.launch import configuring, naming, run, running
+from d2v.cli.loading import load_trained
 from d2v.cli.slurm import requeue
 from d2v.interop.doors import init_from
 from d2v.interop.native import BEST, Checkpoint, newest_intact_checkpoint
@@ -39,7 +40,10 @@ def pretrain(cfg: DictConfig) -> None:
         setup.quiet_libraries()
         L.seed_everything(cfg.seed, verbose=False)
         checkpoint = find_checkpoint(cfg.resume, run_dir)
+        keep_tokenizer(cfg, checkpoint)
         data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
+        if not hasattr(data, "pretrain_dataset"):
+            raise ValueError(f"data of this kind ({cfg.data._target_}) are for fine-tuning: choose another data=...")
         if data.modality not in model.student.frontends:
             raise ValueError(f"the data are {data.modality}, but the model reads {', '.join(model.student.frontends)}")
         assets = data.assets()
@@ -108,6 +112,20 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
     else:
         log.info("resuming from %s", checkpoint)
     return checkpoint
+
+
+def keep_tokenizer(cfg: DictConfig, checkpoint: Path | None) -> None:
+    """Where none is given, text is read with the tokenizer of the checkpoint that the run goes on from, or starts from.
+
+    Its embeddings mean nothing with another one, such as would be trained if the text had changed.
+    """
+    if "tokenizer" not in cfg.data or cfg.data.tokenizer is not None:
+        return
+    if checkpoint is not None:
+        cfg.data.tokenizer = Checkpoint.load(checkpoint).config["data"].get("tokenizer")
+    elif cfg.init_from:
+        with naming("init_from"):
+            cfg.data.tokenizer = load_trained(str(cfg.init_from), "student").data_node.get("tokenizer")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,11 @@ def write_results(
         if report:
             (folder / f"report_{name}.md").write_text(report, encoding="utf-8")
     sets = {
-        name: {"scores": found.scores, "samples": len(found.predictions), "skipped": list(found.skipped)}
+        name: {
+            "scores": found.scores,
+            "samples": len(found.predictions),
+            "skipped": [*getattr(data.evals[name], "left_out", ()), *found.skipped],
+        }
         for name, found in scored.items()
     }
     results = {"metric": task.metric, **context, "sets": sets}

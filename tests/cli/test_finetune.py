@@ -186,15 +186,17 @@ def test_errors_name_key_and_fix(
     assert message in result.err
 
 
-def test_a_checkpoint_of_another_modality(runs: ModuleType, pretrained: Path, tmp_path: Path) -> None:
-    root = runs.librispeech(tmp_path / "a")
+@pytest.mark.parametrize(("task", "modality"), [("ctc", "speech"), ("librispeech/10h", "speech"), ("glue/rte", "text")])
+def test_a_checkpoint_of_another_modality(
+    runs: ModuleType, pretrained: Path, tmp_path: Path, task: str, modality: str
+) -> None:
     result = runs.d2v_command(
-        "finetune", "task=ctc", f"checkpoint={pretrained}", f"data.root={root}", "data.conv_layers=[[8,20,10]]",
-        "data.val=train-clean-100", "data.train=train-clean-100", "data.probe_train=null",
+        "finetune", f"task={task}", f"checkpoint={pretrained}", f"data.root={tmp_path}",
         f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert result.status == 1
-    assert "reads image, but this task's data are speech" in result.err
+    assert f"checkpoint={pretrained}/checkpoints/" in result.err
+    assert f"reads image, but the data are {modality}: choose another checkpoint" in result.err
 
 
 def test_speech(runs: ModuleType, tmp_path: Path) -> None:
@@ -251,8 +253,27 @@ def test_glue(runs: ModuleType, tmp_path: Path) -> None:
     assert len(runs.metrics(run)) == 30  # 10 epochs of 24 in batches of 8
     assert _results(run)["sets"]["val"]["scores"]["accuracy"] == 1.0
     assert (run / "submission" / "SST-2.tsv").read_text() == "index\tprediction\n0\t1\n1\t0\n2\t1\n"
-    # The best checkpoint holds its tokenizer: text can be scored wherever it is taken.
+    long = runs.d2v_command(
+        "finetune",
+        *options,
+        "trainer.max_steps=1",
+        "epochs=null",
+        "data.block_size=64",
+        f"hydra.run.dir={tmp_path / 'long'}",
+    )
+    assert "data.block_size=64: the encoder of" in long.err
+    assert "has 32 positions; set data.block_size=32 or less" in long.err
+    # The best checkpoint holds its tokenizer: text can be scored wherever it is taken, or other files.
     (tmp_path / "corpus.txt").unlink()
+    (folder / "dev.tsv").write_text("sentence\tlabel\nthe cat runs\t1\nno label\t\nthe dog runs\t0\n")
+    elsewhere = ["data=glue", "data.task=sst2", f"data.root={tmp_path / 'glue'}", "data.on_bad_row=skip"]
+    other = runs.d2v_command("evaluate", f"checkpoint={run}", *elsewhere, f"hydra.run.dir={tmp_path / 'other'}")
+    assert other.status in (0, None), other.err
+    found = _results(tmp_path / "other")["sets"]["val"]
+    assert (found["scores"]["accuracy"], found["samples"]) == (1.0, 2)
+    (entry,) = found["skipped"]
+    assert entry.startswith("dev.tsv:3: no label")
+    (folder / "dev.tsv").write_text("sentence\tlabel\nthe cat runs\t1\n")
     found = runs.d2v_command("evaluate", f"checkpoint={run}", "num_workers=1", f"hydra.run.dir={tmp_path / 'again'}")
     assert found.status in (0, None), found.err
 

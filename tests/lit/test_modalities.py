@@ -55,6 +55,24 @@ def test_two_n_steps_equal_n_resumed_for_n(runs: ModuleType, tmp_path: Path, sma
     assert runs.differences(a["optimizer_states"], b["optimizer_states"]) == []
 
 
+@pytest.mark.parametrize("key", ["resume", "init_from"])
+def test_embeddings_keep_their_tokenizer(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Text that has changed would have another tokenizer, in which the embeddings mean other things."""
+    monkeypatch.setenv("D2V_CACHE", str(tmp_path / "cache"))
+    text = runs.text_file(tmp_path / "text.txt")
+    small = ["experiment=text_tiny", *runs.SMALL["text"], "data=text_files", f"data.root={text}", "data.vocab_size=300",
+             *COMMON]  # fmt: skip
+    first = train(runs, tmp_path / "out", *small, "trainer.max_steps=2")
+    tokenizer = (first / "tokenizer.json").read_text()
+    text.write_text("".join(f"{i} other words, nothing of before\n" for i in range(300)))
+    own = train(runs, tmp_path / "own", *small, "trainer.max_steps=2")
+    assert (own / "tokenizer.json").read_text() != tokenizer
+    second = train(runs, tmp_path / "more", *small, "trainer.max_steps=4", f"{key}={first}")
+    assert (second / "tokenizer.json").read_text() == tokenizer
+
+
 def test_accumulation_is_exact_though_parts_differ_in_size(runs: ModuleType, tmp_path: Path, small: list[str]) -> None:
     noiseless = [o for o in small if not o.startswith("micro_batch_size")] + ["trainer.max_steps=3", "optim.eps=1e-4"]
     modality = small[0].partition("=")[2].partition("_")[0]

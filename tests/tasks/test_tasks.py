@@ -173,6 +173,8 @@ def test_what_cannot_be_a_task() -> None:
         Classification(("one",))
     with pytest.raises(ValueError, match=r"task\.metric=best"):
         Classification(CLASSES, metric="best")
+    with pytest.raises(ValueError, match=r"task\.metric=accuracy_f1: is of two classes, and there are 3"):
+        Classification(CLASSES, metric="accuracy_f1")
     with pytest.raises(ValueError, match=r"task\.label_smoothing=1"):
         Classification(CLASSES, label_smoothing=1.0)
     assert scores_table({"a": {"x": 0.5}, "b": {"y": np.float64(0.25)}}).splitlines()[2:] == [
