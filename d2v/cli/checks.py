@@ -142,6 +142,24 @@ def check_ranges(cfg: DictConfig, ranges: dict[str, Range]) -> None:
             raise ValueError(f"{key}={value}: give {_described(wanted)}{' or null' if wanted.optional else ''}")
 
 
+def check_sweep(cfg: DictConfig) -> None:
+    """Raise ValueError for a ``sweep.*`` that is no list, is empty, holds the same twice or a number out of range."""
+    if cfg.sweep.report not in ("mean", "median"):
+        raise ValueError(f"sweep.report={cfg.sweep.report}: choose mean or median")
+    numbers = {"lrs": Range(float, 0), "seeds": Range(int, 0)}
+    for key, example in (("tasks", "[glue/rte,glue/cola]"), ("lrs", "[1e-5,2e-5]"), ("seeds", "[0,1,2]")):
+        values = cfg.sweep[key]
+        if values is None:
+            continue
+        if not OmegaConf.is_list(values) or not values:
+            raise ValueError(f"sweep.{key}={values}: give a list, such as {example}")
+        if key in numbers:
+            check_ranges(cfg, {f"sweep.{key}[{i}]": numbers[key] for i in range(len(values))})
+        twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+        if twice is not None:
+            raise ValueError(f"sweep.{key}={values}: {twice} is there twice; give it once")
+
+
 def _described(wanted: Range) -> str:
     if wanted.kind is bool:
         return "true or false"

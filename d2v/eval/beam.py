@@ -29,7 +29,8 @@ class BeamDecoder:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: torchaudio or flashlight-text is not installed, or a number is out of range.
+        ValueError: torchaudio or flashlight-text is not installed, a number is out of range, a line of the lexicon
+            cannot be spelled, or KenLM cannot read the model.
     """
 
     def __init__(
@@ -52,19 +53,28 @@ class BeamDecoder:
         except (ImportError, RuntimeError) as error:
             raise ValueError("decoder=beam needs flashlight-text: pip install 'd2v[speech,decode]'") from error
         tokens = [_BLANK, *(_BOUNDARY if letter == " " else letter for letter in letters)]
+        if lexicon is not None:
+            check_lexicon(lexicon, letters)
         self._spells_words = lexicon is not None
-        self._decoder: Any = ctc_decoder(
-            lexicon=None if lexicon is None else str(Path(lexicon).expanduser()),
-            tokens=tokens,
-            lm=None if lm is None else str(Path(lm).expanduser()),
-            beam_size=beam,
-            lm_weight=lm_weight,
-            word_score=word_score if lexicon is not None else 0.0,
-            sil_score=boundary_score,
-            log_add=False,
-            blank_token=_BLANK,
-            sil_token=_BOUNDARY,
-        )
+        try:
+            self._decoder: Any = ctc_decoder(
+                lexicon=None if lexicon is None else str(Path(lexicon).expanduser()),
+                tokens=tokens,
+                lm=None if lm is None else str(Path(lm).expanduser()),
+                beam_size=beam,
+                lm_weight=lm_weight,
+                word_score=word_score if lexicon is not None else 0.0,
+                sil_score=boundary_score,
+                log_add=False,
+                blank_token=_BLANK,
+                sil_token=_BOUNDARY,
+            )
+        except RuntimeError as error:
+            if lm is None:
+                raise
+            raise ValueError(
+                f"decoder.lm={lm}: KenLM cannot read it ({error}); give an n-gram model as .arpa or KenLM's binary"
+            ) from error
 
     def __call__(self, log_probs: Tensor) -> str:
         """The best hypothesis.
@@ -79,3 +89,34 @@ class BeamDecoder:
             return " ".join(hypotheses[0].words)
         text = "".join(self._decoder.idxs_to_tokens(hypotheses[0].tokens))
         return " ".join(text.replace(_BOUNDARY, " ").split())
+
+
+def check_lexicon(lexicon: str, letters: str) -> None:
+    """See that there are lines, and that each is a word and its spelling.
+
+    Args:
+        lexicon: file of lines "WORD W O R D |".
+        letters: the alphabet; a space is written |.
+
+    Raises:
+        ValueError: naming the line.
+    """
+    known = {_BOUNDARY if letter == " " else letter for letter in letters}
+    path = Path(lexicon).expanduser()
+    lines = path.read_bytes().splitlines()
+    if not lines:
+        raise ValueError(f"decoder.lexicon={lexicon}: nothing is in it; write lines such as 'CAT C A T |'")
+    for number, line in enumerate(lines, 1):
+        where = f"decoder.lexicon: {path}:{number}"
+        try:
+            parts = [part.decode() for part in line.split()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: {error}; write the file in UTF-8") from error
+        if len(parts) < 2:
+            raise ValueError(f"{where}: {line.decode()!r} spells no word; write 'CAT C A T |', or remove the line")
+        unknown = sorted(set(parts[1:]) - known)
+        if unknown:
+            raise ValueError(
+                f"{where}: {parts[0]} is spelled with {' '.join(unknown)}, but the model's letters are "
+                f"{' '.join(sorted(known))}; spell words in these, with spaces between them"
+            )

@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 
-from d2v.cli.sweep import choose, sweep_table
 from d2v.interop.doors import load_encoder
 from d2v.interop.native import Checkpoint
 
@@ -276,55 +275,3 @@ def test_glue(runs: ModuleType, tmp_path: Path) -> None:
     (folder / "dev.tsv").write_text("sentence\tlabel\nthe cat runs\t1\n")
     found = runs.d2v_command("evaluate", f"checkpoint={run}", "num_workers=1", f"hydra.run.dir={tmp_path / 'again'}")
     assert found.status in (0, None), found.err
-
-
-def _run(metric: str, val: float, other: float) -> dict:  # type: ignore[type-arg]
-    return {
-        "metric": metric,
-        "sets": {"val": {"scores": {metric: val}}, "b": {"scores": {metric: other}}, "t": {"scores": {}}},
-    }
-
-
-def test_a_sweep_chooses_by_the_mean_over_seeds() -> None:
-    from statistics import mean, median
-
-    runs = {(lr, seed): _run("accuracy", value, 0.5) for (lr, values) in (
-        (1e-5, (0.6, 0.6, 0.6)), (2e-5, (0.9, 0.5, 0.55))) for seed, value in enumerate(values)}  # fmt: skip
-    found = choose(runs, [1e-5, 2e-5], [0, 1, 2], mean)
-    assert found["lr"] == 2e-5
-    assert found["scores"]["val"]["accuracy"]["value"] == pytest.approx(0.65)
-    assert found["scores"].keys() == {"val", "b"}
-    assert choose(runs, [1e-5, 2e-5], [0, 1, 2], median)["lr"] == 1e-5
-    errors = {(lr, 0): _run("wer", value, 0.5) for lr, value in ((1e-5, 0.4), (2e-5, 0.3))}
-    assert choose(errors, [1e-5, 2e-5], [0], mean)["lr"] == 2e-5
-    table = sweep_table({"glue/rte": found, "glue/cola": found, "glue/wnli": found}, 3)
-    assert "| average without WNLI | val | | 65.0 | |" in table
-
-
-@pytest.mark.slow
-def test_a_sweep_is_one_process(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_NTASKS", "2")
-    command = ["task=glue/rte", "checkpoint=null", f"data.root={tmp_path}", "sweep.seeds=[0,1]"]
-    result = runs.d2v_command("finetune", *command, "model=data2vec2/text_tiny", f"output_dir={tmp_path}")
-    assert result.status == 1
-    assert "give this job one task" in result.err
-
-
-def test_a_sweep_runs_and_does_not_repeat_what_is_done(
-    runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path
-) -> None:
-    options = [*IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", f"hydra.run.dir={tmp_path}"]
-    options = [o for o in options if not o.startswith(("optim.lr", "trainer.max_steps"))] + ["trainer.max_steps=1"]
-    sweep = ["sweep.lrs=[1e-3]", "sweep.seeds=[0]"]
-    result = runs.d2v_command("finetune", *options, *sweep)
-    assert result.status in (0, None), result.err
-    content = json.loads((tmp_path / "results.json").read_text())["image_classification"]
-    assert content["lr"] == 1e-3
-    other = runs.d2v_command("finetune", *options, *sweep, "freeze_steps=0")
-    assert "was run otherwise (freeze_steps=0)" in other.err
-    given = runs.d2v_command("finetune", *options, *sweep, "seed=1")
-    assert "give one of them" in given.err
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/results.json")}
-    assert len(times) == 1
-    runs.d2v_command("finetune", *options, *sweep)
-    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/results.json")}

@@ -54,3 +54,29 @@ def test_errors_name_the_key() -> None:
         BeamDecoder(LETTERS, beam=0)
     with pytest.raises(FileNotFoundError, match=r"decoder\.lm=/nowhere"):
         BeamDecoder(LETTERS, lm="/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"CAT C A T |\nfoo f o o |\n", r"lexicon\.txt:2: foo is spelled with f o, but the model's letters are ' A B"),
+        (b"CAT C A T |\n\nCUT C U T |\n", r"lexicon\.txt:2: '' spells no word; write 'CAT C A T \|'"),
+        (b"CAT\n", r"lexicon\.txt:1: 'CAT' spells no word"),
+        (b"CAT C A <blank> T |\n", r"lexicon\.txt:1: CAT is spelled with <blank>"),
+        ("CAT C A T |\nCAFÉ C A F É |\n".encode("latin-1"), r"lexicon\.txt:2: .*; write the file in UTF-8"),
+        (b"", "nothing is in it"),
+    ],
+)
+def test_a_lexicon_of_other_letters_is_named_by_line(tmp_path: Path, text: bytes, message: str) -> None:
+    lexicon = tmp_path / "lexicon.txt"
+    lexicon.write_bytes(text)
+    with pytest.raises(ValueError, match=rf"^decoder\.lexicon.*{message}"):
+        BeamDecoder(LETTERS, lexicon=str(lexicon))
+
+
+@pytest.mark.parametrize("text", ["", "hello world\n", "\\data\\\nngram 1=2\n\n\\1-grams:\n-1.0\t<unk>\n"])
+def test_a_broken_language_model_is_named(tmp_path: Path, text: str) -> None:
+    model = tmp_path / "lm.arpa"
+    model.write_text(text)
+    with pytest.raises(ValueError, match=rf"decoder\.lm={model}: KenLM cannot read it \((.|\n)*give an n-gram model"):
+        BeamDecoder(LETTERS, lm=str(model))
