@@ -8,37 +8,30 @@ on stderr and left out.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import soundfile
-
-from d2v.data.audio_sources import audio_files
+from d2v.data.audio_sources import audio_files, audio_length, sampling_rate
+from d2v.data.bad_samples import BadSample
 
 
 def num_samples(path: Path, rate: int) -> int | str:
     """Length in samples, or why there is none."""
     if set("\t\n\r") & set(str(path)):
         return "its name holds a tab or a line break, which a manifest cannot"
+    own_rate = sampling_rate(path)
+    if own_rate not in (None, rate):
+        return f"{own_rate} Hz, but the first file has {rate} Hz: a manifest has one rate"
     try:
-        info = soundfile.info(os.fsencode(path))
-    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        return audio_length(path, rate)
+    except BadSample as error:
         return str(error)
-    if info.samplerate != rate:
-        return f"{info.samplerate} Hz, but the first file has {rate} Hz: a manifest has one rate"
-    return int(info.frames) if info.frames > 0 else "no samples"
 
 
 def first_rate(folder: Path, names: list[str]) -> int:
     """The rate of the first file that can be read; 0 if there is none."""
-    for name in names:
-        try:
-            return int(soundfile.info(os.fsencode(folder / name)).samplerate)
-        except (soundfile.SoundFileError, OSError, RuntimeError):
-            continue
-    return 0
+    return next((rate for rate in (sampling_rate(folder / name) for name in names) if rate), 0)
 
 
 def main() -> int:

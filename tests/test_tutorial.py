@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,30 @@ def test_a_modality_takes_one_frontend_one_data_file_one_yaml(tmp_path: Path) ->
     refused = d2v(tmp_path, "evaluate", "checkpoint=run", "probe=knn", trust="")
     assert refused.returncode == 1
     assert "D2V_TRUST=spectrogram" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme(tmp_path: Path) -> None:
+    """Word for word, of a shorter run; TIME is the one that there is."""
+    folder = tmp_path / "spectrogram"
+    shutil.copytree(TUTORIAL, folder, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
+    recipe = folder / "conf" / "experiment" / "spectrogram_tiny.yaml"
+    assert "max_steps: 300\n" in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace("max_steps: 300\n", "max_steps: 3\n"))
+    readme = (folder / "README.md").read_text()
+    commands = [line.strip() for line in readme.splitlines() if line.startswith("    ")]
+    assert [command.split()[:2] for command in commands] == [
+        ["export", "PYTHONPATH=."], ["d2v", "pretrain"], ["d2v", "evaluate"], ["d2v", "export"],
+    ]  # fmt: skip
+    script = "\n".join(commands).replace("TIME", "$(ls outputs/spectrogram_tiny)")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    shell = ["bash", "-euc", script]
+    ran = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "| features " in ran.stdout
+    assert "| pretrained encoder, 3 steps |" in ran.stdout
+    assert (folder / "my_encoder" / "encoder.safetensors").is_file()
 
 
 def test_the_package_does_not_know_the_tutorial() -> None:

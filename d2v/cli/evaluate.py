@@ -75,7 +75,7 @@ class Prober:
         self.groups = getattr(data.probe_train, "groups", None) if data.val is None else None
         self.splits = ("train",) if self.groups is not None else ("train", "val")
         labelled = data.class_names is not None
-        spoken = getattr(data.val, "has_transcripts", False)
+        spoken = getattr(data.val, "has_transcripts", False) and hasattr(data, "raw_frames")
         self.settings = replace(
             self.settings,
             linear=self.settings.linear and labelled,

@@ -129,7 +129,7 @@ def run(command: str) -> int:
 
 def _explain_call(error: Exception) -> str:
     """What a call that the configuration asks for did not take, by its key."""
-    if isinstance(error.__cause__, ValueError | OSError | ImportError):
+    if isinstance(error.__cause__, ValueError | OSError | ImportError | BadSample | TooManyBadSamples):
         return str(error.__cause__)
     message = str(error)
     unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", message)

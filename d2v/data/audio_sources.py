@@ -1,8 +1,9 @@
-"""Where speech comes from: audio files in folders, LibriSpeech's layout, manifests, and the samples that ship.
+"""Where speech comes from: audio files, decoded and listed by folder, and the samples that ship.
 
 A source hands out waveforms at one sampling rate, mono, and raises ``BadSample`` for what cannot be decoded. It knows
 the length of every clip without decoding it, so that batches can be made of clips of about the same length.
-Decoding is libsndfile's work and resampling torchaudio's (extra ``d2v[speech]``), imported when a source is made.
+:mod:`d2v.data.spoken` lists clips by LibriSpeech's layout and by manifests. Decoding is libsndfile's work and
+resampling torchaudio's (extra ``d2v[speech]``), imported when a source is made.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from functools import cache
 from importlib import resources
-from math import gcd
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +28,13 @@ from d2v.data.files import files_below
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph")
 
+MAX_SAMPLES = 2**36  # 50 days at 16 kHz: more is a damaged header
+_MAX_RATIO = 1000  # of two rates: at 441 : 640 15 s take 0.01 s, at 5,507 : 2,000 0.6 s
+_TOLERANCE = Fraction(1, 10000)  # how far a ratio that is easier to resample by may be off
 
-_MAX_SAMPLES = 2**36  # 50 days at 16 kHz: more is a damaged header
-_MAX_RATIO = 5000  # of two sampling rates over their common divisor
+_MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # Hz, by version bits
+_MPEG1_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_MPEG2_KBPS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
 class Clip(NamedTuple):
@@ -39,11 +44,13 @@ class Clip(NamedTuple):
         path: of its file, relative to the source's root.
         num_samples: its length at the source's sampling rate; None to look into the file.
         transcript: what is said, or None.
+        transcript_place: file and line of the transcript, for messages; empty where it has none.
     """
 
     path: str
     num_samples: int | None = None
     transcript: str | None = None
+    transcript_place: str = ""
 
 
 def libraries() -> tuple[Any, Any]:
@@ -87,15 +94,14 @@ def decode_audio(file: str | os.PathLike[str] | bytes, sample_rate: int) -> np.n
 def resample(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """(S,) float32 at ``rate`` Hz -> (:func:`num_resampled`,) float32 at ``sample_rate`` Hz.
 
-    Raises:
-        BadSample: the rates have so small a common divisor that it would take very long.
+    Rates of so small a common divisor that it would take very long, such as 11,127 and 16,000 Hz, are resampled by the
+    simplest ratio within 0.01 % of theirs: no ear and no encoder tells the pitch and the length apart.
     """
-    if rate == sample_rate:
+    ratio = _ratio(rate, sample_rate)
+    if ratio == 1:
         return waveform
-    if max(rate, sample_rate) // gcd(rate, sample_rate) > _MAX_RATIO:
-        raise BadSample(f"{rate} Hz cannot be resampled to {sample_rate} Hz in reasonable time")
     _, functional = libraries()
-    resampled = functional.resample(torch.from_numpy(waveform), rate, sample_rate)
+    resampled = functional.resample(torch.from_numpy(waveform), ratio.denominator, ratio.numerator)
     # torchaudio computes the length in float32, which may be a sample off.
     length = num_resampled(len(waveform), rate, sample_rate)
     exact: np.ndarray = torch.nn.functional.pad(resampled, (0, max(0, length - len(resampled))))[:length].numpy()
@@ -104,9 +110,18 @@ def resample(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 def num_resampled(num_samples: int, rate: int, sample_rate: int) -> int:
     """Samples that :func:`resample` makes of ``num_samples``."""
-    divisor = gcd(rate, sample_rate)
-    new, old = sample_rate // divisor, rate // divisor
-    return -(-new * num_samples // old)
+    ratio = _ratio(rate, sample_rate)
+    return -(-ratio.numerator * num_samples // ratio.denominator)
+
+
+@cache
+def _ratio(rate: int, sample_rate: int) -> Fraction:
+    """New over old rate, or the simplest ratio near it where theirs is too laborious to resample by."""
+    exact = Fraction(sample_rate, rate)
+    if max(exact.numerator, exact.denominator) <= _MAX_RATIO:
+        return exact
+    nearest = map(exact.limit_denominator, range(1, exact.denominator + 1))
+    return next(ratio for ratio in nearest if abs(ratio - exact) <= _TOLERANCE * exact)
 
 
 def audio_length(file: str | os.PathLike[str] | bytes, sample_rate: int) -> int:
@@ -119,21 +134,79 @@ def audio_length(file: str | os.PathLike[str] | bytes, sample_rate: int) -> int:
         raise BadSample(_reason(error)) from error
     if info.frames <= 0:
         raise BadSample("no samples")
-    if info.frames > _MAX_SAMPLES:
+    if info.frames > MAX_SAMPLES:
         raise BadSample(f"its header claims {info.frames} samples")
     return num_resampled(info.frames, info.samplerate, sample_rate)
 
 
+def sampling_rate(file: str | os.PathLike[str] | bytes) -> int | None:
+    """Hz, from the file's header; None if it cannot be read."""
+    soundfile, _ = libraries()
+    try:
+        return int(soundfile.info(_opened(file)).samplerate)
+    except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError):
+        return None
+
+
 def _opened(file: str | os.PathLike[str] | bytes) -> Any:
-    """What libsndfile opens: a file's content, or its name, in whatever encoding the file system has."""
+    """What libsndfile opens: a file's content, or its name, in whatever encoding the file system has.
+
+    An mp3 that does not say how many frames it has is told to: see :func:`_uncounted_mp3`.
+    """
+    with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream:
+        if frames := _uncounted_mp3(stream):
+            return io.BytesIO(_frame_count(frames) + frames)
     return io.BytesIO(file) if isinstance(file, bytes) else os.fsencode(file)
+
+
+def _uncounted_mp3(stream: BinaryIO) -> bytes | None:
+    """The frames of an mp3 that does not say how many they are; None of any other file.
+
+    libsndfile guesses their number from the first one's bit rate. Where the rate varies that is several times too many,
+    or so few that most of the clip is never read.
+    """
+    start, tag = 0, stream.read(10)
+    while len(tag) == 10 and tag[:3] == b"ID3":
+        start += 10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9])
+        stream.seek(start)
+        tag = stream.read(10)
+    stream.seek(start)
+    first = stream.read(48)
+    if _frame_size(first) == 0 or any(name in first for name in (b"Xing", b"Info", b"VBRI")):
+        return None
+    return first + stream.read()
+
+
+def _frame_size(header: bytes) -> int:
+    """Bytes of the MPEG layer 3 frame that begins with ``header``; 0 if none does."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
+        return 0
+    version, bitrate, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
+    if version == 1 or bitrate in (0, 15) or rate == 3:
+        return 0
+    kbps, unit = (_MPEG1_KBPS, 144000) if version == 3 else (_MPEG2_KBPS, 72000)
+    return unit * kbps[bitrate - 1] // _MPEG_RATES[version][rate] + (header[2] >> 1 & 1)
+
+
+def _frame_count(frames: bytes) -> bytes:
+    """A frame without sound that says how many follow, as LAME writes it."""
+    count = place = 0
+    while 0 <= place < len(frames):
+        size = _frame_size(frames[place : place + 4])
+        count += 0 < size <= len(frames) - place
+        place = place + size if size else frames.find(b"\xff", place + 1)
+    header = bytes([0xFF, frames[1] | 1, frames[2] & 0x0C | 0x80, frames[3]])  # no checksum; large enough a bit rate
+    mono = frames[3] >> 6 == 3
+    sides = (17 if mono else 32) if frames[1] >> 3 & 3 == 3 else (9 if mono else 17)
+    info = header + bytes(sides) + b"Info" + bytes([0, 0, 0, 1]) + count.to_bytes(4, "big")
+    return info.ljust(_frame_size(header), b"\0")
 
 
 def _check_not_empty(file: str | os.PathLike[str] | bytes) -> None:
     try:
         empty = len(file) == 0 if isinstance(file, bytes) else os.path.getsize(file) == 0
-    except OSError as error:
-        raise BadSample(error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:  # the latter for a name that no file can have
+        raise BadSample(getattr(error, "strerror", None) or str(error)) from error
     if empty:
         raise BadSample("empty file")
 
@@ -207,6 +280,7 @@ class AudioClips:
         self._transcripts = None
         if any(clip.transcript is not None for clip in kept):
             self._transcripts = np.array([(clip.transcript or "").encode() for clip in kept])
+        self._places = np.array([clip.transcript_place.encode("utf-8", "surrogateescape") for clip in kept])
         self.groups = None if group_pattern is None else _search(kept, group_pattern, "data.group_pattern")
         self.class_names, self._labels = None, None
         if label_pattern is not None:
@@ -258,6 +332,10 @@ class AudioClips:
         """What is said in the clip, or None if it is not known."""
         return None if self._transcripts is None else self._transcripts[index].decode() or None
 
+    def transcript_place(self, index: int) -> str:
+        """File and line of the transcript; empty where it has none."""
+        return self._places[index].decode("utf-8", "surrogateescape")
+
     def name(self, index: int) -> str:
         """The clip's path relative to the root."""
         return os.fsdecode(self._paths[index])
@@ -299,97 +377,6 @@ def require_folder(root: str, key: str) -> Path:
     if not path.is_dir():
         raise ValueError(f"{key}={root}: not a folder; set {key} to the folder that holds the audio files")
     return path
-
-
-def librispeech_clips(root: str, split: str, key: str) -> Iterator[Clip]:
-    """The utterances of one part of LibriSpeech, with their transcripts: split/<speaker>/<chapter>/*.flac, *.trans.txt.
-
-    Raises:
-        FileNotFoundError: the part is not there.
-        ValueError: an utterance has no transcript.
-    """
-    folder = librispeech_folder(root, split)
-    if folder is None:
-        raise FileNotFoundError(
-            f"{key}={split}: {root} holds neither {split} nor LibriSpeech/{split}; correct data.root, or fetch it with "
-            "data.download=true"
-        )
-    for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
-        texts = {}
-        for file in chapter.glob("[!.]*.trans.txt"):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                name, _, text = line.strip().partition(" ")
-                texts[name] = text
-        for path in sorted(chapter.glob("[!.]*.flac")):
-            if path.stem not in texts:
-                raise ValueError(f"{path}: no transcript in {chapter}/*.trans.txt; the copy of LibriSpeech is damaged")
-            yield Clip(str(path.relative_to(Path(root).expanduser())), None, texts[path.stem])
-
-
-def librispeech_folder(root: str, split: str) -> Path | None:
-    """Where ``split`` lies: directly below ``root``, or below its folder LibriSpeech, as torchaudio unpacks it."""
-    for parent in (Path(root).expanduser(), Path(root).expanduser() / "LibriSpeech"):
-        if (parent / split).is_dir():
-            return parent / split
-    return None
-
-
-def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, list[Clip]]:
-    """A fairseq manifest: the root folder on the first line, then path, tab and number of samples.
-
-    The numbers are taken at the rate of the first file that can be read.
-
-    Returns:
-        The root and its clips.
-
-    Raises:
-        FileNotFoundError: no such manifest, or no such root.
-        ValueError: a line is not as it should be, naming it.
-    """
-    path = Path(manifest).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{key}={manifest}: no such file; give a tsv: a root line, then path<TAB>samples")
-    # Names are bytes to the system: what is no UTF-8 comes through as it is; only "\n" ends a line.
-    root_line, *lines = path.read_text("utf-8-sig", "surrogateescape").removesuffix("\n").split("\n")
-    root = Path(root_line.strip()).expanduser()
-    if not root.is_absolute():
-        root = path.parent / root
-    if not root.is_dir():
-        raise FileNotFoundError(f"{manifest}:1: {root_line!r} is no folder; the first line must name the files' root")
-    entries = []
-    for number, line in enumerate(lines, 2):
-        name, tab, count = line.partition("\t")
-        if not tab or not count.strip().isdecimal():
-            raise ValueError(f"{manifest}:{number}: {line!r} is not path<TAB>number of samples")
-        entries.append((name, int(count)))
-    rate = _first_rate(root, [name for name, _ in entries])
-    return root, [Clip(name, num_resampled(count, rate or sample_rate, sample_rate)) for name, count in entries]
-
-
-def with_transcripts(clips: Sequence[Clip], path: str, key: str) -> list[Clip]:
-    """Clips with what is said in them, from a UTF-8 text file of a line each, in their order.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it has fewer or more lines than there are clips.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"{key}={path}: no such file; give a text file of a transcript a line")
-    lines = file.read_text("utf-8-sig").removesuffix("\n").split("\n")
-    if len(lines) != len(clips):
-        raise ValueError(f"{key}={path}: {len(lines)} lines for {len(clips)} clips of the manifest: give one for each")
-    return [clip._replace(transcript=line.strip()) for clip, line in zip(clips, lines, strict=True)]
-
-
-def _first_rate(root: Path, names: list[str]) -> int | None:
-    soundfile, _ = libraries()
-    for name in names[:100]:
-        try:
-            return int(soundfile.info(_opened(root / name)).samplerate)
-        except (soundfile.SoundFileError, OSError, RuntimeError, TypeError):
-            continue
-    return None
 
 
 @cache

@@ -15,25 +15,28 @@ def check_letters(letters: str) -> str:
     return letters
 
 
-def spell(text: str, letters: str, name: str) -> tuple[int, ...]:
+def spell(text: str, letters: str, name: str, place: str = "") -> tuple[int, ...]:
     """A transcript as numbers, words parted by one boundary each.
 
     Args:
         text: what is said.
         letters: the alphabet.
         name: of the clip, for messages.
+        place: file and line of the transcript, likewise; empty where it has none.
 
     Raises:
         ValueError: there is no word in it, or a character that the alphabet lacks.
     """
     words = text.split()
     if not words:
-        raise ValueError(f"{name}: empty transcript; correct it, or set labels.on_bad_text=skip")
+        where = place and f" in {place}"
+        raise ValueError(f"{name}: empty transcript{where}; correct it, or set labels.on_bad_text=skip")
     unknown = sorted(set("".join(words)) - set(letters))
     if unknown:
+        where = place and f" ({place})"
         raise ValueError(
-            f"{name}: {''.join(unknown)!r} in {text!r} is not in labels.letters={letters!r}; add it there, correct the "
-            "transcript, or set labels.on_bad_text=skip"
+            f"{name}: {''.join(unknown)!r} in {text!r}{where} is not in labels.letters={letters!r}; add it there, "
+            "correct the transcript, or set labels.on_bad_text=skip"
         )
     return tuple(letters.index(letter) + 1 for letter in " ".join(words))
 

@@ -13,20 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from d2v.data.audio_sources import (
-    AudioClips,
-    audio_files,
-    librispeech_clips,
-    librispeech_folder,
-    manifest_clips,
-    prompt_clips,
-    read_prompt,
-    require_folder,
-    with_transcripts,
-)
+from d2v.data.audio_sources import AudioClips, audio_files, prompt_clips, read_prompt, require_folder
 from d2v.data.datasets import Stream
 from d2v.data.hf_audio import HFAudioStream, hf_clips
 from d2v.data.speech_data import SpeechData, check_seconds
+from d2v.data.spoken import librispeech_clips, librispeech_folder, manifest_clips, with_transcripts
 
 Convs = Sequence[Sequence[int]]
 
@@ -93,7 +84,7 @@ def librispeech(
 
     Raises:
         FileNotFoundError: a part is not there, or could not be fetched.
-        ValueError: an utterance has no transcript, or a value is out of its range.
+        ValueError: an utterance has no transcript, one is not UTF-8, or a value is out of its range.
     """
     check_seconds(min_seconds, max_seconds)
     if not download:

@@ -27,7 +27,7 @@ from d2v.data.sampler import (
     whole,
 )
 from d2v.data.speech_batches import MODALITY, ClipCollate, CropView, EvalCollate, EvalView, PretrainClips
-from d2v.data.spoken import SpokenClips, WholeView, choose_hours
+from d2v.data.spoken import SpokenClips, WholeView, choose_hours, name_unlearnable
 from d2v.objective.masking import MaskGenerator
 from d2v.types import num_frames
 
@@ -239,12 +239,14 @@ class SpeechData:
         if clips is None or self.val is None:
             raise ValueError("fine-tuning needs clips with transcripts to train on and to score: see data.val")
         check_letters(letters)
-        spoken = SpokenClips(clips, letters, self._samples(self.max_seconds), on_bad_text)
+        spoken = SpokenClips(clips, letters, self._samples(self.max_seconds), on_bad_text, "data.max_seconds")
         train: Source = spoken if hours is None else choose_hours(spoken, hours, self.sample_rate, seed)
+        train = part(train, label_fraction, seed, stratify=False)
+        name_unlearnable(train, train.lengths, self.conv_layers)  # type: ignore[attr-defined, arg-type]
         view = EvalView(self._min_eval_samples, self._samples(self.eval_max_seconds))
         return FinetuneData(
             modality=MODALITY,
-            train=part(train, label_fraction, seed, stratify=False),
+            train=train,
             evals={"val": SpokenClips(self.val, letters, self._samples(self.eval_max_seconds), on_bad_text)},
             labels=letters,
             train_view=WholeView(view),

@@ -1,21 +1,29 @@
-"""Clips with what is said in them, letter by letter: what speech is fine-tuned on."""
+"""Clips with what is said in them: listed as LibriSpeech and fairseq's manifests have them, and spelled by letters.
+
+Speech is fine-tuned on them.
+"""
 
 from __future__ import annotations
 
+import codecs
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
-from pathlib import PurePath
+from itertools import chain, pairwise, zip_longest
+from pathlib import Path, PurePath
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from d2v.data.audio_sources import AudioClips
+from d2v.data.audio_sources import MAX_SAMPLES, AudioClips, Clip, num_resampled, sampling_rate
+from d2v.data.bad_samples import TOO_SHORT
+from d2v.data.datasets import Source
 from d2v.data.finetune import Part
 from d2v.data.letters import spell
 from d2v.data.sampler import RandomStream, sample_rng
-from d2v.data.speech_batches import EvalView
+from d2v.data.speech_batches import ConvLayers, EvalView
+from d2v.types import num_frames
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +51,10 @@ class SpokenClips:
         letters: what transcripts are spelled with; without small letters in it, transcripts are put in capitals.
         max_samples: longer clips are left out.
         on_bad_text: "error", or "skip": leave clips out whose transcript is empty or has other characters, and say so.
+        limit: the config key that ``max_samples`` comes from, for messages.
+
+    Attributes:
+        left_out: every clip that is not here though it was listed, as "name: reason".
 
     Raises:
         ValueError: no clip has a transcript, none is short enough, or a transcript cannot be spelled.
@@ -56,6 +68,7 @@ class SpokenClips:
         letters: str,
         max_samples: int,
         on_bad_text: Literal["error", "skip"] = "error",
+        limit: str = "data.eval_max_seconds",
     ) -> None:
         if on_bad_text not in ("error", "skip"):
             raise ValueError(f"labels.on_bad_text={on_bad_text}: choose error or skip")
@@ -67,14 +80,16 @@ class SpokenClips:
         self.clips = clips
         self.ids: list[int] = []
         self._letters: list[tuple[int, ...]] = []
-        bad, too_long = [], 0
+        bad, too_long = [], []
         for i in range(len(clips)):
+            name, rate = clips.name(i), clips.sample_rate
             if clips.lengths[i] > max_samples:
-                too_long += 1
+                too_long.append(f"{name}: {clips.lengths[i] / rate:g} s, {limit} allows {max_samples / rate:g}")
                 continue
             text = clips.transcript(i) or ""
             try:
-                spelled = spell(text.upper() if letters == letters.upper() else text, letters, clips.name(i))
+                text = text.upper() if letters == letters.upper() else text
+                spelled = spell(text, letters, name, clips.transcript_place(i))
             except ValueError as error:
                 if on_bad_text == "error":
                     raise
@@ -85,9 +100,14 @@ class SpokenClips:
         for entry in bad:
             log.warning("left out %s", entry)
         if bad or too_long:
-            log.warning("left out %d clips for their transcripts, %d for their length", len(bad), too_long)
+            log.warning("left out %d clips for their transcripts, %d for their length", len(bad), len(too_long))
         if not self.ids:
-            raise ValueError(f"none of {len(clips)} clips can be used: {len(bad)} transcripts, {too_long} too long")
+            raise ValueError(
+                f"none of {len(clips)} clips can be used: {len(bad)} transcripts, {len(too_long)} too long; the first: "
+                + [*bad, *too_long][0]
+            )
+        too_short = (f"{name}: {TOO_SHORT} (data.min_seconds)" for name in clips.too_short)
+        self.left_out = (*clips.bad, *too_short, *too_long, *bad)
         self.lengths = clips.lengths[self.ids]
 
     def __len__(self) -> int:
@@ -132,3 +152,131 @@ def choose_hours(clips: SpokenClips, hours: float, sample_rate: int, seed: int) 
             break
         chosen.append(i)
     return Part(clips, sorted(chosen))
+
+
+def name_unlearnable(clips: Source, lengths: np.ndarray, conv_layers: ConvLayers) -> None:
+    """Warn of clips with fewer frames than CTC takes for what is said: one a letter, one more between two alike.
+
+    Args:
+        clips: labelled with numbers of letters.
+        lengths: of every clip, samples.
+        conv_layers: of the encoder: what a frame is.
+    """
+    unlearnable = []
+    for i, length in enumerate(lengths.tolist()):
+        frames, said = num_frames(length, conv_layers), clips.label(i)
+        assert isinstance(said, tuple)
+        if frames < 2 * len(said) and frames < len(said) + sum(a == b for a, b in pairwise(said)):
+            unlearnable.append(clips.name(i))
+    if unlearnable:
+        log.warning(
+            "nothing is learnt from %d of %d clips, whose transcripts have more letters than the encoder makes frames: "
+            "%s%s; correct or remove them", len(unlearnable), len(clips), ", ".join(unlearnable[:5]),
+            ", ..." if len(unlearnable) > 5 else "",
+        )  # fmt: skip
+
+
+def librispeech_clips(root: str, split: str, key: str) -> Iterator[Clip]:
+    """The utterances of one part of LibriSpeech, with their transcripts: split/<speaker>/<chapter>/*.flac, *.trans.txt.
+
+    Raises:
+        FileNotFoundError: the part is not there.
+        ValueError: an utterance has no transcript, or a transcript is not UTF-8.
+    """
+    folder = librispeech_folder(root, split)
+    if folder is None:
+        raise FileNotFoundError(
+            f"{key}={split}: {root} holds neither {split} nor LibriSpeech/{split}; correct data.root, or fetch it with "
+            "data.download=true"
+        )
+    for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
+        texts = {}
+        for file in chapter.glob("[!.]*.trans.txt"):
+            for number, line in enumerate(_lines(file, f"{key}={split}"), 1):
+                name, _, text = line.strip().partition(" ")
+                texts[name] = text, f"{file}:{number}"
+        for path in sorted(chapter.glob("[!.]*.flac")):
+            if path.stem not in texts:
+                raise ValueError(f"{path}: no transcript in {chapter}/*.trans.txt; the copy of LibriSpeech is damaged")
+            yield Clip(str(path.relative_to(Path(root).expanduser())), None, *texts[path.stem])
+
+
+def librispeech_folder(root: str, split: str) -> Path | None:
+    """Where ``split`` lies: directly below ``root``, or below its folder LibriSpeech, as torchaudio unpacks it."""
+    for parent in (Path(root).expanduser(), Path(root).expanduser() / "LibriSpeech"):
+        if (parent / split).is_dir():
+            return parent / split
+    return None
+
+
+def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, list[Clip]]:
+    """A fairseq manifest: the root folder on the first line, then path, tab and number of samples.
+
+    The numbers are taken at the rate of the first file that can be read.
+
+    Returns:
+        The root and its clips.
+
+    Raises:
+        FileNotFoundError: no such manifest, or no such root.
+        ValueError: a line is not as it should be, naming it.
+    """
+    path = Path(manifest).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}={manifest}: no such file; give a tsv: a root line, then path<TAB>samples")
+    # Names are bytes to the system: what is no UTF-8 comes through as it is; only "\n" ends a line.
+    root_line, *lines = path.read_text("utf-8-sig", "surrogateescape").removesuffix("\n").split("\n")
+    root = Path(root_line.strip()).expanduser()
+    if not root.is_absolute():
+        root = path.parent / root
+    if not root.is_dir():
+        raise FileNotFoundError(f"{manifest}:1: {root_line!r} is no folder; the first line must name the files' root")
+    entries = []
+    for number, line in enumerate(lines, 2):
+        name, tab, count = line.partition("\t")
+        if not tab or not count.strip().isdecimal() or "\0" in name:
+            raise ValueError(f"{manifest}:{number}: {line!r} is not path<TAB>number of samples")
+        if len(count.strip()) > len(str(MAX_SAMPLES)) or int(count) > MAX_SAMPLES:
+            raise ValueError(
+                f"{manifest}:{number}: {count.strip()} samples are longer than any file; correct the number"
+            )
+        entries.append((name, int(count)))
+    rate = _first_rate(root, [name for name, _ in entries])
+    return root, [Clip(name, num_resampled(count, rate or sample_rate, sample_rate)) for name, count in entries]
+
+
+def with_transcripts(clips: Sequence[Clip], path: str, key: str) -> list[Clip]:
+    """Clips with what is said in them, from a UTF-8 text file of a line each, in their order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it has fewer or more lines than there are clips, or is not UTF-8.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{key}={path}: no such file; give a text file of a transcript a line")
+    lines = _lines(file, f"{key}={path}")
+    if len(lines) != len(clips):
+        raise ValueError(f"{key}={path}: {len(lines)} lines for {len(clips)} clips of the manifest: give one for each")
+    return [
+        clip._replace(transcript=line.strip(), transcript_place=f"{path}:{number}")
+        for number, (clip, line) in enumerate(zip(clips, lines, strict=True), 1)
+    ]
+
+
+def _lines(file: Path, key: str) -> list[str]:
+    """The lines of a text in UTF-8, with or without a byte order mark."""
+    lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").split(b"\n")
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file}:{number}: byte 0x{line[error.start]:02x} is not UTF-8; save the file as UTF-8 ({key})"
+            ) from error
+    return texts
+
+
+def _first_rate(root: Path, names: list[str]) -> int | None:
+    return next((rate for rate in (sampling_rate(root / name) for name in names[:100]) if rate), None)

@@ -203,9 +203,9 @@ def test_glue_is_one_more_row_of_the_published_table() -> None:
 
 def test_what_is_not_there_is_not_averaged() -> None:
     hopeless = {"metric": None, "lr": None, "scores": {}, "diverged": {"0.01": "why", "0.1": "why"}}
-    table = sweep_table({"glue/rte": hopeless, "glue/cola": _found(0.5), "glue/sst2": _found(0.6)}, 1)
+    table = sweep_table({"glue/rte": hopeless, "glue/cola": _found(0.5), "glue/sst2": _found(0.6)}, 1, "mean")
     assert "| this sweep, one seed | – | – | diverged | – | – | – | 50.0 | 60.0 | – |" in table
     assert "| glue/rte | | | diverged | 0.01 diverged; 0.1 diverged |" in table
     assert "| glue/cola | val | accuracy | 50.0 | 2e-05 |" in table
     assert "average without WNLI" not in table
-    assert "BERT" not in sweep_table({"glue/wnli": _found(0.5), TASK: _found(0.5)}, 1)
+    assert "BERT" not in sweep_table({"glue/wnli": _found(0.5), TASK: _found(0.5)}, 1, "mean")
