@@ -89,6 +89,7 @@ class Batch:
         skipped: samples that could not be read and were replaced, as "name: reason".
         step_size: samples (in fine-tuning on transcripts, letters) of the optimizer step that this batch is part of,
             over all devices and micro-batches, where these hold different numbers of them; None where equally many.
+        num_read: documents read to make the batch, those skipped included; None where a sample is one of them.
     """
 
     modality: str
@@ -99,6 +100,7 @@ class Batch:
     labels: Tensor | None = None
     skipped: tuple[str, ...] = field(default=())
     step_size: int | None = None
+    num_read: int | None = None
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
@@ -110,6 +112,7 @@ class Batch:
             None if self.labels is None else f(self.labels),
             self.skipped,
             self.step_size,
+            self.num_read,
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

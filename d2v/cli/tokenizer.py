@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from d2v.cli.launch import configuring, run
-from d2v.data.text_sources import TextFiles
+from d2v.data.text_sources import TextFiles, texts_of
 from d2v.data.tokenizer import train_tokenizer
 
 
@@ -26,11 +26,11 @@ def tokenizer(cfg: DictConfig) -> None:
             raise ValueError("files=null: give a text file or a folder of them")
         documents = TextFiles(cfg.files, cfg.document, "files")
         bad = [document for document in documents.read() if document.text is None]
-        trained = train_tokenizer((d.text for d in documents.read() if d.text), cfg.vocab_size)
+        trained = train_tokenizer(texts_of(documents), cfg.vocab_size, "vocab_size")
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(trained.to_json(), encoding="utf-8")
     for document in bad:
-        print(f"skipped {document.name}: {document.reason}")
+        print(f"skipped {document.entry}")
     sample = [d.text for d, _ in zip((d for d in documents.read() if d.text), range(1000), strict=False) if d.text]
     num_bytes, num_tokens = sum(len(t.encode()) for t in sample), sum(len(ids) for ids in trained.encode(sample))
     print(f"tokenizer: {output}, {trained.vocab_size} tokens, {num_bytes / max(1, num_tokens):.2f} bytes a token")

@@ -16,6 +16,10 @@ class TooManyBadSamples(RuntimeError):
     """So many samples cannot be read that the data set itself must be wrong."""
 
 
+class NoSamples(TooManyBadSamples, ValueError):
+    """A stream holds none at all."""
+
+
 class BadSampleCounter:
     """Counts the distinct bad samples of a run. Those that are only too short are named, but do not count.
 
@@ -44,7 +48,7 @@ class BadSampleCounter:
 
         Args:
             skipped: ``Batch.skipped``, "name: reason" each.
-            num_seen: samples in the batch; only needed where the data set's size is unknown.
+            num_seen: samples, or documents, read to make the batch; only needed where the data set's size is unknown.
 
         Returns:
             The entries not seen before, to be logged.

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from d2v.data.bad_samples import BadSample
+from d2v.data.bad_samples import BadSample, NoSamples
 from d2v.data.sampler import (
     BatchPlan,
     BatchSplit,
@@ -66,7 +66,8 @@ class Source(Protocol):
 class Stream(Protocol):
     """Samples in a fixed order, read but not decoded until asked for; iteration is one pass over the data.
 
-    A record may have an attribute ``skipped``: what had to be passed over before it, as "name: reason".
+    A record may have an attribute ``skipped``: what had to be passed over before it, as "name: reason"; and one
+    ``num_read``, where records are not what is read (blocks of documents): how many were since the record before.
     """
 
     def __iter__(self) -> Iterator[Any]: ...
@@ -93,6 +94,7 @@ class Sample(NamedTuple):
         label: if it has one.
         skipped: samples that could not be read and that this one stands for, as "name: reason".
         step_size: ``Batch.step_size``.
+        num_read: this one's part of ``Batch.num_read``.
     """
 
     inputs: Tensor | None
@@ -100,6 +102,7 @@ class Sample(NamedTuple):
     label: Label | None = None
     skipped: tuple[str, ...] = ()
     step_size: int | None = None
+    num_read: int | None = None
 
 
 def skipped_in(samples: Iterable[Sample]) -> tuple[str, ...]:
@@ -215,7 +218,12 @@ def sorted_loader(
 
     Where samples differ in length, a batch holds samples of about the same, or most of the work would be on padding:
     they come sorted by it. ``Batch.sample_ids`` tells which is which.
+
+    Raises:
+        ValueError: ``batch_size`` is no whole number from 1 on.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give a whole number of samples, at least 1, or auto")
     lengths = getattr(samples.source, "lengths", None)
     order = list(range(len(samples))) if lengths is None else np.argsort(lengths, kind="stable").tolist()
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -261,6 +269,7 @@ class PretrainCollate:
             mask=TokenMask.from_bool(mask, self.mask_generator.num_masks),
             skipped=skipped_in(samples),
             step_size=samples[0].step_size,
+            num_read=None if samples[0].num_read is None else sum(sample.num_read or 0 for sample in samples),
         )
 
     def grid(self, inputs: Tensor) -> tuple[int, ...]:
@@ -378,7 +387,8 @@ class StreamBatches(IterableDataset[Batch]):
             islice(count(position), _MAX_TRIES), make, lambda p: self.stream.name(window[p].key.index)
         )
         row = window[found]
-        return Sample(view, row.key, skipped=(*skipped, *getattr(row.record, "skipped", ())))
+        skipped += getattr(row.record, "skipped", ())
+        return Sample(view, row.key, skipped=skipped, num_read=getattr(row.record, "num_read", None))
 
     def _rows(self, first: int) -> Iterator[_Row]:
         """The endless stream from position ``first`` on."""
@@ -390,7 +400,7 @@ class StreamBatches(IterableDataset[Batch]):
                 if num_rows > to_skip:
                     yield row
             if num_rows == 0:
-                raise ValueError("data.path: the stream has no rows; check data.path and data.split")
+                raise NoSamples("data.path: the stream has no rows; check data.path and data.split")
             whole_epochs, to_skip = divmod(max(0, to_skip - num_rows), num_rows)
             epoch += 1 + whole_epochs
 

@@ -6,6 +6,7 @@ A document's tokens are followed by the one that closes documents; a block is th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from d2v.data.text_sources import Document, Documents
+from d2v.data.text_sources import Document, Documents, no_text, texts_of
 from d2v.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -28,22 +29,40 @@ _MAX_TRAINING_DOCUMENTS = 2_000_000  # that a tokenizer is trained on
 
 
 def cache_dir(folder: str | None) -> Path:
-    """Where packed text and trained tokenizers are kept: ``folder``, $D2V_CACHE or ~/.cache/d2v."""
-    return Path(folder or os.environ.get("D2V_CACHE") or "~/.cache/d2v").expanduser()
+    """Where packed text and trained tokenizers are kept: ``folder``, $D2V_CACHE or ~/.cache/d2v; made if need be.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    variable = os.environ.get("D2V_CACHE")
+    path = Path(folder or variable or "~/.cache/d2v").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        given = "D2V_CACHE" if variable and not folder else "data.cache"
+        raise ValueError(
+            f"{given}={path}: {error.strerror}; give a folder that can be written to by data.cache=DIR or D2V_CACHE"
+        ) from error
+    return path
 
 
 def cached_tokenizer(documents: Documents, vocab_size: int, folder: Path) -> Tokenizer:
-    """A tokenizer trained on ``documents``, or the one that was trained on the same before."""
+    """A tokenizer trained on ``documents``, or the one that was trained on the same before and is not damaged."""
     path = folder / "tokenizers" / f"{_key(documents.fingerprint, str(vocab_size))}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):  # other ranks wait for the first
-        if not path.exists():
-            log.info("training a tokenizer of %d tokens; it is kept as %s", vocab_size, path)
-            texts = (document.text for document in documents.read() if document.text)
-            scratch = path.with_suffix(".tmp")
-            tokenizer = train_tokenizer(islice(texts, _MAX_TRAINING_DOCUMENTS), vocab_size)
-            scratch.write_text(tokenizer.to_json(), encoding="utf-8")
-            scratch.replace(path)
+        if path.exists():
+            try:
+                return load_tokenizer(path, "the cache")
+            except ValueError as error:
+                log.warning("%s; training it anew", error)
+        log.info("training a tokenizer of %d tokens; it is kept as %s", vocab_size, path)
+        scratch = path.with_suffix(".tmp")
+        tokenizer = train_tokenizer(islice(texts_of(documents), _MAX_TRAINING_DOCUMENTS), vocab_size)
+        scratch.write_text(tokenizer.to_json(), encoding="utf-8")
+        scratch.replace(path)
         return load_tokenizer(path)
 
 
@@ -106,6 +125,8 @@ def _no_block(block_size: int, num_tokens: int) -> ValueError:
 def pack(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Path:
     """Tokens of all documents in one file, unless they are there already; an interrupted packing goes on.
 
+    What is damaged, because a disk was full or a copy incomplete, is packed anew.
+
     Args:
         documents: to pack.
         tokenizer: encodes them.
@@ -120,40 +141,63 @@ def pack(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Path:
     target = folder / "packed" / _key(documents.fingerprint, tokenizer.fingerprint)
     target.mkdir(parents=True, exist_ok=True)
     with FileLock(target / "lock"):  # other ranks wait for the first
-        if not (target / "packed.json").exists():
-            _pack(documents, tokenizer, target)
+        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        if _recorded(target / "packed.json", dtype) is None:
+            (target / "packed.json").unlink(missing_ok=True)
+            _pack(documents, tokenizer, target, dtype)
     return target
 
 
-def _pack(documents: Documents, tokenizer: Tokenizer, target: Path) -> None:
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    done: dict[str, Any] = {"documents": 0, "tokens": 0, "bad": [], "dtype": dtype.name}
-    progress = target / "progress.json"
-    if progress.exists():
-        done = json.loads(progress.read_text())
-        written = target / "tokens.bin"
-        if not written.exists() or written.stat().st_size < done["tokens"] * dtype.itemsize:
-            done = {"documents": 0, "tokens": 0, "bad": [], "dtype": dtype.name}  # not what was recorded: start anew
-        log.info("packing goes on after %d documents", done["documents"])
-    else:
+def _pack(documents: Documents, tokenizer: Tokenizer, target: Path, dtype: np.dtype) -> None:
+    tokens_path, bad_path, progress = target / "tokens.bin", target / "bad.jsonl", target / "progress.json"
+    done = _recorded(progress, dtype)
+    if done is None:
+        done = {"documents": 0, "tokens": 0, "bad_bytes": 0, "dtype": dtype.name}
         log.info("packing text into %s", target)
-    with (target / "tokens.bin").open("ab") as file:
-        file.truncate(done["tokens"] * dtype.itemsize)
+    else:
+        log.info("packing goes on after %d documents", done["documents"])
+    with tokens_path.open("ab") as tokens_file, bad_path.open("ab") as bad_file:
+        tokens_file.truncate(done["tokens"] * dtype.itemsize)
+        bad_file.truncate(done["bad_bytes"])
         reader = documents.read(done["documents"])
         while chunk := list(islice(reader, _CHUNK)):
             tokens = _encode(chunk, tokenizer, dtype)
-            file.write(tokens.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+            bad = "".join(f"{json.dumps(document.entry)}\n" for document in chunk if document.text is None).encode()
+            for file, content in ((tokens_file, tokens.tobytes()), (bad_file, bad)):
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             done["documents"] += len(chunk)
             done["tokens"] += len(tokens)
-            done["bad"] += [f"{document.name}: {document.reason}" for document in chunk if document.text is None]
+            done["bad_bytes"] += len(bad)
             _write(progress, done)
+    entries = [json.loads(line) for line in bad_path.read_text().splitlines()]
+    if done["tokens"] > 0:
+        _write(target / "packed.json", {key: done[key] for key in ("documents", "tokens", "dtype")} | {"bad": entries})
+    progress.unlink(missing_ok=True)
+    bad_path.unlink()
     if done["tokens"] == 0:
-        progress.unlink(missing_ok=True)
-        raise ValueError("there is no text in these documents: every one is empty or cannot be read")
-    _write(target / "packed.json", done)
-    progress.unlink()
+        raise no_text(entries)
+
+
+def _recorded(path: Path, dtype: np.dtype) -> dict[str, Any] | None:
+    """What ``packed.json`` or ``progress.json`` says is there; None if it says nothing, or not the truth."""
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        sizes = {"tokens.bin": record["tokens"] * dtype.itemsize}
+        if path.name == "progress.json":
+            sizes["bad.jsonl"] = record["bad_bytes"]
+        short = [name for name, size in sizes.items() if (path.parent / name).stat().st_size < size]
+        known = record["dtype"] == dtype.name and record["documents"] >= 0 and isinstance(record.get("bad", []), list)
+        reason = f"{short[0]} is shorter than it says" if short else "" if known else "it is not ours"
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        log.warning("%s is damaged (%s): packing the text anew", path, reason)
+        return None
+    return record
 
 
 def _encode(documents: list[Document], tokenizer: Tokenizer, dtype: np.dtype) -> np.ndarray:
@@ -178,10 +222,12 @@ class Block(NamedTuple):
     Attributes:
         tokens: (block_size,) int64.
         skipped: documents since the block before that could not be read, as "name: reason".
+        num_read: documents since the block before, these included.
     """
 
     tokens: np.ndarray
     skipped: tuple[str, ...] = ()
+    num_read: int = 0
 
 
 class BlockStream:
@@ -193,7 +239,7 @@ class BlockStream:
         block_size: tokens a block.
 
     Raises:
-        ValueError: when it is read to its end, if it is shorter than one block.
+        ValueError: when it is read to its end, if it is shorter than one block or there is no text at all.
     """
 
     def __init__(self, documents: Documents, tokenizer: Tokenizer, block_size: int) -> None:
@@ -205,16 +251,20 @@ class BlockStream:
         length = self.block_size - 1
         rest = np.empty(0, dtype=np.int64)
         bad: list[str] = []
-        num_blocks = 0
+        num_read = num_blocks = 0
         reader = self.documents.read()
         while chunk := list(islice(reader, 256)):
-            bad += [f"{document.name}: {document.reason}" for document in chunk if document.text is None]
+            bad += [document.entry for document in chunk if document.text is None]
+            num_read += len(chunk)
             rest = np.concatenate([rest, _encode(chunk, self.tokenizer, np.dtype(np.int64))])
             for start in range(0, len(rest) - length + 1, length):
-                yield Block(np.concatenate([[self.tokenizer.bos_id], rest[start : start + length]]), tuple(bad))
-                bad = []
+                tokens = np.concatenate([[self.tokenizer.bos_id], rest[start : start + length]])
+                yield Block(tokens, tuple(bad), num_read)
+                bad, num_read = [], 0
                 num_blocks += 1
             rest = rest[len(rest) - len(rest) % length :]
+        if num_blocks == 0 and len(rest) == 0:
+            raise no_text(bad)
         if num_blocks == 0:
             raise _no_block(self.block_size, len(rest))
 

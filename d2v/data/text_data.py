@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -27,6 +28,8 @@ from d2v.data.text_sources import Labelled
 from d2v.data.tokenizer import Tokenizer
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch
+
+log = logging.getLogger(__name__)
 
 MODALITY = "text"
 
@@ -118,7 +121,8 @@ class TextData(EqualSamples):
         if self.shuffle_buffer < 1:
             raise ValueError(f"data.shuffle_buffer={self.shuffle_buffer}: must be at least 1 (1 keeps the order)")
         if isinstance(self.train, TokenBlocks):
-            BadSampleCounter(self.max_bad_fraction, self.train.num_documents).update(self.train.bad)
+            for entry in BadSampleCounter(self.max_bad_fraction, self.train.num_documents).update(self.train.bad):
+                log.warning("skipped %s", entry)
 
     @property
     def streaming(self) -> bool:

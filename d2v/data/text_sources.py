@@ -20,6 +20,7 @@ from d2v.data.files import files_below
 from d2v.data.hf import find_column, hf_fingerprint, load_hf
 
 EXTENSIONS = (".txt", ".txt.gz")
+_NAMED = 3  # documents that cannot be read, in an error
 
 
 class Document(NamedTuple):
@@ -35,6 +36,11 @@ class Document(NamedTuple):
     name: str
     reason: str = ""
 
+    @property
+    def entry(self) -> str:
+        """How one that cannot be read is named: "name: reason"."""
+        return f"{self.name}: {self.reason}"
+
 
 class Documents(Protocol):
     """Documents in a fixed order."""
@@ -45,6 +51,32 @@ class Documents(Protocol):
 
     def read(self, start: int = 0) -> Iterator[Document]:
         """Every document from number ``start`` on, those that cannot be read included."""
+
+
+def texts_of(documents: Documents) -> Iterator[str]:
+    """Every text that can be read and is not empty. Raises ValueError at the end if there is none."""
+    bad: list[str] = []
+    empty = True
+    for document in documents.read():
+        if document.text:
+            empty = False
+            yield document.text
+        elif document.text is None and len(bad) < _NAMED:
+            bad.append(document.entry)
+    if empty:
+        raise no_text(bad)
+
+
+def no_text(bad: Sequence[str]) -> ValueError:
+    """The error about documents without any text, and why the first of them cannot be read.
+
+    Args:
+        bad: :attr:`Document.entry` of those that cannot be read.
+    """
+    message = "there is no text in these documents: every one is empty or cannot be read"
+    if any("not UTF-8" in entry for entry in bad):
+        message += "; text must be UTF-8, so convert it, as by iconv -f LATIN1 -t UTF-8"
+    return ValueError("\n  ".join([message, *bad[:_NAMED]]))
 
 
 @dataclass(frozen=True)
@@ -147,8 +179,9 @@ class HFTexts:
 
     @property
     def fingerprint(self) -> str:
-        """The data set's own."""
-        return hf_fingerprint(self._rows()[0], self.path, self.split)
+        """The data set's own, or where it is streamed of its files; and the column."""
+        data, column = self._rows()
+        return f"{hf_fingerprint(data, self.path, self.split)} {column}"
 
     def read(self, start: int = 0) -> Iterator[Document]:
         """Every row from number ``start`` on; one without a text has a reason instead."""

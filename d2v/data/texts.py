@@ -160,7 +160,9 @@ def _text_data(
 ) -> TextData:
     train: TokenBlocks | BlockStream | None = None
     if documents is not None and streaming:
+        _check(block_size)
         train = BlockStream(documents, tokenizer, block_size)
+        next(iter(train))  # a text without one block fails here, and not in a data worker
     elif documents is not None:
         train = _blocks(documents, tokenizer, block_size, cache)
     return TextData(
@@ -175,9 +177,13 @@ def _text_data(
 
 
 def _blocks(documents: Documents, tokenizer: Tokenizer, block_size: int, cache: str | None) -> TokenBlocks:
+    _check(block_size)
+    return TokenBlocks(pack(documents, tokenizer, cache_dir(cache)), block_size, tokenizer.bos_id)
+
+
+def _check(block_size: int) -> None:
     if block_size < 4:
         raise ValueError(f"data.block_size={block_size}: must be at least 4 tokens")
-    return TokenBlocks(pack(documents, tokenizer, cache_dir(cache)), block_size, tokenizer.bos_id)
 
 
 def fitting_tokenizer(

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.bad_samples import BadSample, BadSampleCounter, TooManyBadSamples
 from d2v.data.datasets import leave_interrupts_to_the_parent
 from d2v.data.sampler import BatchPlan, BatchSplit, StepPlan
 from d2v.objective.masking import MaskGenerator
@@ -78,13 +78,22 @@ class TimedLoader:
         batches = iter(self.loader)
         while True:
             start = time.perf_counter()
-            batch = next(batches, None)
+            batch = _next(batches)
             self.wait_s += time.perf_counter() - start
             if batch is None:
                 return
-            for entry in self.bad_samples.update(batch.skipped, num_seen=len(batch.inputs)):
+            num_seen = len(batch.inputs) if batch.num_read is None else batch.num_read
+            for entry in self.bad_samples.update(batch.skipped, num_seen):
                 log.warning("skipped %s (%d bad so far)", entry, self.bad_samples.num_bad)
             yield batch
+
+
+def _next(batches: Iterator[Batch]) -> Batch | None:
+    """The next batch or None; what a data worker found wrong with the data without the worker's stack trace."""
+    try:
+        return next(batches, None)
+    except (BadSample, TooManyBadSamples) as error:
+        raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 
 
 class OtherBatch(RuntimeError):

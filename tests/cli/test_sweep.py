@@ -155,8 +155,10 @@ def test_what_cannot_be_swept_is_named_before_anything_runs(
     assert not list(tmp_path.glob("*_seed*"))
 
 
-def test_other_settings_that_do_not_fit(runs: ModuleType, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ["finetune", f"task={TASK}", *options, "sweep.seeds=[0,1]", "hydra.run.dir=."]
+def test_other_settings_that_do_not_fit(
+    runs: ModuleType, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["finetune", f"task={TASK}", *options, "sweep.seeds=[0,1]", f"hydra.run.dir={tmp_path}"]
     assert "choose mean or median" in runs.d2v_command(*command, "sweep.report=best").err
     assert "seed=... and sweep.seeds=[0, 1]: give one of them" in runs.d2v_command(*command, "seed=1").err
     monkeypatch.setenv("SLURM_NTASKS", "2")

@@ -70,13 +70,22 @@ def test_it_names_what_it_skips(runs: ModuleType, text: Path, tmp_path: Path) ->
     assert skipped == [f"skipped {text}/c.txt:2: not UTF-8 (invalid start byte at byte 0)"]
 
 
+def test_text_in_another_encoding_is_named(runs: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9\n" * 10)
+    result = runs.d2v_command("tokenizer", "train", f"files={tmp_path}", f"output={tmp_path / 'bpe.json'}")
+    assert result.status == 1
+    for words in ("no text in these documents", "must be UTF-8", "latin.txt:1: not UTF-8", "latin.txt:3: not UTF-8"):
+        assert words in result.err
+    assert "Traceback" not in result.err + result.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["train"], ["files=VALUE"]),
         (["train", "files=/gone"], ["files=/gone", "no such file or folder"]),
         (["train", "files=EMPTY"], ["files=EMPTY", "no text file there"]),
-        (["train", "files=TEXT", "vocab_size=260"], ["vocab_size=260", "261"]),
+        (["train", "files=TEXT", "vocab_size=260"], ["error: vocab_size=260", "261"]),
         (["train", "files=TEXT", "vocab_size=many"], ["vocab_size=many", "whole number"]),
         (["train", "files=null"], ["files=null", "give a text file or a folder"]),
         (["train", "files=TEXT", "document=page"], ["document=page", "line or file"]),

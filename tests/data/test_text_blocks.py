@@ -193,7 +193,7 @@ def test_the_last_partial_block_is_dropped(tmp_path):
     stream = BlockStream(Texts(texts), bpe(), total + 2)
     with pytest.raises(ValueError, match=rf"data\.block_size={total + 2}: .* has {total} .* at most {total + 1}$"):
         next(iter(stream))
-    with pytest.raises(ValueError, match=r"data\.block_size=8: the whole text has 0 tokens; give more text"):
+    with pytest.raises(ValueError, match=r"no text in these documents: .*\n  doc\[1\]: torn$"):
         next(iter(BlockStream(Texts(["", None]), bpe(), 8)))
 
 
@@ -232,11 +232,27 @@ def test_ids_take_two_bytes_where_they_fit(tmp_path, vocab_size, dtype):
 
 
 def test_nothing_to_pack(tmp_path):
-    for texts in ([], ["", ""], [None]):
-        with pytest.raises(ValueError, match="no text in these documents: every one is empty or cannot be read"):
+    for texts, named in (([], ""), (["", ""], ""), ([None, ""], r"\n  doc\[0\]: torn")):
+        message = f"no text in these documents: every one is empty or cannot be read{named}$"
+        with pytest.raises(ValueError, match=message):
             pack(Texts(texts), bpe(), tmp_path)
+        with pytest.raises(ValueError, match=message):
+            cached_tokenizer(Texts(texts), 290, tmp_path)
     # And it is not remembered as packed, nor half packed.
-    assert not list(tmp_path.rglob("*.json"))
+    assert not [*tmp_path.rglob("*.json"), *tmp_path.rglob("*.jsonl")]
+
+
+def test_text_in_another_encoding_says_which_it_must_be(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xe9t\xe9\n" * 100)
+    reasons = "".join(rf"\n  .*/a\.txt:{line}: not UTF-8 \(.* at byte 0\)" for line in (1, 2, 3))
+    message = rf"no text in these documents: .*; text must be UTF-8, so convert it, as by iconv .*{reasons}$"
+    for use in (
+        lambda documents: pack(documents, bpe(), tmp_path),
+        lambda documents: cached_tokenizer(documents, 290, tmp_path),
+        lambda documents: list(BlockStream(documents, bpe(), 8)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use(TextFiles(str(tmp_path)))
 
 
 # --- packed once
@@ -279,6 +295,40 @@ def test_packed_anew_when_a_file_changes(tmp_path):
     assert tokens_in(packed[2]) == expected_tokens(["a dog and a cat"], bpe())
     assert tokens_in(packed[3]) == expected_tokens(["a dog and a cat", "a mat"], bpe())
     assert pack(TextFiles(str(root)), bpe(), tmp_path) == packed[3]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGES = {
+    "tokens cut": lambda folder: cut(folder / "tokens.bin"),
+    "tokens gone": lambda folder: (folder / "tokens.bin").unlink(),
+    "record empty": lambda folder: (folder / "packed.json").write_text(""),
+    "record cut": lambda folder: cut(folder / "packed.json"),
+    "record of something else": lambda folder: (folder / "packed.json").write_text('{"tokens": 3}'),
+    "record is a list": lambda folder: (folder / "packed.json").write_text("[]"),
+    "record is a number": lambda folder: (folder / "packed.json").write_text("0"),
+    "tokens of another kind": lambda folder: (folder / "packed.json").write_text(
+        '{"tokens": 3, "documents": 1, "bad": [], "dtype": "uint32"}'
+    ),
+    "bytes": lambda folder: (folder / "packed.json").write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_packed_anew(tmp_path, caplog, damage):
+    texts = [*sentences(9), None]
+    folder = pack(Texts(texts), bpe(), tmp_path)
+    before = [(folder / name).read_bytes() for name in ("tokens.bin", "packed.json")]
+    assert not caplog.records
+    DAMAGES[damage](folder)
+    documents = Texts(texts)
+    assert pack(documents, bpe(), tmp_path) == folder
+    assert documents.starts == [0]
+    assert [(folder / name).read_bytes() for name in ("tokens.bin", "packed.json")] == before
+    assert f"{folder}/packed.json is damaged (" in caplog.text
+    assert len(caplog.records) == 1
 
 
 class Killed(Exception):
@@ -342,6 +392,42 @@ def test_tokens_that_were_written_but_not_recorded_are_cut_off(tmp_path, monkeyp
     assert (folder / "tokens.bin").read_bytes() == (whole / "tokens.bin").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["progress.json", "tokens.bin", "bad.jsonl"])
+def test_an_interrupted_packing_that_is_damaged_starts_anew(tmp_path, monkeypatch, caplog, name):
+    monkeypatch.setattr(text_blocks, "_CHUNK", 3)
+    texts = [None, *sentences(10)]
+    whole = pack(Texts(texts), bpe(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_at(patch, "encode", 3)
+        with pytest.raises(Killed):
+            pack(Texts(texts), bpe(), tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob(name)
+    cut(path)
+    documents = Texts(texts)
+    folder = pack(documents, bpe(), tmp_path / "cache")
+    assert documents.starts == [0]
+    assert "progress.json is damaged (" in caplog.text
+    assert [(folder / n).read_bytes() for n in ("tokens.bin", "packed.json")] == [
+        (whole / n).read_bytes() for n in ("tokens.bin", "packed.json")
+    ]
+
+
+def test_what_is_recorded_while_packing_does_not_grow_with_the_bad_documents(tmp_path, monkeypatch):
+    """Or many of them would take the square of their number."""
+    monkeypatch.setattr(text_blocks, "_CHUNK", 3)
+    sizes, original = [], text_blocks._write
+
+    def write(path: Path, content: dict[str, Any]) -> None:
+        original(path, content)
+        sizes.append((path.name, path.stat().st_size))
+
+    monkeypatch.setattr(text_blocks, "_write", write)
+    folder = pack(Texts(["a cat", *[None] * 299]), bpe(), tmp_path)
+    assert len(json.loads((folder / "packed.json").read_text())["bad"]) == 299
+    assert max(size for name, size in sizes if name == "progress.json") < 100
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "packed.json", "tokens.bin"]
+
+
 class SlowTexts(Texts):
     """Notes in a file which processes read it."""
 
@@ -403,13 +489,39 @@ def test_a_tokenizer_whose_training_was_interrupted_is_trained_anew(tmp_path, mo
     assert tokenizer.fingerprint == train_tokenizer(sentences(30), 290).fingerprint
 
 
-def test_where_the_cache_is(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}'])
+def test_a_damaged_tokenizer_is_trained_anew(tmp_path, caplog, content):
+    documents = Texts(sentences(30))
+    tokenizer = cached_tokenizer(documents, 290, tmp_path)
+    (path,) = tmp_path.rglob("*.json")
+    path.write_text(content)
+    assert cached_tokenizer(documents, 290, tmp_path).fingerprint == tokenizer.fingerprint
+    assert f"{path}: not a tokenizer.json" in caplog.text
+    assert "training it anew" in caplog.text
+    assert cached_tokenizer(documents, 290, tmp_path).fingerprint == tokenizer.fingerprint
+    assert documents.starts == [0, 0]
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("D2V_CACHE", raising=False)
-    assert cache_dir(None) == Path("/home/me/.cache/d2v")
+    assert cache_dir(None) == tmp_path / ".cache" / "d2v"
     monkeypatch.setenv("D2V_CACHE", "~/elsewhere")
-    assert cache_dir(None) == Path("/home/me/elsewhere")
-    assert cache_dir("/given") == Path("/given")
+    assert cache_dir(None) == tmp_path / "elsewhere"
+    assert cache_dir(str(tmp_path / "given")) == tmp_path / "given"
+
+
+def test_a_cache_that_cannot_be_made_is_named_by_its_key(monkeypatch, tmp_path):
+    fix = r"Not a directory; give a folder that can be written to by data\.cache=DIR or D2V_CACHE"
+    monkeypatch.setenv("D2V_CACHE", "/dev/null/x")
+    with pytest.raises(ValueError, match=f"^D2V_CACHE=/dev/null/x: {fix}"):
+        cache_dir(None)
+    with pytest.raises(ValueError, match=f"^data.cache=/dev/null/y: {fix}"):
+        cache_dir("/dev/null/y")
+    monkeypatch.setenv("D2V_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=f"D2V_CACHE={tmp_path}: Permission denied"):
+        cache_dir(None)
 
 
 # --- streams
@@ -429,6 +541,15 @@ def test_a_stream_gives_the_packed_blocks_in_order(tmp_path, block_size):
 def test_a_stream_names_what_it_cannot_read():
     blocks = list(BlockStream(Texts(["a cat", None, "a dog"]), bpe(), 4))
     assert [entry for block in blocks for entry in block.skipped] == ["doc[1]: torn"]
+
+
+@pytest.mark.parametrize("block_size", [4, 64])
+def test_a_stream_counts_the_documents_of_its_blocks(block_size):
+    texts = [*sentences(600), None, "", "x" * 5000, *sentences(100, 1)]
+    blocks = list(BlockStream(Texts(texts), bpe(), block_size))
+    assert blocks[0].num_read == 256
+    assert sum(block.num_read for block in blocks) == len(texts)
+    assert sum(block.num_read > 0 for block in blocks) == 3
 
 
 class Endless(Texts):

@@ -16,14 +16,15 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
-from d2v.data.bad_samples import TooManyBadSamples
-from d2v.data.datasets import eval_loader
+from d2v.data.bad_samples import BadSample, BadSampleCounter, NoSamples, TooManyBadSamples
+from d2v.data.datasets import StreamBatches, eval_loader
 from d2v.data.sampler import BatchPlan, SampleKey, StreamSampler
 from d2v.data.text_blocks import TokenBlocks
 from d2v.data.text_data import TextData
 from d2v.data.text_sources import HFTexts, SampleTexts, TextFiles, read_table
 from d2v.data.texts import hf_text, samples_text, text_files
 from d2v.data.tokenizer import load_tokenizer, train_tokenizer
+from d2v.lit.data import TimedLoader
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.text import TextFrontend
 from d2v.objective.masking import RandomMask
@@ -201,6 +202,87 @@ def test_too_many_bad_documents_stop_the_run_and_are_named(tmp_path, suffix):
         with pytest.raises(TooManyBadSamples, match=r"5 of the data set's 100 .*data\.max_bad_fraction=0\.04") as error:
             files(str(path), max_bad_fraction=0.04)
         assert f"{path}:4: {reason}" in str(error.value)
+
+
+def test_bad_documents_are_named_whenever_packed_text_is_used(tmp_path, caplog):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"".join(b"\xff\n" if i in (3, 77) else b"cats sat\n" for i in range(200)))
+    reason = "not UTF-8 (invalid start byte at byte 0)"
+    for _ in range(2):
+        caplog.clear()
+        files(str(path))
+        skipped = [record for record in caplog.records if record.getMessage().startswith("skipped")]
+        assert [record.getMessage() for record in skipped] == [f"skipped {path}:{n}: {reason}" for n in (4, 78)]
+        assert {record.levelname for record in skipped} == {"WARNING"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_share_of_bad_documents_in_a_stream_is_of_documents(tmp_path, workers):
+    """And not of blocks, of which there are fewer."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"".join(b"\xff\n" if i % 50 == 7 else b"cats sat\n" for i in range(20_000)))
+    blocks = int(files(str(path), max_bad_fraction=0.03, block_size=64).size)
+    assert blocks < 20_000 // 10
+    data = files(str(path), max_bad_fraction=0.03, block_size=64, streaming=True, shuffle_buffer=1)
+    timed = TimedLoader(loader(data, batches=blocks, micro=1, workers=workers), data.bad_sample_counter())
+    batches = list(timed)
+    assert sum(len(batch.skipped) for batch in batches) == timed.bad_samples.num_bad == 400
+    assert sum(batch.num_read for batch in batches) == timed.bad_samples.num_seen == 20_000
+    strict = files(str(path), max_bad_fraction=0.015, block_size=64, streaming=True, shuffle_buffer=1)
+    with pytest.raises(TooManyBadSamples, match=r"of the first 1,\d\d\d samples cannot be read"):
+        list(TimedLoader(loader(strict, batches=blocks, micro=1, workers=workers), strict.bad_sample_counter()))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"there is no text in these documents"),
+        (b"\n \n\n", r"there is no text in these documents"),
+        (b"\xff\n\xff\n", r"there is no text .*UTF-8.*\n  .*a\.txt:1: not UTF-8.*\n  .*a\.txt:2: not UTF-8"),
+        (b"a cat\n", r"data\.block_size=16: the whole text has \d+ tokens; choose at most \d+"),
+    ],
+)
+def test_text_without_a_block_is_refused_before_training(tmp_path, streaming, content, message):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files(str(tmp_path / "a.txt"), streaming=streaming, max_bad_fraction=1.0)
+
+
+class Rows:
+    """A stream of nothing, or of rows that cannot be read."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    def __iter__(self):
+        return iter(range(self.num_rows))
+
+    def decode(self, record):
+        raise BadSample("torn:\n  twice")
+
+    def name(self, index):
+        return f"row[{index}]"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("num_rows", "kind", "message"),
+    [
+        (0, NoSamples, r"^data\.path: the stream has no rows; check data\.path and data\.split$"),
+        (
+            7,
+            BadSample,
+            r"(?s)^1000 samples in a row cannot be read, from row\[0\]: torn:\n  twice to row\[5\]: .*twice$",
+        ),
+    ],
+)
+def test_a_worker_tells_what_is_wrong_with_a_stream_without_its_stack_trace(num_rows, kind, message, workers):
+    plan = BatchPlan(micro_batch_size=2, num_batches=3)
+    stream = StreamBatches(Rows(num_rows), None, None, 0, plan, 1)
+    timed = TimedLoader(DataLoader(stream, batch_size=None, num_workers=workers), BadSampleCounter(1, None))
+    with pytest.raises(kind, match=message):
+        list(timed)
 
 
 # --- tokenizers and sizes
@@ -504,6 +586,15 @@ def test_hf_text_is_packed_once_and_anew_for_another_column(hugging_face, tmp_pa
     chosen = {"tokenizer": tokenizer_json(), "vocab_size": 300, "block_size": 8, "max_bad_fraction": 1.0}
     folders = [hf_text(path, column=column, **chosen).train.folder for column in ("body", "title", "body")]
     assert folders[0] == folders[2] != folders[1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hf_text_trains_a_tokenizer_for_every_column(hugging_face, streaming):
+    path = hugging_face("parquet", title=["quite another text"] * 40)
+    sizes = {"vocab_size": 280, "block_size": 8, "max_bad_fraction": 1.0, "streaming": streaming}
+    body, title = (hf_text(path, column=column, **sizes).tokenizer for column in ("body", "title"))
+    assert title.fingerprint == train_tokenizer(["quite another text"] * 40, 280).fingerprint != body.fingerprint
+    assert hf_text(path, column="body", **sizes).tokenizer.fingerprint == body.fingerprint
 
 
 def test_hf_columns_are_found_or_asked_for(hugging_face):

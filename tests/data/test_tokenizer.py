@@ -7,6 +7,7 @@ import json
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,6 +171,104 @@ def test_tokens_that_a_tokenizer_lacks(tmp_path, specials, roles):
         assert copy.fingerprint == tokenizer.fingerprint
 
 
+def saved(path: Path, specials: list[str], processor: Any = None, config: dict[str, Any] | None = None) -> Path:
+    """A tokenizer as on the Hub: ids in the order of ``specials``, then two words."""
+    backend = library.Tokenizer(library.models.WordLevel({name: i for i, name in enumerate([*specials, "the", "cat"])}))
+    backend.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    if processor:
+        backend.post_processor = library.processors.TemplateProcessing(
+            single=processor, special_tokens=[(name, specials.index(name)) for name in processor if name != "$A"]
+        )
+    backend.save(str(path / "tokenizer.json"))
+    if config is not None:
+        (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
+def assert_roles(tokenizer: Tokenizer, bos: int, pad: int, eos: int) -> None:
+    """Also of what a checkpoint holds and of what a worker gets."""
+    for copy in (tokenizer, load_tokenizer(tokenizer.to_json()), pickle.loads(pickle.dumps(tokenizer))):
+        assert (copy.bos_id, copy.pad_id, copy.eos_id) == (bos, pad, eos)
+        assert (copy.vocab_size, copy.fingerprint) == (tokenizer.vocab_size, tokenizer.fingerprint)
+        assert ids_of(copy, "the cat") == ids_of(tokenizer, "the cat")
+        assert copy.to_json() == tokenizer.to_json()
+
+
+@pytest.mark.parametrize(
+    ("specials", "roles"),
+    [
+        (["<pad>", "<eos>", "<bos>"], (2, 0, 1)),  # Gemma
+        (["<|begin▁of▁sentence|>", "<|end▁of▁sentence|>"], (0, 4, 1)),
+        (["<\uff5cbegin▁of▁sentence\uff5c>", "<\uff5cend▁of▁sentence\uff5c>"], (0, 4, 1)),  # DeepSeek
+        (["<PAD>", "<BOS_TOKEN>", "<EOS_TOKEN>"], (1, 0, 2)),  # Cohere
+        (["<|begin_of_text|>", "<|end_of_text|>"], (0, 4, 1)),  # Llama 3
+    ],
+)
+def test_openers_and_closers_are_known_by_name(tmp_path, specials, roles):
+    assert_roles(load_tokenizer(saved(tmp_path, specials)), *roles)
+
+
+@pytest.mark.parametrize(
+    ("processor", "roles"),
+    [
+        (["<o>", "$A", "<c>"], (1, 5, 2)),
+        (["<o>", "$A"], (1, 5, 1)),  # nothing closes: what opens does
+        (["$A", "<c>"], (2, 5, 2)),
+        (["<x>", "<o>", "$A", "<c>", "<x>"], (1, 5, 2)),  # languages around them, as in mBART
+    ],
+)
+def test_what_a_tokenizer_puts_around_a_text_opens_and_closes_it(tmp_path, processor, roles):
+    assert_roles(load_tokenizer(saved(tmp_path, ["<x>", "<o>", "<c>"], processor)), *roles)
+
+
+@pytest.mark.parametrize(
+    ("config", "roles"),
+    [
+        ({"bos_token": "<o>", "eos_token": "<c>", "pad_token": "<p>"}, (0, 2, 1)),
+        ({"bos_token": {"content": "<o>", "special": True}, "eos_token": {"content": "<c>"}}, (0, 5, 1)),
+        ({"cls_token": "<o>", "sep_token": "<c>", "bos_token": None}, (0, 5, 1)),
+        ({"bos_token": None, "eos_token": "<c>", "pad_token": "<c>"}, (1, 5, 1)),  # Qwen: padding would hide the ends
+        ({"bos_token": "<o>", "eos_token": "<gone>"}, (0, 5, 0)),
+    ],
+)
+def test_the_configuration_beside_a_tokenizer_names_its_tokens(tmp_path, config, roles):
+    path = saved(tmp_path, ["<o>", "<c>", "<p>"], None, config)
+    assert_roles(load_tokenizer(path), *roles)
+    assert_roles(load_tokenizer(path / "tokenizer.json"), *roles)
+
+
+def test_what_a_tokenizer_does_goes_before_what_is_said_and_names_come_last(tmp_path):
+    config = {"bos_token": "<c>", "eos_token": "<c>", "pad_token": "<p>"}
+    specials = ["<o>", "<c>", "<p>", "<s>", "</s>", "<pad>"]
+    assert_roles(load_tokenizer(saved(tmp_path, specials, ["<o>", "$A"], config)), 0, 2, 1)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert_roles(load_tokenizer(tmp_path), 0, 5, 4)
+
+
+def test_roles_from_the_configuration_are_part_of_the_fingerprint(tmp_path):
+    specials = ["<s>", "</s>", "<c>"]
+    plain = load_tokenizer(saved(tmp_path, specials))
+    other = load_tokenizer(saved(tmp_path, specials, None, {"eos_token": "<c>"}))
+    same = load_tokenizer(saved(tmp_path, specials, None, {"eos_token": "</s>"}))
+    assert plain.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_a_damaged_configuration_beside_a_tokenizer(tmp_path):
+    saved(tmp_path, ["<s>"])
+    for content in ("", "[1]", "{"):
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"data\.tokenizer=.*tokenizer_config\.json: damaged .* remove it"):
+            load_tokenizer(tmp_path)
+
+
+def test_padding_that_was_switched_on_by_mistake_is_not_believed(tmp_path):
+    path = str(saved(tmp_path, ["!", "<s>", "</s>"]) / "tokenizer.json")
+    backend = library.Tokenizer.from_file(path)
+    backend.enable_padding()  # id 0, "[PAD]"
+    backend.save(path)
+    assert_roles(load_tokenizer(path), 1, 5, 2)
+
+
 def test_a_tokenizer_must_have_a_token_between_texts(tmp_path):
     message = r"no token that opens or closes a text; it needs one of <s>, \[CLS\]"
     with pytest.raises(ValueError, match=rf"data\.tokenizer=.*tokenizer\.json: .*{message}"):
@@ -195,7 +294,10 @@ def test_what_is_no_tokenizer(tmp_path, monkeypatch):
 ALPHABET = sorted(library.pre_tokenizers.ByteLevel.alphabet())
 VOCAB = {symbol: i for i, symbol in enumerate([*ALPHABET, "he", "Ġt", "Ġthe", "<|endoftext|>"])}
 MERGES = "#version: 0.2\nh e\nĠ t\nĠt he\n"
-SYMBOLS = [str(VOCAB[symbol]) for symbol in ("Ġthe", "e", "he", "Ġ", "<|endoftext|>", "h")] + ["madeupword0000"]
+LACKING = ("z", "Ġt", "i")
+LISTED = ["Ġthe", "e", "he", "Ġ", "<|endoftext|>", "h"]
+LISTED += [symbol for symbol in VOCAB if symbol not in (*LISTED, *LACKING)]
+SYMBOLS = [str(VOCAB[symbol]) for symbol in LISTED] + ["madeupword0000"]
 
 
 def released(folder: Path, symbols: list[str] = SYMBOLS) -> Path:
@@ -248,4 +350,40 @@ def test_released_fingerprint_depends_on_the_dictionary(tmp_path):
 def test_released_with_a_file_missing(tmp_path, missing):
     (released(tmp_path) / missing).unlink()
     with pytest.raises(FileNotFoundError, match=rf"data\.tokenizer=.*: has dict\.txt but no {missing}; put it beside"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("² 5\n", r"dict\.txt:1: '² 5' is not \"ID COUNT\""),
+        ("13 5\n262\t4\n", r"dict\.txt:2: '262\\t4' is not \"ID COUNT\""),
+        ("13 5\n\n\nthe 4\n", r"dict\.txt:4: 'the 4' is not \"ID COUNT\""),
+        ("13 5\n14 ²\n", r"dict\.txt:2: '14 ²' is not"),
+        ("13 5\n14", r"dict\.txt:2: '14' is not"),
+        ("13 5\n50256 4\n", r"dict\.txt:2: encoder\.json has no id 50256; give the dict\.txt that belongs to it"),
+        ("", r"dict\.txt lists 0 of the 260 ids of encoder\.json.* <unk>; give"),
+        ("".join(f"{i} 1\n" for i in range(194)), r"dict\.txt lists 194 of the 260 ids"),
+    ],
+)
+def test_a_dictionary_that_does_not_fit(tmp_path, content, message):
+    (released(tmp_path) / "dict.txt").write_text(content)
+    with pytest.raises(ValueError, match=rf"data\.tokenizer={tmp_path}: {message}"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_dictionary_may_lack_a_few_ids_and_it_is_said(tmp_path, caplog):
+    load_tokenizer(released(tmp_path))
+    assert "dict.txt lacks 3 of the 260 ids of encoder.json: they are read as <unk>" in caplog.text
+    caplog.clear()
+    load_tokenizer(released(tmp_path, [str(i) for i in VOCAB.values()]))
+    assert not caplog.text
+    (tmp_path / "dict.txt").write_text("".join(f"{i} 1\n" for i in range(195)))  # three quarters
+    assert load_tokenizer(tmp_path).vocab_size == 200
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"a": "b"}', "3"])
+def test_an_encoder_that_is_none(tmp_path, content):
+    (released(tmp_path) / "encoder.json").write_text(content)
+    with pytest.raises(ValueError, match=r"data\.tokenizer=.*: encoder\.json is no object of tokens and their ids"):
         load_tokenizer(tmp_path)
