@@ -11,10 +11,11 @@ from torch import Tensor
 
 from d2v.data.augment import AugmentedView, ImageAugment, MixCollate
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples, Source, Stream, StreamBatches
+from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples, Source
 from d2v.data.finetune import FinetuneData, part
 from d2v.data.image_datasets import MODALITY, EvalCollate, EvalView, PretrainView
 from d2v.data.sampler import BatchPlan
+from d2v.data.streams import Stream, StreamBatches
 from d2v.data.transforms import EvalTransform, Normalize, PretrainTransform
 from d2v.objective.masking import MaskGenerator
 

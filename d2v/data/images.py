@@ -10,10 +10,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from d2v.data.datasets import Source, Stream
+from d2v.data.datasets import Source
 from d2v.data.hf_images import HFImages, HFImageStream
 from d2v.data.image_data import IMAGENET_MEAN, IMAGENET_STD, ImageData
 from d2v.data.image_sources import ImageFolder, SampleImages, require_directory
+from d2v.data.streams import Stream
 
 
 def samples(

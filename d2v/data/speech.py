@@ -14,10 +14,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from d2v.data.audio_sources import AudioClips, audio_files, prompt_clips, read_prompt, require_folder
-from d2v.data.datasets import Stream
 from d2v.data.hf_audio import HFAudioStream, hf_clips
 from d2v.data.speech_data import SpeechData, check_seconds
 from d2v.data.spoken import librispeech_clips, librispeech_folder, manifest_clips, with_transcripts
+from d2v.data.streams import Stream
 
 Convs = Sequence[Sequence[int]]
 

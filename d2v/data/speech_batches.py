@@ -14,12 +14,11 @@ from torch.utils.data import Dataset
 
 from d2v.data.audio_sources import AudioClips
 from d2v.data.bad_samples import TOO_SHORT, BadSample
-from d2v.data.datasets import PretrainCollate, Sample, first_good, labels_of, skipped_in
+from d2v.data.datasets import MAX_TRIES, PretrainCollate, Sample, first_good, labels_of, skipped_in
 from d2v.data.sampler import ClipKey, RandomStream, SampleKey, sample_rng
 from d2v.types import Batch, num_frames
 
 MODALITY = "speech"
-_MAX_TRIES = 1000
 
 ConvLayers = tuple[tuple[int, ...], ...]
 
@@ -73,9 +72,9 @@ class PretrainClips(Dataset[Sample]):
         turn = ((key.index + i) % len(self) for i in range(len(self)))
         long_enough = (candidate for candidate in turn if lengths[candidate] >= key.length)
         try:
-            found, view, skipped = first_good(islice(long_enough, _MAX_TRIES), make, self.clips.name)
+            found, view, skipped = first_good(islice(long_enough, MAX_TRIES), make, self.clips.name)
         except BadSample:  # of the longest clips every one is bad: a shorter one, repeated
-            shorter = [int(i) for i in np.argsort(-lengths, kind="stable") if lengths[i] < key.length][:_MAX_TRIES]
+            shorter = [int(i) for i in np.argsort(-lengths, kind="stable") if lengths[i] < key.length][:MAX_TRIES]
             if not shorter:
                 raise
             found, view, skipped = first_good(shorter, make_longer, self.clips.name)

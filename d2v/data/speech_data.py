@@ -14,7 +14,7 @@ from torch import Tensor
 
 from d2v.data.audio_sources import AudioClips
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EvalSamples, Source, Stream, StreamBatches
+from d2v.data.datasets import EvalSamples, Source
 from d2v.data.finetune import FinetuneData, part
 from d2v.data.letters import LETTERS, check_letters
 from d2v.data.sampler import (
@@ -28,6 +28,7 @@ from d2v.data.sampler import (
 )
 from d2v.data.speech_batches import MODALITY, ClipCollate, CropView, EvalCollate, EvalView, PretrainClips
 from d2v.data.spoken import SpokenClips, WholeView, choose_hours, name_unlearnable
+from d2v.data.streams import Stream, StreamBatches
 from d2v.objective.masking import MaskGenerator
 from d2v.types import num_frames
 

@@ -18,11 +18,11 @@ from d2v.data.datasets import (
     PretrainCollate,
     PretrainSamples,
     Sample,
-    StreamBatches,
     labels_of,
     skipped_in,
 )
 from d2v.data.sampler import BatchPlan
+from d2v.data.streams import StreamBatches
 from d2v.data.text_blocks import BlockStream, TokenBlocks
 from d2v.data.text_sources import Labelled
 from d2v.data.tokenizer import Tokenizer

@@ -13,12 +13,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import BadSample
-from d2v.data.datasets import StreamBatches
 from d2v.data.hf_audio import HFAudioStream, hf_clips
 from d2v.data.sampler import BatchPlan, BatchSplit, ClipKey
 from d2v.data.speech import hf_audio
 from d2v.data.speech_batches import normalize
 from d2v.data.speech_data import SpeechData
+from d2v.data.streams import StreamBatches
 from d2v.objective.masking import SpanMask
 from d2v.types import num_frames
 

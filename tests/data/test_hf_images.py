@@ -12,11 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import BadSample
-from d2v.data.datasets import StreamBatches
 from d2v.data.hf_images import HFImages, HFImageStream
 from d2v.data.image_data import ImageData
 from d2v.data.images import hf_images
 from d2v.data.sampler import BatchPlan
+from d2v.data.streams import StreamBatches
 from d2v.objective.masking import InverseBlockMask
 
 datasets = pytest.importorskip("datasets")

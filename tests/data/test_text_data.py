@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import BadSample, BadSampleCounter, NoSamples, TooManyBadSamples
-from d2v.data.datasets import StreamBatches, eval_loader
+from d2v.data.datasets import eval_loader
 from d2v.data.sampler import BatchPlan, SampleKey, StreamSampler
+from d2v.data.streams import StreamBatches
 from d2v.data.text_blocks import TokenBlocks
 from d2v.data.text_data import TextData
 from d2v.data.text_sources import HFTexts, SampleTexts, TextFiles, read_table

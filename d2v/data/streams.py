@@ -1,0 +1,155 @@
+"""Samples that cannot be asked for by number: batches from a stream, in the same order whatever the workers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from d2v.data.bad_samples import NoSamples
+from d2v.data.datasets import MAX_TRIES, RandomView, Sample, first_good
+from d2v.data.sampler import BatchPlan, RandomStream, SampleKey, sample_rng
+from d2v.types import Batch
+
+
+class Stream(Protocol):
+    """Samples in a fixed order, read but not decoded until asked for; iteration is one pass over the data.
+
+    A record may have an attribute ``skipped``: what had to be passed over before it, as "name: reason"; and one
+    ``num_read``, where records are not what is read (blocks of documents): how many were since the record before.
+    """
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def decode(self, record: Any) -> Any:
+        """The decoded sample of a record that iteration gave. Raises BadSample."""
+
+    def name(self, index: int) -> str:
+        """What the ``index``-th record is called in messages."""
+
+
+class _Row(NamedTuple):
+    key: SampleKey
+    record: Any
+
+
+class StreamBatches(IterableDataset[Batch]):
+    """Complete batches from a stream; for ``DataLoader(batch_size=None)``.
+
+    Worker w of W makes this rank's micro-batches w, w + W, ...: the order of batches does not depend on W. Every worker
+    reads the whole stream, but decodes only what it needs: not what other workers and ranks make, nor what was consumed
+    before a resume. A resumed run reads at most one epoch more than it needs, to count the rows.
+
+    Args:
+        stream: the samples, in the order they are stored.
+        view: makes the views.
+        collate: makes the batches.
+        seed: the run's data seed.
+        plan: which positions of the shuffled stream each batch covers.
+        shuffle_buffer: rows, still encoded, held by every worker to shuffle them: a row is drawn at random and the next
+            one read takes its place. 1 keeps the order.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        view: RandomView,
+        collate: Callable[[Sequence[Sample]], Batch],
+        seed: int,
+        plan: BatchPlan,
+        shuffle_buffer: int,
+    ) -> None:
+        self.stream = stream
+        self.view = view
+        self.collate = collate
+        self.seed = seed
+        self.plan = plan
+        self.shuffle_buffer = shuffle_buffer
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        batches = range(self.plan.start_batch + worker, self.plan.num_batches, num_workers)
+        if not batches:
+            return
+        first = self.plan.positions(batches[0]).start
+        window = _Window(self._rows(first), first)
+        for batch in batches:
+            positions = self.plan.positions(batch)
+            window.forget_before(positions.start)
+            yield self.collate([self._sample(window, position) for position in positions])
+
+    def _sample(self, window: _Window, position: int) -> Sample:
+        """The view at a position, or at the next one that can be read."""
+
+        def make(candidate: int) -> Tensor:
+            row = window[candidate]
+            return self.view(self.stream.decode(row.record), sample_rng(self.seed, *row.key, RandomStream.VIEW))
+
+        found, view, skipped = first_good(
+            islice(count(position), MAX_TRIES), make, lambda p: self.stream.name(window[p].key.index)
+        )
+        row = window[found]
+        skipped += getattr(row.record, "skipped", ())
+        return Sample(view, row.key, skipped=skipped, num_read=getattr(row.record, "num_read", None))
+
+    def _rows(self, first: int) -> Iterator[_Row]:
+        """The endless stream from position ``first`` on."""
+        epoch, to_skip = 0, first
+        while True:
+            num_rows = 0
+            for row in self._epoch(epoch):
+                num_rows += 1
+                if num_rows > to_skip:
+                    yield row
+            if num_rows == 0:
+                raise NoSamples("data.path: the stream has no rows; check data.path and data.split")
+            whole_epochs, to_skip = divmod(max(0, to_skip - num_rows), num_rows)
+            epoch += 1 + whole_epochs
+
+    def _epoch(self, epoch: int) -> Iterator[_Row]:
+        rows = (_Row(SampleKey(epoch, number), record) for number, record in enumerate(self.stream))
+        return _shuffle(rows, self.shuffle_buffer, sample_rng(self.seed, epoch, 0, RandomStream.ORDER))
+
+
+def _shuffle(rows: Iterable[_Row], buffer_size: int, rng: np.random.Generator) -> Iterator[_Row]:
+    buffer: list[_Row] = []
+    for row in rows:
+        if len(buffer) < buffer_size:
+            buffer.append(row)
+            continue
+        place = int(rng.integers(buffer_size))
+        yield buffer[place]
+        buffer[place] = row
+    for place in rng.permutation(len(buffer)):
+        yield buffer[place]
+
+
+class _Window:
+    """Rows of a stream by position, as far ahead as asked for, until they are forgotten."""
+
+    def __init__(self, rows: Iterator[_Row], first: int) -> None:
+        self._rows = rows
+        self._first = first
+        self._held: deque[_Row] = deque()
+
+    def __getitem__(self, position: int) -> _Row:
+        missing = position - self._first + 1 - len(self._held)
+        self._held.extend(islice(self._rows, max(0, missing)))
+        return self._held[position - self._first]
+
+    def forget_before(self, position: int) -> None:
+        while self._first < position:
+            if self._held:
+                self._held.popleft()
+            else:
+                next(self._rows)
+            self._first += 1
