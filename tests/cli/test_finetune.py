@@ -217,12 +217,14 @@ def test_speech(runs: ModuleType, tmp_path: Path) -> None:
     parts = _finetune(
         runs, tmp_path / "parts", "task=ctc", f"data.root={root}", "data.train=train-clean-100",
         "data.probe_train=null", "data.val=train-clean-100", f"checkpoint={pretrained}", "global_batch_size=20",
-        "trainer.max_steps=2", "micro_batch_size=10", "feature_mask=null", "encoder.layer_drop_rate=0", "encoder.mlp_drop_rate=0", *QUICK,
+        "trainer.max_steps=2", "micro_batch_size=10", "feature_mask=null", "encoder.layer_drop_rate=0",
+        "encoder.mlp_drop_rate=0", *QUICK,
     )  # fmt: skip
     whole = _finetune(
         runs, tmp_path / "whole", "task=ctc", f"data.root={root}", "data.train=train-clean-100",
         "data.probe_train=null", "data.val=train-clean-100", f"checkpoint={pretrained}", "global_batch_size=20",
-        "trainer.max_steps=2", "feature_mask=null", "encoder.layer_drop_rate=0", "encoder.mlp_drop_rate=0", *QUICK,
+        "trainer.max_steps=2", "feature_mask=null", "encoder.layer_drop_rate=0",
+        "encoder.mlp_drop_rate=0", *QUICK,
     )  # fmt: skip
     for a, b in zip(runs.metrics(parts), runs.metrics(whole), strict=True):
         assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), rel=1e-5)
