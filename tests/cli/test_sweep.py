@@ -43,7 +43,7 @@ def _results(folder: Path) -> Any:
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_learning_rate_that_diverges_is_left_out(swept: Path) -> None:
     assert {path.name for path in swept.glob(f"{TASK}_*")} == {
         f"{TASK}_lr{lr}" for lr in ("1e+38_seed0", "0.0001_seed0", "0.0001_seed1")
@@ -58,7 +58,7 @@ def test_a_learning_rate_that_diverges_is_left_out(swept: Path) -> None:
     assert "| 0.0001 (1e+38 diverged) |" in table
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_going_on_repeats_neither_what_is_done_nor_what_diverged(
     runs: ModuleType, options: list[str], swept: Path
 ) -> None:
@@ -77,7 +77,7 @@ def test_going_on_repeats_neither_what_is_done_nor_what_diverged(
     assert "was run otherwise (freeze_steps=0)" in other.err
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_task_that_always_diverges_is_said_after_the_rest(
     runs: ModuleType, options: list[str], tmp_path: Path
 ) -> None:
@@ -96,7 +96,7 @@ def test_a_task_that_always_diverges_is_said_after_the_rest(
     assert "| imagenet | val | top1 |" in table
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_without_finite_gradients_diverged(options: list[str], tmp_path: Path) -> None:
     skipping = ["callbacks.score.every_n_steps=9", "callbacks.finite.max_in_a_row=1"]
     skipping += ["callbacks.finite.check_every_n_steps=1", "optim.lr=1e38"]
@@ -104,7 +104,7 @@ def test_a_run_without_finite_gradients_diverged(options: list[str], tmp_path: P
         one_run(tmp_path, [f"task={TASK}", *options, *skipping, "trainer.max_steps=3"])
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_any_other_failure_stops_a_sweep(runs: ModuleType, options: list[str], tmp_path: Path) -> None:
     command = [f"task={TASK}", *options, "sweep.lrs=[1e-3,1e-4]", f"data.root={tmp_path}/none"]
     result = runs.d2v_command("finetune", *command, f"hydra.run.dir={tmp_path / 'sweep'}")
