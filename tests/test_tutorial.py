@@ -13,30 +13,9 @@ import pytest
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorials" / "spectrogram"
 
 
-def d2v(folder: Path, *arguments: str, trust: str = "spectrogram") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(TUTORIAL), "D2V_TRUST": trust, "OMP_NUM_THREADS": "1"}
-    command = [str(Path(sys.executable).with_name("d2v")), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_a_modality_takes_one_frontend_one_data_file_one_yaml(tmp_path: Path) -> None:
-    experiment = ["--config-dir", str(TUTORIAL / "conf"), "experiment=spectrogram_tiny"]
-    short = ["trainer.max_steps=3", "global_batch_size=8", "trainer.precision=32-true", "trainer.log_every_n_steps=1"]
-    run = d2v(tmp_path, "pretrain", *experiment, *short, "hydra.run.dir=run")
-    assert run.returncode == 0, run.stderr
-    assert "72 tokens" in run.stdout
-    resumed = d2v(tmp_path, "pretrain", *experiment, *short, "trainer.max_steps=4", "hydra.run.dir=run", "resume=run")
-    assert "step 4/4" in resumed.stderr, resumed.stderr
-
-    refused = d2v(tmp_path, "evaluate", "checkpoint=run", "probe=knn", trust="")
-    assert refused.returncode == 1
-    assert "D2V_TRUST=spectrogram" in refused.stderr
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_readme(tmp_path: Path) -> None:
-    """Word for word, of a shorter run; TIME is the one that there is."""
+    """The README's commands, word for word, of a shorter run; TIME is the one that there is. Then resuming, and trust."""
     folder = tmp_path / "spectrogram"
     shutil.copytree(TUTORIAL, folder, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
     recipe = folder / "conf" / "experiment" / "spectrogram_tiny.yaml"
@@ -47,17 +26,24 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     assert [command.split()[:2] for command in commands] == [
         ["export", "PYTHONPATH=."], ["d2v", "pretrain"], ["d2v", "evaluate"], ["d2v", "export"],
     ]  # fmt: skip
+    run = "outputs/spectrogram_tiny/TIME"
+    commands += [
+        f"{commands[1]} trainer.max_steps=4 resume={run}",
+        f"! D2V_TRUST= d2v evaluate checkpoint={run} probe=knn",
+    ]
     script = "\n".join(commands).replace("TIME", "$(ls outputs/spectrogram_tiny)")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
     shell = ["bash", "-euc", script]
     ran = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert "| features " in ran.stdout
-    assert "| raw spectrograms |" in ran.stdout
+    assert "72 tokens" in ran.stdout
+    assert "| raw spectrograms " in ran.stdout
     assert "| pretrained encoder, 3 steps |" in ran.stdout
     assert (folder / "my_encoder" / "encoder.safetensors").is_file()
     assert "torch.zeros(1, 96, 48" in (folder / "my_encoder" / "README.md").read_text()
+    assert "step 4/4" in ran.stderr
+    assert "D2V_TRUST=spectrogram" in ran.stderr
 
 
 def test_the_package_does_not_know_the_tutorial() -> None:

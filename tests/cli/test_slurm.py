@@ -43,7 +43,7 @@ def test_which_job_is_meant(asked: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert "job 8_1" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("number", "resume", "again"),
     [(signal.SIGUSR1, "auto", True), (signal.SIGUSR2, "auto", True), (signal.SIGTERM, "auto", False),

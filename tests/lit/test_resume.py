@@ -273,7 +273,7 @@ def _kill_all(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("first", [[], ["resume=auto"]], ids=["then-auto", "auto-from-the-start"])
 def test_a_killed_run_is_continued_by_the_same_command(
     runs: ModuleType, tmp_path: Path, whole_run: Path, first: list[str]
@@ -292,7 +292,7 @@ def test_a_killed_run_is_continued_by_the_same_command(
     assert _logged(runs, run, LOSSES) == _logged(runs, whole_run, LOSSES)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_saves_and_exits_cleanly(
     runs: ModuleType, tmp_path: Path, whole_run: Path, number: signal.Signals
