@@ -15,7 +15,7 @@ TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorials" / "spectrogram"
 
 @pytest.mark.slow
 def test_a_modality_takes_one_frontend_one_data_file_one_yaml(tmp_path: Path) -> None:
-    """The README's commands, word for word, of a shorter run; TIME is the one that there is. Then resuming, and trust."""
+    """The README's commands, word for word, of a shorter run (TIME is the one there is); resuming; trust."""
     folder = tmp_path / "spectrogram"
     shutil.copytree(TUTORIAL, folder, ignore=shutil.ignore_patterns("outputs", "__pycache__"))
     recipe = folder / "conf" / "experiment" / "spectrogram_tiny.yaml"
