@@ -260,7 +260,7 @@ class PretrainCollate:
 class EqualSamples:
     """What data have in common whose samples have equally many tokens: a batch is a number of samples.
 
-    A data class inherits it and adds ``modality``, ``token_grid``, ``size`` and the data sets.
+    Abstract: a data class inherits it and adds ``modality``, ``token_grid``, ``size`` and the data sets.
     """
 
     modality: ClassVar[str]
