@@ -14,8 +14,8 @@ from d2v.types import TokenMask
 class Frontend(nn.Module):
     """From inputs to tokens.
 
-    Abstract: a modality subclasses it and writes :meth:`embed`, :meth:`token_grid` and :meth:`example`; one whose tokens
-    are patches also ``patch_values`` and :meth:`patches`.
+    Abstract: a modality subclasses it and writes :meth:`embed`, :meth:`token_grid` and :meth:`example`; one whose
+    tokens are patches also ``patch_values`` and :meth:`patches`.
 
     Args:
         embed_dim: features D.
