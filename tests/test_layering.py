@@ -17,15 +17,16 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "version": (),
     "types": (),
+    "lfs": (),
     "objective": ("types",),
     "nn": ("types", "objective"),
     "models": ("nn", "objective", "types"),
-    "interop": ("models", "nn", "objective", "types"),
-    "data": ("types", "objective.masking"),
+    "interop": ("models", "nn", "objective", "types", "lfs"),
+    "data": ("types", "objective.masking", "lfs"),
     "eval": ("types",),
     "tasks": ("types", "data.letters", "eval"),
     "lit": ("types", "objective", "nn", "models", "interop", "data", "eval", "tasks"),
-    "cli": ("types", "objective", "nn", "models", "interop", "data", "eval", "tasks", "lit"),
+    "cli": ("types", "objective", "nn", "models", "interop", "data", "eval", "tasks", "lit", "lfs"),
 }
 # Framework -> the layers that may import it.
 FRAMEWORKS = {

@@ -37,8 +37,9 @@ def evaluate(cfg: DictConfig) -> None:
             score_finetuned(cfg, run_dir, num_workers)
             return
         trained = load_trained(cfg.checkpoint, cfg.network)
-        prober = Prober(load_data(cfg, trained), cfg, num_workers)
-        print(f"checkpoint: {trained.path}")
+        data = load_data(cfg, trained)
+        print("\n".join([f"checkpoint: {trained.path}", *data.describe()]), flush=True)
+        prober = Prober(data, cfg, num_workers)
         rows = []
         if cfg.baselines:
             rows.append(prober.probe_inputs())

@@ -35,6 +35,7 @@ def extract(cfg: DictConfig) -> None:
             raise ValueError(f"output={output}: {output.parent} is a file, not a folder")
         trained = load_trained(cfg.checkpoint, cfg.network)
         data = load_data(cfg, trained)
+        print("\n".join(data.describe()), flush=True)
         split = ("train" if data.val is None else "val") if cfg.split == "auto" else cfg.split
         batches = eval_loader(data, split, None if cfg.batch_size == "auto" else cfg.batch_size, num_workers)
         features = extract_features(trained.encoder.to(best_device()), batches, layers=cfg.layers, pool=cfg.pool)

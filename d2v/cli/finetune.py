@@ -90,7 +90,8 @@ def finetune(cfg: DictConfig) -> None:
         print(
             f"model     {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {start}\n"
             f"data      {data.size:,.0f} {data.batch_unit} to train on, {len(data.evals['val']):,} samples to score\n"
-            f"batch     {cfg.global_batch_size:g} = {split.micro_batch_size:g} x {split.accumulate} accumulated x "
+            + "".join(f"{line}\n" for line in data.describe())
+            + f"batch     {cfg.global_batch_size:g} = {split.micro_batch_size:g} x {split.accumulate} accumulated x "
             f"{split.world_size} devices; {trainer.max_steps:,} steps = "
             f"{trainer.max_steps * cfg.global_batch_size / data.size:.1f} epochs\n"
             f"machine   {trainer.precision}, {threads} threads, {num_workers} data workers\n"

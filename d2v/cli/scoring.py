@@ -55,6 +55,7 @@ def score_finetuned(cfg: DictConfig, run_dir: Path, num_workers: int) -> None:
         set_decoder(task, cfg.decoder)
     elif config.get("decoder") is not None:  # as it was fine-tuned with
         task.decoder = _build_with(config["decoder"], letters=task.letters)
+    print("\n".join(data.describe()), flush=True)
     model = checkpoint.build_model().eval().to(best_device())
     table = write_results(
         run_dir, model, task, data, best_device(), num_workers, checkpoint=str(cfg.checkpoint), step=checkpoint.step

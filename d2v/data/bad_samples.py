@@ -1,4 +1,8 @@
-"""What to do about samples that cannot be read: replace a few, and stop the run when it is no longer a few."""
+"""Samples that cannot be read: a few are replaced and named, more of them stop the run.
+
+"A few" is a share of the data set (``data.max_bad_fraction``), or a number where the data set is so small that the
+share of one sample would be too much (:func:`tolerated`).
+"""
 
 from __future__ import annotations
 
@@ -20,16 +24,35 @@ class NoSamples(TooManyBadSamples, ValueError):
     """A stream holds none at all."""
 
 
+FEW = 3  # bad samples that a small data set may have
+
+
+def tolerated(max_bad_fraction: float, num_samples: int) -> float:
+    """The highest number of bad samples with which a run goes on.
+
+    It is ``max_bad_fraction`` of the data set. Where that is less than three, up to three samples are tolerated all the
+    same, though no more than a quarter of the data set (one of fewer than eight). With ``max_bad_fraction=0`` none is.
+
+    Args:
+        max_bad_fraction: highest tolerated share, in [0, 1].
+        num_samples: size of the data set.
+    """
+    if max_bad_fraction == 0:
+        return 0
+    return max(max_bad_fraction * num_samples, min(FEW, max(1, num_samples // 4)))
+
+
 class BadSampleCounter:
     """Counts the distinct bad samples of a run. Those that are only too short are named, but do not count.
 
     Args:
-        max_bad_fraction: highest tolerated share of bad samples, in [0, 1].
+        max_bad_fraction: highest tolerated share of bad samples, in [0, 1]; see :func:`tolerated`.
         num_samples: size of the data set; None if unknown, as for a stream. Then the share is of the samples seen so
             far, or of the first 1,000 if fewer were seen: an early bad sample says nothing about the rest.
     """
 
     _FIRST = 1000
+    _NAMED = 20
 
     def __init__(self, max_bad_fraction: float, num_samples: int | None) -> None:
         self.max_bad_fraction = max_bad_fraction
@@ -54,7 +77,7 @@ class BadSampleCounter:
             The entries not seen before, to be logged.
 
         Raises:
-            TooManyBadSamples: the share of bad samples exceeds ``max_bad_fraction``.
+            TooManyBadSamples: there are more than :func:`tolerated` allows.
         """
         self.num_seen += num_seen
         new = []
@@ -64,15 +87,17 @@ class BadSampleCounter:
                 known[entry] = entry
                 new.append(entry)
         total = max(self.num_seen, self._FIRST) if self.num_samples is None else self.num_samples
-        if new and self.num_bad > self.max_bad_fraction * total:
+        if new and self.num_bad > tolerated(self.max_bad_fraction, total):
             raise TooManyBadSamples(self._message(total))
         return new
 
     def _message(self, total: int) -> str:
         of = "first" if self.num_samples is None else "data set's"
-        first = "\n  ".join(list(self._bad.values())[:5])
+        named = list(self._bad.values())[: self._NAMED]
+        all_of_them = "They are" if len(named) == self.num_bad else f"The first {len(named)} are"
+        listed = "\n  ".join(named)
         return (
             f"{self.num_bad} of the {of} {total:,} samples cannot be read ({self.num_bad / total:.2%}), more than "
             f"data.max_bad_fraction={self.max_bad_fraction} allows. Repair or remove them, or raise "
-            f"data.max_bad_fraction. The first:\n  {first}"
+            f"data.max_bad_fraction. {all_of_them}:\n  {listed}"
         )

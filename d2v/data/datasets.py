@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from d2v.data.bad_samples import BadSample
+from d2v.data.contents import describe_sources
 from d2v.data.sampler import (
     BatchSplit,
     ClipKey,
@@ -40,7 +41,8 @@ Label = int | float | tuple[int, ...]
 class Source(Protocol):
     """Samples by number: images, waveforms, blocks of text.
 
-    A source may have ``lengths``, of every sample in any unit.
+    A source may have ``lengths``, of every sample in any unit, and ``contents``
+    (:class:`d2v.data.contents.Contents`), for the summary before a run.
     """
 
     @property
@@ -296,6 +298,11 @@ class EqualSamples:
         """Views to a batch with masks. Raises ValueError if no such masks exist on the token grid."""
         mask.validate(self.token_grid)
         return PretrainCollate(self.modality, mask, self.token_grid, seed)
+
+    def describe(self) -> list[str]:
+        """Lines of the summary before a run: splits, sizes, classes, files left out."""
+        names = ("train", "probe_train", "val")
+        return describe_sources({name: getattr(self, name, None) for name in names})
 
     def assets(self) -> dict[str, str]:
         """Whole files that must go with an encoder, as values that take the place of this data's keys."""

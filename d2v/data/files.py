@@ -6,6 +6,14 @@ import os
 from collections.abc import Iterable, Iterator
 
 
+def printable(name: str) -> str:
+    """A file's name as text that can be written anywhere.
+
+    Bytes that are not UTF-8, which Python holds as lone surrogates, become ``\\xe9`` and the like.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def files_below(
     folder: str | os.PathLike[str], extensions: Iterable[str], ancestors: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.contents import Contents, describe_sources
 from d2v.data.datasets import EvalSamples, FixedView, PretrainSamples, RandomView, Sample, Source, sorted_loader
 from d2v.data.sampler import (
     BatchSplit,
@@ -54,6 +55,12 @@ class Part:
         """Of these samples, where they differ."""
         lengths = getattr(self.source, "lengths", None)
         return None if lengths is None else np.asarray(lengths)[list(self.ids)]
+
+    @property
+    def contents(self) -> Contents:
+        """Of the source, and the number of its samples of which these are a part."""
+        contents: Contents = getattr(self.source, "contents", None) or Contents()
+        return replace(contents, notes=(f"of {len(self.source):,} labelled", *contents.notes))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -202,6 +209,10 @@ class FinetuneData:
         """Every sample of an evaluation set once, or a process's share: see :func:`d2v.data.datasets.sorted_loader`."""
         samples = EvalSamples(self.evals[name], self.eval_view)
         return sorted_loader(samples, self.eval_batch_size, self.collate, num_workers, rank, world_size)
+
+    def describe(self) -> list[str]:
+        """Lines of the summary before a run: splits, sizes, classes, files left out."""
+        return [*describe_sources({"train": self.train, **self.evals}), "best      by the score on val"]
 
     def bad_sample_counter(self) -> BadSampleCounter:
         """Counts and limits what cannot be read."""

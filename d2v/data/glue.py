@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSample
+from d2v.data.contents import describe_sources
 from d2v.data.finetune import FinetuneData, part
 from d2v.data.hf import features_of, find_column, load_hf
 from d2v.data.text_data import MODALITY, EvalCollate
@@ -184,6 +185,10 @@ class GlueData:
             eval_batch_size=64,
             submission=partial(write_submission, self.task),
         )
+
+    def describe(self) -> list[str]:
+        """Lines of the summary before a run: splits, sizes, classes."""
+        return describe_sources({"train": self.train, **self.evals})
 
     def assets(self) -> dict[str, str]:
         """What must go with a model."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from d2v.data.audio_sources import AudioClips
 from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.contents import describe_sources
 from d2v.data.datasets import EvalSamples, Source
 from d2v.data.finetune import FinetuneData, part
 from d2v.data.letters import LETTERS, check_letters
@@ -275,6 +276,10 @@ class SpeechData:
         mel = _LogMel(self.sample_rate)
         kept = [(mel(sample.inputs), sample.key.index) for sample in samples if sample.inputs is not None]
         return [frames for frames, _ in kept], torch.tensor([index for _, index in kept])
+
+    def describe(self) -> list[str]:
+        """Lines of the summary before a run: splits, sizes, classes, files left out."""
+        return describe_sources({"train": self.train, "probe_train": self.probe_train, "val": self.val})
 
     def assets(self) -> dict[str, str]:
         """Nothing but the configuration need go with an encoder of speech."""

@@ -62,6 +62,9 @@ class PretrainData(Protocol):
     def bad_sample_counter(self) -> BadSampleCounter:
         """Counts and limits what cannot be read."""
 
+    def describe(self) -> list[str]:
+        """Lines of the summary before a run: splits, sizes, classes, files left out."""
+
 
 class TimedLoader:
     """Passes batches on, names what they had to skip, and measures the time spent waiting for them.

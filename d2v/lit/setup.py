@@ -220,7 +220,7 @@ def check_compile(trainer: L.Trainer) -> None:
 def summary(
     model: Any, data: Any, mask: Any, split: BatchSplit, trainer: L.Trainer, threads: int, workers: int, run_dir: Path
 ) -> str:
-    """What is about to run, in a few lines: sizes, batch arithmetic, epochs, masked fraction, CLS weight, machine."""
+    """What is about to run, in a few lines: sizes, data, batch arithmetic, epochs, masks, CLS weight, machine."""
 
     def millions(module: torch.nn.Module) -> str:
         return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f}M"
@@ -237,6 +237,7 @@ def summary(
         f"model     encoder {millions(model.student)}, {model.predictors_are} {millions(model.predictors)} parameters",
         f"data      {size}, {data.tokens_are} {num_tokens} tokens; {mask.num_masks} masks a sample, "
         f"{visible} tokens visible, {1 - visible / num_tokens:.1%} masked",
+        *data.describe(),
         f"batch     {batch:g}{unit} = {split.micro_batch_size:g} x {split.accumulate} accumulated x {split.world_size} "
         f"devices; {trainer.max_steps:,} steps{epochs}",
         *loss,

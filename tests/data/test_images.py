@@ -428,11 +428,11 @@ def test_raw_pixels():
 
 
 def test_the_counter_counts_distinct_names_and_stops_the_run():
-    counter = BadSampleCounter(0.01, num_samples=200)
+    counter = BadSampleCounter(0.01, num_samples=300)
     assert counter.update(["a.png: empty file"]) == ["a.png: empty file"]
     assert counter.update(["a.png: empty file"] * 5) == []
-    assert counter.update(["b.png: truncated"]) == ["b.png: truncated"]
-    with pytest.raises(TooManyBadSamples, match=r"3 of the data set's 200 .*data\.max_bad_fraction=0\.01") as error:
+    assert counter.update(["b.png: truncated", "d.png: x"]) == ["b.png: truncated", "d.png: x"]
+    with pytest.raises(TooManyBadSamples, match=r"4 of the data set's 300 .*data\.max_bad_fraction=0\.01") as error:
         counter.update(["c.png: not an image file"])
     assert "a.png: empty file" in str(error.value)
 
