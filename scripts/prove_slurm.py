@@ -52,7 +52,9 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
-        self.env["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        # Without an empty name, which would mean the current folder.
+        paths = [str(folder), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        self.env["PYTHONPATH"] = os.pathsep.join(paths)
         host, ports = socket.gethostname().split(".")[0], (26817, 26818)
         (folder / "slurm.conf").write_text(
             f"ClusterName=proof\nSlurmctldHost={host}\nSlurmUser=root\nSlurmctldPort={ports[0]}\nSlurmdPort={ports[1]}\n"

@@ -104,6 +104,9 @@ def run(command: str) -> int:
         The exit status.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
+    # Processes that this one starts (of Lightning, of multiprocessing, of submitit) import nothing from the current
+    # folder, where somebody else's yaml.py may lie; what PYTHONPATH names is imported.
+    os.environ["PYTHONSAFEPATH"] = "1"
     name = f"{command}_" if keyword.iskeyword(command) else command  # "import" cannot be a function's name
     module = importlib.import_module(f"d2v.cli.{name}")
     if "launcher=slurm" in sys.argv:

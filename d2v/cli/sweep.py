@@ -113,7 +113,9 @@ def one_run(folder: Path, overrides: list[str]) -> Any:
         if any((folder / "checkpoints").glob("step-*.ckpt")):
             command.append(f"resume={folder}")
         print("\n$ d2v finetune " + " ".join(command), flush=True)
-        process = subprocess.Popen([sys.executable, "-m", "d2v.cli.sweep", *command, f"hydra.run.dir={folder}"])
+        # -P: what lies in the current folder is not imported; PYTHONPATH holds.
+        program = [sys.executable, "-P", "-m", "d2v.cli.sweep"]
+        process = subprocess.Popen([*program, *command, f"hydra.run.dir={folder}"])
         try:
             status = process.wait()
         except KeyboardInterrupt:

@@ -124,7 +124,7 @@ def describe_run(seed: int) -> dict[str, Any]:
     return {
         "d2v": __version__,
         "command": ["d2v", Path(sys.argv[0]).stem, *sys.argv[1:]],
-        "git": _git_revision(Path(__file__).parent),
+        "git": _git_revision(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
         "platform": platform.platform(),
@@ -141,11 +141,22 @@ def write_run_record(path: Path, record: dict[str, Any]) -> None:
     path.write_text(json.dumps([*entries, record], indent=2) + "\n")
 
 
-def _git_revision(folder: Path) -> dict[str, Any] | None:
-    """Revision and whether files differ from it; None outside a git checkout."""
+def _git_revision(checkout: Path) -> dict[str, Any] | None:
+    """Return the revision of a git checkout and whether files differ from it; None if the folder is none itself.
+
+    A repository's configuration can name programs that git runs, so only the one that this code comes from is asked,
+    never one that happens to lie above (an environment inside somebody else's project).
+    """
+    if not (checkout / ".git").exists():
+        return None
+    git = ["git", "-C", str(checkout), "-c", "core.fsmonitor=false", "--no-optional-locks"]
+    questions = (["rev-parse", "HEAD"], ["status", "--porcelain", "--ignore-submodules=all"])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        run = [["git", "-C", str(folder), *args] for args in (["rev-parse", "HEAD"], ["status", "--porcelain"])]
-        revision, status = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in run)
+        revision, status = (
+            subprocess.run([*git, *question], capture_output=True, text=True, check=True, env=environment).stdout
+            for question in questions
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"revision": revision.strip(), "dirty": bool(status.strip())}
