@@ -73,9 +73,6 @@ class TokenBlocks:
         folder: written by :func:`pack`.
         block_size: tokens a block, the one that opens it included.
         bos_id: the token that opens it.
-
-    Raises:
-        ValueError: the text is shorter than one block.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -90,8 +87,11 @@ class TokenBlocks:
         self.bad: tuple[str, ...] = tuple(meta["bad"])
         self._dtype = meta["dtype"]
         self._tokens: np.ndarray | None = None
+
+    def check_not_empty(self) -> None:
+        """Raise ValueError if the text is shorter than one block."""
         if len(self) == 0:
-            raise _no_block(block_size, self.num_tokens)
+            raise _no_block(self.block_size, self.num_tokens)
 
     def __len__(self) -> int:
         return self.num_tokens // (self.block_size - 1)
@@ -101,12 +101,14 @@ class TokenBlocks:
 
     def load(self, index: int) -> np.ndarray:
         """(block_size,) int64."""
+        length = self.block_size - 1
+        return np.concatenate([[self.bos_id], self.tokens(index * length, (index + 1) * length)])
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start,) int64: a stretch of the packed text."""
         if self._tokens is None:
             self._tokens = np.memmap(self.folder / "tokens.bin", dtype=self._dtype, mode="r")
-        length = self.block_size - 1
-        block = np.empty(self.block_size, dtype=np.int64)
-        block[0], block[1:] = self.bos_id, self._tokens[index * length : (index + 1) * length]
-        return block
+        return np.asarray(self._tokens[start:stop], dtype=np.int64)
 
     def label(self, index: int) -> int | None:
         """Blocks have none."""

@@ -24,7 +24,8 @@ from d2v.data.datasets import (
 from d2v.data.sampler import BatchPlan
 from d2v.data.streams import StreamBatches
 from d2v.data.text_blocks import BlockStream, TokenBlocks
-from d2v.data.text_sources import Labelled
+from d2v.data.text_documents import PackedDocuments
+from d2v.data.text_sources import Documents, Labelled
 from d2v.data.tokenizer import Tokenizer
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch
@@ -55,6 +56,23 @@ class EvalView:
         """(T,) int64."""
         (ids,) = self.tokenizer.encode([text])
         return torch.tensor([self.tokenizer.bos_id, *ids[: self.max_tokens - 2].tolist(), self.tokenizer.eos_id])
+
+
+@dataclass(frozen=True)
+class DocumentView:
+    """Tokens between the ones that open and close a text.
+
+    Attributes:
+        bos_id: opens it.
+        eos_id: closes it.
+    """
+
+    bos_id: int
+    eos_id: int
+
+    def __call__(self, ids: np.ndarray) -> Tensor:
+        """(T + 2,) int64."""
+        return torch.from_numpy(np.concatenate([[self.bos_id], ids, [self.eos_id]]))
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,7 @@ class TextData(EqualSamples):
     Attributes:
         train: blocks to pretrain on; a stream has no length; None where there is only text to probe with.
         tokenizer: what made their ids.
+        documents: what ``train`` was packed from, or None.
         probe_train: labelled texts to train probes on, or None.
         val: labelled texts to evaluate probes on, or None.
         block_size: tokens a block, and at most of a text to evaluate.
@@ -107,6 +126,7 @@ class TextData(EqualSamples):
 
     train: TokenBlocks | BlockStream | None
     tokenizer: Tokenizer
+    documents: Documents | None = None
     probe_train: Labelled | None = None
     val: Labelled | None = None
     block_size: int = 512
@@ -150,9 +170,11 @@ class TextData(EqualSamples):
         return PretrainSamples(self._blocks(), _block_view, seed)
 
     def pretrain_collate(self, mask: MaskGenerator, seed: int) -> PretrainCollate:
-        """Blocks to a batch with masks. Raises ValueError if no such masks exist."""
+        """Blocks to a batch with masks. Raises ValueError if no such masks exist, or there is no block."""
         if self.train is None:
             raise ValueError("data.root=null: there is no text to pretrain on; give a file or a folder")
+        if not self.streaming:
+            self._blocks()
         return super().pretrain_collate(mask, seed)
 
     def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
@@ -166,13 +188,14 @@ class TextData(EqualSamples):
         """Texts for a ``DataLoader`` with ``eval_collate``.
 
         Args:
-            split: "train" (``probe_train``, or all blocks of the training text where there is none) or "val".
+            split: "train" (``probe_train``, or all documents of the training text where there is none) or "val".
+                Texts longer than ``block_size`` are cut to it.
 
         Raises:
             ValueError: there is no such split.
         """
-        if split == "train" and self.probe_train is None and isinstance(self.train, TokenBlocks):
-            return EvalSamples(self.train, torch.from_numpy)
+        if split == "train" and self.probe_train is None and self.train is not None:
+            return EvalSamples(self._documents(), DocumentView(self.tokenizer.bos_id, self.tokenizer.eos_id))
         return EvalSamples(self._labelled(split), EvalView(self.tokenizer, self.block_size))
 
     @property
@@ -200,7 +223,24 @@ class TextData(EqualSamples):
                 "streaming=true: use pretrain_stream" if self.streaming else "root=null: there is no text to train on"
             )
             raise ValueError(f"data.{what}")
+        self.train.check_not_empty()
         return self.train
+
+    def _documents(self) -> PackedDocuments:
+        """The training text by document."""
+        if not isinstance(self.train, TokenBlocks):
+            raise ValueError("data.streaming=true: a stream is read in blocks; set data.streaming=false for documents")
+        if self.documents is None:
+            raise ValueError("split='train': this data does not know its documents; set data.probe_train to a table")
+        documents = PackedDocuments(self.train, self.documents, self.tokenizer.eos_id, self.block_size)
+        if documents.num_cut:
+            log.warning(
+                "cut %d of %d documents to data.block_size=%d tokens",
+                documents.num_cut,
+                len(documents),
+                self.block_size,
+            )
+        return documents
 
     def _labelled(self, split: str) -> Labelled:
         source: Any = {"train": self.probe_train, "val": self.val}.get(split)

@@ -37,6 +37,7 @@ def samples_text(
     return TextData(
         train=_blocks(glosses, chosen, block_size, cache),
         tokenizer=chosen,
+        documents=glosses,
         probe_train=glosses.labelled("train"),
         val=glosses.labelled("val"),
         block_size=block_size,
@@ -168,6 +169,7 @@ def _text_data(
     return TextData(
         train=train,
         tokenizer=tokenizer,
+        documents=documents,
         probe_train=probe_train,
         val=probe_val,
         block_size=block_size,

@@ -189,7 +189,7 @@ def test_the_last_partial_block_is_dropped(tmp_path):
     folder = pack(Texts(texts), bpe(), tmp_path)
     assert [len(TokenBlocks(folder, size, 0)) for size in (total, total + 1)] == [1, 1]
     with pytest.raises(ValueError, match=rf"data\.block_size={total + 2}: .* has {total} .* at most {total + 1}$"):
-        TokenBlocks(folder, total + 2, 0)
+        TokenBlocks(folder, total + 2, 0).check_not_empty()
     stream = BlockStream(Texts(texts), bpe(), total + 2)
     with pytest.raises(ValueError, match=rf"data\.block_size={total + 2}: .* has {total} .* at most {total + 1}$"):
         next(iter(stream))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import inspect
@@ -247,7 +248,7 @@ def test_the_share_of_bad_documents_in_a_stream_is_of_documents(tmp_path, worker
 def test_text_without_a_block_is_refused_before_training(tmp_path, streaming, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        files(str(tmp_path / "a.txt"), streaming=streaming, max_bad_fraction=1.0)
+        _ = files(str(tmp_path / "a.txt"), streaming=streaming, max_bad_fraction=1.0).size
 
 
 class Rows:
@@ -331,7 +332,7 @@ def test_a_document_may_be_a_file(root):
 )
 def test_value_errors_name_the_key(root, change, message):
     with pytest.raises(ValueError, match=message):
-        files(root, **change)
+        _ = files(root, **change).size
 
 
 def test_path_errors(root):
@@ -618,13 +619,52 @@ def test_hf_text_trains_a_tokenizer(hugging_face):
     assert data.tokenizer.fingerprint == expected.fingerprint
 
 
-def test_text_without_labels_is_extracted_block_by_block(root):
+def test_text_without_labels_is_extracted_by_document(tmp_path, caplog):
+    """Of any length: cut to what the encoder reads, and named by file and line."""
+    texts = ["no", "", "the cat sat", LONG.strip(), "a"]
+    (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
+    data = files(str(tmp_path))
+    batches = list(eval_loader(data, "train", batch_size=2))
+    rows = {
+        i: row[~padding].tolist()
+        for batch in batches
+        for i, row, padding in zip(
+            batch.sample_ids.tolist(),
+            batch.inputs,
+            torch.zeros_like(batch.inputs).bool() if batch.padding_mask is None else batch.padding_mask,
+            strict=True,
+        )
+    }
+    bos, eos = data.tokenizer.bos_id, data.tokenizer.eos_id
+    full = [[bos, *data.tokenizer.encode([text])[0].tolist()[:14], eos] for text in texts if text]
+    assert [rows[i] for i in range(4)] == full
+    assert len(full[2]) == 16
+    source = data.eval_dataset("train").source
+    assert [source.name(i) for i in range(4)] == [f"{tmp_path / 'a.txt'}:{line}" for line in (1, 3, 4, 5)]
+    assert "cut 1 of 4 documents to data.block_size=16 tokens" in caplog.messages
+    assert batches[0].labels is None
+
+
+def test_fewer_texts_than_a_block_holds_are_extracted_but_not_trained_on(tmp_path):
+    (tmp_path / "a.txt").write_text("a cat\n")
+    data = files(str(tmp_path), block_size=64)
+    assert len(data.eval_dataset("train")) == 1
+    for use in (lambda: data.size, lambda: data.pretrain_dataset(0), lambda: data.pretrain_collate(MASK, 0)):
+        with pytest.raises(ValueError, match=r"data\.block_size=64: the whole text has 3 tokens; choose at most 4"):
+            use()
+
+
+def test_a_stream_has_no_documents_to_extract(root):
+    with pytest.raises(ValueError, match=r"data\.streaming=true: .*set data\.streaming=false"):
+        files(root, streaming=True).eval_dataset("train")
+
+
+def test_packed_text_of_other_documents_is_refused(root, tmp_path):
     data = files(root)
-    dataset = data.eval_dataset("train")
-    assert len(dataset) == len(data.train)
-    batch = next(iter(DataLoader(dataset, batch_size=4, collate_fn=data.eval_collate)))
-    assert batch.inputs.tolist() == [data.train.load(i).tolist() for i in range(4)]
-    assert (batch.labels, dataset.source.name(2)) == (None, "block[2]")
+    (tmp_path / "b.txt").write_text("a cat\n")
+    other = dataclasses.replace(data, documents=TextFiles(str(tmp_path / "b.txt")))
+    with pytest.raises(ValueError, match=r"holds 300 documents, but there are 1 with a text; remove the folder"):
+        other.eval_dataset("train")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
