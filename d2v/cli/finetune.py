@@ -208,6 +208,8 @@ def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, traine
         assert isinstance(whole, FinetunedModel)
         model = whole
         step = checkpoint.step
+    else:
+        log.warning("there is no best checkpoint: the last step is scored")
     model = model.eval().to(best_device())
     table = write_results(run_dir, model, module.task, data, best_device(), num_workers, step=step, seed=module.seed)
     print(table)

@@ -205,14 +205,19 @@ def list_checkpoints(dirpath: Path) -> list[Path]:
     return sorted(dirpath.glob("step-*.ckpt"), reverse=True)
 
 
+def find_damage(path: Path) -> str | None:
+    """What of a checkpoint's contents does not match its checksums; None if all does."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+        return str(error)
+
+
 def newest_intact_checkpoint(dirpath: Path) -> Path | None:
     """The newest checkpoint whose contents match their checksums; damaged ones are named in the log and passed over."""
     for path in list_checkpoints(dirpath):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
-            damaged = str(error)
+        damaged = find_damage(path)
         if damaged is None:
             return path
         log.warning("%s is damaged (%s): falling back to the one before", path, damaged)

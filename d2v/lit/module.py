@@ -8,9 +8,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from d2v.lit.steps import ends_step, is_logged
 from d2v.lit.strategies import FullyShardedStrategy, shard
@@ -30,6 +32,9 @@ class TrainingModule(L.LightningModule):
         seed: with the step, the source of all randomness on the device (dropout, noise), so that a resumed run draws
             what the uninterrupted one would have.
         config: plain containers that rebuild the model; stored in every checkpoint.
+
+    Attributes:
+        record: plain containers to keep in every checkpoint beside ``config``, by name.
     """
 
     def __init__(
@@ -46,7 +51,9 @@ class TrainingModule(L.LightningModule):
         self.schedule = schedule
         self.seed = seed
         self.config = config or {}
+        self.record: dict[str, Any] = {}
         self.skipped = torch.tensor(False)
+        self._settings: list[dict[str, Any]] = []  # of the optimizer's parameter groups, as configured
         self._compiled: Callable[..., Any] | None = None
         self._step_loss: Tensor | float = 0.0
         self._logged: set[str] = set()
@@ -77,8 +84,24 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW or whatever ``optim`` makes, with its learning rate stepped every optimizer step."""
         optimizer = self.optim((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
+        scheduler = LambdaLR(optimizer, self.schedule)
+        self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Train with the configured learning rate, weight decay, betas and schedule, whatever a checkpoint holds.
+
+        Where they are what they were, nothing changes, to the last bit.
+        """
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(scheduler, LambdaLR)
+        scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings]
+        scheduler.lr_lambdas = [self.schedule] * len(self._settings)
+        for group, settings in zip(optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
+            group["lr"] = settings["initial_lr"] * self.schedule(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """As Lightning's, but loggers get a step's metrics once, at its end, under its own number (the first is 1)."""
@@ -140,7 +163,8 @@ class TrainingModule(L.LightningModule):
         """Add what rebuilds the model: plain containers only, so that loading executes nothing."""
         self._hand_over_metrics()  # first, or a run killed in between would resume after a step it never logged
         accumulate = self.trainer.accumulate_grad_batches
-        checkpoint["d2v"] = {"version": __version__, "config": self.config, "accumulate": accumulate}
+        entry = {"version": __version__, "config": self.config, "accumulate": accumulate}
+        checkpoint["d2v"] = {**self.record, **entry}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Recount the micro-batches that are done: this run may cut a step into more or fewer of them."""

@@ -7,9 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from d2v.interop.doors import load_encoder
 from d2v.interop.native import Checkpoint
+from d2v.lit.callbacks import score
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
 QUICK = [
@@ -104,7 +106,11 @@ def test_its_encoder_can_be_taken_elsewhere(
     assert all(a.equal(b) for a, b in zip(encoder.parameters(), exported.parameters(), strict=True))
 
 
-def test_resuming_is_exact(runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path) -> None:
+def test_resuming_is_exact(
+    runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best checkpoint, of a step before the resume, included."""
+    monkeypatch.setattr(score, "_score", lambda trainer, module: {"top1": 1 / trainer.global_step})
     options = [*IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", "callbacks.checkpoint.every_n_steps=3"]
     options += ["callbacks.checkpoint.keep=-1", "encoder.drop_path_rate=0.2", "callbacks.score.every_n_steps=2"]
     whole = _finetune(runs, tmp_path / "whole", *options)
@@ -116,7 +122,10 @@ def test_resuming_is_exact(runs: ModuleType, images: Path, pretrained: Path, tmp
     )
     assert again.status in (0, None), again.err
     assert runs.differences(runs.load(whole, 6)["state_dict"], runs.load(halves, 6)["state_dict"]) == []
-    assert _results(whole)["sets"] == _results(halves)["sets"]
+    assert _results(whole) == _results(halves)
+    assert _results(halves)["step"] == 2
+    best = [torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for run in (whole, halves)]
+    assert runs.differences(*best) == []
 
 
 def test_from_scratch(runs: ModuleType, images: Path, tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ class CheckpointEvery(Checkpoint):
 
     With ``monitor``, a step whose metric is among the best so far is saved, too, and stays until it no longer is;
     ``best.ckpt`` is a link to the best of all. Which they are is part of every checkpoint. The metric is rank 0's, and
-    all ranks must log it. A callback that logs later than the first logged step says what in its ``metrics``.
+    all ranks must log it. A callback that logs later than the first logged step says what in its ``metrics``. Where a
+    callback has ``writes_best`` (fine-tuning's does), ``best.ckpt`` is that one's, and is left alone here.
 
     Args:
         dirpath: folder of the checkpoints.
@@ -121,7 +122,8 @@ class CheckpointEvery(Checkpoint):
             self._set_aside_later_than(trainer.global_step)
         there = [(value, step) for value, step in self.best if self._path(step).is_file()]
         self.best = trainer.strategy.broadcast(there)
-        if trainer.is_global_zero and not self.best:
+        elsewhere = any(getattr(callback, "writes_best", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not self.best and not elsewhere:
             with suppress(OSError):  # of a disk that is gone; saving says so
                 (self.dirpath / BEST).unlink(missing_ok=True)  # it means one that is gone, or best by something else
         for number in (signal.SIGTERM, signal.SIGINT, *(_REQUEUE if "SLURM_JOB_ID" in os.environ else ())):

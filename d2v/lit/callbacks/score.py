@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
 from d2v.eval.features import eval_mode
-from d2v.interop.native import BEST
+from d2v.interop.native import BEST, Checkpoint, find_damage
 from d2v.lit.checkpoint_io import save
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.lit.steps import ends_step
@@ -26,6 +26,9 @@ class ScoreEvery(L.Callback):
 
     Every process predicts its share of the evaluation set; under FSDP, where none has the whole model, all of it.
 
+    A resumed run goes on comparing with the best of before. Where ``best.ckpt`` is not that one (lost, damaged, or
+    written after the checkpoint that the run goes on from), the log says so, and the comparison starts anew.
+
     Args:
         dirpath: folder of the checkpoint.
         every_n_steps: optimizer steps between two scores; the last step is always scored.
@@ -34,6 +37,8 @@ class ScoreEvery(L.Callback):
     Raises:
         ValueError: a number out of range.
     """
+
+    writes_best: ClassVar[bool] = True  # and no other callback
 
     def __init__(self, dirpath: str | Path, every_n_steps: int, patience: int | None = None) -> None:
         if every_n_steps < 1:
@@ -54,6 +59,30 @@ class ScoreEvery(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it up again."""
         self.best, self.best_step, self.waited = (state_dict[key] for key in ("best", "best_step", "waited"))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget a best that is not there any more; set aside one of a future that the run has left."""
+        problem = self._find_problem(trainer.global_step) if trainer.is_global_zero else None
+        problem = trainer.strategy.broadcast(problem)
+        if problem is not None:
+            log.warning("%s: %s; comparing anew from step %d on", self.path, problem, trainer.global_step)
+            self.best, self.best_step, self.waited = None, 0, 0
+
+    def _find_problem(self, step: int) -> str | None:
+        """Why the best of before cannot be compared with; None if it is there, or if there was none."""
+        if not self.path.is_file():
+            return None if self.best is None else f"the best checkpoint, step {self.best_step}, is lost"
+        damage = find_damage(self.path)
+        if damage is not None:
+            self.path.replace(self.path.with_name(f"{BEST}.damaged"))
+            return f"the best checkpoint is damaged ({damage}): renamed to {BEST}.damaged"
+        there = Checkpoint.load(self.path).step
+        if there <= step and there == self.best_step and self.best is not None:
+            return None
+        self.path.replace(self.path.with_name(f"{BEST}.left"))
+        if there > step:
+            return f"is of step {there}, a future this run has left: renamed to {BEST}.left"
+        return f"is of step {there}, which was not the best when step {step} was saved: renamed to {BEST}.left"
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
