@@ -19,7 +19,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from d2v.cli.main import options
+from d2v.cli.commands import options
 
 
 def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:

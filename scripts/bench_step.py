@@ -51,7 +51,7 @@ from bench_tables import STAGES, describe, plot_sweep, stage_table, summary_tabl
 from d2v.data.datasets import PretrainCollate, Sample
 from d2v.data.sampler import SampleKey
 from d2v.data.speech_batches import ClipCollate
-from d2v.lit.setup import keep_freed_memory
+from d2v.lit.machine import keep_freed_memory
 from d2v.models.masked import MaskedModel
 from d2v.nn.block import checkpoint_activations
 from d2v.nn.frontends.image import ImageFrontend

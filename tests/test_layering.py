@@ -16,17 +16,18 @@ SCRIPTS = {path.stem for path in (REPO / "scripts").glob("*.py")} | {"scripts", 
 LAYERS: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "version": (),
+    "errors": (),
     "types": (),
     "lfs": (),
     "objective": ("types",),
     "nn": ("types", "objective"),
     "models": ("nn", "objective", "types"),
     "interop": ("models", "nn", "objective", "types", "lfs"),
-    "data": ("types", "objective.masking", "lfs"),
+    "data": ("types", "errors", "objective.masking", "lfs"),
     "eval": ("types",),
-    "tasks": ("types", "data.letters", "eval"),
-    "lit": ("types", "objective", "nn", "models", "interop", "data", "eval", "tasks"),
-    "cli": ("types", "objective", "nn", "models", "interop", "data", "eval", "tasks", "lit", "lfs"),
+    "tasks": ("types", "errors", "data.letters", "eval"),
+    "lit": ("types", "errors", "objective", "nn", "models", "interop", "data", "eval", "tasks"),
+    "cli": ("types", "errors", "objective", "nn", "models", "interop", "data", "eval", "tasks", "lit", "lfs"),
 }
 # Framework -> the layers that may import it.
 FRAMEWORKS = {

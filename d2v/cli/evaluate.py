@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -21,11 +20,10 @@ from d2v.cli.scoring import is_finetuned, score_finetuned
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, save_results
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
-from d2v.lit.setup import choose_precision, choose_workers, set_threads
+from d2v.lit.machine import choose_precision, choose_workers, set_threads
 from d2v.nn.encoder import Encoder
 
 
-@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="evaluate")
 def evaluate(cfg: DictConfig) -> None:
     """Print the probes' table and write it, with results.json, to the command's folder."""
     with configuring():

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -23,7 +22,6 @@ from d2v.version import __version__
 FORMATS = ("safetensors", "huggingface", "onnx", "fairseq")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="export")
 def export(cfg: DictConfig) -> None:
     """Write what was trained in the chosen format, with a model card."""
     with configuring():

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 from safetensors.torch import save_file
@@ -18,10 +17,9 @@ from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import Features
 from d2v.eval.features import extract as extract_features
-from d2v.lit.setup import choose_workers, set_threads
+from d2v.lit.machine import choose_workers, set_threads
 
 
-@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="extract")
 def extract(cfg: DictConfig) -> None:
     """Write features, sample ids, names and, where there are any, labels."""
     with configuring():

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -23,7 +22,7 @@ from d2v.cli.slurm import requeue
 from d2v.cli.sweep import sweep
 from d2v.data.finetune import FinetuneData
 from d2v.interop.native import Checkpoint, load_exactly
-from d2v.lit import setup
+from d2v.lit import machine, setup
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.callbacks.score import ScoreEvery
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
@@ -35,7 +34,6 @@ from d2v.tasks.results import write_results
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="finetune")
 def finetune(cfg: DictConfig) -> None:
     """Train and score; whatever a user can have got wrong is checked before the first step."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -69,8 +67,8 @@ def finetune(cfg: DictConfig) -> None:
         if data.train_collate is not None and split.micro_batch_size % 2:
             raise ValueError(f"global_batch_size={cfg.global_batch_size}: mixing takes an even number a device")
         trainer.accumulate_grad_batches = split.accumulate
-        num_workers = setup.choose_workers(cfg.num_workers, trainer.strategy.root_device.type, trainer.num_devices)
-        threads = setup.set_threads(cfg.num_threads, num_workers, trainer.num_devices)
+        num_workers = machine.choose_workers(cfg.num_workers, trainer.strategy.root_device.type, trainer.num_devices)
+        threads = machine.set_threads(cfg.num_threads, num_workers, trainer.num_devices)
         optim, schedule = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule"))
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         portable = {**config, "data": {**config["data"], **dataset.assets()}, "label_names": data.labels}
@@ -83,7 +81,7 @@ def finetune(cfg: DictConfig) -> None:
         module.configure_optimizers()  # only to see that it can be done
     if trainer.is_global_zero:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
-        setup.write_run_record(run_dir / "run.json", setup.describe_run(cfg.seed))
+        setup.write_run_record(run_dir / "run.json", machine.describe_run(cfg.seed))
         for logger in loggers:
             logger.log_hyperparams(config)
         start = "from scratch" if trained is None else f"from {trained.path}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from d2v.cli.cards import model_card
@@ -15,7 +14,6 @@ from d2v.interop.native import save_encoder
 from d2v.version import __version__
 
 
-@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="import")
 def import_(cfg: DictConfig) -> None:
     """Say what was found, and write its encoder as ``d2v export`` does."""
     with configuring():

@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 import textwrap
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import WHOSE, load_trained
-from d2v.lit.setup import choose_precision, describe_run
+from d2v.lit.machine import choose_precision, describe_run
 
 
-@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="info")
 def info(cfg: DictConfig) -> None:
     """Print what one needs to know before asking for help."""
     run = describe_run(seed=0)

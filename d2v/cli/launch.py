@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
-import keyword
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import hydra
 from hydra.errors import HydraException, InstantiationException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from d2v.cli.main import options
+from d2v.cli.commands import module_of, options
+from d2v.cli.hints import explain
 from d2v.cli.run_dir import run_dir
 from d2v.cli.slurm import check_launcher
-from d2v.data.bad_samples import BadSample, TooManyBadSamples
-from d2v.lit.callbacks.checkpoint import UnknownMetric
-from d2v.lit.callbacks.finite import NotFinite
-from d2v.lit.callbacks.health import Collapse
-from d2v.lit.checkpoint_io import NotSaved
-from d2v.lit.data import OtherBatch
-from d2v.tasks.scoring import Diverged
+from d2v.cli.words import check_words, is_multirun, read_text_as_typed
+from d2v.errors import UserError
 
 TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
 
 OmegaConf.register_new_resolver("d2v.run_dir", run_dir, use_cache=True, replace=True)
-
+read_text_as_typed()
 
 _CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENAMETOOLONG, errno.ESTALE, errno.EIO),
 }
-_MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError, MisconfigurationException)
+_MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError)
 
 
 @contextmanager
@@ -78,7 +72,7 @@ def running() -> Iterator[None]:
     """While a command runs, only what it found wrong with the data or the run itself is the user's to mend."""
     try:
         yield
-    except (Collapse, Diverged, NotFinite, NotSaved, OtherBatch, BadSample, TooManyBadSamples, UnknownMetric) as error:
+    except UserError as error:
         fail(str(error), error)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # PyTorch raises it wherever the process happens to be
@@ -97,8 +91,37 @@ def fail(message: str, error: BaseException) -> NoReturn:
     raise SystemExit(f"d2v: error: {message}") from error
 
 
+class Task:
+    """Task function of a command: answers what is missing, and only then imports the command's module.
+
+    Args:
+        command: its name.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.__module__ = module_of(command)  # whence Hydra takes the names of the job and its log
+
+    def __call__(self, cfg: DictConfig) -> None:
+        """Run the command."""
+        missing = [f"{key}=VALUE" for key in missing_keys(OmegaConf.to_container(cfg))]
+        if missing:
+            fail(f"d2v {self.command} needs {' and '.join(missing)}", ValueError(str(missing)))
+        module = importlib.import_module(self.__module__)
+        getattr(module, self.__module__.rpartition(".")[2])(cfg)
+
+
+def missing_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Keys of plain containers whose value is yet to be given."""
+    if node == "???":
+        yield prefix.removesuffix(".")
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from missing_keys(value, f"{prefix}{key}.")
+
+
 def run(command: str) -> int:
-    """Run ``d2v COMMAND`` with ``sys.argv``.
+    """Run ``d2v COMMAND`` with ``sys.argv``; its words are checked before anything heavy is imported.
 
     Returns:
         The exit status.
@@ -107,32 +130,35 @@ def run(command: str) -> int:
     # Processes that this one starts (of Lightning, of multiprocessing, of submitit) import nothing from the current
     # folder, where somebody else's yaml.py may lie; what PYTHONPATH names is imported.
     os.environ["PYTHONSAFEPATH"] = "1"
-    name = f"{command}_" if keyword.iskeyword(command) else command  # "import" cannot be a function's name
-    module = importlib.import_module(f"d2v.cli.{name}")
-    if "launcher=slurm" in sys.argv:
-        try:
-            check_launcher()
-        except (ImportError, OSError) as error:
-            fail(str(error), error)
+    arguments = sys.argv[1:]
     try:
-        getattr(module, name)()
+        check_words(arguments)
+        if "launcher=slurm" in arguments:
+            check_launcher()
+    except (ValueError, ImportError, OSError) as error:
+        fail(str(error), error)
+    read_text_as_typed(is_multirun(arguments))
+    entry = hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name=command)(Task(command))
+    try:
+        entry()
     except HydraException as error:
-        fail(_explain(error, sys.argv[1:]), error)
+        fail(explain(error, arguments, command), error)
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
-        nulls = [argument for argument in sys.argv[1:] if argument.endswith("=null")]
-        fail(f"{' '.join(nulls)}: to leave a group out write '~{nulls[0].partition('=')[0]}'", error)
+        fail(explain(error, arguments, command), error)
     except OSError as error:  # Hydra could not make the run's folder
         if error.errno not in _CANNOT_WRITE:
             raise
         fail(f"{error}: choose a folder that can be written to by output_dir=DIR or hydra.run.dir=DIR", error)
+    finally:
+        read_text_as_typed()
     return 0
 
 
 def _explain_call(error: Exception) -> str:
     """What a call that the configuration asks for did not take, by its key."""
-    if isinstance(error.__cause__, ValueError | OSError | ImportError | BadSample | TooManyBadSamples):
+    if isinstance(error.__cause__, ValueError | OSError | ImportError | UserError):
         return str(error.__cause__)
     message = str(error)
     unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", message)
@@ -152,42 +178,5 @@ def _explain_call(error: Exception) -> str:
 
 
 def _explain(error: Exception, arguments: list[str]) -> str:
-    """Hydra's message, and for an unknown key the nearest known one."""
-    message = str(error)
-    if error.__cause__ is not None:
-        message += f"\n{str(error.__cause__).splitlines()[0]}"
-    option = re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", message)
-    if option:
-        message = f"unknown option {option[1]}={option[2]}: choose from {', '.join(options(option[1]))}"
-    unknown = re.search(r"Could not override '([^']+)'", message)
-    if unknown:
-        known = _known_keys(arguments)
-        leaf = unknown[1].rpartition(".")[2]
-        close = [key for key in known if key.rpartition(".")[2] == leaf]
-        close += [key for key in difflib.get_close_matches(unknown[1], known, n=3, cutoff=0.75) if key not in close]
-        close = close or [key for key in known if key.startswith(f"{unknown[1].rpartition('.')[0]}.")]
-        message = f"unknown key {unknown[1]!r}."
-        message += f" Did you mean {' or '.join(close)}?" if close else " --cfg job lists the known ones."
-    return message
-
-
-def _known_keys(arguments: list[str]) -> list[str]:
-    """Every key of the command's configuration with its groups chosen as the user did."""
-    from hydra import compose, initialize_config_module
-
-    command = Path(sys.argv[0]).stem
-    choices = [a for a in arguments if re.fullmatch(r"[a-z]+=[\w/]+", a)]
-    with initialize_config_module("d2v.conf", version_base="1.3"):
-        try:
-            config = compose(command, overrides=choices)
-        except HydraException:
-            config = compose(command)
-    return [key for key in _leaves(OmegaConf.to_container(config), "") if not key.endswith("_")]
-
-
-def _leaves(node: object, prefix: str) -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            name = f"{prefix}.{key}" if prefix else str(key)
-            yield name
-            yield from _leaves(value, name)
+    """Hint on words that Hydra could not compose, for the command that ``sys.argv`` names."""
+    return explain(error, arguments, Path(sys.argv[0]).stem.rstrip("_"))

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -20,7 +19,7 @@ from d2v.cli.loading import load_trained
 from d2v.cli.slurm import requeue
 from d2v.interop.doors import init_from
 from d2v.interop.native import BEST, Checkpoint, newest_intact_checkpoint
-from d2v.lit import setup
+from d2v.lit import machine, setup
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.data import PretrainDataModule
 from d2v.lit.pretrain import PretrainModule
@@ -29,7 +28,6 @@ from d2v.nn.block import checkpoint_activations
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="pretrain")
 def pretrain(cfg: DictConfig) -> None:
     """Train an encoder; whatever a user can have got wrong is checked before the first step."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -58,8 +56,8 @@ def pretrain(cfg: DictConfig) -> None:
         trainer = setup.make_trainer(cfg.trainer, callbacks, loggers)
         split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
         trainer.accumulate_grad_batches = split.accumulate
-        num_workers = setup.choose_workers(cfg.num_workers, trainer.strategy.root_device.type, trainer.num_devices)
-        threads = setup.set_threads(cfg.num_threads, num_workers, trainer.num_devices)
+        num_workers = machine.choose_workers(cfg.num_workers, trainer.strategy.root_device.type, trainer.num_devices)
+        threads = machine.set_threads(cfg.num_threads, num_workers, trainer.num_devices)
         datamodule = PretrainDataModule(data, mask, split, num_workers, cfg.seed)
         optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
         portable = {**config, "data": {**config["data"], **assets}}
@@ -75,7 +73,7 @@ def pretrain(cfg: DictConfig) -> None:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
         for name, content in assets.items():
             (run_dir / f"{name}.json").write_text(content, encoding="utf-8")
-        setup.write_run_record(run_dir / "run.json", setup.describe_run(cfg.seed))
+        setup.write_run_record(run_dir / "run.json", machine.describe_run(cfg.seed))
         for logger in loggers:
             logger.log_hyperparams(config)
         print(setup.summary(model, data, mask, split, trainer, threads, num_workers, run_dir), flush=True)

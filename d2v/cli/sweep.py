@@ -21,8 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from d2v.cli.checks import check_sweep
+from d2v.cli.commands import options
 from d2v.cli.launch import configuring, run
-from d2v.cli.main import options
 from d2v.lit.callbacks.finite import NotFinite
 from d2v.tasks.scoring import Diverged
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from d2v.cli.launch import configuring, run
@@ -13,7 +12,6 @@ from d2v.data.text_sources import TextFiles, texts_of
 from d2v.data.tokenizer import train_tokenizer
 
 
-@hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name="tokenizer")
 def tokenizer(cfg: DictConfig) -> None:
     """Write a tokenizer.json, and say what it makes of the text."""
     with configuring():

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from d2v.errors import UserError
 
-class BadSample(Exception):
+
+class BadSample(UserError):
     """A sample that cannot be read; the message is the reason, in a few words."""
 
 
 TOO_SHORT = "too short"  # how the reason begins where a sample is sound but not long enough: no fault of the data set
 
 
-class TooManyBadSamples(RuntimeError):
+class TooManyBadSamples(UserError, RuntimeError):
     """So many samples cannot be read that the data set itself must be wrong."""
 
 

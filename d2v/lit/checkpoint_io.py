@@ -12,10 +12,12 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from d2v.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
-class NotSaved(RuntimeError):
+class NotSaved(UserError, RuntimeError):
     """A run's last checkpoint could not be written."""
 
 

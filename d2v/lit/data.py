@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from d2v.data.bad_samples import BadSample, BadSampleCounter, TooManyBadSamples
 from d2v.data.datasets import leave_interrupts_to_the_parent
 from d2v.data.sampler import BatchPlan, BatchSplit, StepPlan
+from d2v.errors import UserError
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch
 
@@ -99,7 +100,7 @@ def _next(batches: Iterator[Batch]) -> Batch | None:
         raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
 
 
-class OtherBatch(RuntimeError):
+class OtherBatch(UserError, RuntimeError):
     """A run is resumed with another global batch."""
 
 

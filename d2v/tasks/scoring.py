@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2v.errors import UserError
 from d2v.tasks.base import Task
 from d2v.types import NO_LETTER, Batch
 
 
-class Diverged(RuntimeError):
+class Diverged(UserError, RuntimeError):
     """A model's outputs are not finite."""
 
 

@@ -14,7 +14,7 @@ import d2v.conf
 import pytest
 
 from d2v import __version__
-from d2v.cli.main import ACTIONS, COMMANDS
+from d2v.cli.commands import COMMANDS
 
 CONF = Path(d2v.conf.__file__).parent
 
@@ -30,7 +30,19 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], [], ["--version"], *([name, "--help"] for name in COMMANDS), ["pretran"]], ids=" ".join
+    "arguments",
+    [
+        ["--help"],
+        [],
+        ["help"],
+        ["--version"],
+        ["help", "pretrain"],
+        ["pretrain", "help"],
+        ["help", "pretran"],
+        *([name, "--help"] for name in COMMANDS),
+        ["pretran"],
+    ],
+    ids=" ".join,
 )
 def test_help_is_fast_and_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     before = os.times()
@@ -49,9 +61,15 @@ def test_general_help_lists_the_commands(runs: ModuleType) -> None:
         result = runs.d2v_command(*arguments)
         assert result.status in (0, None)
         assert set(COMMANDS) == {"pretrain", "finetune", "evaluate", "extract", "export", "import", "tokenizer", "info"}
-        for name, text in COMMANDS.items():
-            assert re.search(rf"^  {name} +{re.escape(text)}", result.out, re.MULTILINE)
+        for name, row in COMMANDS.items():
+            assert re.search(rf"^  {name} +{re.escape(row.about)}", result.out, re.MULTILINE)
     assert runs.d2v_command("--version").out == f"d2v {__version__}\n"
+
+
+def test_help_of_a_command_has_three_spellings(runs: ModuleType) -> None:
+    texts = {runs.d2v_command(*words).out for words in (["help", "export"], ["export", "help"], ["export", "-h"])}
+    assert len(texts) == 1
+    assert texts.pop().startswith("d2v export: ")
 
 
 def test_pretrain_help_lists_experiments_groups_and_examples(runs: ModuleType) -> None:
@@ -78,7 +96,7 @@ def test_every_example_is_a_command_that_composes(
     examples = re.findall(r"^  d2v (\w+) ?(.*)$", runs.d2v_command(command, "--help").out, re.MULTILINE)
     assert command in {name for name, _ in examples}
     for name, words in examples:
-        overrides = [word for word in words.split() if word not in ("-m", "--cfg", "job", *ACTIONS.get(name, ()))]
+        overrides = [word for word in words.split() if word not in ("-m", "--cfg", "job", *COMMANDS[name].actions)]
         overrides = [word.replace("seed=0,1,2", "seed=0") for word in overrides]
         if name == "import" and "=" not in overrides[0]:  # the path comes first
             overrides[0] = f"checkpoint={overrides[0]}"

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf, open_dict
 from torch.overrides import TorchFunctionMode
 
 from d2v.cli.checks import DATA, PRETRAIN, check_ranges
-from d2v.cli.main import COMMANDS, GROUPS, options
+from d2v.cli.commands import COMMANDS, options
 
 CONF = Path(d2v.conf.__file__).parent
 EXPERIMENTS = sorted(path.relative_to(CONF / "experiment").with_suffix("").as_posix()
@@ -360,13 +360,13 @@ def _choice(group: str, option: str) -> list[str]:
 
 PRETRAIN_CHOICES = [
     [], *([f"experiment={name}"] for name in EXPERIMENTS),
-    *(_choice(group, option) for group in GROUPS["pretrain"] for option in options(group)),
+    *(_choice(group, option) for group in COMMANDS["pretrain"].groups for option in options(group)),
 ]  # fmt: skip
 
 FINETUNE = ["task=image_classification", "checkpoint=null", "data.root=DIR"]  # a task that other groups are tried with
 FINETUNE_CHOICES = [
     [f"task={option}", "checkpoint=null"] if group == "task" else [*FINETUNE, f"{group}={option}"]
-    for group in GROUPS["finetune"] if group not in ("model", "data") for option in options(group)
+    for group in COMMANDS["finetune"].groups if group not in ("model", "data") for option in options(group)
 ]  # fmt: skip
 
 AT_RUN_TIME = {  # arguments that do not come from the configuration
@@ -437,7 +437,12 @@ def test_every_key_of_the_command_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("command", "group", "option"),
-    [(command, group, option) for command, groups in GROUPS.items() for group in groups for option in options(group)],
+    [
+        (command, group, option)
+        for command, row in COMMANDS.items()
+        for group in row.groups
+        for option in options(group)
+    ],
 )
 def test_every_option_composes(runs: ModuleType, command: str, group: str, option: str) -> None:
     choice = _choice(group, option) if command == "pretrain" else [f"{group}={option}"]
@@ -448,7 +453,7 @@ def test_every_option_composes(runs: ModuleType, command: str, group: str, optio
 
 def test_every_file_is_an_option_of_a_listed_group() -> None:
     """``d2v COMMAND --help`` hides nothing."""
-    listed = {f"{group}/{option}" for groups in GROUPS.values() for group in groups for option in options(group)}
+    listed = {f"{group}/{option}" for row in COMMANDS.values() for group in row.groups for option in options(group)}
     listed |= {f"experiment/{name}" for name in EXPERIMENTS} | set(COMMANDS)
     parts = {path for path in FILES if path.name.startswith("_")}  # of other files
     assert {path.relative_to(CONF).with_suffix("").as_posix() for path in FILES if path not in parts} == listed

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from d2v.lit import setup
+from d2v.lit import machine, setup
 from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
 
 
@@ -22,58 +22,58 @@ def test_choose_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) 
         for own, other in (("amx_tile", "avx512_bf16"), ("avx512_bf16", "amx_tile")):
             monkeypatch.setattr(torch.cpu, f"_is_{own}_supported", lambda fast=fast: fast)
             monkeypatch.setattr(torch.cpu, f"_is_{other}_supported", lambda: False)
-            assert setup.choose_precision("auto", "cpu") == expected
+            assert machine.choose_precision("auto", "cpu") == expected
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda fast=fast, **_: fast)
-        assert setup.choose_precision("auto", "cuda") == expected
-        assert setup.choose_precision("auto", "mps") == "32-true"
+        assert machine.choose_precision("auto", "cuda") == expected
+        assert machine.choose_precision("auto", "mps") == "32-true"
     for precision in ("32-true", "bf16-mixed"):
-        assert setup.choose_precision(precision, "cpu") == precision
+        assert machine.choose_precision(precision, "cpu") == precision
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "16", "64", "fast"])
 def test_choose_precision_keeps_weights_in_float32(precision: str) -> None:
     with pytest.raises(ValueError, match=rf"trainer\.precision={precision}.*bf16-mixed"):
-        setup.choose_precision(precision, "cpu")
+        machine.choose_precision(precision, "cpu")
 
 
 def test_set_threads_leaves_cores_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(setup, "available_cores", lambda: 4)
+    monkeypatch.setattr(machine, "available_cores", lambda: 4)
     for num_workers, expected in ((0, 4), (1, 3), (3, 1), (9, 1)):
-        assert setup.set_threads("auto", num_workers) == expected
+        assert machine.set_threads("auto", num_workers) == expected
         assert torch.get_num_threads() == expected
-    assert setup.set_threads("auto", num_workers=0, num_processes=2) == 2  # two share the cores
-    assert setup.set_threads(2, num_workers=4) == 2
+    assert machine.set_threads("auto", num_workers=0, num_processes=2) == 2  # two share the cores
+    assert machine.set_threads(2, num_workers=4) == 2
     assert torch.get_num_threads() == 2
 
 
 def test_set_threads_auto_leaves_omp_num_threads_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(setup, "available_cores", lambda: 4)
-    assert setup.set_threads("auto", 0) == torch.get_num_threads() == 1
+    monkeypatch.setattr(machine, "available_cores", lambda: 4)
+    assert machine.set_threads("auto", 0) == torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("value", [0, -1, "many", 1.5])
 def test_set_threads_names_key_value_and_fix(value: object) -> None:
     with pytest.raises(ValueError, match=rf"num_threads={value}.*auto"):
-        setup.set_threads(value, 0)  # type: ignore[arg-type]
+        machine.set_threads(value, 0)  # type: ignore[arg-type]
 
 
 def test_choose_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert setup.choose_workers("auto", "cpu") == 0
-    assert setup.choose_workers(3, "cpu") == 3
+    assert machine.choose_workers("auto", "cpu") == 0
+    assert machine.choose_workers(3, "cpu") == 3
     for cores, devices, expected in ((4, 1, 4), (64, 1, 10), (64, 8, 8), (4, 8, 1)):
-        monkeypatch.setattr(setup, "available_cores", lambda cores=cores: cores)
-        assert setup.choose_workers("auto", "cuda", devices) == expected
+        monkeypatch.setattr(machine, "available_cores", lambda cores=cores: cores)
+        assert machine.choose_workers("auto", "cuda", devices) == expected
     for value in (-1, "many", 1.5):
         with pytest.raises(ValueError, match=rf"num_workers={value}.*auto"):
-            setup.choose_workers(value, "cpu")  # type: ignore[arg-type]
+            machine.choose_workers(value, "cpu")  # type: ignore[arg-type]
 
 
 def test_run_record_grows_by_an_entry_a_start(tmp_path: Path) -> None:
     path = tmp_path / "run" / "run.json"
     for seed in (3, 4):
-        setup.write_run_record(path, setup.describe_run(seed))
+        setup.write_run_record(path, machine.describe_run(seed))
     first, second = json.loads(path.read_text())
     assert (first["seed"], second["seed"]) == (3, 4)
     assert {"d2v", "command", "git", "python", "packages", "platform", "cores", "device"} <= first.keys()
@@ -111,7 +111,7 @@ def test_freed_memory_is_kept() -> None:
     """Of tensors as large as a tiny model's activations, also where the allocator was to give all back at once."""
     grown = """
 import sys, torch
-from d2v.lit.setup import keep_freed_memory
+from d2v.lit.machine import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 torch.set_num_threads(1)
@@ -131,7 +131,7 @@ print((resident() - before) // 1024)
 
 
 def test_cores_that_slurm_gave_to_a_task_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "available_cores", lambda: 8)
+    monkeypatch.setattr(machine, "available_cores", lambda: 8)
     for variables, expected in (
         ({}, 1),
         ({"SLURM_CPUS_PER_TASK": "8", "SLURM_PROCID": "3"}, 8),
@@ -142,9 +142,9 @@ def test_cores_that_slurm_gave_to_a_task_are_not_shared(monkeypatch: pytest.Monk
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        assert setup.cores_of_a_process(8) == expected
-    monkeypatch.setattr(setup, "available_cores", lambda: 2)
-    assert setup.cores_of_a_process(8) == 1
+        assert machine.cores_of_a_process(8) == expected
+    monkeypatch.setattr(machine, "available_cores", lambda: 2)
+    assert machine.cores_of_a_process(8) == 1
 
 
 def test_torchrun_within_a_slurm_job_is_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

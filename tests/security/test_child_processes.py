@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from d2v.cli import sweep
-from d2v.lit import setup
+from d2v.lit import machine
 
 
 class Recorded(Exception):
@@ -91,8 +91,8 @@ def hostile_checkout(tmp_path: Path) -> Path:
 def test_git_is_asked_of_the_code_itself_only(hostile_checkout: Path) -> None:
     inside = hostile_checkout / ".venv" / "d2v"
     inside.mkdir(parents=True)
-    assert setup._git_revision(inside) is None
-    found = setup._git_revision(hostile_checkout)
+    assert machine._git_revision(inside) is None
+    found = machine._git_revision(hostile_checkout)
     assert found is not None
     assert not found["dirty"]
     assert len(found["revision"]) == 40
@@ -103,11 +103,11 @@ def test_git_ignores_the_repository_of_a_hook(
     hostile_checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
-    assert setup._git_revision(hostile_checkout) is not None
+    assert machine._git_revision(hostile_checkout) is not None
 
 
 def test_the_record_of_a_run_names_the_revision_of_this_checkout(repo: Path) -> None:
-    record = setup.describe_run(seed=0)
+    record = machine.describe_run(seed=0)
     if (repo / ".git").exists():
         assert len(record["git"]["revision"]) == 40
     json.dumps(record)

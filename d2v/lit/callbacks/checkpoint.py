@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from d2v.errors import UserError
 from d2v.interop.native import BEST, list_checkpoints
 from d2v.lit.checkpoint_io import NotSaved, point, save
 from d2v.lit.module import TrainingModule
@@ -38,7 +39,7 @@ def _agree(trainer: L.Trainer, mine: tuple[bool, ...]) -> list[bool]:
     return [vote > 0 for vote in trainer.strategy.reduce(votes, reduce_op="sum").tolist()]
 
 
-class UnknownMetric(RuntimeError):
+class UnknownMetric(UserError, RuntimeError):
     """The metric that is to say which checkpoints are best is one that nobody logs."""
 
 

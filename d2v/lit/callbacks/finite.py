@@ -11,13 +11,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from d2v.errors import UserError
 from d2v.lit.module import TrainingModule
 from d2v.lit.steps import ends_step, is_logged
 
 log = logging.getLogger(__name__)
 
 
-class NotFinite(RuntimeError):
+class NotFinite(UserError, RuntimeError):
     """Too many steps in a row had no finite gradient; the message says what to do."""
 
 

@@ -14,11 +14,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from d2v.errors import UserError
 from d2v.eval.health import effective_rank, relative_spread
 from d2v.lit.steps import ends_step, is_logged
 
 
-class Collapse(RuntimeError):
+class Collapse(UserError, RuntimeError):
     """The student gives (almost) the same features to every sample; the message says what to do."""
 
 

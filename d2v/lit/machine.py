@@ -1,0 +1,142 @@
+"""Machine a command runs on: precision, cores, threads, data workers, versions. Imports no Lightning."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d2v.version import __version__
+
+
+def choose_precision(precision: str, accelerator: str, key: str = "trainer.precision") -> str:
+    """``auto`` becomes bf16-mixed where the hardware computes in bfloat16, else 32-true.
+
+    CPUs with AMX or AVX-512's bfloat16 instructions count.
+
+    Args:
+        precision: "auto", "32-true" or "bf16-mixed".
+        accelerator: "cpu", "cuda" or "mps".
+        key: of the configuration, for errors.
+
+    Raises:
+        ValueError: a precision whose weights are not float32: the teacher's average needs them.
+    """
+    allowed = ("auto", "32-true", "bf16-mixed")  # 16-mixed would clip scaled gradients
+    if str(precision) not in allowed:
+        raise ValueError(f"{key}={precision}: choose one of {', '.join(allowed)}")
+    if precision != "auto":
+        return str(precision)
+    if accelerator == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = accelerator == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return "bf16-mixed" if fast else "32-true"
+
+
+def available_cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_of_a_process(num_processes: int) -> int:
+    """Cores for one of so many processes on this machine: a share of all, or those that Slurm gave to it alone."""
+    cores = available_cores()
+    bound = cores <= int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) and "SLURM_PROCID" in os.environ
+    return cores if bound else max(1, cores // num_processes)
+
+
+def choose_workers(num_workers: int | str, device_type: str, num_processes: int = 1) -> int:
+    """Data workers of a process; ``auto``: none where a CPU computes (it needs the cores), else one a core, at most 10.
+
+    Args:
+        num_workers: a number, or "auto".
+        device_type: what computes: "cpu", "cuda" or "mps".
+        num_processes: on this machine, which share its cores.
+    """
+    if num_workers == "auto":
+        return 0 if device_type == "cpu" else min(10, cores_of_a_process(num_processes))
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise ValueError(f"num_workers={num_workers}: give a number from 0 on, or auto")
+    return num_workers
+
+
+def set_threads(num_threads: int | str, num_workers: int, num_processes: int = 1) -> int:
+    """Compute threads: ``auto`` leaves a core to each data worker. One thread too many makes a step far slower.
+
+    Args:
+        num_threads: of this process, or "auto".
+        num_workers: of this process.
+        num_processes: on this machine, which share its cores.
+
+    Returns:
+        Threads in use; OMP_NUM_THREADS, where set, has the last word over ``auto``.
+    """
+    if num_threads == "auto":
+        if "OMP_NUM_THREADS" in os.environ:
+            return torch.get_num_threads()
+        num_threads = max(1, cores_of_a_process(num_processes) - num_workers)
+    if not isinstance(num_threads, int) or num_threads < 1:
+        raise ValueError(f"num_threads={num_threads}: give a number from 1 on, or auto")
+    torch.set_num_threads(num_threads)
+    return num_threads
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep what is freed for the next step instead of handing it back to the system, page by page.
+
+    On a CPU a tiny model's step takes a sixth less time (docs/performance.md); up to 2 GB may stay with the process.
+
+    Returns:
+        Whether this system's allocator could be told.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # malloc.h
+    options = {mmap_threshold: 32 << 20, trim_threshold: 2**31 - 1, top_pad: 64 << 20}  # bytes
+    return sum(mallopt(option, value) for option, value in options.items()) == len(options)
+
+
+def describe_run(seed: int) -> dict[str, Any]:
+    """What one needs to repeat a run: command, code revision, versions, machine, seed."""
+    packages = ("torch", "torchvision", "timm", "lightning", "hydra-core", "omegaconf", "numpy")
+    return {
+        "d2v": __version__,
+        "command": ["d2v", Path(sys.argv[0]).stem, *sys.argv[1:]],
+        "git": _git_revision(Path(__file__).parents[2]),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "cores": available_cores(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "seed": seed,
+    }
+
+
+def _git_revision(checkout: Path) -> dict[str, Any] | None:
+    """Return the revision of a git checkout and whether files differ from it; None if the folder is none itself.
+
+    A repository's configuration can name programs that git runs, so only the one that this code comes from is asked,
+    never one that happens to lie above (an environment inside somebody else's project).
+    """
+    if not (checkout / ".git").exists():
+        return None
+    git = ["git", "-C", str(checkout), "-c", "core.fsmonitor=false", "--no-optional-locks"]
+    questions = (["rev-parse", "HEAD"], ["status", "--porcelain", "--ignore-submodules=all"])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        revision, status = (
+            subprocess.run([*git, *question], capture_output=True, text=True, check=True, env=environment).stdout
+            for question in questions
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"revision": revision.strip(), "dirty": bool(status.strip())}
