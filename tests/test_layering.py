@@ -22,12 +22,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "objective": ("types",),
     "nn": ("types", "objective"),
     "models": ("nn", "objective", "types"),
+    "runs": (),
     "interop": ("models", "nn", "objective", "types", "lfs"),
     "data": ("types", "errors", "objective.masking", "lfs"),
     "eval": ("types",),
     "tasks": ("types", "errors", "data.letters", "eval"),
-    "lit": ("types", "errors", "objective", "nn", "models", "interop", "data", "eval", "tasks"),
-    "cli": ("types", "errors", "objective", "nn", "models", "interop", "data", "eval", "tasks", "lit", "lfs"),
+    "lit": ("types", "errors", "objective", "nn", "models", "interop", "runs", "data", "eval", "tasks"),
+    "cli": ("types", "errors", "objective", "nn", "models", "interop", "runs", "data", "eval", "tasks", "lit", "lfs"),
 }
 # Framework -> the layers that may import it.
 FRAMEWORKS = {

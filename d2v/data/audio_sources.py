@@ -25,6 +25,7 @@ import torch
 
 from d2v.data.bad_samples import BadSample
 from d2v.data.files import files_below
+from d2v.data.fingerprint import file_mark
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph")
 
@@ -339,6 +340,10 @@ class AudioClips:
     def name(self, index: int) -> str:
         """The clip's path relative to the root."""
         return os.fsdecode(self._paths[index])
+
+    def mark(self, index: int) -> bytes:
+        """Size and first bytes of the file."""
+        return file_mark(self._read(self.name(index)))
 
 
 def _search(clips: Sequence[Clip], pattern: str, key: str) -> list[str]:

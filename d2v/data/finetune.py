@@ -77,6 +77,11 @@ class Part:
         """What the sample is called."""
         return self.source.name(self.ids[index])
 
+    def mark(self, index: int) -> bytes:
+        """As the source's (see :mod:`d2v.data.fingerprint`)."""
+        mark = getattr(self.source, "mark", None)
+        return b"" if mark is None else bytes(mark(self.ids[index]))
+
 
 def part(source: Source, fraction: float, seed: int, stratify: bool = True) -> Source:
     """A random part of a source, for runs with few labels: the same for a seed, and a larger one holds a smaller one.

@@ -121,6 +121,10 @@ class Sentences:
         """The sample's number in its file: what submissions count by."""
         return str(index)
 
+    def mark(self, index: int) -> bytes:
+        """The sentences."""
+        return "\n".join(self.texts[index]).encode("utf-8", "surrogatepass")
+
 
 @dataclass(frozen=True)
 class PairView:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from d2v.data.bad_samples import BadSample
+from d2v.data.fingerprint import file_mark
 from d2v.data.hf import features_of, load_hf
 from d2v.data.image_sources import decode_image
 
@@ -64,6 +65,10 @@ class HFImages:
     def name(self, index: int) -> str:
         """The row's number."""
         return f"{self._name}[{index}]"
+
+    def mark(self, index: int) -> bytes:
+        """Size and first bytes of the image's file."""
+        return file_mark(_content(self._records[index][self._image_column]))
 
 
 class HFImageStream:
@@ -153,6 +158,12 @@ def _undecoded(data: Any, image_column: str) -> Any:
 
 
 def _decode_record(record: dict[str, Any] | None) -> Image.Image:
+    return decode_image(_content(record))
+
+
+def _content(record: dict[str, Any] | None) -> str | bytes:
+    """An image's file, or where it lies. Raises BadSample."""
     if record is None or (record["bytes"] is None and not record["path"]):
         raise BadSample("no image in this row")
-    return decode_image(record["path"] if record["bytes"] is None else record["bytes"])
+    content: str | bytes = record["path"] if record["bytes"] is None else record["bytes"]
+    return content

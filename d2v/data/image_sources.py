@@ -20,6 +20,7 @@ from PIL import Image
 
 from d2v.data.bad_samples import BadSample
 from d2v.data.files import files_below
+from d2v.data.fingerprint import file_mark
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 
@@ -195,6 +196,10 @@ class ImageFolder:
     def name(self, index: int) -> str:
         """The file's path relative to the root."""
         return os.fsdecode(self._paths[index])
+
+    def mark(self, index: int) -> bytes:
+        """Size and first bytes of the file."""
+        return file_mark(self._root / self.name(index))
 
 
 def require_directory(root: str | os.PathLike[str], key: str) -> Path:

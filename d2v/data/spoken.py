@@ -125,6 +125,10 @@ class SpokenClips:
         """The clip's path."""
         return self.clips.name(self.ids[index])
 
+    def mark(self, index: int) -> bytes:
+        """Size and first bytes of the file."""
+        return self.clips.mark(self.ids[index])
+
 
 def choose_hours(clips: SpokenClips, hours: float, sample_rate: int, seed: int) -> Part:
     """Clips that last so long together, the speakers taking turns: a few labels from as many voices as possible.

@@ -118,6 +118,10 @@ class TokenBlocks:
         """The block's number."""
         return f"block[{index}]"
 
+    def mark(self, index: int) -> bytes:
+        """The tokens."""
+        return self.load(index).tobytes()
+
 
 def _no_block(block_size: int, num_tokens: int) -> ValueError:
     fix = f"choose at most {num_tokens + 1}" if num_tokens > 2 else "give more text"

@@ -1,0 +1,133 @@
+"""A fingerprint of data: what tells a resumed run that the samples are still those that it was trained on.
+
+It is made of what the samples are called, their labels and lengths, and the content of some, evenly spaced; never of
+where they lie, so that a folder may move. A source says what of a sample's content counts by an optional method
+``mark(index) -> bytes``. Streams have no fingerprint: nobody knows what they hold before reading it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d2v.data.bad_samples import BadSample
+
+_MARKS = 1000  # samples that are looked into
+_HEAD = 4096  # bytes of a file
+
+
+def fingerprint(data: Any) -> dict[str, Any]:
+    """What identifies data to train on, as plain containers that go into checkpoints.
+
+    Args:
+        data: a data set of any modality to pretrain on, or :class:`d2v.data.finetune.FinetuneData`; it may have its own
+            ``fingerprint()``.
+
+    Returns:
+        "sets": of every set, by name, the number of "samples" and their "digest"; "classes": names or what else labels
+        mean, or None; "tokenizer": of text, its digest. Sets that are streamed are left out.
+    """
+    own = getattr(data, "fingerprint", None)
+    if own is not None:
+        found: dict[str, Any] = own()
+        return found
+    evals = getattr(data, "evals", None)
+    sets = {"train": data.train} | ({} if evals is None else {"val": evals["val"]})
+    classes = data.class_names if evals is None else data.labels
+    tokenizer = getattr(data, "tokenizer", None)
+    return {
+        "sets": {name: _of_source(source) for name, source in sets.items() if hasattr(source, "__len__")},
+        "classes": list(classes) if isinstance(classes, tuple | list) else classes,
+        "tokenizer": None if tokenizer is None else tokenizer_digest(tokenizer),
+    }
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """What tells a tokenizer from another, however it was stored."""
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16]
+
+
+def file_mark(file: str | os.PathLike[str] | bytes) -> bytes:
+    """A file's size and first bytes.
+
+    Args:
+        file: a path, or the content.
+    """
+    if isinstance(file, bytes):
+        return len(file).to_bytes(8, "big") + file[:_HEAD]
+    try:
+        with Path(file).open("rb") as opened:
+            return os.fstat(opened.fileno()).st_size.to_bytes(8, "big") + opened.read(_HEAD)
+    except OSError:
+        return b"unreadable"
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], bool]:
+    """How data differ from those of before.
+
+    Returns:
+        One phrase a difference, and whether it is of the samples alone: classes and tokenizer are the same.
+    """
+    found = []
+    for name, there in before.get("sets", {}).items():
+        here = now["sets"].get(name)
+        what = "the data" if name == "train" else f"the {name} set"
+        if here is None:
+            found.append(f"{what} had {there['samples']:,} samples, and are streamed now")
+        elif here["samples"] != there["samples"]:
+            found.append(f"{what} had {there['samples']:,} samples, now {here['samples']:,}")
+        elif here["digest"] != there["digest"]:
+            found.append(f"{what} have {here['samples']:,} samples as before, but others (names, labels or content)")
+    found += [f"the {name} set is new" for name in now["sets"] if name not in before.get("sets", {})]
+    alone = True
+    if before.get("classes") != now["classes"]:
+        alone = False
+        found.append(f"the classes were {_listed(before.get('classes'))}, now {_listed(now['classes'])}")
+    if before.get("tokenizer") != now["tokenizer"]:
+        alone = False
+        found.append("the tokenizer is another one, in which the token embeddings mean nothing")
+    return found, alone
+
+
+def _of_source(source: Any) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for part in _parts(source):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return {"samples": len(source), "digest": digest.hexdigest()[:16]}
+
+
+def _parts(source: Any) -> Iterator[bytes]:
+    count = len(source)
+    yield count.to_bytes(8, "big")
+    if count == 0:
+        return
+    if not source.name(0).endswith("]"):  # a number in brackets says nothing that the count does not
+        for i in range(count):
+            yield os.fsencode(source.name(i))
+    if source.label(0) is not None:
+        for i in range(count):
+            yield repr(source.label(i)).encode()
+    lengths = getattr(source, "lengths", None)
+    if lengths is not None:
+        yield np.asarray(lengths, dtype=np.int64).tobytes()
+    mark = getattr(source, "mark", None)
+    if mark is None:
+        return
+    marked = min(count, _MARKS)
+    for i in range(marked):
+        try:
+            yield mark(i * count // marked)
+        except BadSample as error:
+            yield str(error).encode()
+
+
+def _listed(classes: Any) -> str:
+    if not isinstance(classes, list):
+        return str(classes)
+    shown = ", ".join(map(str, classes[:10]))
+    return f"{shown}, ... ({len(classes)})" if len(classes) > 10 else shown
