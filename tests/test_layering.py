@@ -12,23 +12,40 @@ REPO = Path(__file__).parent.parent
 FILES = sorted((REPO / "d2v").rglob("*.py"))
 SCRIPTS = {path.stem for path in (REPO / "scripts").glob("*.py")} | {"scripts", "tests", "conf"}
 
+READING = ("bounds", "patterns")  # of what others wrote
 # Layer -> the parts of d2v it may import, by prefix; every layer may import itself and d2v.version.
 LAYERS: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "version": (),
     "errors": (),
     "types": (),
+    "bounds": (),
+    "patterns": (),
     "lfs": (),
     "objective": ("types",),
     "nn": ("types", "objective"),
     "models": ("nn", "objective", "types"),
-    "runs": (),
-    "interop": ("models", "nn", "objective", "types", "lfs"),
-    "data": ("types", "errors", "objective.masking", "lfs"),
+    "runs": READING,
+    "interop": ("models", "nn", "objective", "types", "lfs", *READING),
+    "data": ("types", "errors", "objective.masking", "lfs", *READING),
     "eval": ("types",),
     "tasks": ("types", "errors", "data.letters", "eval"),
-    "lit": ("types", "errors", "objective", "nn", "models", "interop", "runs", "data", "eval", "tasks"),
-    "cli": ("types", "errors", "objective", "nn", "models", "interop", "runs", "data", "eval", "tasks", "lit", "lfs"),
+    "lit": ("types", "errors", "objective", "nn", "models", "interop", "runs", "data", "eval", "tasks", *READING),
+    "cli": (
+        "types",
+        "errors",
+        "objective",
+        "nn",
+        "models",
+        "interop",
+        "runs",
+        "data",
+        "eval",
+        "tasks",
+        "lit",
+        "lfs",
+        *READING,
+    ),
 }
 # Framework -> the layers that may import it.
 FRAMEWORKS = {

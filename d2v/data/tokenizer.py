@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from d2v.bounds import parse_json, read_text
+from d2v.data.tokenizer_files import MAX_IDS, own_ids, parse_tokenizer
+
 log = logging.getLogger(__name__)
 
 # In the order of the released models' dictionaries: <s> 0, <pad> 1, </s> 2, <unk> 3.
@@ -165,7 +168,10 @@ def _own_roles(backend: Any) -> dict[str, int]:
 
 
 def _rebuild(backend: str, ids: np.ndarray, vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer(_library().Tokenizer.from_str(backend), ids=ids)
+    library = _library().Tokenizer.from_str(backend)
+    library.no_truncation()
+    library.no_padding()
+    tokenizer = Tokenizer(library, ids=ids)
     tokenizer.vocab_size = vocab_size
     tokenizer.mask_id = vocab_size - 1
     return tokenizer
@@ -204,9 +210,9 @@ def load_tokenizer(path: str | Path, key: str = "data.tokenizer") -> Tokenizer:
 
 def _read(path: Path, key: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{key}={path}: not a text file ({error.reason} at byte {error.start})") from error
+        return read_text(path)
+    except ValueError as error:
+        raise ValueError(f"{key}={path}: {error}") from error
 
 
 def _named_tokens(path: Path, key: str) -> dict[str, str]:
@@ -214,7 +220,7 @@ def _named_tokens(path: Path, key: str) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(_read(path, key))
+        content = parse_json(_read(path, key))
         tokens = {name: content.get(name) for names in _CONFIG_KEYS.values() for name in names}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{key}={path}: damaged ({error}); repair it, or remove it if it is not needed") from error
@@ -225,14 +231,14 @@ def _named_tokens(path: Path, key: str) -> dict[str, str]:
 def _from_json(text: str, key: str, config: Mapping[str, str] | None = None) -> Tokenizer:
     library = _library()
     try:
-        content = json.loads(text)
+        content = parse_tokenizer(text)
         if "ids" in content and "tokenizer" in content:
-            return _rebuild(
-                json.dumps(content["tokenizer"]), np.asarray(content["ids"], np.int32), content["vocab_size"]
-            )
+            return _rebuild(json.dumps(content["tokenizer"]), *own_ids(content))
         backend = library.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exceptions
-        raise ValueError(f"{key}: not a tokenizer.json ({error})") from error
+    except BaseException as error:  # the library raises bare Exceptions, and panics that are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{key}: not a tokenizer.json that can be used ({error})") from error
     backend.no_truncation()
     return Tokenizer(backend, key, config=config)
 
@@ -244,10 +250,14 @@ def _load_released(folder: Path, key: str) -> Tokenizer:
         raise FileNotFoundError(f"{key}={folder}: has dict.txt but no {' and no '.join(missing)}; put it beside it")
     library = _library()
     try:
-        vocab = json.loads(_read(folder / "encoder.json", key))
+        vocab = parse_json(_read(folder / "encoder.json", key))
     except ValueError as error:
         raise ValueError(f"{key}={folder}: encoder.json is damaged ({error})") from error
-    if not isinstance(vocab, dict) or not vocab or not all(isinstance(i, int) and i >= 0 for i in vocab.values()):
+    if (
+        not isinstance(vocab, dict)
+        or not vocab
+        or not all(isinstance(i, int) and 0 <= i < MAX_IDS for i in vocab.values())
+    ):
         raise ValueError(f"{key}={folder}: encoder.json is no object of tokens and their ids; take the released one")
     merges = [
         tuple(line.split())

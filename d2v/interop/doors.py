@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from d2v.bounds import read_json
 from d2v.interop.fairseq_files import FairseqCheckpoint, is_fairseq
 from d2v.interop.huggingface_import import load_huggingface
 from d2v.interop.imported import Imported
@@ -170,7 +170,7 @@ def _say_differences(encoder: Encoder, other: Encoder, path: str | Path) -> None
 
 def _model_type(path: Path) -> str:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("model_type"))
+        return str(read_json(path).get("model_type"))
     except (ValueError, AttributeError) as error:
         raise ValueError(f"checkpoint={path}: not the configuration of a model ({error})") from error
 

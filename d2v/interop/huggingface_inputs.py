@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from d2v import bounds
 from d2v.interop.imported import Node
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = bounds.read_json(path)
     except ValueError as error:
         raise ValueError(f"{path}: not readable ({error})") from error
     if not isinstance(content, dict):
@@ -213,7 +214,7 @@ def write_tokenizer(folder: Path, data: Mapping[str, Any], max_positions: int) -
     if not text.lstrip().startswith("{"):
         log.warning("data.tokenizer is no tokenizer's content: none is written to %s", folder)
         return {}
-    content = json.loads(text)
+    content = bounds.parse_json(text)
     if "ids" in content and "tokenizer" in content:
         content = _renumbered(content["tokenizer"], content["ids"], content["vocab_size"])
     added: list[dict[str, Any]] = content.setdefault("added_tokens", [])

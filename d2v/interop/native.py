@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 import pickle
-import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from d2v.bounds import parse_json, read_text, read_yaml
+from d2v.interop.pickles import Unusual, check_content, check_pickle
 from d2v.models.heads import FinetunedModel
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
@@ -136,26 +136,32 @@ def read_safely(path: Path) -> Any:
     Raises:
         ValueError: it is damaged, or loading it would execute code.
     """
+    try:
+        check_pickle(path)
+        content = _load(path)
+        check_content(content, path.stat().st_size)
+    except Unusual as error:
+        raise ValueError(
+            f"checkpoint={path}: refused, because it holds more than tensors and plain values ({error}): loading it "
+            "could execute code or fill the memory"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint={path}: not a readable checkpoint of tensors and plain values alone: refused"
+        ) from error
+    except Exception as error:  # torch raises many kinds for damaged or foreign files
+        raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
+    return content
+
+
+def _load(path: Path) -> Any:
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError as error:
-                if "mmap" not in str(error):
-                    raise
-                return torch.load(path, map_location="cpu", weights_only=True)  # files from before PyTorch 1.6
-        except pickle.UnpicklingError as error:
-            what = re.search(r"GLOBAL ([\w.]+)", str(error))
-            if what is None:
-                raise ValueError(
-                    f"checkpoint={path}: not a readable checkpoint of tensors and plain values alone: refused"
-                ) from error
-            raise ValueError(
-                f"checkpoint={path}: refused, because it holds more than tensors and plain values ({what[1]}): "
-                "loading it could execute code"
-            ) from error
-        except Exception as error:  # torch raises many kinds for damaged or foreign files
-            raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # files from before PyTorch 1.6
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -279,18 +285,26 @@ def load_export_config(folder: Path) -> dict[str, Any]:
         ValueError: it does not say how to build the encoder.
     """
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_yaml(folder / CONFIG)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"checkpoint={folder}: {CONFIG}, which says how to build the encoder, is missing"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"checkpoint={folder}: {CONFIG} is not readable ({error})") from error
     if not isinstance(config, dict) or "encoder" not in config:
         raise ValueError(f"{folder / CONFIG}: has no 'encoder' to build")
-    for key, value in (config.get("data") or {}).items():
-        if value == f"{key}.json" and key.isidentifier() and (folder / value).is_file():
-            config["data"][key] = (folder / value).read_text(encoding="utf-8")
+    config["data"] = config.get("data") or {}
+    if not isinstance(config["data"], dict):
+        raise ValueError(f"{folder / CONFIG}: its 'data' are no mapping")
+    for key, value in config["data"].items():
+        if isinstance(key, str) and key.isidentifier() and value == f"{key}.json" and (folder / value).is_file():
+            try:
+                text = read_text(folder / value)
+                parse_json(text)
+            except ValueError as error:
+                raise ValueError(f"checkpoint={folder}: {value} is not readable ({error})") from error
+            config["data"][key] = text
     return config
 
 

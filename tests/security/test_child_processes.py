@@ -42,9 +42,10 @@ def test_a_sweep_imports_nothing_from_the_current_folder(hostile_folder: Path, m
         commands.append(command)
         raise Recorded
 
-    with monkeypatch.context() as patch, pytest.raises(Recorded):
+    with monkeypatch.context() as patch:
         patch.setattr(sweep.subprocess, "Popen", record)
-        sweep.one_run(hostile_folder / "run", ["task=image_classification"])
+        with pytest.raises(Recorded):
+            sweep.one_run(hostile_folder / "run", ["task=image_classification"])
     (command,) = commands
     _imports_yaml(command[: command.index("-m")], dict(os.environ))
     assert not (hostile_folder.parent / "EXECUTED").exists()

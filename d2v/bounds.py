@@ -1,0 +1,161 @@
+"""Reading text, JSON and YAML that others wrote, bounded in size, depth and number of values.
+
+A small file can describe a structure that fills the memory (aliases in YAML, lists in lists), end the interpreter
+(nesting deeper than its stack) or keep it busy for ever (patterns that backtrack). Files that d2v and its peers write
+stay far below these bounds: the largest published tokenizers have 35 MB and two million values.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 128 << 20  # of a file of text
+MAX_VALUES = 8_000_000  # of a structure, containers included
+MAX_NODES = 200_000  # of a structure in YAML: configurations
+MAX_DEPTH = 64  # of containers in containers
+MAX_DIGITS = 1_000  # of a number in YAML
+
+_PLAIN = (type(None), bool, int, float, str)
+_Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class TooMuch(ValueError):
+    """What a file describes exceeds a bound."""
+
+
+def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
+    """Return the UTF-8 text of a regular file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a device or a pipe, too large, or no UTF-8; the message does not name the path.
+    """
+    path = Path(path)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("no regular file")
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise TooMuch(f"larger than {max_bytes >> 20} MiB")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON describes.
+
+    Raises:
+        ValueError: it is not JSON, nested too deep, or describes too many values.
+    """
+    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:  # before memory is taken
+        raise TooMuch(f"more than {MAX_VALUES:,} values")
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise TooMuch("nested too deep") from error
+    check_plain(content)
+    return content
+
+
+def read_json(path: str | Path, max_bytes: int = MAX_BYTES) -> Any:
+    """Return what a JSON file describes; errors as of :func:`read_text` and :func:`parse_json`."""
+    return parse_json(read_text(path, max_bytes))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain containers, numbers and texts that YAML describes.
+
+    Raises:
+        ValueError: it is not YAML, names something else, refers to its own parts (aliases: a few lines can describe
+            billions of values), is nested too deep, or describes too many values.
+    """
+    depth = 0
+    try:
+        for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            if isinstance(event, yaml.AliasEvent):
+                raise TooMuch(f"*{event.anchor} in line {line}: aliases are not read")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise TooMuch(f"nested more than {MAX_DEPTH} deep in line {line}")
+            if number > 2 * MAX_NODES:
+                raise TooMuch(f"more than {MAX_NODES:,} values")
+            if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and _is_long_number(event.value):
+                raise TooMuch(f"a number of {len(event.value):,} digits in line {line}")
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML ({' '.join(str(error).split())})") from error
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(f"not YAML ({error})") from error
+    check_plain(content, max_values=MAX_NODES)
+    return content
+
+
+def read_yaml(path: str | Path, max_bytes: int = MAX_BYTES) -> Any:
+    """Return what a YAML file describes; errors as of :func:`read_text` and :func:`parse_yaml`."""
+    return parse_yaml(read_text(path, max_bytes))
+
+
+def _is_long_number(text: str) -> bool:
+    """Return whether YAML could take the text for a number whose reading takes time quadratic in its digits."""
+    return len(text) > MAX_DIGITS and text[0] in "+-.0123456789"
+
+
+def check_plain(content: Any, max_values: int = MAX_VALUES) -> None:
+    """Raise ValueError unless a structure holds plain values, not too many and not too deep.
+
+    Args:
+        content: None, bool, int, float, str, in lists, tuples, sets and mappings.
+        max_values: containers included.
+    """
+    for value in walk(content, max_values):
+        if not isinstance(value, _PLAIN):
+            raise ValueError(f"a value of the type {type(value).__name__}, which is no plain one")
+
+
+def walk(
+    content: Any, max_values: int, parts: Callable[[Any], Iterable[Any] | None] = lambda value: None
+) -> Iterator[Any]:
+    """Yield the values in a structure that are no containers.
+
+    A part that is shared is met as often as it is found: so often would any reader visit it.
+
+    Args:
+        content: lists, tuples, sets, and mappings whose keys are texts or whole numbers.
+        max_values: containers included.
+        parts: of a container of another kind; None for what is none.
+
+    Raises:
+        ValueError: too many values, too deep, or a key of another type.
+    """
+    count, waiting = 0, [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if isinstance(value, Mapping):
+            odd = next((key for key in value if not isinstance(key, str | int)), None)
+            if odd is not None:
+                raise ValueError(f"a key of the type {type(odd).__name__}: keys are texts or whole numbers")
+            inner = list(value.values())
+        elif isinstance(value, list | tuple | set | frozenset):
+            inner = list(value)
+        else:
+            own = parts(value)
+            if own is None:
+                yield value
+                continue
+            inner = list(own)
+        if depth >= MAX_DEPTH:
+            raise TooMuch(f"nested more than {MAX_DEPTH} deep")
+        if count + len(waiting) + len(inner) > max_values:
+            raise TooMuch(f"more than {max_values:,} values")
+        waiting.extend((element, depth + 1) for element in inner)
