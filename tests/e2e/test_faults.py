@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,18 @@ def test_killed_at_random_moments(runs: ModuleType, whole: Path, tmp_path: Path,
             killed = running.poll() is None
         assert killed or kill, log.read_text()
     ends_as(runs, whole, tmp_path)
+
+
+def test_killed_pretraining_and_fine_tuning_keep_their_best(tmp_path: Path) -> None:
+    """The short form of what the documentation tells to run for a hundred kills."""
+    script = Path(__file__).parents[2] / "scripts" / "prove_kills.py"
+    result = subprocess.run(
+        [sys.executable, str(script), "--kills", "6"], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    for command in ("pretrain", "finetune"):
+        assert re.search(rf"{command}: 3 kills, \d+ runs, 0 differences", result.stdout), result.stdout
 
 
 @pytest.mark.parametrize("call", [1, 4])
