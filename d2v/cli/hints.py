@@ -114,7 +114,7 @@ def _explain_key(unknown: str, arguments: list[str], command: str) -> str:
     known = _known_keys(command, arguments)
     same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
     if others and not same_leaf:
-        target = _target_of(composed(command, _choices(arguments)).get(group))
+        target = _target_of(composed(command, chosen(command, arguments)).get(group))
         alike = [name for name in others if _target_of(_option(group, name)) == target] or others
         return f" It is a key of other {group}: choose {' or '.join(f'{group}={name}' for name in alike)}."
     close = list(same_leaf)
@@ -145,15 +145,14 @@ def _target_of(node: Any) -> str:
 
 def _known_keys(command: str, arguments: list[str]) -> list[str]:
     """Every key of a command's configuration, with its groups chosen as the user did."""
-    choices = _choices(arguments)
-    if command == "finetune" and not any(a.startswith("task=") for a in choices):
-        choices.append("task=image_classification")
-    return [key for key in _leaves(composed(command, choices), "") if not key.endswith("_")]
+    return [key for key in _leaves(composed(command, chosen(command, arguments)), "") if not key.endswith("_")]
 
 
-def _choices(arguments: list[str]) -> list[str]:
-    """The words that choose options of groups."""
-    return [a for a in arguments if re.fullmatch(r"[a-z]+=[a-z][\w/]*", a)]
+def chosen(command: str, arguments: list[str]) -> list[str]:
+    """The words that choose options of groups; fine-tuning needs a task."""
+    words = [a for a in arguments if re.fullmatch(r"[a-z]+=[a-z][\w/]*", a)]
+    needs_task = command == "finetune" and not any(a.startswith("task=") for a in words)
+    return [*words, "task=image_classification"] if needs_task else words
 
 
 def composed(command: str, overrides: list[str]) -> Any:
