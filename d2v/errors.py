@@ -1,6 +1,20 @@
-"""Marker of the errors that a user can mend while a command runs."""
+"""Errors that a user can mend, and how to install what is missing."""
 
 from __future__ import annotations
+
+# Packages of every extra, as in pyproject.toml: d2v itself is on no index.
+EXTRAS = {
+    "hf": ("datasets",),
+    "speech": ("jiwer", "soundfile", "torchaudio"),
+    "text": ("tokenizers",),
+    "plots": ("matplotlib",),
+    "decode": ("flashlight-text",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "transformers": ("transformers>=5",),
+    "slurm": ("hydra-submitit-launcher",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+}
 
 
 class UserError(Exception):
@@ -8,3 +22,10 @@ class UserError(Exception):
 
     The command line prints their message without a stack trace, however late in a run they come.
     """
+
+
+def how_to_install(*extras: str) -> str:
+    """Words of a message: the packages of some extras, by pip, or from a checkout."""
+    packages = [package for extra in extras for package in EXTRAS[extra]]
+    shown = " ".join(f"'{package}'" if ">" in package else package for package in packages)
+    return f"pip install {shown} (or, in a checkout of d2v, pip install '.[{','.join(extras)}]')"

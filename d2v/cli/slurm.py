@@ -8,11 +8,13 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+from d2v.errors import how_to_install
+
 
 def check_launcher() -> None:
     """Raise ImportError or OSError if ``launcher=slurm`` cannot submit from here."""
     if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-        raise ImportError("launcher=slurm needs submitit's launcher: pip install 'd2v[slurm]'")
+        raise ImportError(f"launcher=slurm needs submitit's launcher: {how_to_install('slurm')}")
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise OSError("launcher=slurm: there is no sbatch or no srun here; submit from a machine of the cluster's")
 

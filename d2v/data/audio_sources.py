@@ -26,6 +26,7 @@ import torch
 from d2v.data.bad_samples import BadSample
 from d2v.data.files import files_below
 from d2v.data.fingerprint import file_mark
+from d2v.errors import how_to_install
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph")
 
@@ -60,7 +61,7 @@ def libraries() -> tuple[Any, Any]:
         import soundfile
         import torchaudio.functional
     except (ImportError, OSError) as error:
-        raise ValueError("speech needs the packages soundfile and torchaudio: pip install 'd2v[speech]'") from error
+        raise ValueError(f"speech needs the packages soundfile and torchaudio: {how_to_install('speech')}") from error
     return soundfile, torchaudio.functional
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from d2v.errors import how_to_install
+
 
 def load_hf(path: str, split: str, streaming: bool = False, name: str | None = None) -> Any:
     """A ``datasets.Dataset`` or ``IterableDataset``.
@@ -26,7 +28,7 @@ def load_hf(path: str, split: str, streaming: bool = False, name: str | None = N
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"data.path={path}: needs the package datasets; pip install 'd2v[hf]'") from error
+        raise ValueError(f"data.path={path}: needs the package datasets; {how_to_install('hf')}") from error
 
     local = Path(path).expanduser()
     if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():

@@ -17,6 +17,7 @@ import numpy as np
 
 from d2v.bounds import parse_json, read_text
 from d2v.data.tokenizer_files import MAX_IDS, own_ids, parse_tokenizer
+from d2v.errors import how_to_install
 
 log = logging.getLogger(__name__)
 
@@ -353,5 +354,5 @@ def _library() -> Any:
         import tokenizers.processors
         import tokenizers.trainers
     except ImportError as error:
-        raise ValueError("text needs the package tokenizers: pip install 'd2v[text]'") from error
+        raise ValueError(f"text needs the package tokenizers: {how_to_install('text')}") from error
     return tokenizers

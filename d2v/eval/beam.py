@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from d2v.errors import how_to_install
+
 _BOUNDARY, _BLANK = "|", "<blank>"
 
 
@@ -51,7 +53,7 @@ class BeamDecoder:
         try:
             from torchaudio.models.decoder import ctc_decoder
         except (ImportError, RuntimeError) as error:
-            raise ValueError("decoder=beam needs flashlight-text: pip install 'd2v[speech,decode]'") from error
+            raise ValueError(f"decoder=beam needs flashlight-text: {how_to_install('speech', 'decode')}") from error
         tokens = [_BLANK, *(_BOUNDARY if letter == " " else letter for letter in letters)]
         if lexicon is not None:
             check_lexicon(lexicon, letters)

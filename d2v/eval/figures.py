@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2v.errors import how_to_install
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -309,7 +311,7 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'd2v[plots]'") from error
+        raise ImportError(f"figures need matplotlib: {how_to_install('plots')}") from error
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from d2v.errors import how_to_install
+
 
 def require_jiwer() -> Any:
     """The library; ValueError saying how to install it."""
     try:
         import jiwer
     except ImportError as error:
-        raise ValueError("scoring transcripts needs jiwer: pip install 'd2v[speech]'") from error
+        raise ValueError(f"scoring transcripts needs jiwer: {how_to_install('speech')}") from error
     return jiwer
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from d2v.bounds import read_json
+from d2v.errors import how_to_install
 from d2v.interop.fairseq_files import FairseqCheckpoint, is_fairseq
 from d2v.interop.huggingface_import import load_huggingface
 from d2v.interop.imported import Imported
@@ -181,7 +182,8 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise FileNotFoundError(f"{missing}; if it is a name of the Hugging Face Hub: pip install 'd2v[hf]'") from error
+        hint = f"if it is a name of the Hugging Face Hub, {how_to_install('hf')}"
+        raise FileNotFoundError(f"{missing}; {hint}") from error
     wanted = ["*.json", "*.safetensors", "*.bin", "*.txt"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.onnx import ONNXProgram
 
+from d2v.errors import how_to_install
 from d2v.interop.native import make_folder, write_config
 from d2v.nn.attention import Attention
 from d2v.nn.encoder import Encoder
@@ -69,7 +70,7 @@ def save_onnx(
     """
     missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
     if missing:
-        raise ImportError(f"writing ONNX needs {' and '.join(missing)}: pip install 'd2v[onnx]'")
+        raise ImportError(f"writing ONNX needs {' and '.join(missing)}: {how_to_install('onnx')}")
     if len(encoder.frontends) != 1:
         raise ValueError(
             f"an ONNX file has one kind of input, this encoder has frontends for {', '.join(encoder.frontends)}: "
@@ -83,7 +84,7 @@ def save_onnx(
         written = Path(scratch) / path.name
         _export(model).save(written)  # large weights beside it, as ``<name>.data``
         if find_spec("onnxruntime") is None:
-            log.warning("%s was not checked against PyTorch: onnxruntime is missing; pip install 'd2v[onnx]'", path)
+            log.warning("%s was not checked against PyTorch: onnxruntime is missing; %s", path, how_to_install("onnx"))
         else:
             _check(written, model)
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # an earlier export's

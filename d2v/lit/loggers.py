@@ -15,6 +15,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from d2v.errors import how_to_install
+
 log = logging.getLogger(__name__)
 
 
@@ -117,7 +119,7 @@ def tensorboard_logger(save_dir: str | Path) -> TensorBoardLogger:
         ImportError: tensorboard is not installed.
     """
     if find_spec("tensorboard") is None:
-        raise ImportError("logger=tensorboard needs it: pip install 'd2v[tensorboard]', or choose logger=csv")
+        raise ImportError(f"logger=tensorboard needs it: {how_to_install('tensorboard')}; or choose logger=csv")
     return TensorBoardLogger(save_dir=str(save_dir), name="tensorboard", version="")
 
 
@@ -157,7 +159,7 @@ def wandb_logger(save_dir: str | Path, project: str = "d2v", name: str | None = 
         ImportError: wandb is not installed.
     """
     if find_spec("wandb") is None:
-        raise ImportError("logger=wandb needs wandb: pip install 'd2v[wandb]', or choose logger=csv")
+        raise ImportError(f"logger=wandb needs wandb: {how_to_install('wandb')}; or choose logger=csv")
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "wandb_id.txt"

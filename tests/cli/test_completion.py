@@ -51,9 +51,8 @@ def test_bash_completes(tmp_path: Path) -> None:
     (tmp_path / "d2v").write_text(f'#!/bin/sh\nexec {sys.executable} -m d2v.cli.main "$@"\n')
     (tmp_path / "d2v").chmod(0o755)
     lines = ["d2v pretrai", "d2v pretrain experiment=text_", "d2v pretrain optim.w", "d2v pretrain data.root="]
-    script = SCRIPTS["bash"] + "\n" + "\n".join(
-        f'COMP_LINE="{line}"; COMP_POINT=${{#COMP_LINE}}; _d2v; echo "${{#COMPREPLY[@]}} ${{COMPREPLY[*]}}"' for line in lines
-    )  # fmt: skip
+    asked = [f'COMP_LINE="{x}"; COMP_POINT={len(x)}; _d2v; echo "${{#COMPREPLY[@]}} ${{COMPREPLY[*]}}"' for x in lines]
+    script = "\n".join([SCRIPTS["bash"], *asked])
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
     said = ["1 pretrain ", "3 text_base  text_large  text_tiny ", "1 optim.weight_decay=", "0 "]

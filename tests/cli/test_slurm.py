@@ -91,7 +91,7 @@ def test_the_launcher_takes_its_numbers_from_the_trainer(command: list[str]) -> 
 
 @pytest.mark.parametrize(
     ("package", "path", "said"),
-    [(None, os.defpath, "pip install 'd2v\\[slurm\\]'"), (object(), "/nowhere", "no sbatch or no srun here")],
+    [(None, os.defpath, "pip install hydra-submitit-launcher"), (object(), "/nowhere", "no sbatch or no srun here")],
 )
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, package: object, path: str, said: str) -> None:
     monkeypatch.setattr(slurm, "find_spec", lambda name: package)

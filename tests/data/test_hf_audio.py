@@ -208,7 +208,7 @@ def test_errors(parquet, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=rf"data\.{name}={value}: must be"):
             speech(parquet, streaming=True, **{name: value})
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"data\.path=.*: needs the package datasets; pip install 'd2v\[hf\]'"):
+    with pytest.raises(ValueError, match=r"data\.path=.*: needs the package datasets; pip install datasets"):
         speech(parquet)
 
 

@@ -136,7 +136,7 @@ def test_errors(parquet, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"data\.split=tset: no such split"):
         hf_images(parquet, "tset")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"data\.path=.*: needs the package datasets; pip install 'd2v\[hf\]'"):
+    with pytest.raises(ValueError, match=r"data\.path=.*: needs the package datasets; pip install datasets"):
         hf_images(parquet)
 
 

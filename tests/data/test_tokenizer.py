@@ -285,7 +285,7 @@ def test_what_is_no_tokenizer(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"data\.tokenizer=.*tokenizer\.json: not a tokenizer\.json"):
             load_tokenizer(tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r"needs the package tokenizers: pip install 'd2v\[text\]'"):
+    with pytest.raises(ValueError, match=r"needs the package tokenizers: pip install tokenizers"):
         train_tokenizer(TEXTS, 300)
 
 

@@ -118,7 +118,9 @@ def test_a_full_disk_costs_a_row_and_no_more(
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named_with_the_fix(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda package: None)
-    with pytest.raises(ImportError, match=rf"logger={name}.*pip install 'd2v\[{name}\]'.*logger=csv"):
+    with pytest.raises(
+        ImportError, match=rf"logger={name}.*pip install {name} \(or.*pip install '\.\[{name}\]'.*logger=csv"
+    ):
         getattr(loggers, f"{name}_logger")(tmp_path)
 
 
