@@ -7,85 +7,32 @@ about that is for the data sets in ``image_datasets`` to decide.
 from __future__ import annotations
 
 import gzip
-import io
 import os
-import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from d2v.data.bad_samples import BadSample
-from d2v.data.files import files_below
+from d2v.data.contents import Contents, first_of, in_words
+from d2v.data.files import Listing, list_files, printable
 from d2v.data.fingerprint import file_mark
+from d2v.data.image_decoding import decode_image, deep_pixels, image_endings, to_channels
+from d2v.data.pixel_levels import Levels, choose_levels, evenly_spaced
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-
-
-def decode_image(file: str | os.PathLike[str] | bytes) -> Image.Image:
-    """Open and fully decode an image; of several frames, the first.
-
-    Args:
-        file: a path, or an image file's content.
-
-    Raises:
-        BadSample: no such file, an empty file, not an image, truncated, corrupt, or over PIL's limit of pixels.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # corrupt EXIF and the like: nobody reads it
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-                image.load()
-                return image
-    except Image.UnidentifiedImageError as error:
-        empty = len(file) == 0 if isinstance(file, bytes) else os.path.getsize(file) == 0
-        raise BadSample("empty file" if empty else "not an image file") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadSample(f"decompression bomb (more than {Image.MAX_IMAGE_PIXELS:,} pixels)") from error
-    except OSError as error:
-        raise BadSample(error.strerror or str(error)) from error
-    except Exception as error:  # PIL's plugins raise nearly anything on corrupt files
-        raise BadSample(f"{type(error).__name__} while decoding: {error}") from error
-
-
-def to_channels(image: Image.Image, in_chans: int) -> Image.Image:
-    """An image of any mode in 8 bits, grey or RGB.
-
-    Transparent pixels are composed over white. 16-bit greys keep their upper byte; 32-bit integers and floats, whose
-    range no file states, are stretched from their own minimum and maximum to 0..255.
-
-    Args:
-        image: of any PIL mode.
-        in_chans: 1 (mode "L") or 3 (mode "RGB").
-
-    Raises:
-        BadSample: PIL cannot convert this mode.
-    """
-    mode = "L" if in_chans == 1 else "RGB"
-    try:
-        if image.mode.startswith(("I", "F")):
-            image = _to_8_bit(image)
-        elif image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        if image.mode not in ("L", "RGB"):
-            image = image.convert("RGB")  # PIL knows fewer ways to grey
-        return image if image.mode == mode else image.convert(mode)
-    except ValueError as error:
-        raise BadSample(f"mode {image.mode} cannot be converted to {mode}") from error
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((pixels >> 8).astype(np.uint8))
-    stretched = np.nan_to_num(pixels.astype(np.float64))
-    stretched -= stretched.min()
-    return Image.fromarray((stretched * (255 / max(stretched.max(), 1e-12))).round().astype(np.uint8))
+__all__ = [
+    "ImageFolder",
+    "SampleImages",
+    "decode_image",
+    "list_images",
+    "require_directory",
+    "set_levels",
+    "to_channels",
+]
 
 
 @cache
@@ -140,54 +87,70 @@ class SampleImages:
 class ImageFolder:
     """Image files below a directory, in the order of their names.
 
-    In ImageNet's layout every directory directly below the root is a class. A folder that holds images itself, or fewer
-    than two directories with images, has no labels. Directories are searched recursively and symbolic links followed;
-    hidden files are ignored.
+    In ImageNet's layout every directory directly below the root is a class. A folder with fewer than two directories
+    that hold images has no labels. Files beside class directories are left out; where they are more than a quarter of
+    the files in them, the directories are no classes.
+    Directories are searched recursively and symbolic links followed; hidden files are left out.
 
     Args:
         root: the directory.
         class_names: the classes of the training set, for a validation set whose labels must mean the same.
         key: the config key that ``root`` was read from, for messages.
+        listing: of the directory; None to list it.
+        notes: decisions about it, for the summary.
 
     Raises:
         FileNotFoundError: no such directory, or no image in it.
+        PermissionError: a directory in it cannot be read.
         ValueError: ``root`` is a file, or it has a class that ``class_names`` lacks.
     """
 
     class_names: tuple[str, ...] | None
 
     def __init__(
-        self, root: str | os.PathLike[str], class_names: tuple[str, ...] | None = None, key: str = "data.root"
+        self,
+        root: str | os.PathLike[str],
+        class_names: tuple[str, ...] | None = None,
+        key: str = "data.root",
+        *,
+        listing: Listing | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self._root = require_directory(root, key)
-        paths = [os.path.relpath(path, self._root) for path in files_below(self._root, EXTENSIONS)]
-        if not paths:
-            raise FileNotFoundError(
-                f"{key}={root}: no image file below this directory ({', '.join(sorted(EXTENSIONS))}); "
-                f"point {key} to a folder of images"
-            )
+        self.levels: Levels | None = None
+        listing = list_images(root, key) if listing is None else listing
+        folders, beside = _classes_in(listing)
+        min_classes = 1 if class_names is not None else 2
+        labelled = len(folders) >= min_classes and 4 * len(beside) <= len(listing.paths) - len(beside)
+        notes = [*notes, *_notes(listing, folders, beside, labelled)]
+        left_out = dict(listing.left_out)
+        if labelled and beside:
+            left_out["beside the class folders"] = len(beside)
+            listing = listing.keep(i for i in range(len(listing.paths)) if i not in beside)
+        self.contents = Contents(printable(root), "images", left_out, tuple(notes))
         # One array instead of a list of str: workers would copy a list's pages, by touching reference counts.
-        self._paths = np.array([os.fsencode(path) for path in paths])
-        classes = [path.split(os.sep, 1)[0] if os.sep in path else None for path in paths]
-        found = sorted({name for name in classes if name is not None})
-        labelled = None not in classes and (len(found) > 1 or class_names is not None)
-        self.class_names = (class_names or tuple(found)) if labelled else None
+        self._paths = np.array([os.fsencode(path) for path in listing.paths])
+        self.class_names = (class_names or tuple(folders)) if labelled else None
         self._labels: np.ndarray | None = None
         if self.class_names is not None:
             label_of = {name: label for label, name in enumerate(self.class_names)}
-            if unknown := [name for name in found if name not in label_of]:
+            if unknown := [name for name in folders if name not in label_of]:
                 raise ValueError(
-                    f"{key}={root}: class directories {unknown[:5]} are not in the training set; "
-                    "give both sets the same class directories"
+                    f"{key}={printable(root)}: class directories {unknown[:5]} are not in the training set, which has "
+                    f"{first_of(self.class_names, 10)}; give both sets the same class directories"
                 )
-            self._labels = np.array([label_of[str(name)] for name in classes])
+            self._labels = np.array([label_of[printable(path.split(os.sep, 1)[0])] for path in listing.paths])
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def load(self, index: int) -> Image.Image:
         """The decoded file. Raises BadSample."""
-        return decode_image(self._root / self.name(index))
+        return decode_image(self.encoded(index), self.levels)
+
+    def encoded(self, index: int) -> str:
+        """The file's path."""
+        return os.path.join(self._root, os.fsdecode(self._paths[index]))
 
     def label(self, index: int) -> int | None:
         """The number of the class directory, or None in a flat folder."""
@@ -195,18 +158,83 @@ class ImageFolder:
 
     def name(self, index: int) -> str:
         """The file's path relative to the root."""
-        return os.fsdecode(self._paths[index])
+        return printable(os.fsdecode(self._paths[index]))
 
     def mark(self, index: int) -> bytes:
         """Size and first bytes of the file."""
-        return file_mark(self._root / self.name(index))
+        return file_mark(self.encoded(index))
+
+
+def list_images(root: str | os.PathLike[str], key: str) -> Listing:
+    """The image files below a directory.
+
+    Args:
+        root: the directory.
+        key: the config key that it was read from, for messages.
+
+    Raises:
+        FileNotFoundError: there is none.
+        PermissionError: a directory cannot be read.
+    """
+    try:
+        listing = list_files(require_directory(root, key), image_endings())
+    except PermissionError as error:
+        raise PermissionError(f"{key}={printable(root)}: {error.strerror}; make the folder readable") from error
+    listing.refuse_unreadable(f"{key}={printable(root)}")
+    if not listing.paths:
+        there = f"; left out: {in_words(listing.left_out)}" if listing.left_out else ""
+        raise FileNotFoundError(
+            f"{key}={printable(root)}: no image file below this directory ({', '.join(image_endings())}){there}; "
+            f"point {key} to a folder of images"
+        )
+    return listing
+
+
+def set_levels(train: Any, val: Any, bit_depth: int | None) -> None:
+    """Give sources one range for images of more than 8 bits, and ``train`` a note where it was inferred.
+
+    Args:
+        train: source whose images are sampled; it has ``encoded``, ``levels`` and ``contents``.
+        val: the same, or None.
+        bit_depth: bits that are used, from 8 to 16; None to infer them.
+
+    Raises:
+        ValueError: ``bit_depth`` is out of range.
+    """
+    sample = (deep_pixels(train.encoded(i)) for i in evenly_spaced(len(train)))
+    levels, notes = choose_levels(sample, bit_depth)
+    train.levels, train.contents = levels, replace(train.contents, notes=(*train.contents.notes, *notes))
+    if val is not None:
+        val.levels = levels
+
+
+def _classes_in(listing: Listing) -> tuple[list[str], set[int]]:
+    """Names of the directories that hold images, sorted, and numbers of the files beside them."""
+    first = [path.split(os.sep, 1)[0] if os.sep in path else None for path in listing.paths]
+    folders = sorted({printable(name) for name in first if name is not None})
+    return folders, {i for i, name in enumerate(first) if name is None}
+
+
+def _notes(listing: Listing, folders: list[str], beside: set[int], labelled: bool) -> Iterator[str]:
+    """Words about all that is not as it usually is."""
+    names = first_of((printable(listing.paths[i]) for i in sorted(beside)), 3)
+    if labelled and beside:
+        yield f"beside the class folders: {names}"
+    elif not labelled and len(folders) > 1:
+        yield f"no classes: {len(beside):,} files lie beside the folders {first_of(folders)}: {names}"
+    elif not labelled and folders and not beside:
+        yield f"no classes: all images are in one folder; data.root=.../{folders[0]} for what is in that"
+    if labelled and (empty := sorted(set(map(printable, listing.folders)) - set(folders))):
+        yield f"no image in the folders {first_of(empty)}"
+    if listing.broken:
+        yield f"broken links: {first_of(listing.broken)}"
 
 
 def require_directory(root: str | os.PathLike[str], key: str) -> Path:
     """``root`` as a path, after checking that it is a directory; errors name the config key."""
     path = Path(root).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"{key}={root}: no such directory; set {key} to a folder of images")
+        raise FileNotFoundError(f"{key}={printable(root)}: no such directory; set {key} to a folder of images")
     if not path.is_dir():
-        raise ValueError(f"{key}={root}: not a directory; set {key} to the folder that holds the images")
+        raise ValueError(f"{key}={printable(root)}: not a directory; set {key} to the folder that holds the images")
     return path

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from d2v.data.datasets import Source
 from d2v.data.hf_images import HFImages, HFImageStream
 from d2v.data.image_data import IMAGENET_MEAN, IMAGENET_STD, ImageData
-from d2v.data.image_sources import ImageFolder, SampleImages, require_directory
+from d2v.data.image_sources import SampleImages, require_directory, set_levels
+from d2v.data.image_splits import read_splits
 from d2v.data.streams import Stream
 
 
@@ -58,6 +58,7 @@ def image_folder(
     root: str,
     val_root: str | None = None,
     *,
+    bit_depth: int | None = None,
     img_size: int = 224,
     patch_size: int = 16,
     in_chans: int = 3,
@@ -71,28 +72,19 @@ def image_folder(
     """Images in a folder, with class directories or without.
 
     Args:
-        root: if it holds a directory ``train``, that is trained on, and ``val``, ``validation`` or ``test`` (the first
-            that exists) evaluated on if it has class directories; otherwise all of it is trained on.
+        root: holds images, class directories or splits, by the rules in docs/data.md.
         val_root: class directories to evaluate on, instead of those below ``root``.
+        bit_depth: bits that are used in images of more than 8, from 8 to 16; None to infer them from a sample.
         img_size: as in ImageData, like all that follow.
 
     Raises:
         FileNotFoundError: a directory does not exist or holds no image.
-        ValueError: a directory is none, validation has no classes or others than training, or a value is out of its
-            range.
+        PermissionError: a directory cannot be read.
+        ValueError: a directory is none, validation has no classes or others than training, all training images are
+            validation images, or a value is out of its range.
     """
-    train_root, found_val_root = _splits(require_directory(root, "data.root"))
-    train = ImageFolder(train_root)
-    val = None
-    if val_root is not None:
-        val = ImageFolder(val_root, train.class_names, "data.val_root")
-        if val.class_names is None:
-            raise ValueError(
-                f"data.val_root={val_root}: no class directories, but evaluation needs labels; set it to null"
-            )
-    elif found_val_root is not None:
-        found = ImageFolder(found_val_root, train.class_names)
-        val = None if found.class_names is None else found
+    train, val = read_splits(root, val_root)
+    set_levels(train, val, bit_depth)
     return ImageData(
         train=train,
         probe_train=None if train.class_names is None else train,
@@ -109,16 +101,10 @@ def image_folder(
     )
 
 
-def _splits(root: Path) -> tuple[Path, Path | None]:
-    """Directories to train and to evaluate on."""
-    if not (root / "train").is_dir():
-        return root, None
-    return root / "train", next((root / name for name in ("val", "validation", "test") if (root / name).is_dir()), None)
-
-
 def imagenet(
     root: str,
     *,
+    bit_depth: int | None = None,
     img_size: int = 224,
     patch_size: int = 16,
     in_chans: int = 3,
@@ -133,6 +119,7 @@ def imagenet(
 
     Args:
         root: the directory that holds ``train`` and ``val``.
+        bit_depth: as in :func:`image_folder`.
         img_size: as in ImageData, like all that follow.
 
     Raises:
@@ -147,6 +134,7 @@ def imagenet(
             )
     data = image_folder(
         root,
+        bit_depth=bit_depth,
         img_size=img_size,
         patch_size=patch_size,
         in_chans=in_chans,
@@ -175,6 +163,7 @@ def hf_images(
     *,
     streaming: bool = False,
     shuffle_buffer: int = 1000,
+    bit_depth: int | None = None,
     img_size: int = 224,
     patch_size: int = 16,
     in_chans: int = 3,
@@ -196,6 +185,7 @@ def hf_images(
         streaming: read while training instead of downloading first; then there are no labelled training images.
         shuffle_buffer: rows that every worker holds, still encoded, to shuffle a stream. Files are read in their order:
             choose it well above the rows of a class if those are stored together.
+        bit_depth: as in :func:`image_folder`.
         img_size: as in ImageData, like all that follow.
 
     Raises:
