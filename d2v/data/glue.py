@@ -365,7 +365,7 @@ _HUB = {
 def _read_hub(task: GlueTask, name: str, path: str, skip: bool, split: str) -> Sentences:
     split = split.replace("dev", "validation")
     labelled = _labelled(split)
-    data = load_hf(path, split, name=name)
+    data = load_hf(path, split, name=name, key=None)
     texts, names = _HUB[name]
     task = task._replace(texts=texts, label="label", number="idx")
     find = partial(find_column, path, data, f"data.task={name}, column")

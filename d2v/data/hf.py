@@ -9,10 +9,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from d2v.data.files import files_below
 from d2v.errors import how_to_install
+from d2v.lfs import refuse_lfs_pointer
+
+# Files of data sets that are not samples by themselves.
+_TABLES = (
+    ".parquet",
+    ".arrow",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".gz",
+    ".zst",
+    ".bz2",
+    ".xz",
+    ".zip",
+    ".tar",
+)
 
 
-def load_hf(path: str, split: str, streaming: bool = False, name: str | None = None) -> Any:
+def load_hf(
+    path: str, split: str, streaming: bool = False, name: str | None = None, key: str | None = "data.split"
+) -> Any:
     """A ``datasets.Dataset`` or ``IterableDataset``.
 
     Args:
@@ -20,10 +41,11 @@ def load_hf(path: str, split: str, streaming: bool = False, name: str | None = N
         split: for example "train".
         streaming: read while it is used, instead of downloading first.
         name: of one of the data set's configurations; None for the only one.
+        key: the config key that ``split`` was read from, for messages; None if it was not.
 
     Raises:
         FileNotFoundError: no such data set.
-        ValueError: ``datasets`` is not installed, or there is no such split.
+        ValueError: ``datasets`` is not installed, there is no such split, or files are damaged or Git LFS pointers.
     """
     try:
         import datasets
@@ -31,8 +53,14 @@ def load_hf(path: str, split: str, streaming: bool = False, name: str | None = N
         raise ValueError(f"data.path={path}: needs the package datasets; {how_to_install('hf')}") from error
 
     local = Path(path).expanduser()
+    no_split = (
+        f"data.path={path}: no split {split}" if key is None else f"{key}={split}: no such split of data.path={path}"
+    )
+    if local.is_dir():
+        for file in files_below(local, _TABLES):
+            refuse_lfs_pointer(file, f"data.path={path}")
     if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
-        return _load_saved(path, split, streaming)
+        return _load_saved(path, split, streaming, no_split)
     if not local.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
         raise FileNotFoundError(f"data.path={path}: no such directory")
     try:
@@ -42,22 +70,36 @@ def load_hf(path: str, split: str, streaming: bool = False, name: str | None = N
             f"data.path={path}: neither a local directory of parquet or other data files nor a data set on the Hugging "
             f"Face Hub that this machine can reach; check the name, the network and `hf auth login` ({error})"
         ) from error
+    except datasets.exceptions.DatasetsError as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"data.path={path}: cannot be read ({reason})") from error
     except ValueError as error:
-        if "split" not in str(error).lower():
-            raise
-        raise ValueError(f"data.split={split}: no such split of data.path={path} ({error})") from error
+        if "split" not in str(error).lower() and "instruction" not in str(error).lower():
+            raise ValueError(f"data.path={path}: cannot be read ({error})") from error
+        raise ValueError(f"{no_split} ({error})") from error
 
 
-def _load_saved(path: str, split: str, streaming: bool) -> Any:
+def _load_saved(path: str, split: str, streaming: bool, no_split: str) -> Any:
     """What ``save_to_disk`` wrote: one data set, or one for each split."""
     import datasets
 
     data = datasets.load_from_disk(str(Path(path).expanduser()))
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
-            raise ValueError(f"data.split={split}: no such split of data.path={path}; it has {', '.join(data)}")
+            raise ValueError(f"{no_split}; it has {', '.join(data)}")
         data = data[split]
+    elif split not in ("train", str(data.split)):  # what is saved alone is taken for the one to train on
+        raise ValueError(f"{no_split}: it was saved as one data set, without splits")
     return data.to_iterable_dataset() if streaming else data
+
+
+def check_other_split(split: str, val_split: str) -> None:
+    """Raise ValueError if what is evaluated on is trained on: the same split, or a slice of it."""
+    if val_split == split or val_split.partition("[")[0] == split:
+        raise ValueError(
+            f"data.val_split={val_split}: is in data.split={split}, which is trained on; choose another, or slices "
+            f"that do not overlap, such as data.split='{split}[:90%]' data.val_split='{split}[90%:]'"
+        )
 
 
 def features_of(data: Any) -> dict[str, Any]:

@@ -27,7 +27,13 @@ class _Rows:
 
 
 def hf_clips(
-    path: str, split: str, audio_column: str | None, text_column: str | None, sample_rate: int, min_samples: int
+    path: str,
+    split: str,
+    audio_column: str | None,
+    text_column: str | None,
+    sample_rate: int,
+    min_samples: int,
+    key: str = "data.split",
 ) -> AudioClips:
     """Every row's audio; lengths are read from the files' headers.
 
@@ -38,12 +44,13 @@ def hf_clips(
         text_column: of transcripts; None for none.
         sample_rate: Hz; other clips are resampled.
         min_samples: shorter clips are left out.
+        key: the config key that ``split`` was read from, for messages.
 
     Raises:
         FileNotFoundError: no such data set.
         ValueError: a package is not installed, or split or columns do not exist or are ambiguous, or no clip fits.
     """
-    data = load_hf(path, split, streaming=False)
+    data = load_hf(path, split, streaming=False, key=key)
     column = _audio_column(path, data, audio_column)
     texts: list[str | None] = [None] * len(data)
     if text_column is not None:

@@ -6,15 +6,21 @@ Its own image decoding is switched off: an undecodable row must be a ``BadSample
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from d2v.data.bad_samples import BadSample
+from d2v.data.contents import Contents, first_of
 from d2v.data.fingerprint import file_mark
 from d2v.data.hf import features_of, load_hf
-from d2v.data.image_sources import decode_image
+from d2v.data.hf_labels import find_label_column, match_classes, plain_columns, read_labels
+from d2v.data.image_decoding import decode_image, deep_pixels
+from d2v.data.pixel_levels import Levels, choose_levels
+
+_FIRST_ROWS = 16  # of a stream, looked at for their bit depth
 
 
 class HFImages:
@@ -25,31 +31,58 @@ class HFImages:
         split: for example "train".
         image_column: found from the features if None.
         label_column: the only column of class labels if None; no labels if there is no such column.
+        class_names: the classes of the training set, for a validation set whose labels must mean the same.
+        key: the config key that ``split`` was read from, for messages.
 
     Raises:
         FileNotFoundError: no such data set.
-        ValueError: ``datasets`` is not installed, or split or columns do not exist or are ambiguous.
+        ValueError: ``datasets`` is not installed, split or columns do not exist or are ambiguous, or the classes are
+            others than the training set's.
     """
 
     class_names: tuple[str, ...] | None
 
     def __init__(
-        self, path: str, split: str = "train", image_column: str | None = None, label_column: str | None = None
+        self,
+        path: str,
+        split: str = "train",
+        image_column: str | None = None,
+        label_column: str | None = None,
+        class_names: tuple[str, ...] | None = None,
+        key: str = "data.split",
     ) -> None:
-        data = load_hf(path, split, streaming=False)
+        data = load_hf(path, split, streaming=False, key=key)
+        self.levels: Levels | None = None
         self._image_column = _image_column(path, data.features, image_column)
-        label_column = _label_column(path, data.features, label_column)
-        self._labels = None if label_column is None else np.asarray(data.with_format("numpy")[label_column][:])
-        self.class_names = None if label_column is None else _class_names(data.features[label_column])
+        label_column = find_label_column(path, data.features, label_column)
+        self._labels: np.ndarray | None = None
+        self.class_names = None
+        notes: tuple[str, ...] = ()
+        if label_column is not None:
+            self._labels, self.class_names = read_labels(data, label_column)
+            if class_names is not None:
+                stated = hasattr(data.features[label_column], "names")
+                where = f"{key}={split} of data.path={path}"
+                self._labels, notes = match_classes(self._labels, self.class_names, class_names, stated, where)
+                self.class_names = class_names
+            if bare := int((self._labels < 0).sum()):
+                notes = (*notes, f"{bare:,} rows without a label")
+        elif candidates := plain_columns(data.features):
+            notes = (f"no column of class labels; data.label_column could be {first_of(candidates)}",)
         self._records = _undecoded(data, self._image_column)
         self._name = f"{path}/{split}"
+        self.contents = Contents(self._name, "images", notes=notes)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def load(self, index: int) -> Image.Image:
         """The decoded image of a row. Raises BadSample."""
-        return _decode_record(self._records[index][self._image_column])
+        return decode_image(self.encoded(index), self.levels)
+
+    def encoded(self, index: int) -> str | bytes:
+        """The image's file, or its path. Raises BadSample."""
+        return _content(self._records[index][self._image_column])
 
     @property
     def has_labels(self) -> bool:
@@ -57,7 +90,7 @@ class HFImages:
         return self._labels is not None
 
     def label(self, index: int) -> int | None:
-        """The row's class, or None if it has none (some test sets say -1)."""
+        """The row's class, or None if it has none."""
         if self._labels is None or self._labels[index] < 0:
             return None
         return int(self._labels[index])
@@ -68,7 +101,7 @@ class HFImages:
 
     def mark(self, index: int) -> bytes:
         """Size and first bytes of the image's file."""
-        return file_mark(_content(self._records[index][self._image_column]))
+        return file_mark(self.encoded(index))
 
 
 class HFImageStream:
@@ -78,18 +111,25 @@ class HFImageStream:
         path: name on the Hub, or a local directory of parquet files or images.
         split: for example "train".
         image_column: found from the features if None.
+        bit_depth: bits that are used in images of more than 8; None to infer them from the first rows.
 
     Raises:
         FileNotFoundError: no such data set.
-        ValueError: ``datasets`` is not installed, or split or column do not exist or are ambiguous.
+        ValueError: ``datasets`` is not installed, split or column do not exist or are ambiguous, or ``bit_depth`` is
+            out of range.
     """
 
-    def __init__(self, path: str, split: str = "train", image_column: str | None = None) -> None:
+    def __init__(
+        self, path: str, split: str = "train", image_column: str | None = None, bit_depth: int | None = None
+    ) -> None:
         data = load_hf(path, split, streaming=True)
         features = features_of(data)
         self._image_column = _image_column(path, features, image_column)
         self._records = _undecoded(data, self._image_column)
         self._name = f"{path}/{split}"
+        first = islice(self, _FIRST_ROWS) if bit_depth is None else ()
+        self.levels, notes = choose_levels(map(_deep, first), bit_depth)
+        self.contents = Contents(self._name, "images", notes=notes)
 
     def __iter__(self) -> Iterator[Any]:
         # Not iter(self._records): inside a data worker that would give this worker's share of the files only.
@@ -98,7 +138,7 @@ class HFImageStream:
 
     def decode(self, record: Any) -> Image.Image:
         """The decoded image of a record. Raises BadSample."""
-        return _decode_record(record)
+        return decode_image(_content(record), self.levels)
 
     def name(self, index: int) -> str:
         """The row's number."""
@@ -124,32 +164,6 @@ def _image_column(path: str, features: dict[str, Any], column: str | None) -> st
     return images[0]
 
 
-def _label_column(path: str, features: dict[str, Any], column: str | None) -> str | None:
-    """The column of class labels, checked or found, or None."""
-    import datasets
-
-    if column is not None:
-        feature = features.get(column)
-        if not isinstance(feature, datasets.ClassLabel) and "int" not in str(getattr(feature, "dtype", "")):
-            raise ValueError(
-                f"data.label_column={column}: not a column of class labels or integers; "
-                f"{path} has the columns {', '.join(features)}"
-            )
-        return column
-    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(labels) > 1:
-        raise ValueError(
-            f"data.label_column=null: {path} has {len(labels)} columns of class labels; "
-            f"set data.label_column to one of {', '.join(labels)}"
-        )
-    return labels[0] if labels else None
-
-
-def _class_names(feature: Any) -> tuple[str, ...] | None:
-    names = getattr(feature, "names", None)  # plain integers have none
-    return None if names is None else tuple(names)
-
-
 def _undecoded(data: Any, image_column: str) -> Any:
     """Only the images of a data set, as {"bytes": ..., "path": ...}."""
     import datasets
@@ -157,8 +171,11 @@ def _undecoded(data: Any, image_column: str) -> Any:
     return data.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
 
 
-def _decode_record(record: dict[str, Any] | None) -> Image.Image:
-    return decode_image(_content(record))
+def _deep(record: dict[str, Any] | None) -> np.ndarray | None:
+    try:
+        return deep_pixels(_content(record))
+    except BadSample:
+        return None
 
 
 def _content(record: dict[str, Any] | None) -> str | bytes:

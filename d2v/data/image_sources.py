@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from d2v.data.bad_samples import BadSample
 from d2v.data.contents import Contents, first_of, in_words
 from d2v.data.files import Listing, list_files, printable
 from d2v.data.fingerprint import file_mark
@@ -201,11 +202,17 @@ def set_levels(train: Any, val: Any, bit_depth: int | None) -> None:
     Raises:
         ValueError: ``bit_depth`` is out of range.
     """
-    sample = (deep_pixels(train.encoded(i)) for i in evenly_spaced(len(train)))
-    levels, notes = choose_levels(sample, bit_depth)
+    levels, notes = choose_levels((_deep(train, i) for i in evenly_spaced(len(train))), bit_depth)
     train.levels, train.contents = levels, replace(train.contents, notes=(*train.contents.notes, *notes))
     if val is not None:
         val.levels = levels
+
+
+def _deep(source: Any, index: int) -> np.ndarray | None:
+    try:
+        return deep_pixels(source.encoded(index))
+    except BadSample:  # a row without an image
+        return None
 
 
 def _classes_in(listing: Listing) -> tuple[list[str], set[int]]:

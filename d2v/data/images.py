@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from d2v.data.datasets import Source
+from d2v.data.hf import check_other_split
 from d2v.data.hf_images import HFImages, HFImageStream
 from d2v.data.image_data import IMAGENET_MEAN, IMAGENET_STD, ImageData
 from d2v.data.image_sources import SampleImages, require_directory, set_levels
 from d2v.data.image_splits import read_splits
-from d2v.data.streams import Stream
+from d2v.data.pixel_levels import Levels
 
 
 def samples(
@@ -193,14 +193,23 @@ def hf_images(
         ValueError: ``datasets`` is not installed, split or columns do not exist or are ambiguous, or a value is out of
             its range.
     """
-    train: Source | Stream
-    probe_train: Source | None = None
+    train: HFImages | HFImageStream
+    levels: Levels | None
+    probe_train: HFImages | None = None
     if streaming:
-        train = HFImageStream(path, split, image_column)
+        train = HFImageStream(path, split, image_column, bit_depth)
+        levels = train.levels
     else:
         train = images = HFImages(path, split, image_column, label_column)
+        set_levels(images, None, bit_depth)
+        levels = images.levels
         probe_train = images if images.has_labels else None
-    val = None if val_split is None else HFImages(path, val_split, image_column, label_column)
+    val = None
+    if val_split is not None:
+        check_other_split(split, val_split)
+        classes = None if probe_train is None else probe_train.class_names
+        val = HFImages(path, val_split, image_column, label_column, classes, "data.val_split")
+        val.levels = levels
     if val is not None and not val.has_labels:
         raise ValueError(
             f"data.val_split={val_split}: {path} has no column of class labels, but evaluation needs labels; "

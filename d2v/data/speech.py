@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from d2v.data.audio_sources import AudioClips, audio_files, prompt_clips, read_prompt, require_folder
+from d2v.data.hf import check_other_split
 from d2v.data.hf_audio import HFAudioStream, hf_clips
 from d2v.data.speech_data import SpeechData, check_seconds
 from d2v.data.spoken import librispeech_clips, librispeech_folder, manifest_clips, with_transcripts
@@ -292,10 +293,14 @@ def hf_audio(
         train = HFAudioStream(path, split, audio_column, sample_rate)
     else:
         train = hf_clips(path, split, audio_column, text_column, sample_rate, shortest)
+    val = None
+    if val_split is not None:
+        check_other_split(split, val_split)
+        val = hf_clips(path, val_split, audio_column, text_column, sample_rate, 1, "data.val_split")
     return SpeechData(
         train=train,
         probe_train=train if isinstance(train, AudioClips) and train.has_transcripts else None,
-        val=None if val_split is None else hf_clips(path, val_split, audio_column, text_column, sample_rate, 1),
+        val=val,
         sample_rate=sample_rate,
         min_seconds=min_seconds,
         max_seconds=max_seconds,

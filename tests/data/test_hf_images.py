@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,8 +108,10 @@ def test_columns_are_found_or_asked_for(tmp_path):
     images.save_to_disk(tmp_path / "one")
     with pytest.raises(ValueError, match=r"data\.image_column=image: .* has the columns id, img, label"):
         HFImages(str(tmp_path / "one"), image_column="image")
-    with pytest.raises(ValueError, match=r"data\.label_column=id: not a column of class labels or integers"):
-        HFImages(str(tmp_path / "one"), label_column="id")
+    with pytest.raises(
+        ValueError, match=r"data\.label_column=img: not a column of class labels, whole numbers, words or flags"
+    ):
+        HFImages(str(tmp_path / "one"), label_column="img")
 
 
 def test_parquet_without_hugging_face_metadata(tmp_path):
@@ -119,12 +122,15 @@ def test_parquet_without_hugging_face_metadata(tmp_path):
     pq.write_table(pa.table({"image": rows(4), "fine": [3, 1, -1, 2]}), tmp_path / "set" / "train.parquet")
     source = HFImages(str(tmp_path / "set"), label_column="fine")
     assert source.load(0).size == (24, 20)
-    assert [source.label(i) for i in range(4)] == [3, 1, None, 2]
-    assert (source.has_labels, source.class_names) == (True, None)
+    assert [source.label(i) for i in range(4)] == [3, 1, 0, 2]
+    assert (source.has_labels, source.class_names) == (True, ("-1", "1", "2", "3"))
     assert not HFImages(str(tmp_path / "set")).has_labels
     assert hf_images(str(tmp_path / "set")).probe_train is None
-    with pytest.raises(ValueError, match=r"data\.val_split=train: .* has no column of class labels"):
-        hf_images(str(tmp_path / "set"), val_split="train")
+    assert (
+        "no column of class labels; data.label_column could be fine" in hf_images(str(tmp_path / "set")).describe()[1]
+    )
+    with pytest.raises(ValueError, match=r"data\.val_split=train\[2:\]: .* has no column of class labels"):
+        hf_images(str(tmp_path / "set"), "train[:2]", val_split="train[2:]")
 
 
 def test_errors(parquet, tmp_path, monkeypatch):
@@ -237,3 +243,119 @@ def test_streams_and_map_style_data_are_not_mixed_up(streamed, parquet):
         stream(hf_images(parquet))
     with pytest.raises(ValueError, match=r"data\.shuffle_buffer=0: must be at least 1"):
         hf_images(parquet, streaming=True, shuffle_buffer=0)
+
+
+def labelled(values: list, feature=None) -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(), "label": feature}) if feature is not None else None
+    images = [{"bytes": png(i), "path": None} for i in range(len(values))]
+    return datasets.Dataset.from_dict({"image": images, "label": values}, features=features)
+
+
+def save(path, **splits) -> str:
+    datasets.DatasetDict(splits).save_to_disk(path)
+    return str(path)
+
+
+def both(path: str, **options) -> tuple[list, list, tuple]:
+    data = hf_images(path, val_split="test", **options)
+    return (
+        [data.train.label(i) for i in range(len(data.train))],
+        [data.val.label(i) for i in range(len(data.val))],
+        data.class_names,
+    )
+
+
+def test_classes_in_another_order_are_matched_by_name(tmp_path):
+    train = labelled([0, 1], datasets.ClassLabel(names=["dark", "light"]))
+    test = labelled([0, 1, -1], datasets.ClassLabel(names=["light", "dark"]))
+    path = save(tmp_path / "set", train=train, test=test)
+    assert both(path) == ([0, 1], [1, 0, None], ("dark", "light"))
+    summary = "\n".join(hf_images(path, val_split="test").describe())
+    assert "classes in another order than training's: matched by name" in summary
+    assert "1 rows without a label" in summary
+
+
+@pytest.mark.parametrize("names", [["dark"], ["dark", "light", "red"], ["dark", "red"]])
+def test_other_classes_are_refused_with_their_names(tmp_path, names):
+    train = labelled([0, 1], datasets.ClassLabel(names=["dark", "light"]))
+    path = save(tmp_path / "set", train=train, test=labelled([0], datasets.ClassLabel(names=names)))
+    message = (
+        rf"data\.val_split=test of data\.path=.*: its {len(names)} classes are {', '.join(names)}, but the 2 of .*"
+    )
+    with pytest.raises(ValueError, match=message):
+        hf_images(path, val_split="test")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "names"),
+    [
+        ([5, 10, 7, None], [10, 5], ("5", "7", "10")),
+        ([True, False, True, None], [True, False], ("False", "True")),
+        (["dog", "cat", "eel", None], ["eel", "dog"], ("cat", "dog", "eel")),
+    ],
+)
+def test_plain_columns_have_their_distinct_values_as_classes(tmp_path, train, test, names):
+    path = save(tmp_path / "set", train=labelled(train), test=labelled(test))
+    found = both(path, label_column="label")
+    assert found[2] == names
+    for values, labels in ((train, found[0]), (test, found[1])):
+        assert labels == [None if value is None else names.index(str(value)) for value in values]
+
+
+def test_values_that_training_lacks_are_refused(tmp_path):
+    path = save(tmp_path / "set", train=labelled([1, 2]), test=labelled([2, 3]))
+    with pytest.raises(
+        ValueError, match=r"data\.val_split=test .*: its 2 classes are 2, 3, .*; 3 are not in the training"
+    ):
+        hf_images(path, val_split="test", label_column="label")
+
+
+def test_splits_that_do_not_exist_are_named_by_their_key(parquet, tmp_path):
+    saved = save(tmp_path / "saved", train=table(3), validation=table(3))
+    table(3).save_to_disk(tmp_path / "alone")
+    for path in (parquet, saved, str(tmp_path / "alone")):
+        with pytest.raises(ValueError, match=r"data\.val_split=val: no such split of data\.path="):
+            hf_images(path, val_split="val")
+        with pytest.raises(ValueError, match=r"data\.split=tset: no such split of data\.path="):
+            hf_images(path, "tset")
+
+
+@pytest.mark.parametrize(("split", "val_split"), [("train", "train"), ("train", "train[:10%]")])
+def test_evaluating_on_training_images_is_refused(parquet, split, val_split):
+    with pytest.raises(ValueError, match=r"data\.val_split=.*: is in data\.split=train, which is trained on"):
+        hf_images(parquet, split, val_split)
+
+
+def test_git_lfs_pointers_are_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"6" * 64 + b"\nsize 146946961\n"
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(pointer)
+    with pytest.raises(ValueError, match=r"data\.path=.*parquet is a Git LFS pointer.*`git lfs pull`"):
+        hf_images(str(tmp_path))
+
+
+def test_damaged_parquet_is_one_message(parquet):
+    (Path(parquet) / "train-00000-of-00002.parquet").write_bytes(b"PAR1" + b"x" * 2000)
+    with pytest.raises(ValueError, match=r"data\.path=.*: cannot be read"):
+        hf_images(parquet)
+
+
+def test_orientation_and_bit_depth_of_rows(tmp_path):
+    """Of streams, too."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    pixels = np.arange(20 * 24, dtype=np.uint16).reshape(20, 24) * 8  # up to 3,832: 12 bits
+    Image.fromarray(pixels).save(buffer, "png", exif=exif)
+    images = [{"bytes": buffer.getvalue(), "path": None}, {"bytes": png(0), "path": None}]
+    features = datasets.Features({"img": datasets.Image()})
+    datasets.Dataset.from_dict({"img": images}, features=features).save_to_disk(tmp_path / "set")
+    expected = np.rot90((pixels * (255 / 4095)).round(), -1)
+    data = hf_images(str(tmp_path / "set"))
+    stream = hf_images(str(tmp_path / "set"), streaming=True)
+    row = next(iter(stream.train))
+    for image in (data.train.load(0), stream.train.decode(row)):
+        assert np.array_equal(np.asarray(image), expected)
+    for described in (data.describe(), stream.describe()):
+        assert "12 bits; set data.bit_depth if that is wrong" in described[1]
+    full = hf_images(str(tmp_path / "set"), streaming=True, bit_depth=16)
+    assert np.asarray(full.train.decode(row)).max() == round(3832 * 255 / 65535)
