@@ -14,16 +14,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from d2v.cli.checks import DATA, FINETUNE, FINETUNE_KEYS, check_keys, check_ranges
+from d2v.cli.ending import stopped_early
 from d2v.cli.launch import configuring, run, running
 from d2v.cli.loading import Trained, best_device, load_data, load_trained, without_references
 from d2v.cli.pretrain import find_checkpoint
 from d2v.cli.scoring import set_decoder
-from d2v.cli.slurm import requeue
 from d2v.cli.sweep import sweep
 from d2v.data.finetune import FinetuneData
 from d2v.interop.native import Checkpoint, load_exactly
 from d2v.lit import machine, setup
-from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.callbacks.score import ScoreEvery
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.models.heads import FinetunedModel
@@ -100,14 +99,10 @@ def finetune(cfg: DictConfig) -> None:
         trainer.fit(
             module, FinetuneDataModule(data, split, num_workers, cfg.seed), ckpt_path=resumed, weights_only=True
         )
-    saver = next((c for c in callbacks if isinstance(c, CheckpointEvery)), None)
-    if saver is not None and saver.requeue:
-        requeue(cfg.resume, trainer.is_global_zero)
-    stopped = saver is not None and saver.stopped
-    if trainer.is_global_zero and not stopped:
+    if stopped_early(trainer, "finetune", run_dir, cfg.resume, scores=True):
+        return
+    if trainer.is_global_zero:
         score_best(run_dir, module, data, trainer, num_workers)
-    elif stopped:
-        print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
 
 
 def prepare_data(cfg: DictConfig, trained: Trained | None) -> tuple[FinetuneData, Any]:

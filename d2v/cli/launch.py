@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from d2v.cli.run_dir import run_dir
 from d2v.cli.slurm import check_launcher
 from d2v.cli.words import check_words, is_multirun, read_text_as_typed
 from d2v.errors import UserError
+from d2v.lit.terminal import say
 
 TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
 
@@ -34,6 +36,12 @@ _CANNOT_WRITE = {
     *(errno.ENAMETOOLONG, errno.ESTALE, errno.EIO),
 }
 _MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError)
+
+
+class Status:
+    """Exit status of a command whose runs have all been made, where the time of one of several was up."""
+
+    value = 0
 
 
 @contextmanager
@@ -74,6 +82,11 @@ def running() -> Iterator[None]:
         yield
     except UserError as error:
         fail(str(error), error)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's end of a run by Ctrl-C has status 1
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise SystemExit(128 + signal.SIGINT) from None
+        raise
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # PyTorch raises it wherever the process happens to be
             raise
@@ -139,8 +152,12 @@ def run(command: str) -> int:
         fail(str(error), error)
     read_text_as_typed(is_multirun(arguments))
     entry = hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name=command)(Task(command))
+    Status.value = 0
     try:
         entry()
+    except KeyboardInterrupt:
+        say("d2v: interrupted")
+        return 128 + signal.SIGINT
     except HydraException as error:
         fail(explain(error, arguments, command), error)
     except ValueError as error:
@@ -153,7 +170,7 @@ def run(command: str) -> int:
         fail(f"{error}: choose a folder that can be written to by output_dir=DIR or hydra.run.dir=DIR", error)
     finally:
         read_text_as_typed()
-    return 0
+    return Status.value
 
 
 def _explain_call(error: Exception) -> str:

@@ -14,13 +14,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from d2v.cli.checks import DATA, PRETRAIN, check_keys, check_ranges
+from d2v.cli.ending import stopped_early
 from d2v.cli.launch import configuring, naming, run, running
 from d2v.cli.loading import load_trained
-from d2v.cli.slurm import requeue
 from d2v.interop.doors import init_from
 from d2v.interop.native import BEST, Checkpoint, newest_intact_checkpoint
 from d2v.lit import machine, setup
-from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.data import PretrainDataModule
 from d2v.lit.pretrain import PretrainModule
 from d2v.nn.block import checkpoint_activations
@@ -79,12 +78,9 @@ def pretrain(cfg: DictConfig) -> None:
         print(setup.summary(model, data, mask, split, trainer, threads, num_workers, run_dir), flush=True)
     with running():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-    saver = next((c for c in callbacks if isinstance(c, CheckpointEvery)), None)
-    if saver is not None and saver.requeue:
-        requeue(cfg.resume, trainer.is_global_zero)
+    if stopped_early(trainer, "pretrain", run_dir, cfg.resume):
+        return
     if trainer.is_global_zero:
-        if saver is not None and saver.stopped:
-            print(f"stopped early at step {trainer.global_step}; the same command with resume=auto goes on")
         if checkpoint is not None and trainer.global_step >= cfg.trainer.max_steps:
             print(f"the run has all of its trainer.max_steps={cfg.trainer.max_steps} steps")
         print(f"run: {run_dir}")

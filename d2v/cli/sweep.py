@@ -22,8 +22,10 @@ from omegaconf import DictConfig
 
 from d2v.cli.checks import check_sweep
 from d2v.cli.commands import options
+from d2v.cli.ending import STOPPED, wait_for
 from d2v.cli.launch import configuring, run
 from d2v.lit.callbacks.finite import NotFinite
+from d2v.lit.terminal import say
 from d2v.tasks.scoring import Diverged
 
 DIVERGED = "diverged.txt"  # in a run's folder: why it has no results and, run again, would have none
@@ -99,7 +101,7 @@ def one_run(folder: Path, overrides: list[str]) -> Any:
 
     Raises:
         Diverged: its model did, now or before.
-        SystemExit: it ended without results for another reason, or was run with other overrides before.
+        SystemExit: it was stopped, ended without results for another reason, or was run with other overrides before.
     """
     record = folder / ".hydra" / "overrides.yaml"
     if record.is_file():
@@ -116,10 +118,10 @@ def one_run(folder: Path, overrides: list[str]) -> Any:
         # -P: what lies in the current folder is not imported; PYTHONPATH holds.
         program = [sys.executable, "-P", "-m", "d2v.cli.sweep"]
         process = subprocess.Popen([*program, *command, f"hydra.run.dir={folder}"])
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            status = process.wait()  # it got the signal too, and saves first
+        status = wait_for(process)
+        if status in STOPPED:
+            say(f"the sweep was stopped; the same command with hydra.run.dir={folder.parent} goes on", "stdout")
+            raise SystemExit(status)
         if not diverged.is_file() and (status or not results.is_file()):
             raise SystemExit(f"d2v: error: {folder} ended without results; hydra.run.dir={folder.parent} goes on")
     if diverged.is_file():

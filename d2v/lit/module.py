@@ -127,6 +127,11 @@ class TrainingModule(L.LightningModule):
             logger.save()
         self._logged.clear()
 
+    def abandon_step(self) -> None:
+        """Drop what the micro-batches of an unfinished optimizer step have left; no step may follow."""
+        self._logged.clear()
+        self.zero_grad(set_to_none=True)
+
     @property
     def should_log(self) -> bool:
         """Whether the metrics of the optimizer step under way are logged."""
@@ -165,6 +170,10 @@ class TrainingModule(L.LightningModule):
         accumulate = self.trainer.accumulate_grad_batches
         entry = {"version": __version__, "config": self.config, "accumulate": accumulate}
         checkpoint["d2v"] = {**self.record, **entry}
+        for counts in _batch_counts(checkpoint):  # a step that was abandoned has not begun
+            whole = counts["processed"] // accumulate * accumulate
+            if whole < counts["processed"]:
+                counts.update(dict.fromkeys(counts, whole))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Recount the micro-batches that are done: this run may cut a step into more or fewer of them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
@@ -17,9 +16,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from d2v.data.sampler import BatchSplit
+from d2v.lit.callbacks.stop import StopWhenTold, parse_time
 from d2v.lit.checkpoint_io import AtomicCheckpointIO
-from d2v.lit.machine import choose_precision, keep_freed_memory
+from d2v.lit.machine import available_cores, choose_precision, keep_freed_memory
 from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
+from d2v.lit.trainer import choose_devices, trainer_options
 
 log = logging.getLogger(__name__)
 
@@ -35,32 +36,38 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
     """Lightning's trainer with our settings where they are not a matter of taste.
 
     Args:
-        node: the ``trainer`` configuration, keyword arguments of ``lightning.Trainer``; ``precision`` may be "auto".
+        node: the ``trainer`` configuration: the fields of :class:`~d2v.lit.trainer.TrainerOptions`.
         callbacks: in the order they are to be called.
         loggers: where metrics go.
+
+    Raises:
+        ValueError: a setting that does not do here what it says, or devices that are not there.
     """
-    arguments = {key: value for key, value in node.items() if key != "_target_"}
-    accelerator = str(arguments.get("accelerator", "auto"))
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    options = trainer_options(node)
+    accelerator, devices = choose_devices(options, available_cores())
     if accelerator == "cpu":
         keep_freed_memory()
-    arguments["precision"] = choose_precision(arguments["precision"], {"gpu": "cuda"}.get(accelerator, accelerator))
-    if arguments["max_steps"] < 1:
-        raise ValueError(f"trainer.max_steps={arguments['max_steps']}: give the number of optimizer steps, at least 1")
-    several = (arguments.get("devices"), arguments.get("num_nodes")) != (1, 1)
-    arguments["strategy"] = choose_strategy(str(arguments.get("strategy", "auto")), several)
-    unknown = arguments.keys() - inspect.signature(L.Trainer).parameters.keys()
-    if unknown:
-        raise ValueError(f"trainer.{sorted(unknown)[0]}: lightning.Trainer has no such argument; remove it")
+    stop = StopWhenTold(parse_time(options.max_time))
+    several = (devices if isinstance(devices, int) else len(devices), options.num_nodes) != (1, 1)
     # Requeueing is ours (see CheckpointEvery): Lightning would save in the middle of a step.
     in_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun's processes are its own
     slurm = [SLURMEnvironment(auto_requeue=False)] if in_slurm else []
     try:
         return L.Trainer(
-            **arguments,
+            max_steps=options.max_steps,
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=options.num_nodes,
+            strategy=choose_strategy(options.strategy, several),
+            precision=choose_precision(options.precision, accelerator),  # type: ignore[arg-type]
+            gradient_clip_val=options.gradient_clip_val,
+            log_every_n_steps=options.log_every_n_steps,
+            deterministic=options.deterministic,
+            benchmark=options.benchmark,
+            detect_anomaly=options.detect_anomaly,
+            profiler=options.profiler,
             max_epochs=-1,
-            callbacks=callbacks,
+            callbacks=[*_progress_last(callbacks), stop],
             plugins=[AtomicCheckpointIO(), *slurm],
             logger=loggers or False,
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
@@ -72,6 +79,11 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
         )
     except MisconfigurationException as error:  # a value of the user's
         raise ValueError(str(error)) from error
+
+
+def _progress_last(callbacks: list[L.Callback]) -> list[L.Callback]:
+    """The order of the others stays; progress shows what all of them have logged."""
+    return sorted(callbacks, key=lambda callback: isinstance(callback, ProgressBar))
 
 
 def check_compile(trainer: L.Trainer) -> None:

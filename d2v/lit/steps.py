@@ -6,9 +6,9 @@ import lightning as L
 
 
 def is_logged(trainer: L.Trainer, step: int) -> bool:
-    """Whether optimizer step ``step`` (the first is 1) is logged: the first and every ``log_every_n_steps``-th."""
+    """Whether optimizer step ``step`` (from 1) is logged: the first, every ``log_every_n_steps``-th and the last."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's logger connector
-    return step == 1 or step % every == 0
+    return step == 1 or step % every == 0 or step == trainer.max_steps
 
 
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:

@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import re
-import signal
 import time
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +19,6 @@ from d2v.interop.doors import load_encoder
 from d2v.interop.native import list_checkpoints, newest_intact_checkpoint, resolve_checkpoint
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.checkpoint_io import AtomicCheckpointIO
-from d2v.models.data2vec2 import Data2Vec2
-from d2v.types import Batch, LossOutput
 
 
 def _names(*steps: int) -> list[str]:
@@ -151,47 +148,6 @@ def test_a_clock_that_jumps_changes_nothing(runs: ModuleType, tmp_path: Path, mo
         assert 0 <= float(row["perf/data_wait_fraction"]) <= 1
     left = re.findall(r"(-?\d+):\d\d:\d\d left", result.err)
     assert left == ["0"] * 4
-
-
-def test_told_to_stop_in_the_middle_of_a_step_it_ends_the_step_first(
-    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half a step's gradients would be lost; signals mean again what they did before."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    whole = runs.pretrain(tmp_path / "whole", "micro_batch_size=2")
-    micro_batches, forward = itertools.count(1), Data2Vec2.forward
-
-    def interrupted(model: Data2Vec2, batch: Batch) -> LossOutput:
-        if next(micro_batches) == 5:  # the first of the third step's two
-            signal.raise_signal(signal.SIGTERM)
-        return forward(model, batch)
-
-    with monkeypatch.context() as context:
-        context.setattr(Data2Vec2, "forward", interrupted)
-        run = runs.pretrain(tmp_path / "cut", "micro_batch_size=2")
-    assert runs.checkpoints(run) == _names(3)
-    assert {number: signal.getsignal(number) for number in handlers} == handlers
-    runs.pretrain(tmp_path / "cut", "micro_batch_size=2", "resume=auto")
-    assert not runs.differences(runs.load(run, 4)["state_dict"], runs.load(whole, 4)["state_dict"])
-
-
-def test_a_second_ctrl_c_ends_the_run_at_once(
-    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forward = Data2Vec2.forward
-
-    def interrupted(model: Data2Vec2, batch: Batch) -> LossOutput:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        return forward(model, batch)
-
-    handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(Data2Vec2, "forward", interrupted)
-    saver = CheckpointEvery(tmp_path)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        runs.fit(callbacks=[saver])
-    assert signal.getsignal(signal.SIGINT) == handler
-    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_of_a_step_are_on_disk_before_its_checkpoint(

@@ -1,23 +1,20 @@
-"""Saving: every so often, at the end, and when asked to stop."""
+"""Saving: every so often and at the end, also at one that came early."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import signal
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from d2v.errors import UserError
 from d2v.interop.native import BEST, list_checkpoints
+from d2v.lit.callbacks.stop import agree
 from d2v.lit.checkpoint_io import NotSaved, point, save
 from d2v.lit.module import TrainingModule
 from d2v.lit.steps import ends_step, is_logged_step
@@ -25,30 +22,14 @@ from d2v.lit.steps import ends_step, is_logged_step
 log = logging.getLogger(__name__)
 
 
-_REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # what Slurm is asked to send ahead of the time limit
-_AGREE_EVERY = 10  # optimizer steps: asking the other ranks takes the time of waiting for the device
-
-
-def _agree(trainer: L.Trainer, mine: tuple[bool, ...]) -> list[bool]:
-    """Ranks have clocks and signals of their own, and saving is something they do together: one says, all do."""
-    if trainer.world_size == 1:
-        return list(mine)
-    if trainer.global_step % _AGREE_EVERY:
-        return [False] * len(mine)
-    votes = torch.tensor(mine, dtype=torch.float32, device=trainer.strategy.root_device)
-    return [vote > 0 for vote in trainer.strategy.reduce(votes, reduce_op="sum").tolist()]
-
-
 class UnknownMetric(UserError, RuntimeError):
     """The metric that is to say which checkpoints are best is one that nobody logs."""
 
 
 class CheckpointEvery(Checkpoint):
-    """Writes ``checkpoints/step-00001000.ckpt``, keeps the newest few and the best, and stops cleanly when told to.
+    """Writes ``checkpoints/step-00001000.ckpt``, keeps the newest few and the best.
 
-    SIGTERM or the first Ctrl-C ends the run after the optimizer step under way, with a checkpoint; a second Ctrl-C
-    ends it at once. In a Slurm job SIGUSR1 and SIGUSR2 do the same and mean that the job is to be requeued. Several
-    processes agree every ten steps.
+    A run that is stopped (:class:`~d2v.lit.callbacks.stop.StopWhenTold`) is saved like one that has ended.
 
     With ``monitor``, a step whose metric is among the best so far is saved, too, and stays until it no longer is;
     ``best.ckpt`` is a link to the best of all. Which they are is part of every checkpoint. The metric is rank 0's, and
@@ -94,13 +75,9 @@ class CheckpointEvery(Checkpoint):
         self.monitor, self.mode, self.keep_best = monitor, mode, keep_best
         self.best: list[tuple[float, int]] = []  # (metric, step), best first; the same on all ranks
         self._best_by: tuple[str | None, str] = (monitor, mode)
-        self.stop_signal: int | None = None
-        self.stopped = False  # whether any rank was told to stop; the same on all
-        self.requeue = False  # whether any rank was told to have the job requeued; the same on all
         self._saved_step = -1
         self._saved_at = time.monotonic()
         self._monitor_is_known = monitor is None
-        self._previous_handlers: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Which checkpoints are the best, and by what."""
@@ -117,7 +94,7 @@ class CheckpointEvery(Checkpoint):
             log.warning("the checkpoints that were best by %s (%s) are no longer kept for it", by, mode)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over SIGTERM and Ctrl-C; a resumed run's checkpoint needs no second copy."""
+        """Tidy up; a resumed run's checkpoint needs no second copy."""
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
             self._set_aside_later_than(trainer.global_step)
@@ -127,8 +104,6 @@ class CheckpointEvery(Checkpoint):
         if trainer.is_global_zero and not self.best and not elsewhere:
             with suppress(OSError):  # of a disk that is gone; saving says so
                 (self.dirpath / BEST).unlink(missing_ok=True)  # it means one that is gone, or best by something else
-        for number in (signal.SIGTERM, signal.SIGINT, *(_REQUEUE if "SLURM_JOB_ID" in os.environ else ())):
-            self._previous_handlers[number] = signal.signal(number, self._on_signal)
 
     def _set_aside_later_than(self, step: int) -> None:
         """A run that went back to an earlier checkpoint must not be resumed from the future it left."""
@@ -137,30 +112,19 @@ class CheckpointEvery(Checkpoint):
                 log.info("%s is of a future this run has left: renamed to %s.left", path, path.name)
                 path.rename(path.with_name(f"{path.name}.left"))
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal == signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.stop_signal not in _REQUEUE:  # Slurm's SIGTERM may follow
-            self.stop_signal = number
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; stop if told to. Only between optimizer steps: gradients are not saved."""
+        """Save if it is time. Only between optimizer steps: gradients are not saved."""
         if not ends_step(trainer, batch_idx):
             return
         step = trainer.global_step
         minutes = (time.monotonic() - self._saved_at) / 60
-        overdue = self.every_n_minutes is not None and minutes >= self.every_n_minutes
-        overdue, stop, requeue = _agree(trainer, (overdue, self.stop_signal is not None, self.stop_signal in _REQUEUE))
-        self.requeue |= requeue
+        late = self.every_n_minutes is not None and minutes >= self.every_n_minutes
+        (overdue,) = agree(trainer, batch_idx, (late,))
         best = self._best_with_this_step(trainer, pl_module, batch_idx)
         if step % self.every_n_steps == 0 or overdue or best != self.best:
             self._save(trainer, best)
-        if stop:
-            self.stopped = True
-            log.info("told to stop: stopping after step %d", step)
-            trainer.should_stop = True
 
     def _best_with_this_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch_idx: int
@@ -190,26 +154,17 @@ class CheckpointEvery(Checkpoint):
         self._monitor_is_known = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what has not been saved yet, and give the signals back.
+        """Save what has not been saved yet.
 
         Raises:
             NotSaved: it could not be written.
         """
         error = self._save(trainer, self.best)
-        self._restore_handlers()
         if error is not None:
             raise NotSaved(
                 f"the last checkpoint, step {trainer.global_step}, could not be written to {self.dirpath} ({error}): "
                 "make room there; the same command with resume=auto then goes on from the one before"
             )
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the signals back; a run that failed inside a step is not saved."""
-        self._restore_handlers()
-
-    def _restore_handlers(self) -> None:
-        while self._previous_handlers:
-            signal.signal(*self._previous_handlers.popitem())
 
     def _path(self, step: int) -> Path:
         return self.dirpath / f"step-{step:08d}.ckpt"

@@ -6,6 +6,7 @@ image gets the same features. What dies in a collapse is how much different samp
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from typing import Any
@@ -69,15 +70,17 @@ class HealthMonitor(L.Callback):
         self.limits = {"features": min_spread, "frontend": min_frontend_spread}
         self.patience = patience
         self._features: deque[Tensor] = deque()
+        self._num_pending = 0  # of them, micro-batches of an optimizer step that has not ended
         self._best_spread: dict[str, float] = {}
         self._num_below: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run judges by."""
+        """What a resumed run judges by: finished optimizer steps."""
+        num_finished = len(self._features) - self._num_pending
         return {
             "best_spread": dict(self._best_spread),
             "num_below": dict(self._num_below),
-            "features": [features.cpu() for features in self._features],
+            "features": [features.cpu() for features in itertools.islice(self._features, num_finished)],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -96,10 +99,12 @@ class HealthMonitor(L.Callback):
         self._features.append(outputs["features"])
         if self._features[0].device != self._features[-1].device:  # resumed
             self._features = deque(features.to(self._features[-1].device) for features in self._features)
-        while sum(map(len, self._features)) - len(self._features[0]) >= self.window:
-            self._features.popleft()
+        self._num_pending += 1
         if not ends_step(trainer, batch_idx):
             return
+        self._num_pending = 0
+        while sum(map(len, self._features)) - len(self._features[0]) >= self.window:
+            self._features.popleft()
         step = trainer.global_step
         logged = is_logged(trainer, step)
         if not logged and step % self.check_every_n_steps:

@@ -1,0 +1,90 @@
+"""How a training command ends: with which exit status, and, if it was stopped, with which words."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from d2v.cli.launch import Status
+from d2v.cli.slurm import requeue
+from d2v.lit.callbacks.checkpoint import CheckpointEvery
+from d2v.lit.callbacks.stop import TIME_IS_UP, find_stop
+from d2v.lit.signals import REQUEUE
+from d2v.lit.terminal import say
+
+STOPPED = {TIME_IS_UP} | {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, *REQUEUE)}
+
+
+def stopped_early(trainer: L.Trainer, command: str, run_dir: Path, resume: str | None, scores: bool = False) -> bool:
+    """After ``fit``: whether the run was stopped; then say so, and how to go on.
+
+    Args:
+        trainer: that has trained.
+        command: "pretrain" or "finetune".
+        run_dir: the run's folder.
+        resume: as configured.
+        scores: whether the command has still to score a model that is trained to its last step.
+
+    Raises:
+        SystemExit: the run was stopped: with 0 where Slurm runs the job again, else, of the first process, with 128 +
+            the signal's number, or with 75 after ``trainer.max_time``. Of several runs (``-m``) the next still begin
+            after one whose time was up.
+    """
+    stop = find_stop(trainer)
+    if stop.reason is None or (trainer.global_step >= trainer.max_steps and not scores):
+        return False
+    if trainer.is_global_zero:
+        saved = any(isinstance(c, CheckpointEvery) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        state = "" if saved else "; nothing was saved, for want of callbacks.checkpoint"
+        say(f"stopped by {stop.cause} after step {trainer.global_step:,} of {trainer.max_steps:,}{state}", "stdout")
+        if saved:
+            say(f"to go on: {resume_command(command, run_dir)}", "stdout")
+    if stop.requeue:
+        requeue(resume, trainer.is_global_zero)
+    status = stop.status if trainer.is_global_zero else 0  # else whoever started the processes would kill the first
+    if stop.reason == "max_time" and HydraConfig.get().mode == RunMode.MULTIRUN:
+        Status.value = status
+        return True
+    sys.exit(status)
+
+
+def resume_command(command: str, run_dir: Path) -> str:
+    """What to type in a shell."""
+    return f"d2v {command} {shlex.quote(f'resume={run_dir}')}"
+
+
+def wait_for(process: subprocess.Popen[Any]) -> int:
+    """A child's exit status; signals that end this process are handed on to it first, and it is waited for.
+
+    Ctrl-C in a terminal reaches the child anyway.
+    """
+    with _handing_on(process):
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextmanager
+def _handing_on(process: subprocess.Popen[Any]) -> Iterator[None]:
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
