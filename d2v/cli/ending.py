@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +18,7 @@ from hydra.types import RunMode
 
 from d2v.cli.launch import Status
 from d2v.cli.slurm import requeue
+from d2v.cli.words import for_the_shell
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.callbacks.stop import TIME_IS_UP, find_stop
 from d2v.lit.signals import REQUEUE
@@ -61,7 +62,9 @@ def stopped_early(trainer: L.Trainer, command: str, run_dir: Path, resume: str |
 
 def resume_command(command: str, run_dir: Path) -> str:
     """What to type in a shell."""
-    return f"d2v {command} {shlex.quote(f'resume={run_dir}')}"
+    word = f"resume={run_dir}"
+    is_plain = re.fullmatch(r"resume=[\w./+-]+", word)
+    return f"d2v {command} {word if is_plain else for_the_shell(word)}"
 
 
 def wait_for(process: subprocess.Popen[Any]) -> int:

@@ -26,6 +26,7 @@ class Log:
             accumulate_grad_batches=accumulate,
             log_every_n_steps=every,
             global_step=0,
+            max_steps=100_000,
             strategy=SimpleNamespace(reduce=lambda value, **_: value),
         )
         self.batch_idx = -1
