@@ -19,6 +19,7 @@ FREE = (
     *("trainer.max_steps", "trainer.max_time", "epochs"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.log_every_n_steps", "trainer.deterministic", "trainer.benchmark"),
+    *("trainer.detect_anomaly", "trainer.profiler"),
     *("micro_batch_size", "num_workers", "num_threads", "compile", "activation_checkpointing"),
     *("callbacks", "logger", "decoder", "sweep"),
     *("resume", "resume_with_other_data", "init_from", "checkpoint", "network"),
