@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from d2v.cli.loading import Trained
+from d2v.cli.loading import WHOSE, Trained
 from d2v.version import __version__
 
 _HEADER = """---
@@ -80,7 +80,9 @@ def model_card(trained: Trained, network: str, library: str = "d2v") -> str:
         "pooler": "; pooler_output means nothing" if dtype == "torch.int64" else "",
     }
     origin = (
-        f"from {trained.path.name}" if trained.step is None else f"the {network} after {trained.step:,} optimizer steps"
+        f"from {WHOSE[trained.source]}"
+        if trained.step is None
+        else f"the {network} after {trained.step:,} optimizer steps"
     )
     return _HEADER.format(
         library={"AutoModel": "transformers", "ONNX": "onnx"}.get(library, library),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from d2v.bounds import parse_json, read_text, read_yaml
 from d2v.interop.pickles import Unusual, check_content, check_pickle
+from d2v.interop.private import public_data
 from d2v.models.heads import FinetunedModel
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
@@ -270,7 +271,7 @@ def write_config(config: Mapping[str, Any], folder: Path, card: str) -> None:
 
 def _write_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Values of ``data`` that are whole JSON files (a tokenizer) become files beside the configuration."""
-    data = dict(config.get("data") or {})
+    data = public_data(config.get("data") or {})
     for key, value in data.items():
         if isinstance(value, str) and value.startswith("{") and key.isidentifier():
             (folder / f"{key}.json").write_text(value, encoding="utf-8")

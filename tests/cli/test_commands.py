@@ -104,7 +104,9 @@ def test_evaluate_on_other_data_and_networks(runs: ModuleType, run: Path, tmp_pa
 
 
 @pytest.mark.parametrize("network", ["student", "teacher"])
-def test_export_is_bit_equal_to_the_checkpoint(runs: ModuleType, run: Path, tmp_path: Path, network: str) -> None:
+def test_export_is_bit_equal_to_the_checkpoint(
+    runs: ModuleType, run: Path, images: Path, tmp_path: Path, network: str
+) -> None:
     folder = tmp_path / "encoder"
     result = runs.d2v_command("export", f"checkpoint={run}", f"output={folder}", f"network={network}")
     assert result.status in (0, None), result.err
@@ -123,7 +125,8 @@ def test_export_is_bit_equal_to_the_checkpoint(runs: ModuleType, run: Path, tmp_
     assert "load_encoder" in card
     assert f"the {network} after 3 optimizer steps" in card
 
-    table = runs.d2v_command("evaluate", f"checkpoint={folder}", f"output_dir={tmp_path}", *KNN).out
+    data = runs.folder_data(images)  # an export does not say where they lie
+    table = runs.d2v_command("evaluate", f"checkpoint={folder}", f"output_dir={tmp_path}", *KNN, *data).out
     direct = runs.d2v_command("evaluate", f"checkpoint={run}", f"network={network}", f"output_dir={tmp_path}", *KNN).out
     scores = [[line.split("|")[2:] for line in text.splitlines() if line.startswith("| ")] for text in (table, direct)]
     assert scores[0] == scores[1]
