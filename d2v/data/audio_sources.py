@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from d2v.data.bad_samples import BadSample
-from d2v.data.files import files_below
+from d2v.data.files import files_below, home_path
 from d2v.data.fingerprint import file_mark
 from d2v.errors import how_to_install
 
@@ -377,7 +377,7 @@ def audio_files(root: str, key: str = "data.root") -> Iterator[Clip]:
 
 def require_folder(root: str, key: str) -> Path:
     """``root`` as a path, after checking that it is a folder; errors name the config key."""
-    path = Path(root).expanduser()
+    path = home_path(root, key)
     if not path.exists():
         raise FileNotFoundError(f"{key}={root}: no such folder; set {key} to a folder of audio files")
     if not path.is_dir():

@@ -11,6 +11,22 @@ from pathlib import Path
 NOT_READ = "lost+found"  # of file systems, at the top of a disk; only root may read it
 
 
+def home_path(path: str | os.PathLike[str], key: str) -> Path:
+    """A path whose ``~`` stands for the user's home folder.
+
+    Args:
+        path: as it was given.
+        key: the config key that it comes from, for messages.
+
+    Raises:
+        ValueError: there is a ``~``, but this user has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{key}={path}: this user has no home folder for ~; give the whole path") from error
+
+
 def printable(name: str | os.PathLike[str]) -> str:
     """A file's name as text that can be written anywhere.
 

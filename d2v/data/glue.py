@@ -6,7 +6,6 @@ Pairs of sentences are packed as the released models expect them: ``<s> a </s></
 from __future__ import annotations
 
 import logging
-from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +18,10 @@ from torch import Tensor
 
 from d2v.data.bad_samples import BadSample
 from d2v.data.contents import describe_sources
+from d2v.data.files import home_path
 from d2v.data.finetune import FinetuneData, part
 from d2v.data.hf import features_of, find_column, load_hf
+from d2v.data.plain_text import utf8_of
 from d2v.data.text_data import MODALITY, EvalCollate
 from d2v.data.texts import fitting_tokenizer
 
@@ -248,10 +249,13 @@ def glue(
 
 
 def _read_file(task: GlueTask, root: str, skip: bool, split: str) -> Sentences:
-    path = Path(root).expanduser() / task.folder / f"{split}.tsv"
+    path = home_path(root, "data.root") / task.folder / f"{split}.tsv"
     if not path.is_file():
         raise FileNotFoundError(f"data.root={root}: {path} is missing; data.root must hold GLUE's folder {task.folder}")
-    lines = path.read_bytes().removeprefix(BOM_UTF8).removesuffix(b"\n").split(b"\n")  # a lone CR is part of a cell
+    try:
+        lines = utf8_of(path).removesuffix(b"\n").split(b"\n")  # a lone CR is part of a cell
+    except ValueError as error:
+        raise ValueError(f"data.root={root}: {path} is {error}") from error
     labelled = _labelled(split)
     header, first_line = list(task.columns), 1
     if not (task.columns and labelled):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from d2v.data.files import files_below
+from d2v.data.files import files_below, home_path
 from d2v.errors import how_to_install
 from d2v.lfs import refuse_lfs_pointer
 
@@ -37,7 +37,7 @@ def load_hf(
     """A ``datasets.Dataset`` or ``IterableDataset``.
 
     Args:
-        path: name on the Hub, or a local directory of files, or what ``save_to_disk`` wrote.
+        path: name on the Hub, or a local directory of files, one such file, or what ``save_to_disk`` wrote.
         split: for example "train".
         streaming: read while it is used, instead of downloading first.
         name: of one of the data set's configurations; None for the only one.
@@ -52,7 +52,7 @@ def load_hf(
     except ImportError as error:
         raise ValueError(f"data.path={path}: needs the package datasets; {how_to_install('hf')}") from error
 
-    local = Path(path).expanduser()
+    local = home_path(path, "data.path")
     no_split = (
         f"data.path={path}: no split {split}" if key is None else f"{key}={split}: no such split of data.path={path}"
     )
@@ -61,6 +61,8 @@ def load_hf(
             refuse_lfs_pointer(file, f"data.path={path}")
     if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
         return _load_saved(path, split, streaming, no_split)
+    if local.is_file():
+        return _load_file(local, path, split, streaming, no_split)
     if not local.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
         raise FileNotFoundError(f"data.path={path}: no such directory")
     try:
@@ -79,11 +81,41 @@ def load_hf(
         raise ValueError(f"{no_split} ({error})") from error
 
 
+# What a file is read by, and how.
+_BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".json": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".txt": ("text", {}),
+}
+
+
+def _load_file(file: Path, path: str, split: str, streaming: bool, no_split: str) -> Any:
+    """One file, by its ending; all of it is the split "train"."""
+    import datasets
+
+    ending = Path(file.name.removesuffix(".gz")).suffix.lower()
+    if ending not in _BUILDERS:
+        raise ValueError(f"data.path={path}: give a file that ends in {', '.join(_BUILDERS)}, or a directory of them")
+    if split != "train":
+        raise ValueError(f"{no_split}: one file has the split train alone")
+    refuse_lfs_pointer(file, f"data.path={path}")
+    builder, options = _BUILDERS[ending]
+    try:
+        return datasets.load_dataset(builder, data_files=str(file), split=split, streaming=streaming, **options)
+    except Exception as error:  # datasets has many of its own, and those of the formats' libraries
+        raise ValueError(f"data.path={path}: cannot be read as {builder} ({error.__cause__ or error})") from error
+
+
 def _load_saved(path: str, split: str, streaming: bool, no_split: str) -> Any:
     """What ``save_to_disk`` wrote: one data set, or one for each split."""
     import datasets
 
-    data = datasets.load_from_disk(str(Path(path).expanduser()))
+    data = datasets.load_from_disk(str(home_path(path, "data.path")))
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise ValueError(f"{no_split}; it has {', '.join(data)}")
@@ -139,7 +171,7 @@ def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequ
 
 def hf_fingerprint(data: Any, path: str, split: str) -> str:
     """What changes when the data do, as far as one can tell: of what is streamed from the Hub it is the name alone."""
-    local = Path(path).expanduser()
+    local = home_path(path, "data.path")
     files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else []
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return f"{path} {split} {getattr(data, '_fingerprint', stats)}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from d2v.data.audio_sources import AudioClips, audio_files, prompt_clips, read_prompt, require_folder
+from d2v.data.files import home_path
 from d2v.data.hf import check_other_split
 from d2v.data.hf_audio import HFAudioStream, hf_clips
 from d2v.data.speech_data import SpeechData, check_seconds
@@ -96,7 +97,7 @@ def librispeech(
         if download:
             _download(root, [name for name in names if librispeech_folder(root, name) is None], key)
         listed = [clip for name in names for clip in librispeech_clips(root, name, key)]
-        return AudioClips(partial(_below, Path(root).expanduser()), listed, sample_rate, min_samples, key=key)
+        return AudioClips(partial(_below, home_path(root, "data.root")), listed, sample_rate, min_samples, key=key)
 
     shortest = round(min_seconds * sample_rate)
     pretrained_on = clips(train, "data.train", shortest)
@@ -122,7 +123,7 @@ def _download(root: str, parts: Sequence[str], key: str) -> None:
     """Fetch parts; one is there only when it is complete, and other processes wait for the first."""
     from torchaudio.datasets import LIBRISPEECH
 
-    target = Path(root).expanduser() / "LibriSpeech"
+    target = home_path(root, "data.root") / "LibriSpeech"
     target.mkdir(parents=True, exist_ok=True)
     for part in parts:
         with FileLock(target / f".{part}.lock"):

@@ -5,7 +5,6 @@ Speech is fine-tuned on them.
 
 from __future__ import annotations
 
-import codecs
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from torch import Tensor
 from d2v.data.audio_sources import MAX_SAMPLES, AudioClips, Clip, num_resampled, sampling_rate
 from d2v.data.bad_samples import TOO_SHORT
 from d2v.data.datasets import Source
+from d2v.data.files import home_path
 from d2v.data.finetune import Part
 from d2v.data.letters import spell
+from d2v.data.plain_text import utf8_of
 from d2v.data.sampler import RandomStream, sample_rng
 from d2v.data.speech_batches import ConvLayers, EvalView
 from d2v.types import num_frames
@@ -202,12 +203,13 @@ def librispeech_clips(root: str, split: str, key: str) -> Iterator[Clip]:
         for path in sorted(chapter.glob("[!.]*.flac")):
             if path.stem not in texts:
                 raise ValueError(f"{path}: no transcript in {chapter}/*.trans.txt; the copy of LibriSpeech is damaged")
-            yield Clip(str(path.relative_to(Path(root).expanduser())), None, *texts[path.stem])
+            yield Clip(str(path.relative_to(home_path(root, "data.root"))), None, *texts[path.stem])
 
 
 def librispeech_folder(root: str, split: str) -> Path | None:
     """Where ``split`` lies: directly below ``root``, or below its folder LibriSpeech, as torchaudio unpacks it."""
-    for parent in (Path(root).expanduser(), Path(root).expanduser() / "LibriSpeech"):
+    base = home_path(root, "data.root")
+    for parent in (base, base / "LibriSpeech"):
         if (parent / split).is_dir():
             return parent / split
     return None
@@ -225,12 +227,16 @@ def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, lis
         FileNotFoundError: no such manifest, or no such root.
         ValueError: a line is not as it should be, naming it.
     """
-    path = Path(manifest).expanduser()
+    path = home_path(manifest, key)
     if not path.is_file():
         raise FileNotFoundError(f"{key}={manifest}: no such file; give a tsv: a root line, then path<TAB>samples")
     # Names are bytes to the system: what is no UTF-8 comes through as it is; only "\n" ends a line.
-    root_line, *lines = path.read_text("utf-8-sig", "surrogateescape").removesuffix("\n").split("\n")
-    root = Path(root_line.strip()).expanduser()
+    try:
+        content = utf8_of(path).decode("utf-8", "surrogateescape")
+    except ValueError as error:
+        raise ValueError(f"{key}={manifest}: {error}") from error
+    root_line, *lines = content.removesuffix("\n").split("\n")
+    root = home_path(root_line.strip(), f"{manifest}:1")
     if not root.is_absolute():
         root = path.parent / root
     if not root.is_dir():
@@ -256,7 +262,7 @@ def with_transcripts(clips: Sequence[Clip], path: str, key: str) -> list[Clip]:
         FileNotFoundError: no such file.
         ValueError: it has fewer or more lines than there are clips, or is not UTF-8.
     """
-    file = Path(path).expanduser()
+    file = home_path(path, key)
     if not file.is_file():
         raise FileNotFoundError(f"{key}={path}: no such file; give a text file of a transcript a line")
     lines = _lines(file, f"{key}={path}")
@@ -269,8 +275,11 @@ def with_transcripts(clips: Sequence[Clip], path: str, key: str) -> list[Clip]:
 
 
 def _lines(file: Path, key: str) -> list[str]:
-    """The lines of a text in UTF-8, with or without a byte order mark."""
-    lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").split(b"\n")
+    """The lines of a text file in Unicode."""
+    try:
+        lines = utf8_of(file).removesuffix(b"\n").split(b"\n")
+    except ValueError as error:
+        raise ValueError(f"{key}: {file} is {error}") from error
     texts = []
     for number, line in enumerate(lines, 1):
         try:

@@ -24,7 +24,8 @@ from d2v.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 4096  # documents that are encoded, written and recorded at a time
+# Documents, or pieces of them, that are encoded, written and recorded at a time: so many, or so many characters.
+_CHUNK, _CHUNK_CHARACTERS = 4096, 2**21
 _MAX_TRAINING_DOCUMENTS = 2_000_000  # that a tokenizer is trained on
 
 
@@ -35,16 +36,21 @@ def cache_dir(folder: str | None) -> Path:
         ValueError: it cannot be made or written to.
     """
     variable = os.environ.get("D2V_CACHE")
-    path = Path(folder or variable or "~/.cache/d2v").expanduser()
+    given = "D2V_CACHE" if variable and not folder else "data.cache"
+    chosen = folder or variable or "~/.cache/d2v"
+    fix = "give a folder that can be written to by data.cache=DIR or D2V_CACHE"
+    try:
+        path = Path(chosen).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{given}={folder or variable}: {chosen} needs a home folder, which this user lacks; {fix}"
+        ) from error
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        given = "D2V_CACHE" if variable and not folder else "data.cache"
-        raise ValueError(
-            f"{given}={path}: {error.strerror}; give a folder that can be written to by data.cache=DIR or D2V_CACHE"
-        ) from error
+        raise ValueError(f"{given}={path}: {error.strerror}; {fix}") from error
     return path
 
 
@@ -158,22 +164,22 @@ def _pack(documents: Documents, tokenizer: Tokenizer, target: Path, dtype: np.dt
     tokens_path, bad_path, progress = target / "tokens.bin", target / "bad.jsonl", target / "progress.json"
     done = _recorded(progress, dtype)
     if done is None:
-        done = {"documents": 0, "tokens": 0, "bad_bytes": 0, "dtype": dtype.name}
+        done = {"documents": 0, "pieces": 0, "tokens": 0, "bad_bytes": 0, "dtype": dtype.name}
         log.info("packing text into %s", target)
     else:
         log.info("packing goes on after %d documents", done["documents"])
     with tokens_path.open("ab") as tokens_file, bad_path.open("ab") as bad_file:
         tokens_file.truncate(done["tokens"] * dtype.itemsize)
         bad_file.truncate(done["bad_bytes"])
-        reader = documents.read(done["documents"])
-        while chunk := list(islice(reader, _CHUNK)):
+        for chunk in _chunks(documents.read(done["pieces"]), _CHUNK, _CHUNK_CHARACTERS):
             tokens = _encode(chunk, tokenizer, dtype)
             bad = "".join(f"{json.dumps(document.entry)}\n" for document in chunk if document.text is None).encode()
             for file, content in ((tokens_file, tokens.tobytes()), (bad_file, bad)):
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            done["documents"] += len(chunk)
+            done["documents"] += sum(document.starts for document in chunk)
+            done["pieces"] += len(chunk)
             done["tokens"] += len(tokens)
             done["bad_bytes"] += len(bad)
             _write(progress, done)
@@ -196,7 +202,8 @@ def _recorded(path: Path, dtype: np.dtype) -> dict[str, Any] | None:
         if path.name == "progress.json":
             sizes["bad.jsonl"] = record["bad_bytes"]
         short = [name for name, size in sizes.items() if (path.parent / name).stat().st_size < size]
-        known = record["dtype"] == dtype.name and record["documents"] >= 0 and isinstance(record.get("bad", []), list)
+        numbers = [record[name] for name in ("documents", *(["pieces"] if path.name == "progress.json" else []))]
+        known = record["dtype"] == dtype.name and min(numbers) >= 0 and isinstance(record.get("bad", []), list)
         reason = f"{short[0]} is shorter than it says" if short else "" if known else "it is not ours"
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -206,10 +213,30 @@ def _recorded(path: Path, dtype: np.dtype) -> dict[str, Any] | None:
     return record
 
 
+def _chunks(reader: Iterator[Document], most: int, characters: int) -> Iterator[list[Document]]:
+    """Documents in lists of at most so many, or, the last one of a list apart, so many characters."""
+    chunk: list[Document] = []
+    held = 0
+    for document in reader:
+        chunk.append(document)
+        held += len(document.text or "")
+        if len(chunk) == most or held >= characters:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
 def _encode(documents: list[Document], tokenizer: Tokenizer, dtype: np.dtype) -> np.ndarray:
-    texts = [document.text for document in documents if document.text]
-    closed = [np.append(ids, tokenizer.eos_id) for ids in tokenizer.encode(texts)]
-    return np.concatenate(closed).astype(dtype) if closed else np.empty(0, dtype)
+    """The tokens of documents; one with a text in any of its pieces is closed."""
+    ids = iter(tokenizer.encode([document.text for document in documents if document.text]))
+    parts = []
+    for document in documents:
+        if document.text:
+            parts.append(next(ids))
+        if document.ends and (document.text or not document.starts):
+            parts.append(np.array([tokenizer.eos_id]))
+    return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -258,10 +285,9 @@ class BlockStream:
         rest = np.empty(0, dtype=np.int64)
         bad: list[str] = []
         num_read = num_blocks = 0
-        reader = self.documents.read()
-        while chunk := list(islice(reader, 256)):
+        for chunk in _chunks(self.documents.read(), 256, _CHUNK_CHARACTERS):
             bad += [document.entry for document in chunk if document.text is None]
-            num_read += len(chunk)
+            num_read += sum(document.starts for document in chunk)
             rest = np.concatenate([rest, _encode(chunk, self.tokenizer, np.dtype(np.int64))])
             for start in range(0, len(rest) - length + 1, length):
                 tokens = np.concatenate([[self.tokenizer.bos_id], rest[start : start + length]])

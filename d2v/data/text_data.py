@@ -25,7 +25,8 @@ from d2v.data.sampler import BatchPlan
 from d2v.data.streams import StreamBatches
 from d2v.data.text_blocks import BlockStream, TokenBlocks
 from d2v.data.text_documents import PackedDocuments
-from d2v.data.text_sources import Documents, Labelled
+from d2v.data.text_sources import Documents
+from d2v.data.text_tables import Labelled
 from d2v.data.tokenizer import Tokenizer
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch

@@ -40,7 +40,9 @@ class PackedDocuments:
         self.lengths = self._ends - self._starts
         self.num_cut = int((self.lengths > self._room).sum())
         # One array instead of a list of str: workers would copy a list's pages, by touching reference counts.
-        self._names = np.array([d.name.encode("utf-8", "surrogateescape") for d in documents.read() if d.text])
+        self._names = np.array(
+            [d.name.encode("utf-8", "surrogateescape") for d in documents.read() if d.ends and (d.text or not d.starts)]
+        )
         if len(self._names) != len(self):
             raise ValueError(
                 f"{blocks.folder}: holds {len(self)} documents, but there are {len(self._names)} with a text; "

@@ -5,9 +5,7 @@ A document is a ``str``. ``text_blocks`` packs documents into blocks of tokens.
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,31 +13,45 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from d2v.data.bad_samples import BadSample
-from d2v.data.files import files_below
+from d2v.data.files import files_below, home_path, printable
 from d2v.data.hf import find_column, hf_fingerprint, load_hf
+from d2v.data.plain_text import TextStream, not_plain_text, open_text
+from d2v.data.text_tables import Labelled
+from d2v.data.text_tables import read_table as read_table
 
 EXTENSIONS = (".txt", ".txt.gz")
+PIECE = 2**20  # bytes of a document that are read at a time
 _NAMED = 3  # documents that cannot be read, in an error
+_NAMED_FILES = 10
+_READING = 2  # changes when the same files are read as other documents
 
 
 class Document(NamedTuple):
     """A document, or why it cannot be read.
 
+    A long one comes in pieces that follow each other.
+
     Attributes:
         text: None if it cannot be read.
         name: "file:line" or a row's number.
         reason: why not, if ``text`` is None.
+        starts: whether it is the document's first piece.
+        ends: whether it is the last.
     """
 
     text: str | None
     name: str
     reason: str = ""
+    starts: bool = True
+    ends: bool = True
 
     @property
     def entry(self) -> str:
         """How one that cannot be read is named: "name: reason"."""
         return f"{self.name}: {self.reason}"
+
+
+_SKIPPED = Document(None, "")
 
 
 class Documents(Protocol):
@@ -50,7 +62,7 @@ class Documents(Protocol):
         """Changes when the documents do."""
 
     def read(self, start: int = 0) -> Iterator[Document]:
-        """Every document from number ``start`` on, those that cannot be read included."""
+        """Every document, or piece of one, from number ``start`` on, those that cannot be read included."""
 
 
 def texts_of(documents: Documents) -> Iterator[str]:
@@ -81,7 +93,10 @@ def no_text(bad: Sequence[str]) -> ValueError:
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Documents in UTF-8 text files, also gzipped: one a line, or one a file.
+    """Documents in text files, also gzipped: one a line, or one a file.
+
+    They are in UTF-8, or in UTF-16 or UTF-32 that can be told (:mod:`d2v.data.plain_text`). Documents longer than
+    ``PIECE`` bytes are read in pieces, cut before a blank where there is one.
 
     Attributes:
         root: a file, or a folder that is searched recursively; hidden files are ignored.
@@ -107,7 +122,7 @@ class TextFiles:
 
     def files(self) -> list[Path]:
         """The files, in the order of their names."""
-        root = Path(self.root).expanduser()
+        root = home_path(self.root, self.key)
         if root.is_file():
             return [root]
         if not root.exists():
@@ -119,34 +134,105 @@ class TextFiles:
     @property
     def fingerprint(self) -> str:
         """Of names, sizes and times of the files."""
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files()]
-        return repr((stats, self.document))
+        return repr(([_stamp(path) for path in self.files()], self.document, _READING))
+
+    def check(self) -> None:
+        """Raise ValueError, naming them and the fix, if there are files that are no plain text."""
+        files = self.files()
+        found = ((path, not_plain_text(path, self.key)) for path in files)
+        refused = [(path, reason) for path, reason in found if reason is not None]
+        if refused and len(files) == 1:
+            raise ValueError(f"{self.key}={self.root}: {refused[0][1]}")
+        if refused:
+            named = "\n  ".join(f"{printable(str(path))}: {reason}" for path, reason in refused[:_NAMED_FILES])
+            raise ValueError(
+                f"{self.key}={self.root}: {len(refused)} of {len(files)} files are no plain text; move them away, or "
+                f"do as said for each:\n  {named}"
+            )
 
     def read(self, start: int = 0) -> Iterator[Document]:
-        """Every document from number ``start`` on; one that is no UTF-8 has a reason instead of a text."""
+        """Every document, or piece of one, from number ``start`` on; one that is no UTF-8 has a reason and no text.
+
+        Raises:
+            ValueError: a file is no plain text.
+        """
+        self.check()
         number = 0
         for path in self.files():
-            for line, content in enumerate(self._contents(path), 1):
+            for document in self._documents(path, start - number):
                 if number >= start:
-                    name = f"{path}:{line}" if self.document == "line" else str(path)
-                    yield decode(content, name) if isinstance(content, bytes) else Document(None, name, content)
+                    yield document
                 number += 1
 
-    def _contents(self, path: Path) -> Iterator[bytes | str]:
-        """What documents consist of; at the end, if the file is damaged, the reason."""
+    def _documents(self, path: Path, skip: int) -> Iterator[Document]:
+        """The documents of a file, the first ``skip`` undecoded; at the end, if it is damaged, the reason."""
+        line, place = 1, 0
         try:
-            with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-                yield from file if self.document == "line" else [file.read()]
-        except (OSError, EOFError, zlib.error) as error:
-            yield f"cannot be read on ({error})"
+            with open_text(path) as stream:
+                for count, (content, starts, ends) in enumerate(pieces(stream, self.document)):
+                    name = f"{path}:{line}" if self.document == "line" else str(path)
+                    yield _SKIPPED if count < skip else decode(content, name, starts, ends, place)
+                    line, place = line + ends, 0 if ends else place + len(content)
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            name = f"{path}:{line}" if self.document == "line" else str(path)
+            yield Document(None, name, f"cannot be read on ({error})", starts=place == 0)
 
 
-def decode(content: bytes, name: str) -> Document:
-    """A document from bytes."""
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Name, size and time of a file; zeros where there is none, as at the end of a broken link."""
     try:
-        return Document(content.decode("utf-8-sig").strip(), name)
+        stat = path.stat()
+    except OSError:
+        return str(path), 0, 0
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+def pieces(stream: TextStream, document: Literal["line", "file"]) -> Iterator[tuple[bytes, bool, bool]]:
+    """The documents of a stream, long ones in pieces: bytes, and whether a document starts and ends with them."""
+    read = stream.readline if document == "line" else stream.read
+    rest, starts = b"", True
+    while True:
+        block = read(PIECE)
+        content = rest + block
+        ends = len(block) < PIECE or (document == "line" and block.endswith(b"\n"))
+        cut = len(content) if ends else _cut(content)
+        if content or not starts or document == "file":
+            yield content[:cut], starts, ends
+        if ends and (document == "file" or not block):
+            return
+        rest, starts = content[cut:], ends
+
+
+def _cut(content: bytes) -> int:
+    """Where to part bytes in UTF-8: before the last blanks of their second half, else between two characters."""
+    blank = len(content.rstrip())
+    if blank == len(content):
+        blank = len(content[: max(0, content.rfind(b" "), content.rfind(b"\n"))].rstrip())
+    if blank > len(content) // 2:
+        return blank
+    lead = next((i for i in range(1, min(5, len(content))) if content[-i] & 0xC0 != 0x80), 0)
+    return len(content) - lead
+
+
+def decode(content: bytes, name: str, starts: bool = True, ends: bool = True, place: int = 0) -> Document:
+    """A document, or a piece of one, from bytes.
+
+    Args:
+        content: in UTF-8.
+        name: of the document.
+        starts: whether it is the first piece.
+        ends: whether it is the last.
+        place: of the piece in its document, bytes.
+    """
+    try:
+        text = content.decode("utf-8-sig" if starts else "utf-8")
     except UnicodeDecodeError as error:
-        return Document(None, name, f"not UTF-8 ({error.reason} at byte {error.start})")
+        reason = f"not UTF-8 ({error.reason} at byte {place + error.start})"
+        return Document(None, name, reason, starts, ends)
+    if "\0" in text:
+        return Document(None, name, f"a NUL character (at byte {place + content.index(0)}): not text", starts, ends)
+    text = text.lstrip() if starts else text
+    return Document(text.rstrip() if ends else text, name, "", starts, ends)
 
 
 @dataclass(frozen=True)
@@ -194,114 +280,6 @@ class HFTexts:
                 name = f"{self.path}/{self.split}[{number}]"
                 yield Document(None, name, "no text in this row") if text is None else Document(text.strip(), name)
                 number += 1
-
-
-class Labelled:
-    """Labelled texts by number, for probes.
-
-    Args:
-        texts: as they are.
-        labels: their classes, by number.
-        class_names: of the numbers.
-        name: what they are called in messages.
-    """
-
-    class_names: tuple[str, ...] | None
-
-    def __init__(self, texts: Sequence[str], labels: Sequence[int], class_names: tuple[str, ...], name: str) -> None:
-        self.texts = list(texts)
-        self.labels = list(labels)
-        self.class_names = class_names
-        self._name = name
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Characters of every text."""
-        return [len(text) for text in self.texts]
-
-    def load(self, index: int) -> str:
-        """The text. Raises BadSample if it is empty."""
-        if not self.texts[index].strip():
-            raise BadSample("empty text")
-        return self.texts[index]
-
-    def label(self, index: int) -> int | None:
-        """The text's class."""
-        return self.labels[index]
-
-    def name(self, index: int) -> str:
-        """Table and row."""
-        return f"{self._name}[{index}]"
-
-
-def read_table(
-    path: str,
-    key: str,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    limit: int | None = None,
-    class_names: tuple[str, ...] | None = None,
-) -> Labelled:
-    """Labelled texts of a .tsv or .csv file with a header.
-
-    Args:
-        path: the file.
-        key: the config key that ``path`` was read from, for messages.
-        text_column: of the texts; "sentence" or "text" if None.
-        label_column: of the labels, any strings; "label" if None.
-        limit: at most so many rows, evenly spaced; None for all.
-        class_names: those of the training set, for a set whose labels must mean the same.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a column is missing, a row has none or a label that ``class_names`` lacks, naming file and line.
-    """
-    file_path = Path(path).expanduser()
-    if not file_path.is_file():
-        raise FileNotFoundError(f"{key}={path}: no such file; give a .tsv or .csv file with a header")
-    delimiter = "," if file_path.suffix == ".csv" else "\t"
-    try:
-        content = file_path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{key}={path}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    csv.field_size_limit(2**31 - 1)
-    rows = csv.reader(
-        io.StringIO(content, newline=""),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE,
-    )
-    header = next(rows, [])
-    texts_at = _column(path, header, "data.text_column", text_column, ("sentence", "text"))
-    labels_at = _column(path, header, "data.label_column", label_column, ("label",))
-    found: list[tuple[str, str, int]] = []
-    for row in rows:
-        if not row:
-            continue
-        if len(row) <= max(texts_at, labels_at):
-            raise ValueError(f"{path}:{rows.line_num}: {len(row)} columns, but the header has {len(header)}")
-        found.append((row[texts_at].strip(), row[labels_at].strip(), rows.line_num))
-    if not found:
-        raise ValueError(f"{key}={path}: the table has no rows")
-    names = class_names or tuple(sorted({label for _, label, _ in found}))
-    number = {name: i for i, name in enumerate(names)}
-    for _, label, line in found:
-        if label not in number:
-            raise ValueError(f"{path}:{line}: label {label!r} is not in the training set ({', '.join(names[:10])})")
-    if limit is not None and limit < 1:
-        raise ValueError(f"data.probe_limit={limit}: must be at least 1, or null")
-    if limit is not None and limit < len(found):
-        found = [found[i * len(found) // limit] for i in range(limit)]
-    return Labelled([text for text, _, _ in found], [number[label] for _, label, _ in found], names, str(path))
-
-
-def _column(path: str, header: list[str], key: str, name: str | None, defaults: tuple[str, ...]) -> int:
-    for candidate in (name,) if name is not None else defaults:
-        if candidate in header:
-            return header.index(candidate)
-    raise ValueError(f"{key}={name}: {path} has the columns {', '.join(header)}; set {key} to one of them")
 
 
 NUM_VAL, NUM_PROBE_TRAIN = 2500, 10000

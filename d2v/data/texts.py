@@ -10,7 +10,8 @@ from typing import Literal
 
 from d2v.data.text_blocks import BlockStream, TokenBlocks, cache_dir, cached_tokenizer, pack
 from d2v.data.text_data import TextData
-from d2v.data.text_sources import Documents, HFTexts, Labelled, SampleTexts, TextFiles, read_table
+from d2v.data.text_sources import Documents, HFTexts, SampleTexts, TextFiles
+from d2v.data.text_tables import Labelled, read_table
 from d2v.data.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from d2v.bounds import parse_json, read_text
+from d2v.data.files import home_path
 from d2v.data.tokenizer_files import MAX_IDS, own_ids, parse_tokenizer
 from d2v.errors import how_to_install
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # In the order of the released models' dictionaries: <s> 0, <pad> 1, </s> 2, <unk> 3.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+LONGEST_WORD = 768  # bytes; whole characters of one, two, three or four bytes fill it
 _MASKS = ("<mask>", "[MASK]")
 # Names of the tokens that open a text, close one and pad, where nothing else tells which they are.
 _NAMES = {
@@ -193,7 +195,7 @@ def load_tokenizer(path: str | Path, key: str = "data.tokenizer") -> Tokenizer:
     """
     if str(path).lstrip().startswith("{"):
         return _from_json(str(path), key)
-    path = Path(path).expanduser()
+    path = home_path(path, key)
     if not path.exists():
         raise FileNotFoundError(
             f"{key}={path}: no such file; train one with d2v tokenizer train, or give a tokenizer.json"
@@ -316,6 +318,9 @@ def _released_ids(path: Path, known: set[int], key: str) -> tuple[np.ndarray, in
 def train_tokenizer(texts: Iterable[str], vocab_size: int, key: str = "data.vocab_size") -> Tokenizer:
     """Byte-level BPE, trained on texts; every text can be encoded, whatever its characters.
 
+    Words longer than ``LONGEST_WORD`` bytes (base64, DNA, a script without blanks) are learned and encoded in parts of
+    this length: the time that merging takes grows with the square of a word's.
+
     Args:
         texts: documents.
         vocab_size: ids, the 5 special ones and the 256 bytes included.
@@ -329,7 +334,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, key: str = "data.voca
         raise ValueError(f"{key}={vocab_size}: {len(SPECIALS)} special tokens and 256 bytes need {smallest}")
     library = _library()
     backend = library.Tokenizer(library.models.BPE())
-    backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = library.pre_tokenizers.Sequence(
+        [
+            library.pre_tokenizers.ByteLevel(add_prefix_space=False),
+            library.pre_tokenizers.Split(library.Regex(f".{{{LONGEST_WORD}}}"), "isolated"),
+        ]
+    )
     backend.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -7,6 +7,7 @@ models, .arpa or binary.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class BeamDecoder:
         if beam < 1:
             raise ValueError(f"decoder.beam={beam}: must be at least 1")
         for key, path in (("lm", lm), ("lexicon", lexicon)):
-            if path is not None and not Path(path).expanduser().is_file():
+            if path is not None and not Path(os.path.expanduser(path)).is_file():
                 raise FileNotFoundError(f"decoder.{key}={path}: no such file")
         try:
             from torchaudio.models.decoder import ctc_decoder
@@ -60,9 +61,9 @@ class BeamDecoder:
         self._spells_words = lexicon is not None
         try:
             self._decoder: Any = ctc_decoder(
-                lexicon=None if lexicon is None else str(Path(lexicon).expanduser()),
+                lexicon=None if lexicon is None else str(Path(os.path.expanduser(lexicon))),
                 tokens=tokens,
-                lm=None if lm is None else str(Path(lm).expanduser()),
+                lm=None if lm is None else str(Path(os.path.expanduser(lm))),
                 beam_size=beam,
                 lm_weight=lm_weight,
                 word_score=word_score if lexicon is not None else 0.0,
@@ -104,7 +105,7 @@ def check_lexicon(lexicon: str, letters: str) -> None:
         ValueError: naming the line.
     """
     known = {_BOUNDARY if letter == " " else letter for letter in letters}
-    path = Path(lexicon).expanduser()
+    path = Path(os.path.expanduser(lexicon))
     lines = path.read_bytes().splitlines()
     if not lines:
         raise ValueError(f"decoder.lexicon={lexicon}: nothing is in it; write lines such as 'CAT C A T |'")

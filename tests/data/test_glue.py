@@ -151,9 +151,11 @@ def test_a_byte_that_is_not_utf8_is_named_by_file_and_line(read, root: Path) -> 
     with pytest.raises(ValueError, match=r"train\.tsv:3: byte 0xe9 is not UTF-8; .*data\.on_bad_row=skip"):
         read("rte")
     assert read("rte", on_bad_row="skip").train.left_out == ("train.tsv:3: byte 0xe9 is not UTF-8",)
-    (root / "RTE" / "train.tsv").write_text(header.decode(), encoding="utf-16")
-    with pytest.raises(ValueError, match=r"train\.tsv:1: byte 0xff is not UTF-8"):
-        read("rte", on_bad_row="skip")
+    (root / "RTE" / "train.tsv").write_bytes(b"\xff\xfe" + b"\x00\xd8" * 9)
+    with pytest.raises(ValueError, match=r"data\.root=.*train\.tsv is not UTF-16-LE"):
+        read("rte")
+    (root / "RTE" / "train.tsv").write_text(header.decode() + "0\tcafé\tb\tentailment\n", encoding="utf-16")
+    assert read("rte").train.texts == [("café", "b")]
 
 
 def test_rows_left_out_are_known_to_whoever_scores(read, root: Path) -> None:  # type: ignore[no-untyped-def]

@@ -1,3 +1,4 @@
+import gzip
 import logging
 import os
 import shutil
@@ -321,3 +322,23 @@ def test_manifest_errors(tmp_path: Path) -> None:
     path = write_manifest(tmp_path / "train.tsv", "/no/such/root", "a.wav\t640")
     with pytest.raises(FileNotFoundError, match=r"train\.tsv:1: '/no/such/root' is no folder"):
         manifest_clips(path, 16000, "data.manifest")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_transcripts_and_manifests_may_be_in_any_unicode(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "m.tsv").write_bytes(".\r\nä.wav\t640\r\nb.wav\t640\r\n".encode(encoding))
+    (tmp_path / "m.txt").write_bytes("ONE\r\nZWÖLF\r\n".encode(encoding))
+    _, listed = manifest_clips(str(tmp_path / "m.tsv"), 16000, "data.manifest")
+    assert listed == [Clip("ä.wav", 640), Clip("b.wav", 640)]
+    said = with_transcripts(listed, str(tmp_path / "m.txt"), "data.transcripts")
+    assert [clip.transcript for clip in said] == ["ONE", "ZWÖLF"]
+
+
+def test_transcripts_and_manifests_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    (tmp_path / "m.tsv").write_text(pointer)
+    with pytest.raises(ValueError, match=r"data\.manifest=.*m\.tsv: a Git LFS pointer.*git lfs pull"):
+        manifest_clips(str(tmp_path / "m.tsv"), 16000, "data.manifest")
+    (tmp_path / "m.txt").write_bytes(gzip.compress(b"ONE\n"))
+    with pytest.raises(ValueError, match=r"data\.transcripts=.*m\.txt is gzip, not plain text: unpack it"):
+        with_transcripts([Clip("a.wav", 640)], str(tmp_path / "m.txt"), "data.transcripts")

@@ -64,7 +64,7 @@ def expected_tokens(texts: Sequence[str | None], tokenizer: Tokenizer) -> list[i
 
 
 def read(root: Path, document: str = "line") -> list[str | None]:
-    return [text for text, _, _ in TextFiles(str(root), document).read()]
+    return [found.text for found in TextFiles(str(root), document).read()]
 
 
 def test_files_are_found_below_a_folder_in_order(tmp_path):
@@ -183,6 +183,23 @@ def test_a_block_is_the_opening_token_and_the_next_of_the_file(tmp_path, block_s
     assert (blocks.name(3), blocks.label(3), blocks.class_names) == ("block[3]", None, None)
 
 
+def test_a_user_without_a_home_is_told_of_the_cache(monkeypatch):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.delenv("D2V_CACHE", raising=False)
+    with pytest.raises(
+        ValueError, match=r"data\.cache=None: ~/\.cache/d2v needs a home .* data\.cache=DIR or D2V_CACHE"
+    ):
+        cache_dir(None)
+    monkeypatch.setenv("D2V_CACHE", "~/x")
+    with pytest.raises(ValueError, match=r"D2V_CACHE=~/x: ~/x needs a home folder"):
+        cache_dir(None)
+    with pytest.raises(ValueError, match=r"data\.root=~/x: this user has no home folder for ~; give the whole path"):
+        TextFiles("~/x")
+
+
 def test_the_last_partial_block_is_dropped(tmp_path):
     texts = sentences(5)
     total = len(expected_tokens(texts, bpe()))
@@ -244,8 +261,7 @@ def test_nothing_to_pack(tmp_path):
 
 def test_text_in_another_encoding_says_which_it_must_be(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xe9t\xe9\n" * 100)
-    reasons = "".join(rf"\n  .*/a\.txt:{line}: not UTF-8 \(.* at byte 0\)" for line in (1, 2, 3))
-    message = rf"no text in these documents: .*; text must be UTF-8, so convert it, as by iconv .*{reasons}$"
+    message = r"data\.root=.*: 100 of the first 100 lines are not UTF-8: .*; convert it, as by iconv -f LATIN1 -t UTF-8"
     for use in (
         lambda documents: pack(documents, bpe(), tmp_path),
         lambda documents: cached_tokenizer(documents, 290, tmp_path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import gzip
@@ -241,7 +242,7 @@ def test_the_share_of_bad_documents_in_a_stream_is_of_documents(tmp_path, worker
     [
         (b"", r"there is no text in these documents"),
         (b"\n \n\n", r"there is no text in these documents"),
-        (b"\xff\n\xff\n", r"there is no text .*UTF-8.*\n  .*a\.txt:1: not UTF-8.*\n  .*a\.txt:2: not UTF-8"),
+        (b"\xff\n\xff\n", r"data\.root=.*a\.txt: 2 of the first 2 lines are not UTF-8: .*iconv"),
         (b"a cat\n", r"data\.block_size=16: the whole text has \d+ tokens; choose at most \d+"),
     ],
 )
@@ -437,6 +438,55 @@ def test_a_table_without_rows_or_utf8(tmp_path):
     (tmp_path / "a.tsv").write_bytes(b"text\tlabel\n\xe9\tx\n")
     with pytest.raises(ValueError, match=r"data\.probe_val=.*a\.tsv: not UTF-8 \(invalid continuation byte at byte 11"):
         read_table(str(tmp_path / "a.tsv"), "data.probe_val")
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".CSV"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_cells_that_csv_quotes_are_understood(tmp_path, suffix, quoting):
+    texts = ["plain", "with\ta tab", "with, a comma", "on two\nlines", 'he said "no"', '"quoted"', "größer"]
+    delimiter = "\t" if suffix == ".tsv" else ","
+    path = tmp_path / f"a{suffix}"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, quoting=quoting)
+        writer.writerows([["text", "label"], *([text, i % 2] for i, text in enumerate(texts))])
+    rows = read_table(str(path), "k")
+    assert (rows.texts, rows.labels) == (texts, [0, 1, 0, 1, 0, 1, 0])
+    path.write_bytes(path.read_text().encode("utf-16"))
+    assert read_table(str(path), "k").texts == [text.replace("\r", "") for text in texts]
+
+
+def test_bare_quotes_in_a_tsv_are_letters(tmp_path):
+    """As in GLUE's files: a quote need not be closed."""
+    path = table(tmp_path / "a.tsv", 'text\tlabel\n"open\tx\na 5" nail\ty\n"all of it"\tx\n')
+    assert read_table(path, "k").texts == ['"open', 'a 5" nail', '"all of it"']
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tsv", 'text\tlabel\na "b" c\tand so on\tx\n', r"a\.tsv:2: 3 columns, but the header has 2; put cells"),
+        ("a.csv", "text,label\n\na,b,x\n", r"a\.csv:3: 3 columns, but the header has 2; put cells that hold"),
+        ("a.csv", 'text,label\nfine,x\n"open,x\nmore,y\n', r"a\.csv:3: .*; close the quotes"),
+        ("a.csv", 'text,label\n"a" b,x\n', r"a\.csv:2: .* expected after .*; close the quotes"),
+        ("a.csv", "text;label\na;x\n", r"data\.text_column=None: .*a\.csv has the columns text;label"),
+        ("a.tsv", "text\ttext\tlabel\na\tb\tx\n", r"a\.tsv:1: the header has 2 columns 'text'; rename all but one"),
+        ("a.tsv", "text\tlabel\na\t \n", r"a\.tsv:2: no label in column 'label'; add one, or remove the row"),
+        ("a.tsv", "text\tlabel\na\0b\tx\n", r"a\.tsv:2: a NUL character"),
+        ("a.tsv", b"PK\x03\x04" + bytes(90), r"k=.*a\.tsv: a zip archive, not plain text"),
+        ("a.tsv", b"version https://git-lfs.github.com/spec/v1\noid\n", r"k=.*a\.tsv: a Git LFS pointer"),
+        ("a.tsv", gzip.compress(b"text\tlabel\n"), r"k=.*a\.tsv: gzip, not plain text"),
+    ],
+)
+def test_tables_that_cannot_be_read_right_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        read_table(str(tmp_path / name), "k")
+
+
+def test_classes_that_differ_only_in_blanks_or_case_are_named(tmp_path, caplog):
+    path = table(tmp_path / "a.tsv", "text\tlabel\na\tgood\nb\tGood \nc\t bad\nd\tgo od\n")
+    assert read_table(path, "k").class_names == ("Good", "bad", "go od", "good")
+    assert caplog.messages == [f"{path}: the classes 'Good', 'go od', 'good' differ only in blanks or case"]
 
 
 def test_the_limit_takes_rows_evenly_and_for_training_only(tmp_path):

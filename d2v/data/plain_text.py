@@ -1,0 +1,304 @@
+"""Plain text, recognised before it is read: its encoding, and files that are something else.
+
+UTF-8 is the rule. UTF-16 and UTF-32, by their byte order mark or by the zeros between the letters, are read as if they
+were UTF-8. Everything else that is no text (archives, tables of numbers, markup, JSON) is refused by name: as text it
+would be trained on, syntax and all.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from d2v.lfs import IS_POINTER, is_lfs_pointer
+
+HEAD = 2**16  # bytes that a file is judged by
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's, which it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+# First bytes of formats that are no text.
+_FORMATS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"PAR1", "parquet"),
+    (b"ARROW1", "Arrow"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!", "a rar archive"),
+    (b"%PDF", "PDF"),
+    (b"{\\rtf", "RTF"),
+    (b"\xd0\xcf\x11\xe0", "an old Office document"),
+    (b"SQLite format 3", "SQLite"),
+    (b"\x89HDF", "HDF5"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x7fELF", "a program"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"RIFF", "a RIFF file (sound or video)"),
+    (b"fLaC", "FLAC sound"),
+    (b"OggS", "Ogg sound"),
+)
+_PRINTABLE = (b"%PDF", b"{\\rtf")  # formats that may hold nothing but text
+# What data=hf_text reads, by the endings it takes them for.
+_READABLE_BY_HF = {"parquet": ".parquet", "Arrow": ".arrow", "JSON lines": ".jsonl", "JSON": ".json"} | {
+    "a tab-separated table": ".tsv",
+    "a comma-separated table": ".csv",
+}
+_ENDINGS = {ending: kind for kind, ending in _READABLE_BY_HF.items()} | {".ndjson": "JSON lines"}
+_MARKUP = (b"<!doctype html", b"<html", b"<?xml")
+_COLUMNS = {"text", "sentence", "sentence1", "content", "document", "label", "id", "title", "url"}
+_MOST = 0.9  # share of a file's lines that tells what it is
+
+
+class TextStream(Protocol):
+    """Bytes in UTF-8."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes, fewer only at the end."""
+
+    def readline(self, size: int, /) -> bytes:
+        """A line with its end, or its next bytes if it has more than ``size``."""
+
+
+class _Transcoded:
+    """A stream in another encoding as UTF-8."""
+
+    def __init__(self, stream: Any, encoding: str) -> None:
+        self._text = io.TextIOWrapper(stream, encoding=encoding, newline="\n")
+
+    def read(self, size: int, /) -> bytes:
+        return self._text.read(size).encode()
+
+    def readline(self, size: int, /) -> bytes:
+        return self._text.readline(size).encode()
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextStream]:
+    """A text file, gzipped or not, as a stream of UTF-8; a byte order mark comes through.
+
+    Raises:
+        ValueError: in a stream of UTF-16 or UTF-32, something that is neither.
+        OSError, EOFError, zlib.error: it cannot be read.
+    """
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        encoding = encoding_of(_head(file)[0])
+        file.seek(0)
+        yield file if encoding == "utf-8" else _Transcoded(file, encoding)
+
+
+def _head(file: Any) -> tuple[bytes, bool]:
+    """The first bytes of a file, as far as it is not damaged, and whether these are all."""
+    head = b""
+    try:
+        while block := file.read1(HEAD):
+            head += block
+            if len(head) > HEAD:
+                return head[:HEAD], False
+    except (OSError, EOFError, zlib.error):
+        return head, False
+    return head, True
+
+
+def utf8_of(path: Path) -> bytes:
+    """All of a small text file (a table, transcripts) in UTF-8, without a byte order mark.
+
+    Lines that are not UTF-8 are the caller's to find.
+
+    Raises:
+        ValueError: it is no text, or damaged; without the file's name.
+    """
+    content = path.read_bytes()
+    if reason := _other_format(content[:HEAD], whole=len(content) <= HEAD):
+        raise ValueError(reason)
+    encoding = encoding_of(content[:HEAD])
+    if encoding != "utf-8":
+        try:
+            content = content.decode(encoding).encode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not {encoding.upper()} ({error.reason} at byte {error.start})") from error
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def encoding_of(head: bytes) -> str:
+    """Encoding of a text that begins like this: one of UTF-16 or UTF-32, with its byte order, or UTF-8."""
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return encoding
+    whole = len(head) - len(head) % 4
+    if b"\0" not in head or whole == 0:
+        return "utf-8"
+    zeros = [head[i:whole:4].count(0) * 4 / whole for i in range(4)]
+    guesses = (
+        ("utf-32-le", min(zeros[2:]) > _MOST > zeros[0]),
+        ("utf-32-be", min(zeros[:2]) > _MOST > zeros[3]),
+        ("utf-16-le", min(zeros[1::2]) > 0.4 and max(zeros[::2]) < 0.1),
+        ("utf-16-be", min(zeros[::2]) > 0.4 and max(zeros[1::2]) < 0.1),
+    )
+    for encoding, fits in guesses:
+        if fits and "\0" not in _decoded(head, encoding):
+            return encoding
+    return "utf-8"
+
+
+def _decoded(head: bytes, encoding: str) -> str:
+    """The beginning of a text; "\\0" if it is not in this encoding."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return "\0"
+
+
+def not_plain_text(path: Path, key: str) -> str | None:
+    """A file's format and what to do about it, where it is no plain text to train on; None where it is.
+
+    Args:
+        path: of the file; one that cannot be read is judged when it is.
+        key: the config key that it comes from.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            head, whole = _head(file)
+    except OSError:
+        return None
+    if reason := _other_format(head, whole, key, path) or _unreadable(head, whole):
+        return reason
+    utf8 = _decoded(head, encoding_of(head)).encode() if encoding_of(head) != "utf-8" else head
+    ending = Path(path.name.removesuffix(".gz")).suffix.lower()
+    kind = _markup(utf8.removeprefix(codecs.BOM_UTF8), whole) or _ENDINGS.get(ending)
+    return kind and _refusal(kind, key, path)
+
+
+def _other_format(head: bytes, whole: bool, key: str = "", path: Path | None = None) -> str | None:
+    """A format that is no text, told by a file's first bytes, and what to do about it; None: it may be text.
+
+    Args:
+        head: the first bytes.
+        whole: there are no more.
+        key: the config key that the file comes from.
+        path: of the file.
+    """
+    if whole and is_lfs_pointer(head):
+        return IS_POINTER
+    if encoding_of(head) != "utf-8":
+        return None
+    readable = _is_utf8(head[:1024]) and min(head[:1024], default=9) >= 9
+    for magic, kind in _FORMATS:
+        if head.startswith(magic) and (magic in _PRINTABLE or not readable):  # a text may begin with "RIFF", too
+            return _refusal(kind, key, path)
+    return None
+
+
+def _unreadable(head: bytes, whole: bool) -> str | None:
+    """Why a file that is of no known format cannot be read as text; None: it can."""
+    if encoding_of(head) != "utf-8":
+        return None
+    if head.count(0) * 100 > len(head):
+        return "a binary file, not text: move it away"
+    lines = _lines(head, whole)
+    bad = sum(not _is_utf8(line) for line in lines)
+    if bad * 2 > len(lines):
+        return (
+            f"{bad:,} of the first {len(lines):,} lines are not UTF-8: text in another encoding, or no text; convert "
+            "it, as by iconv -f LATIN1 -t UTF-8, or move it away"
+        )
+    return None
+
+
+def _refusal(kind: str, key: str, path: Path | None) -> str:
+    fix = "write its text into a file in UTF-8"
+    if kind == "gzip":
+        fix = "unpack it" if path is None else "let its name end in .gz, or unpack it"
+    name, _, columns = kind.partition(" (")
+    if key == "data.root" and path is not None and name in _READABLE_BY_HF:
+        ending = _READABLE_BY_HF[name]
+        known = path.name.lower().removesuffix(".gz").endswith(tuple(_ENDINGS))
+        named = path if known else path.with_suffix(ending)
+        rename = "" if known else f"rename it to {named.name}, and "
+        column = columns.rstrip(")").partition(",")[0] or "NAME"
+        fix = f"{rename}use data=hf_text data.path={named} data.column={column}"
+    return f"{kind}, not plain text: {fix}"
+
+
+def _lines(head: bytes, whole: bool) -> list[bytes]:
+    """The lines of a file's beginning that are not empty, the last one only if it is complete or alone."""
+    lines = head.split(b"\n")
+    if not whole and len(lines) > 1:
+        lines.pop()
+    return [line for line in lines if line.strip()]
+
+
+def _is_utf8(line: bytes) -> bool:
+    """Whether a line, or its beginning, is UTF-8."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(line)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _markup(head: bytes, whole: bool) -> str | None:
+    """JSON, HTML, XML or a table with a known header, where nearly all of a text is; None: none of these."""
+    start = head.lstrip()
+    if start[:64].lower().startswith(_MARKUP):
+        return "HTML or XML"
+    lines = _lines(head, whole)
+    keys = [keys for line in lines if (keys := _keys_of(line)) is not None]
+    if len(lines) > 1 and len(keys) >= _MOST * len(lines):
+        return f"JSON lines{_named(keys[0])}"
+    if start[:1] in (b"{", b"["):
+        keys_of_all = _keys_of(start) if whole else None
+        if keys_of_all is not None or sum(map(_looks_like_json, lines)) >= _MOST * len(lines):
+            return f"JSON{_named(keys_of_all or [])}"
+    return _table(lines)
+
+
+def _keys_of(text: bytes) -> list[str] | None:
+    """The keys of an object, or [] of a list, in JSON; None if it is neither."""
+    if text.lstrip()[:1] not in (b"{", b"["):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return list(value) if isinstance(value, dict) else [] if isinstance(value, list) else None
+
+
+def _looks_like_json(line: bytes) -> bool:
+    return re.fullmatch(rb'"[^"]*"\s*:.*|[][{}]+,?|[^:]*,|"[^"]*"', line.strip()) is not None
+
+
+def _named(keys: list[str]) -> str:
+    """The keys in brackets, the likeliest one first."""
+    order = sorted(keys, key=lambda key: key not in ("text", "sentence", "content", "document"))
+    return f" ({', '.join(order[:6])})" if order else ""
+
+
+def _table(lines: list[bytes]) -> str | None:
+    """Tables whose header names a known column, and whose rows have as many cells."""
+    for delimiter, kind in (("\t", "a tab-separated table"), (",", "a comma-separated table")):
+        try:
+            rows = list(csv.reader((line.decode("utf-8", "replace") for line in lines), delimiter=delimiter))
+        except csv.Error:
+            continue
+        header = [cell.strip().strip('"').lower() for cell in rows[0]] if len(rows) > 2 else []
+        fits = sum(len(row) == len(header) for row in rows)
+        if len(header) > 1 and _COLUMNS & set(header) and fits >= _MOST * len(rows):
+            return f"{kind}{_named(header)}"
+    return None

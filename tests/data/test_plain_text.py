@@ -1,0 +1,216 @@
+"""Files recognised before they are read: encodings, and what is no plain text."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d2v.data.plain_text import encoding_of, not_plain_text, open_text, utf8_of
+from d2v.data.text_sources import HFTexts, TextFiles
+
+LINES = [f"Zeile {i}: größer, 猫 und 𝄞" for i in range(40)]
+TEXT = "\n".join(LINES)
+
+
+def texts(path: Path, document: str = "line") -> list[str | None]:
+    return [found.text for found in TextFiles(str(path), document).read()]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_every_unicode_encoding_is_read(tmp_path, encoding, suffix, ending):
+    """With a byte order mark, and without one."""
+    content = ending.join(LINES).encode(encoding)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix == ".txt.gz" else content)
+    assert texts(path) == LINES
+    assert texts(path, "file") == [ending.join(LINES)]
+    if suffix == ".txt":
+        assert utf8_of(path).decode() == ending.join(LINES)
+
+
+@pytest.mark.parametrize(
+    ("head", "encoding"),
+    [
+        (b"", "utf-8"),
+        (b"a\0", "utf-8"),  # too little to tell
+        (b"plain", "utf-8"),
+        (codecs.BOM_UTF16_BE + b"\0a", "utf-16-be"),
+        (codecs.BOM_UTF32_LE + b"a\0\0\0", "utf-32-le"),
+        ("hello there".encode("utf-16-le"), "utf-16-le"),
+        ("hello there".encode("utf-32-le"), "utf-32-le"),
+        (b"a\0b\0c\0" + b"\0" * 60, "utf-8"),  # mostly zeros: binary
+        (bytes(4000), "utf-8"),
+    ],
+)
+def test_encodings_are_told_by_marks_and_zeros(head, encoding):
+    assert encoding_of(head) == encoding
+
+
+def test_utf16_that_breaks_off_or_turns_into_something_else_is_named(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("good\nbad\n".encode("utf-16") + b"\x00\xd8" * 3)
+    *_, last = TextFiles(str(path)).read()
+    assert last.text is None
+    assert "cannot be read on" in last.reason
+    with pytest.raises(ValueError, match=r"not UTF-16-LE \(illegal UTF-16 surrogate"):
+        utf8_of(path)
+
+
+def json_lines(count: int = 20) -> str:
+    return "".join(json.dumps({"id": i, "text": f"row {i}"}) + "\n" for i in range(count))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "a.jsonl",
+            json_lines(),
+            r"JSON lines.*, not plain text: use data=hf_text data\.path=.*a\.jsonl data\.column=text",
+        ),
+        ("a.jsonl", json_lines(1), r"^JSON.*, not plain text: use data=hf_text data\.path=.*a\.jsonl"),
+        ("a.txt", json_lines(), r"rename it to a\.jsonl, and use data=hf_text data\.path=.*a\.jsonl data\.column=text"),
+        ("a.txt", json_lines(5000), r"^JSON lines.*, not plain text"),
+        ("a.txt", json.dumps({"body": "x"}), r"^JSON.*, not plain text: rename it to a\.json, .* data\.column=body"),
+        ("a.txt", json.dumps([{"a": i} for i in range(9)], indent=2), r"^JSON.*, not plain text"),
+        ("a.txt", json.dumps([{"a": i, "b": "x y"} for i in range(9999)], indent=2), r"^JSON.*, not plain text"),
+        (
+            "a.csv",
+            "one, two\nthree\n",
+            r"^a comma-separated table, not plain text: use data=hf_text data\.path=.*a\.csv data\.column=",
+        ),
+        ("a.txt", "id\ttext\n" + "1\ta cat\n" * 9, r"^a tab-separated table \(text, id\), .* rename it to a\.tsv"),
+        ("a.txt", "text,label\n" + '"a, cat",1\n' * 9, r"^a comma-separated table"),
+        ("a.txt", "\n<!DOCTYPE html>\n<p>a</p>", r"^HTML or XML, not plain text: write its text into a file"),
+        ("a.txt", '<?xml version="1.0"?><a/>', r"^HTML or XML"),
+        ("a.txt", b"%PDF-1.7 and more", r"^PDF, not plain text: write its text"),
+        ("a.txt", b"PAR1" + bytes(200), r"^parquet, not plain text: rename it to a\.parquet, and use data=hf_text"),
+        ("a.parquet", b"PAR1" + bytes(200), r"^parquet, not plain text: use data=hf_text data\.path=.*a\.parquet"),
+        ("a.txt", gzip.compress(b"a cat\n" * 99), r"^gzip, not plain text: let its name end in \.gz, or unpack it"),
+        ("a.txt.gz", gzip.compress(gzip.compress(b"a cat\n" * 99)), r"^gzip, not plain text"),
+        ("a.txt.gz", gzip.compress(json_lines().encode()), r"^JSON lines.*, not plain text"),
+        ("a.txt", TEXT.encode("utf-16") + b"", None),
+        ("a.txt", json_lines().encode("utf-16"), r"^JSON lines.*, not plain text"),
+        ("a.txt", ("größer\n" * 9).encode("latin-1"), r"9 of the first 9 lines are not UTF-8: .*iconv"),
+        ("a.txt", ("猫が座った\n" * 9).encode("shift-jis"), r"9 of the first 9 lines are not UTF-8"),
+        ("a.txt", ("猫が座った\n" * 9).encode("utf-16-le"), r"not UTF-8|a binary file"),  # no zeros to tell it by
+        ("a.txt", ("größer " * 20000).encode("latin-1"), r"1 of the first 1 lines are not UTF-8"),
+        ("a.txt", np.random.default_rng(0).bytes(5000), r"a binary file|not UTF-8"),
+        ("a.txt", np.arange(500, dtype=np.int64).tobytes(), r"a binary file, not text: move it away"),
+        (
+            "a.txt",
+            "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+            r"^a Git LFS pointer, .*git lfs pull",
+        ),
+    ],
+)
+def test_what_is_no_plain_text_is_refused_with_the_fix(tmp_path, name, content, reason):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = not_plain_text(path, "data.root")
+    if reason is None:
+        assert found is None
+        return
+    with pytest.raises(ValueError, match=reason.removeprefix("^")) as error:
+        next(TextFiles(str(path)).read())
+    assert str(error.value).startswith(f"data.root={path}: ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n".join(['{"a": 1}', "is what JSON looks like,", "[1, 2]", "is a list"] * 9),
+        "{curly} braces\n[and brackets]\n" * 9,
+        "RIFFs are played\nOggS\n",
+        "PAR1 and BZh are words, too",
+        "one\ttab\nand more\ttext\n" * 9,
+        "He said, she said, they said\nand, so, on\n" * 9,
+        "<doc id=1>\nwords\n</doc>\n" * 9,
+        "größer\n" * 9999 + "\ufeff猫\n",
+        "a\n",
+        "",
+        "x" * 2**17,
+        ("é" * 2**17)[1:],  # the head ends within a letter
+    ],
+)
+def test_honest_text_is_not_refused(tmp_path, content):
+    path = tmp_path / "a.txt"
+    path.write_text(content)
+    assert not_plain_text(path, "data.root") is None
+
+
+def test_a_few_lines_of_latin_1_are_bad_lines_not_a_bad_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\n" * 9 + "größer\n".encode("latin-1"))
+    assert texts(path) == ["fine"] * 9 + [None]
+
+
+def test_a_nul_makes_a_line_bad(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\n" * 99 + b"a\0b\n")
+    *_, last = TextFiles(str(path)).read()
+    assert (last.text, last.reason) == (None, "a NUL character (at byte 1): not text")
+
+
+def test_all_files_of_a_folder_that_are_no_plain_text_are_named_at_once(tmp_path):
+    (tmp_path / "good.txt").write_text("a cat\n")
+    (tmp_path / "bad.txt").write_text(json_lines())
+    with zipfile.ZipFile(tmp_path / "zip.txt", "w") as archive:
+        archive.writestr("a", "a cat")
+    with pytest.raises(
+        ValueError, match=r"files=.*: 2 of 3 files are no plain text; (?s:.*)bad\.txt: JSON lines"
+    ) as error:
+        next(TextFiles(str(tmp_path), key="files").read())
+    assert f"{tmp_path / 'zip.txt'}: a zip archive, not plain text: write its text into a file in UTF-8" in str(
+        error.value
+    )
+    assert "hf_text" not in str(error.value)  # what trains a tokenizer reads plain text alone
+
+
+def test_a_stream_gives_lines_and_blocks_of_a_length(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("猫猫\nabc".encode("utf-16"))
+    with open_text(path) as stream:
+        assert [stream.readline(100), stream.readline(2), stream.read(100), stream.read(100)] == [
+            "\ufeff猫猫\n".encode(), b"ab", b"c", b""
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", json_lines(3)),
+        ("a.tsv", "id\ttext\n" + "".join(f"{i}\trow {i}\n" for i in range(3))),
+        ("a.jsonl.gz", gzip.compress(json_lines(3).encode())),
+    ],
+)
+def test_hf_text_reads_one_file(tmp_path, name, content, streaming):
+    """What a refused file's message says to do."""
+    pytest.importorskip("datasets")
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    documents = HFTexts(str(path), "train", "text", streaming)
+    assert [document.text for document in documents.read()] == ["row 0", "row 1", "row 2"]
+    with pytest.raises(
+        ValueError, match=r"data\.split=test: no such split of data\.path=.*: one file has the split train"
+    ):
+        HFTexts(str(path), "test", "text")
+
+
+def test_files_that_hf_text_cannot_read_are_named(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"data\.path=.*a\.xlsx: give a file that ends in \.jsonl"):
+        HFTexts(str(tmp_path / "a.xlsx"))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1, torn")
+    with pytest.raises(ValueError, match=r"data\.path=.*a\.parquet: cannot be read as parquet"):
+        HFTexts(str(tmp_path / "a.parquet"))
