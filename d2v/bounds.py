@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from d2v.lfs import IS_POINTER, is_lfs_pointer
+
 MAX_BYTES = 128 << 20  # of a file of text
 MAX_VALUES = 8_000_000  # of a structure, containers included
 MAX_NODES = 200_000  # of a structure in YAML: configurations
@@ -34,7 +36,7 @@ def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is a device or a pipe, too large, or no UTF-8; the message does not name the path.
+        ValueError: it is a device or a pipe, too large, a Git LFS pointer, or no UTF-8; the message names no path.
     """
     path = Path(path)
     status = path.stat()
@@ -44,6 +46,8 @@ def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise TooMuch(f"larger than {max_bytes >> 20} MiB")
+    if is_lfs_pointer(content):
+        raise ValueError(IS_POINTER)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

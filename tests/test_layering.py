@@ -19,7 +19,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "version": (),
     "errors": (),
     "types": (),
-    "bounds": (),
+    "bounds": ("lfs",),
     "patterns": (),
     "lfs": (),
     "objective": ("types",),

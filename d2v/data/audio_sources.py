@@ -27,6 +27,7 @@ from d2v.data.bad_samples import BadSample
 from d2v.data.files import files_below, home_path
 from d2v.data.fingerprint import file_mark
 from d2v.errors import how_to_install
+from d2v.lfs import IS_POINTER, is_lfs_pointer
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph")
 
@@ -211,6 +212,8 @@ def _check_not_empty(file: str | os.PathLike[str] | bytes) -> None:
         raise BadSample(getattr(error, "strerror", None) or str(error)) from error
     if empty:
         raise BadSample("empty file")
+    if is_lfs_pointer(file):
+        raise BadSample(IS_POINTER)
 
 
 def _reason(error: Exception) -> str:

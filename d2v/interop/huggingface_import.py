@@ -20,6 +20,7 @@ from d2v.interop.huggingface_inputs import data_node, read_json, spelling
 from d2v.interop.huggingface_names import HEAD, TOKEN_TYPES, Family
 from d2v.interop.imported import Imported
 from d2v.interop.native import build, load_exactly, read_safely
+from d2v.lfs import refuse_lfs_pointer
 from d2v.nn.encoder import Encoder
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ def _check_dtypes(state: Mapping[str, Tensor], folder: Path) -> None:
 def _load_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, but the index of the weights names it")
+    refuse_lfs_pointer(path, f"checkpoint={path.parent}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from d2v.bounds import parse_json, read_text, read_yaml
 from d2v.interop.pickles import Unusual, check_content, check_pickle
 from d2v.interop.private import public_data
+from d2v.lfs import refuse_lfs_pointer
 from d2v.models.heads import FinetunedModel
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
@@ -135,8 +136,9 @@ def read_safely(path: Path) -> Any:
     """What a file of ``torch.save`` holds: tensors and plain containers, mapped from the file where its format allows.
 
     Raises:
-        ValueError: it is damaged, or loading it would execute code.
+        ValueError: it is damaged, a Git LFS pointer, or loading it would execute code.
     """
+    refuse_lfs_pointer(path, f"checkpoint={path}")
     try:
         check_pickle(path)
         content = _load(path)
@@ -310,6 +312,7 @@ def load_export_config(folder: Path) -> dict[str, Any]:
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
+    refuse_lfs_pointer(path, f"checkpoint={path.parent}")
     try:
         return load_file(path)
     except SafetensorError as error:
