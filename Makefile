@@ -9,7 +9,7 @@ SEED ?= 0
 JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-distributed test-faults test-compiled parity bench lint format type wheel-test clean
+.PHONY: help install demo test test-fast test-distributed test-faults test-compiled test-lowest parity bench lint format type wheel-test clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-faults: $(VENV)/.dev ## run the tests that break runs on purpose
 
 test-compiled: $(VENV)/.dev ## run the tests that wait for torch.compile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m compiled
+
+test-lowest: ## install the lowest versions that pyproject.toml allows, and use them (downloads some gigabytes)
+	$(PYTHON) scripts/check_lowest.py --extras plots,text
 
 parity: $(VENV)/.dev ## compare with what the authors' code computed (GOLDEN=tests/golden)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/check_parity.py $(or $(GOLDEN),tests/golden)

@@ -76,10 +76,11 @@ def test_holds_everything(wheel: Path) -> None:
             assert f"d2v/{path.relative_to(REPO / 'd2v').as_posix()}" in names, path
     assert {"d2v/py.typed", "d2v/conf/__init__.py", "d2v/data/samples/fashion_mnist.LICENSE"} <= names
     licences = {name.rpartition("/")[2] for name in names if ".dist-info/licenses/" in name}
-    assert {"LICENSE", "fashion_mnist.LICENSE"} <= licences
+    assert licences == {"LICENSE", *(path.name for path in (REPO / "d2v" / "data" / "samples").glob("*.LICENSE"))}
     assert {name.split("/")[0] for name in names} == {"d2v", next(n for n in names if ".dist-info" in n).split("/")[0]}
     assert not [name for name in names if name.endswith((".pyc", ".ckpt"))]
-    assert "License-Expression: Apache-2.0" in text["METADATA"]
+    licence = "Apache-2.0 AND MIT AND CC-BY-SA-3.0 AND LicenseRef-WordNet-3.0"
+    assert f"License-Expression: {licence}\n" in text["METADATA"]
     assert "d2v = d2v.cli.main:main" in text["entry_points.txt"]
 
 
