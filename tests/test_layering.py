@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,10 +27,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "nn": ("types", "objective"),
     "models": ("nn", "objective", "types"),
     "runs": READING,
-    "interop": ("models", "nn", "objective", "types", "lfs", *READING),
-    "data": ("types", "objective.masking", "lfs", *READING),
-    "eval": ("types",),
-    "tasks": ("types", "data.letters", "eval"),
+    "interop": ("models", "nn", "objective", "types", "lfs", "runs", *READING),
+    "data": ("types", "objective.masking", "lfs", "runs.files", *READING),
+    "eval": ("types", "runs"),
+    "tasks": ("types", "data.letters", "eval", "runs"),
     "lit": ("types", "objective", "nn", "models", "interop", "runs", "data", "eval", "tasks", *READING),
     "cli": (
         "types",
@@ -58,6 +59,8 @@ FRAMEWORKS = {
     "sklearn": {"eval"},
     "matplotlib": {"eval"},
 }
+# What a run's folder holds is read by whoever has Python, torch and these.
+RUNS = {*sys.stdlib_module_names, "torch", "yaml", "omegaconf", "filelock"}
 STDLIB_AND_TORCH = {"__future__", "collections", "dataclasses", "enum", "typing", "torch"}
 
 
@@ -110,6 +113,8 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
                 ok = within(name, "d2v.nn.frontends.base") or name == f"{module}.{name.rpartition('.')[2]}"
         elif layer == "types":
             ok = top in STDLIB_AND_TORCH
+        elif layer == "runs":
+            ok = top in RUNS
         else:
             ok = layer in FRAMEWORKS.get(top, {layer}) and top not in SCRIPTS
         if not ok:
@@ -147,6 +152,8 @@ BAD = {
     "data to losses": ("d2v.data.images", "from d2v.objective.losses import regression_loss_sum"),
     "data to the whole objective": ("d2v.data.images", "from d2v.objective import losses"),
     "data to lit": ("d2v.data.images", "from d2v.lit.data import PretrainDataModule"),
+    "runs to interop": ("d2v.runs.checkpoints", "from d2v.interop.native import Checkpoint"),
+    "numpy in runs": ("d2v.runs.record", "import numpy"),
     "eval to nn": ("d2v.eval.features", "from d2v.nn.encoder import Encoder"),
     "lit to cli": ("d2v.lit.setup", "from d2v.cli.run_dir import run_dir"),
     "frontend to frontend": ("d2v.nn.frontends.speech", "from d2v.nn.frontends.image import ImageFrontend"),
@@ -184,6 +191,8 @@ def test_the_checker_finds_bad_imports(name: str) -> None:
         ("d2v.data.images", "from d2v.types import Batch\nimport datasets"),
         ("d2v.lit.pretrain", "import lightning as L\nfrom d2v.eval.knn import knn_accuracy"),
         ("d2v.cli.pretrain", "import hydra\nimport lightning\nfrom d2v.lit import setup"),
+        ("d2v.runs.record", "import json, yaml\nfrom filelock import FileLock\nfrom d2v.version import __version__"),
+        ("d2v.interop.native", "from d2v.runs.checkpoints import BEST"),
         ("d2v.interop.native", "from d2v.models.data2vec2 import Data2Vec2\nfrom d2v.version import __version__"),
     ],
 )

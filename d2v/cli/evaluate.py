@@ -22,6 +22,7 @@ from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, sa
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
 from d2v.lit.machine import choose_precision, choose_workers, set_threads
 from d2v.nn.encoder import Encoder
+from d2v.runs.files import replace_text
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -46,7 +47,7 @@ def evaluate(cfg: DictConfig) -> None:
         rows.append(prober.probe(name, trained.encoder))
         table = probe_table(rows)
         print(table)
-        (run_dir / "results.md").write_text(table)
+        replace_text(run_dir / "results.md", table)
         path = save_results(run_dir / "results.json", rows, checkpoint=str(trained.path), step=trained.step)
         print(f"results: {path}")
 

@@ -17,8 +17,10 @@ from d2v.cli.loading import Trained, load_trained
 from d2v.interop.fairseq_files import save_fairseq
 from d2v.interop.huggingface import huggingface_problems, save_custom_huggingface, save_huggingface
 from d2v.interop.native import Checkpoint, save_encoder
+from d2v.runs.exports import export_folder
 from d2v.version import __version__
 
+FAIRSEQ_FILE = "checkpoint.pt"
 FORMATS = ("safetensors", "huggingface", "onnx", "fairseq")
 
 
@@ -75,10 +77,10 @@ def to_fairseq(trained: Trained, folder: Path, network: str) -> str:
     if trained.source != "run":
         raise ValueError(f"format=fairseq: checkpoint={trained.path} is an encoder alone; give a run of d2v pretrain")
     checkpoint = Checkpoint.load(trained.path)
-    path = save_fairseq(
-        checkpoint.build_model(), checkpoint.config["model"], folder / "checkpoint.pt", trained.data_node
-    )
-    lines = [f"checkpoint: {path}"]
+    model = checkpoint.build_model()
+    with export_folder(folder, "fairseq") as part:
+        save_fairseq(model, checkpoint.config["model"], part / FAIRSEQ_FILE, trained.data_node)
+    lines = [f"checkpoint: {folder / FAIRSEQ_FILE}"]
     speech = trained.encoder_node["frontends"].get("speech")
     if speech and trained.encoder.frontend("speech").zero_padding != "never":
         lines.append(

@@ -18,6 +18,7 @@ from d2v.data.datasets import eval_loader
 from d2v.eval.features import Features
 from d2v.eval.features import extract as extract_features
 from d2v.lit.machine import choose_workers, set_threads
+from d2v.runs.files import replacing, writing, written_beside
 
 
 def extract(cfg: DictConfig) -> None:
@@ -56,12 +57,15 @@ def write(path: Path, features: Features, names: list[str]) -> None:
         tensors["lengths"] = features.lengths
     if features.labels is not None:
         tensors["labels"] = features.labels
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npz":
-        arrays: dict[str, Any] = {key: value.numpy() for key, value in tensors.items()}
-        np.savez(path, names=np.array(names), **arrays)
-    else:
-        save_file(tensors, path, metadata={"names": json.dumps(names)})
+    with writing("output", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npz":
+            arrays: dict[str, Any] = {key: value.numpy() for key, value in tensors.items()}
+            with replacing(path) as file:
+                np.savez(file, names=np.array(names), **arrays)
+        else:
+            with written_beside(path) as part:
+                save_file(tensors, part, metadata={"names": json.dumps(names)})
 
 
 if __name__ == "__main__":

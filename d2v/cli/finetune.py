@@ -18,6 +18,7 @@ from d2v.cli.ending import stopped_early
 from d2v.cli.launch import configuring, run, running
 from d2v.cli.loading import Trained, best_device, load_data, load_trained, without_references
 from d2v.cli.pretrain import find_checkpoint
+from d2v.cli.run_dir import claim
 from d2v.cli.scoring import set_decoder
 from d2v.cli.sweep import sweep
 from d2v.data.finetune import FinetuneData
@@ -27,6 +28,8 @@ from d2v.lit.callbacks.score import ScoreEvery
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.models.heads import FinetunedModel
 from d2v.nn.block import checkpoint_activations
+from d2v.runs.files import replace_yaml
+from d2v.runs.record import RECORD, write_run_record
 from d2v.tasks.base import Task
 from d2v.tasks.results import write_results
 
@@ -36,6 +39,8 @@ log = logging.getLogger(__name__)
 def finetune(cfg: DictConfig) -> None:
     """Train and score; whatever a user can have got wrong is checked before the first step."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    with configuring():
+        claim(run_dir)
     if any(cfg.sweep[key] is not None for key in ("tasks", "lrs", "seeds")):
         sweep(cfg, run_dir)
         return
@@ -79,8 +84,8 @@ def finetune(cfg: DictConfig) -> None:
             module.compile_forward()
         module.configure_optimizers()  # only to see that it can be done
     if trainer.is_global_zero:
-        OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
-        setup.write_run_record(run_dir / "run.json", machine.describe_run(cfg.seed))
+        replace_yaml(run_dir / "config.yaml", config)
+        write_run_record(run_dir / RECORD, machine.describe_run(cfg.seed))
         for logger in loggers:
             logger.log_hyperparams(config)
         start = "from scratch" if trained is None else f"from {trained.path}"

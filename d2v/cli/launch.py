@@ -16,15 +16,21 @@ from typing import Any, NoReturn
 import hydra
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from d2v.cli.commands import module_of, options
 from d2v.cli.hints import explain
-from d2v.cli.run_dir import run_dir
+from d2v.cli.run_dir import claim_given, name_sweep, run_dir
 from d2v.cli.slurm import check_launcher
 from d2v.cli.words import check_words, is_multirun, read_text_as_typed
 from d2v.errors import UserError
 from d2v.lit.terminal import say
+from d2v.runs.lock import unlock_folders
 
 TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
 
@@ -35,7 +41,7 @@ _CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
     *(errno.ENAMETOOLONG, errno.ESTALE, errno.EIO),
 }
-_MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError)
+_MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError, UserError)
 
 
 class Status:
@@ -154,7 +160,13 @@ def run(command: str) -> int:
     entry = hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name=command)(Task(command))
     Status.value = 0
     try:
+        claim_given(arguments)
+        sys.argv += name_sweep(arguments)
         entry()
+    except UserError as error:
+        fail(str(error), error)
+    except InterpolationResolutionError as error:  # from d2v.run_dir
+        _fail_without_folder(error)
     except KeyboardInterrupt:
         say("d2v: interrupted")
         return 128 + signal.SIGINT
@@ -165,12 +177,23 @@ def run(command: str) -> int:
             raise
         fail(explain(error, arguments, command), error)
     except OSError as error:  # Hydra could not make the run's folder
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        fail(f"{error}: choose a folder that can be written to by output_dir=DIR or hydra.run.dir=DIR", error)
+        _fail_without_folder(error)
     finally:
         read_text_as_typed()
+        unlock_folders()
     return Status.value
+
+
+def _fail_without_folder(error: BaseException) -> NoReturn:
+    """The folder that a run asked for cannot be had; any other error is raised again."""
+    reason: BaseException | None = error
+    while reason is not None:
+        if isinstance(reason, UserError):
+            fail(str(reason), error)
+        if isinstance(reason, OSError) and reason.errno in _CANNOT_WRITE:
+            fail(f"{reason}: choose a folder that can be written to by output_dir=DIR or hydra.run.dir=DIR", error)
+        reason = reason.__cause__ or reason.__context__
+    raise error
 
 
 def _explain_call(error: Exception) -> str:

@@ -17,12 +17,16 @@ from d2v.cli.checks import DATA, PRETRAIN, check_keys, check_ranges
 from d2v.cli.ending import stopped_early
 from d2v.cli.launch import configuring, naming, run, running
 from d2v.cli.loading import load_trained
+from d2v.cli.run_dir import claim
 from d2v.interop.doors import init_from
-from d2v.interop.native import BEST, Checkpoint, newest_intact_checkpoint
+from d2v.interop.native import Checkpoint
 from d2v.lit import machine, setup
 from d2v.lit.data import PretrainDataModule
 from d2v.lit.pretrain import PretrainModule
 from d2v.nn.block import checkpoint_activations
+from d2v.runs.checkpoints import BEST, FOLDER, newest_intact_checkpoint
+from d2v.runs.files import replace_text, replace_yaml
+from d2v.runs.record import RECORD, write_run_record
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ def pretrain(cfg: DictConfig) -> None:
     """Train an encoder; whatever a user can have got wrong is checked before the first step."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with configuring():
+        claim(run_dir)
         config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         check_keys(cfg)
         check_ranges(cfg, PRETRAIN | DATA)
@@ -69,10 +74,10 @@ def pretrain(cfg: DictConfig) -> None:
         module.configure_optimizers()  # only to see that it can be done
         ema(1)
     if trainer.is_global_zero:
-        OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
+        replace_yaml(run_dir / "config.yaml", config)
         for name, content in assets.items():
-            (run_dir / f"{name}.json").write_text(content, encoding="utf-8")
-        setup.write_run_record(run_dir / "run.json", machine.describe_run(cfg.seed))
+            replace_text(run_dir / f"{name}.json", content)
+        write_run_record(run_dir / RECORD, machine.describe_run(cfg.seed))
         for logger in loggers:
             logger.log_hyperparams(config)
         print(setup.summary(model, data, mask, split, trainer, threads, num_workers, run_dir), flush=True)
@@ -98,7 +103,7 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
         return Path(resume)
     if resume.endswith(".ckpt"):
         raise FileNotFoundError(f"resume={resume}: no such file; give a run's folder to go on from its newest")
-    checkpoint = newest_intact_checkpoint(run_dir / "checkpoints")
+    checkpoint = newest_intact_checkpoint(run_dir / FOLDER)
     if checkpoint is None and resume != "auto":
         raise FileNotFoundError(f"resume={resume}: no intact checkpoint there; give a .ckpt file or a run's folder")
     if checkpoint is None:

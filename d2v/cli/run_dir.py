@@ -1,19 +1,34 @@
 """Where a run lives: ``outputs/NAME/TIME``, or the folder of the run that is being resumed.
 
-Processes that others start together (torchrun, srun) have clocks of their own and must agree on it: under torchrun the
-first of them says, under Slurm the job's number takes the time's place.
+New folders are made here, before Hydra would, so that commands that start in the same second never share one. Processes
+that others start together (torchrun, srun) have clocks of their own and must agree on it: under torchrun the first of
+them says, under Slurm the job's number takes the time's place.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 
-import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from d2v.bounds import read_yaml
+from d2v.cli.words import is_multirun, quoted
+from d2v.runs.checkpoints import FOLDER
+from d2v.runs.links import check_links
+from d2v.runs.lock import lock_folder
+from d2v.runs.record import runs_begun_last_first
+
+log = logging.getLogger(__name__)
 
 _NOT_THE_RUN = ("resume=", "output_dir=", "hydra.")  # overrides that do not make it another run
+_LOOKS = ("--cfg", "-c", "--info", "-i")  # Hydra's options that print a configuration and run nothing
 
 
 def run_dir(output_dir: str, name: str | None, resume: str | None, overrides: Sequence[str]) -> str:
@@ -22,13 +37,75 @@ def run_dir(output_dir: str, name: str | None, resume: str | None, overrides: Se
     Args:
         output_dir: folder of all runs.
         name: the run's name, one folder below it.
-        resume: None for a new run; "auto" for the newest run of the same overrides that has a checkpoint; or the path
-            of a checkpoint or of a run.
+        resume: None for a new run; "auto" for the run of the same overrides that has a checkpoint and was begun last;
+            or the path of a checkpoint or of a run.
         overrides: the command line's.
+
+    Raises:
+        InUse: another process writes to the run that is to be resumed.
+        LeadsElsewhere: it holds links that lead out of it.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         return _first_ranks(lambda: _choose(output_dir, name, resume, overrides))
     return _choose(output_dir, name, resume, overrides)
+
+
+def new_folder(parent: str | Path) -> Path:
+    """Make a folder in ``parent`` that is named after the time and that nobody else has."""
+    parent = Path(parent)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    names = (stamp if attempt == 1 else f"{stamp}.{attempt}" for attempt in count(1))
+    if any(argument in _LOOKS for argument in sys.argv):
+        return next(parent / name for name in names if not (parent / name).exists())
+    parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        try:
+            (parent / name).mkdir()
+        except FileExistsError:
+            continue
+        return parent / name
+    raise AssertionError("unreachable")
+
+
+def claim(folder: str | Path) -> Path:
+    """Take hold of a folder that may be there already, before anything is written to it.
+
+    Raises:
+        InUse: another process writes to it.
+        LeadsElsewhere: it holds links that lead out of it.
+    """
+    check_links(folder)
+    if not any(argument in _LOOKS for argument in sys.argv):
+        lock_folder(folder)
+    return Path(folder)
+
+
+def claim_given(arguments: Sequence[str]) -> None:
+    """:func:`claim` the folder of ``hydra.run.dir=DIR``, which Hydra writes to without asking ``d2v.run_dir``."""
+    for value in _values(arguments, "hydra.run.dir"):
+        if Path(value).is_dir() and Path(value).resolve() != Path.cwd():
+            claim(value)
+
+
+def name_sweep(arguments: Sequence[str]) -> list[str]:
+    """The override that gives a multirun a folder of its own, made here; [] if this is none, or names its folder.
+
+    As an override it reaches every job, also those of Slurm, which compose their configuration anew.
+    """
+    if not is_multirun(list(arguments)) or _values(arguments, "hydra.sweep.dir"):
+        return []
+    output_dir = next(iter(_values(arguments, "output_dir")), "outputs")
+    return [f"hydra.sweep.dir={quoted(str(new_folder(Path(output_dir, 'multirun'))))}"]
+
+
+def _values(arguments: Sequence[str], key: str) -> list[str]:
+    """What overrides of the command line say of a key, last first; what refers to other keys is left to Hydra."""
+    given = [a for a in arguments if a.lstrip("+").startswith(f"{key}=")]
+    try:
+        values = [override.value() for override in OverridesParser.create().parse_overrides(given)]
+    except HydraException:  # said when the command's configuration is composed
+        return []
+    return [value for value in reversed(values) if isinstance(value, str) and "${" not in value]
 
 
 def _first_ranks(choose: Callable[[], str]) -> str:
@@ -49,22 +126,18 @@ def _first_ranks(choose: Callable[[], str]) -> str:
 def _choose(output_dir: str, name: str | None, resume: str | None, overrides: Sequence[str]) -> str:
     parent = Path(output_dir) / (name or "run")
     if resume == "auto":
-        for folder in sorted(parent.glob("*/checkpoints"), reverse=True):
-            if any(folder.glob("step-*.ckpt")) and _overrides_of(folder.parent) == _identity(overrides):
-                return str(folder.parent)
+        for folder in runs_begun_last_first(parent):
+            if _overrides_of(folder) == _identity(overrides):
+                return str(claim(folder))
     elif resume:
         path = Path(resume)
         folder = path if path.is_dir() else path.parent
-        return str(folder.parent if folder.name == "checkpoints" else folder)
+        folder = folder.parent if folder.name == FOLDER else folder
+        return str(claim(folder) if folder.is_dir() else folder)
     step = _slurm_step()
     if step is not None:
-        return str(parent / step)
-    folder = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    attempt = 1
-    while folder.exists():
-        attempt += 1
-        folder = folder.with_name(f"{folder.name.partition('.')[0]}.{attempt}")
-    return str(folder)
+        return str(claim(parent / step))
+    return str(new_folder(parent))
 
 
 _stores: list[object] = []
@@ -83,7 +156,25 @@ def _identity(overrides: Sequence[str]) -> list[str]:
 
 
 def _overrides_of(folder: Path) -> list[str] | None:
+    """What identifies a run; None, with a warning, where its file is damaged: it may be any run's."""
+    overrides = read_overrides(folder)
+    return None if overrides is None else _identity(overrides)
+
+
+def read_overrides(folder: Path) -> list[str] | None:
+    """The command line's overrides of a run; None without their file, and with a warning if it is damaged."""
     path = folder / ".hydra" / "overrides.yaml"
-    if not path.is_file():
+    try:
+        overrides = read_yaml(path)
+    except FileNotFoundError:
         return None
-    return _identity(yaml.safe_load(path.read_text()) or [])
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+    else:
+        if isinstance(overrides, list) and all(isinstance(override, str) for override in overrides):
+            return overrides
+        reason = "it is no list of overrides"
+    log.warning(
+        "%s cannot be read (%s): resume=auto leaves this run out; resume=%s goes on with it", path, reason, folder
+    )
+    return None

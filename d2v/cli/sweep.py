@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -16,7 +15,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -24,8 +22,10 @@ from d2v.cli.checks import check_sweep
 from d2v.cli.commands import options
 from d2v.cli.ending import STOPPED, wait_for
 from d2v.cli.launch import configuring, run
+from d2v.cli.run_dir import read_overrides
 from d2v.lit.callbacks.finite import NotFinite
 from d2v.lit.terminal import say
+from d2v.runs.files import read_json_or_none, replace_json, replace_text
 from d2v.tasks.scoring import Diverged
 
 DIVERGED = "diverged.txt"  # in a run's folder: why it has no results and, run again, would have none
@@ -58,8 +58,8 @@ def sweep(cfg: DictConfig, run_dir: Path) -> None:
     report = getattr(statistics, cfg.sweep.report)
     found = {task: run_task(task, lrs, seeds, report, overrides, run_dir) for task in tasks}
     table = sweep_table(found, len(seeds), cfg.sweep.report)
-    (run_dir / "results.json").write_text(json.dumps(found, indent=2) + "\n")
-    (run_dir / "results.md").write_text(table)
+    replace_json(run_dir / "results.json", found)
+    replace_text(run_dir / "results.md", table)
     print(f"\n{table}\nresults: {run_dir / 'results.json'}")
     hopeless = [task for task, content in found.items() if content["lr"] is None]
     if hopeless:
@@ -103,14 +103,14 @@ def one_run(folder: Path, overrides: list[str]) -> Any:
         Diverged: its model did, now or before.
         SystemExit: it was stopped, ended without results for another reason, or was run with other overrides before.
     """
-    record = folder / ".hydra" / "overrides.yaml"
-    if record.is_file():
-        before = [o for o in yaml.safe_load(record.read_text()) if not o.startswith(("hydra.", "resume="))]
+    before = read_overrides(folder)
+    if before is not None:
+        before = [o for o in before if not o.startswith(("hydra.", "resume="))]
         if before != overrides:
             changed = ", ".join(sorted(set(before) ^ set(overrides)))
             raise SystemExit(f"d2v: error: {folder} was run otherwise ({changed}): choose another hydra.run.dir")
     results, diverged = folder / "results.json", folder / DIVERGED
-    if not results.is_file() and not diverged.is_file():
+    if read_json_or_none(results) is None and not diverged.is_file():
         command = list(overrides)
         if any((folder / "checkpoints").glob("step-*.ckpt")):
             command.append(f"resume={folder}")
@@ -122,11 +122,11 @@ def one_run(folder: Path, overrides: list[str]) -> Any:
         if status in STOPPED:
             say(f"the sweep was stopped; the same command with hydra.run.dir={folder.parent} goes on", "stdout")
             raise SystemExit(status)
-        if not diverged.is_file() and (status or not results.is_file()):
+        if not diverged.is_file() and (status or read_json_or_none(results) is None):
             raise SystemExit(f"d2v: error: {folder} ended without results; hydra.run.dir={folder.parent} goes on")
     if diverged.is_file():
         raise Diverged(diverged.read_text().strip())
-    return json.loads(results.read_text())
+    return read_json_or_none(results)
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def noting_divergence(folder: Path) -> Iterator[None]:
     except (SystemExit, Diverged, NotFinite) as error:
         reason = error.__cause__ if isinstance(error, SystemExit) else error
         if isinstance(reason, Diverged | NotFinite):
-            (folder / DIVERGED).write_text(f"{reason}\n")
+            replace_text(folder / DIVERGED, f"{reason}\n")
         raise
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from d2v.cli.launch import configuring, run
 from d2v.data.text_sources import TextFiles, texts_of
 from d2v.data.tokenizer import train_tokenizer
+from d2v.runs.files import replace_text, writing
 
 
 def tokenizer(cfg: DictConfig) -> None:
@@ -25,8 +26,9 @@ def tokenizer(cfg: DictConfig) -> None:
         documents = TextFiles(cfg.files, cfg.document, "files")
         bad = [document for document in documents.read() if document.text is None]
         trained = train_tokenizer(texts_of(documents), cfg.vocab_size, "vocab_size")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(trained.to_json(), encoding="utf-8")
+        with writing("output", output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(output, trained.to_json())
     for document in bad:
         print(f"skipped {document.entry}")
     sample = [d.text for d, _ in zip((d for d in documents.read() if d.text), range(1000), strict=False) if d.text]

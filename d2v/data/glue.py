@@ -24,6 +24,7 @@ from d2v.data.hf import features_of, find_column, load_hf
 from d2v.data.plain_text import utf8_of
 from d2v.data.text_data import MODALITY, EvalCollate
 from d2v.data.texts import fitting_tokenizer
+from d2v.runs.files import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -403,5 +404,5 @@ def write_submission(task: GlueTask, folder: Path, split: str, predictions: Sequ
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_SUBMISSIONS.get(split, task.submission)}.tsv"
     values = [task.classes[p] if task.classes else f"{min(5.0, max(0.0, p)):.3f}" for p in predictions]
-    path.write_text("index\tprediction\n" + "".join(f"{i}\t{value}\n" for i, value in enumerate(values)))
+    replace_text(path, "index\tprediction\n" + "".join(f"{i}\t{value}\n" for i, value in enumerate(values)))
     return path

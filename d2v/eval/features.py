@@ -6,7 +6,6 @@ blocks: data2vec's targets average blocks, and its last block is not always its 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from d2v.runs.files import replace_json
 from d2v.types import Batch, EncoderOutput
 
 Layers = Literal["last", "average", "concat", "all"] | int
@@ -315,9 +315,8 @@ def save_results(path: Path | str, rows: Iterable[ProbeRow], **context: Any) -> 
     """
     path = Path(path)
     results: Mapping[str, Any] = {**context, "probes": [asdict(row) for row in rows]}
-    text = json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
+    replace_json(path, results)
     return path
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from d2v.errors import how_to_install
+from d2v.runs.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -321,5 +322,6 @@ def save(figure: Figure, path: Path | str) -> Path:
     """Write a PNG; missing folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=_DPI)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=_DPI)
     return path

@@ -21,6 +21,7 @@ from d2v.interop.native import (
     load_export,
     part_of,
     read_safely,
+    refuse_damaged,
     resolve_checkpoint,
 )
 from d2v.models.masked import MaskedModel
@@ -56,6 +57,8 @@ def recognise(path: str | Path) -> Found:
     given = Path(path)
     if not given.exists() and _HUB_NAME.fullmatch(str(path)):
         given = _download(str(path))
+    if given.is_dir():
+        refuse_damaged(given)
     if given.is_dir() and (given / "config.json").is_file():
         if (given / WEIGHTS).is_file():
             raise ValueError(

@@ -29,6 +29,7 @@ from d2v.interop.imported import Imported
 from d2v.interop.native import Network, part_of, read_safely
 from d2v.models.distillation import SelfDistillation, averages
 from d2v.nn.positions import sincos_2d
+from d2v.runs.files import replacing
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -246,7 +247,8 @@ def save_fairseq(model: nn.Module, node: Node, path: str | Path, data: Mapping[s
     task: dict[str, Any] = {"sample_rate": data["sample_rate"]} if "sample_rate" in data else {}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"args": None, "cfg": {"model": cfg, "task": task}, "model": content}, path)
+    with replacing(path) as file:
+        torch.save({"args": None, "cfg": {"model": cfg, "task": task}, "model": content}, file)
     return path
 
 

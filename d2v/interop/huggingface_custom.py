@@ -14,7 +14,6 @@ from typing import Any
 from torch import nn
 
 from d2v.interop.huggingface_export import (
-    CARD,
     CONFIG,
     arguments,
     check_head,
@@ -27,8 +26,9 @@ from d2v.interop.huggingface_export import (
 from d2v.interop.huggingface_inputs import write_json
 from d2v.interop.huggingface_names import HEAD
 from d2v.interop.imported import Node
-from d2v.interop.native import make_folder
 from d2v.nn.encoder import Encoder
+from d2v.runs.exports import CARD, export_folder
+from d2v.runs.files import replace_text
 
 REMOTE = Path(__file__).parent / "remote"
 MODELING, CONFIGURATION = "modeling_d2v.py", "configuration_d2v.py"
@@ -62,13 +62,12 @@ def save_custom_huggingface(
         card: the model card, Markdown.
 
     Raises:
-        ValueError: ``folder`` is a file, the encoder has several modalities or a frontend that is not d2v's own, or
-            the head is another.
+        ValueError: ``folder`` is a file or holds something else, the encoder has several modalities or a frontend that
+            is not d2v's own, or the head is another.
     """
     modality, frontend = only_frontend(encoder_node)
     own = arguments(encoder_node)
     head_arguments = check_head(modality, head, head_node, labels)
-    folder = make_folder(folder)
     if "shared_bias" in frontend:
         frontend = {**frontend, **_BEIT}
     own_frontend = encoder.frontend(modality)
@@ -87,21 +86,22 @@ def save_custom_huggingface(
         "input_norm": bool(own_frontend.input_norm or own["prenet_depth"]) and not own["norm_first"],
         "final_norm": has_final_norm(own),
     }
-    config |= write_inputs(folder, modality, frontend, data_node, labels)
-    if modality == "text":
-        config["vocab_size"] = frontend["vocab_size"]
-    if head_arguments:
-        config |= label_config(modality, head_arguments, labels)
-        config["head_drop_rate"] = head_arguments["drop_rate"]
-        if "norm_eps" in head_arguments:
-            config["head_norm_eps"] = head_arguments["norm_eps"]
     state = dict(encoder.state_dict())
     if head is not None:
         state = {f"encoder.{name}": value for name, value in state.items()}
         state |= {f"{HEAD}{name}": value for name, value in head.state_dict().items()}
-    write_weights(folder, state)
-    write_json(folder / CONFIG, config)
-    for name in (CONFIGURATION, MODELING):
-        shutil.copyfile(REMOTE / name, folder / name)
-    (folder / CARD).write_text(card, encoding="utf-8")
-    return folder
+    with export_folder(folder, "huggingface") as part:
+        config |= write_inputs(part, modality, frontend, data_node, labels)
+        if modality == "text":
+            config["vocab_size"] = frontend["vocab_size"]
+        if head_arguments:
+            config |= label_config(modality, head_arguments, labels)
+            config["head_drop_rate"] = head_arguments["drop_rate"]
+            if "norm_eps" in head_arguments:
+                config["head_norm_eps"] = head_arguments["norm_eps"]
+        write_weights(part, state)
+        write_json(part / CONFIG, config)
+        for name in (CONFIGURATION, MODELING):
+            shutil.copyfile(REMOTE / name, part / name)
+        replace_text(part / CARD, card)
+    return Path(folder)

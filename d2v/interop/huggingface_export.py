@@ -23,14 +23,15 @@ from d2v.interop.huggingface_inputs import (
 )
 from d2v.interop.huggingface_names import FAMILIES, HEAD, TOKEN_TYPES
 from d2v.interop.imported import Node
-from d2v.interop.native import make_folder
 from d2v.models.heads import FirstTokenHead, FrameHead, MeanPoolHead
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.nn.frontends.text import TextFrontend
+from d2v.runs.exports import CARD, export_folder
+from d2v.runs.files import replace_text
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 _CLASSES: dict[str, type] = {
     f"{part.__module__}.{part.__name__}": part
@@ -104,7 +105,8 @@ def save_huggingface(
             trained, so transformers makes one of random numbers.
 
     Raises:
-        ValueError: ``folder`` is a file, or the model has what those classes have no place for, named.
+        ValueError: ``folder`` is a file or holds something else, or the model has what those classes have no place for,
+            named.
     """
     modality, frontend = only_frontend(encoder_node)
     own = arguments(encoder_node)
@@ -118,9 +120,7 @@ def save_huggingface(
             + "\n  ".join(found)
             + "\nsave_custom_huggingface writes any encoder of d2v"
         )
-    folder = make_folder(folder)
     config |= _CONFIGS[modality](own, frontend)
-    config |= write_inputs(folder, modality, frontend, data_node, labels)
     if head_arguments:
         config |= _HEAD_CONFIGS[modality](head_arguments) | label_config(modality, head_arguments, labels)
     ours = dict(encoder.state_dict())
@@ -131,10 +131,12 @@ def save_huggingface(
         state[TOKEN_TYPES] = state["embeddings.word_embeddings.weight"].new_zeros(1, own["embed_dim"])
     prefix = family.prefix if head_arguments else ""
     inside = {name: name if name.startswith(family.outputs.partition(".")[0]) else f"{prefix}{name}" for name in state}
-    write_weights(folder, {inside[name]: value for name, value in state.items()})
-    write_json(folder / CONFIG, config)
-    (folder / CARD).write_text(card, encoding="utf-8")
-    return folder
+    with export_folder(folder, "huggingface") as part:
+        config |= write_inputs(part, modality, frontend, data_node, labels)
+        write_weights(part, {inside[name]: value for name, value in state.items()})
+        write_json(part / CONFIG, config)
+        replace_text(part / CARD, card)
+    return Path(folder)
 
 
 def check_head(

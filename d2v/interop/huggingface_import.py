@@ -19,7 +19,7 @@ from d2v.interop.huggingface_config import class_names, encoder_node, has_head, 
 from d2v.interop.huggingface_inputs import data_node, read_json, spelling
 from d2v.interop.huggingface_names import HEAD, TOKEN_TYPES, Family
 from d2v.interop.imported import Imported
-from d2v.interop.native import build, load_exactly, read_safely
+from d2v.interop.native import build, load_exactly, read_safely, refuse_damaged
 from d2v.lfs import refuse_lfs_pointer
 from d2v.nn.encoder import Encoder
 
@@ -45,6 +45,7 @@ def load_huggingface(folder: str | Path) -> Imported:
             parameters are missing, left over or of another shape, named.
     """
     folder = Path(folder)
+    refuse_damaged(folder)
     config, family = read_config(folder)
     with_head = has_head(config, family, folder)
     state = _own_names(_load_state(folder), family, with_head)

@@ -10,6 +10,7 @@ from typing import Any
 
 from d2v import bounds
 from d2v.interop.imported import Node
+from d2v.runs.files import replace_json
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """An object as a file."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_json(path, content)
 
 
 def data_node(folder: Path, modality: str, encoder_node: Node) -> Node:

@@ -7,15 +7,12 @@ import importlib
 import logging
 import os
 import pickle
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,13 +24,16 @@ from d2v.lfs import refuse_lfs_pointer
 from d2v.models.heads import FinetunedModel
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
+from d2v.runs.archives import Damaged, check_archive, is_archive
+from d2v.runs.checkpoints import BEST, FOLDER, newest_intact_checkpoint
+from d2v.runs.exports import CARD, SUMS, check_export, export_folder
+from d2v.runs.files import replace_text, replace_yaml
 
 log = logging.getLogger(__name__)
 
 Network = Literal["student", "teacher"]
 
-WEIGHTS, CONFIG, CARD = "encoder.safetensors", "config.yaml", "README.md"
-BEST = "best.ckpt"
+WEIGHTS, CONFIG = "encoder.safetensors", "config.yaml"
 
 
 TRUST = "D2V_TRUST"  # names of packages whose parts may be built from a file too, separated by commas
@@ -135,14 +135,22 @@ class Checkpoint:
 def read_safely(path: Path) -> Any:
     """What a file of ``torch.save`` holds: tensors and plain containers, mapped from the file where its format allows.
 
+    A zip archive is compared with its checksums first; files from before PyTorch 1.6 have none.
+
     Raises:
         ValueError: it is damaged, a Git LFS pointer, or loading it would execute code.
     """
     refuse_lfs_pointer(path, f"checkpoint={path}")
     try:
+        if is_archive(path):
+            check_archive(path)
         check_pickle(path)
         content = _load(path)
         check_content(content, path.stat().st_size)
+    except Damaged as error:
+        raise ValueError(
+            f"checkpoint={path}: is damaged ({error}): copy it again, or give an earlier checkpoint of the run"
+        ) from error
     except Unusual as error:
         raise ValueError(
             f"checkpoint={path}: refused, because it holds more than tensors and plain values ({error}): loading it "
@@ -197,7 +205,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.is_dir() and not (path / WEIGHTS).exists():
-        folder = path / "checkpoints"
+        folder = path / FOLDER
         if (folder / BEST).is_file():
             return folder / BEST
         checkpoint = newest_intact_checkpoint(folder if folder.is_dir() else path)
@@ -207,30 +215,6 @@ def resolve_checkpoint(path: str | Path) -> Path:
             raise FileNotFoundError(f"checkpoint={path}: holds neither {WEIGHTS} nor intact checkpoints/*.ckpt{hint}")
         return checkpoint
     return path
-
-
-def list_checkpoints(dirpath: Path) -> list[Path]:
-    """A folder's checkpoints, newest step first."""
-    return sorted(dirpath.glob("step-*.ckpt"), reverse=True)
-
-
-def find_damage(path: Path) -> str | None:
-    """What of a checkpoint's contents does not match its checksums; None if all does."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
-        return str(error)
-
-
-def newest_intact_checkpoint(dirpath: Path) -> Path | None:
-    """The newest checkpoint whose contents match their checksums; damaged ones are named in the log and passed over."""
-    for path in list_checkpoints(dirpath):
-        damaged = find_damage(path)
-        if damaged is None:
-            return path
-        log.warning("%s is damaged (%s): falling back to the one before", path, damaged)
-    return None
 
 
 def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path, card: str) -> Path:
@@ -243,32 +227,20 @@ def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path
         card: Markdown.
 
     Raises:
-        ValueError: ``folder`` is a file.
+        ValueError: ``folder`` is a file, or holds files that are no export's.
+        NotWritten: the disk is full, or may not be written to.
     """
-    folder = make_folder(folder)
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    write_config(config, folder, card)
-    return folder
-
-
-def make_folder(folder: str | Path) -> Path:
-    """An output folder, made if need be.
-
-    Raises:
-        ValueError: it is a file.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output={folder}: is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    with export_folder(folder, "safetensors") as part:
+        save_file(state, part / WEIGHTS, metadata={"format": "pt"})
+        write_config(config, part, card)
+    return Path(folder)
 
 
 def write_config(config: Mapping[str, Any], folder: Path, card: str) -> None:
     """What lies beside weights: the configuration that rebuilds an encoder, a tokenizer, the model card."""
-    OmegaConf.save(OmegaConf.create(_write_files(dict(config), folder)), folder / CONFIG)
-    (folder / CARD).write_text(card, encoding="utf-8")
+    replace_yaml(folder / CONFIG, _write_files(dict(config), folder))
+    replace_text(folder / CARD, card)
 
 
 def _write_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -276,7 +248,7 @@ def _write_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     data = public_data(config.get("data") or {})
     for key, value in data.items():
         if isinstance(value, str) and value.startswith("{") and key.isidentifier():
-            (folder / f"{key}.json").write_text(value, encoding="utf-8")
+            replace_text(folder / f"{key}.json", value)
             data[key] = f"{key}.json"
     return {**config, "data": data}
 
@@ -284,15 +256,18 @@ def _write_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 def load_export_config(folder: Path) -> dict[str, Any]:
     """What lies beside an export's weights: ``encoder``, the node that builds it, and ``data``, what it was trained on.
 
+    The files of the export are compared with its checksums first.
+
     Raises:
-        ValueError: it does not say how to build the encoder.
+        ValueError: a file is not the one that was exported, or does not say how to build the encoder.
     """
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"checkpoint={folder}: {CONFIG}, which says how to build the encoder, is missing")
+    refuse_damaged(folder, (CONFIG,))
+    if not (folder / SUMS).is_file():
+        log.warning("%s has no %s: whether its files are whole cannot be told", folder, SUMS)
     try:
         config = read_yaml(folder / CONFIG)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"checkpoint={folder}: {CONFIG}, which says how to build the encoder, is missing"
-        ) from error
     except ValueError as error:
         raise ValueError(f"checkpoint={folder}: {CONFIG} is not readable ({error})") from error
     if not isinstance(config, dict) or "encoder" not in config:
@@ -302,6 +277,7 @@ def load_export_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / CONFIG}: its 'data' are no mapping")
     for key, value in config["data"].items():
         if isinstance(key, str) and key.isidentifier() and value == f"{key}.json" and (folder / value).is_file():
+            refuse_damaged(folder, (value,))
             try:
                 text = read_text(folder / value)
                 parse_json(text)
@@ -309,6 +285,20 @@ def load_export_config(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"checkpoint={folder}: {value} is not readable ({error})") from error
             config["data"][key] = text
     return config
+
+
+def refuse_damaged(folder: Path, needed: Iterable[str] = ()) -> None:
+    """Compare the files of a folder with the checksums that an export of any format has.
+
+    Raises:
+        ValueError: naming the file that is not the one that was exported, or is not listed though needed.
+    """
+    try:
+        check_export(folder, needed)
+    except Damaged as error:
+        for path in folder.iterdir():
+            refuse_lfs_pointer(path, f"checkpoint={folder}")
+        raise ValueError(f"checkpoint={folder}: {error}") from error
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
@@ -325,6 +315,8 @@ def load_export(folder: Path) -> Encoder:
     Raises:
         ValueError: it is not readable, or does not fit together.
     """
-    encoder: Encoder = build(load_export_config(folder)["encoder"])
+    config = load_export_config(folder)
+    refuse_damaged(folder, (WEIGHTS,))
+    encoder: Encoder = build(config["encoder"])
     load_exactly(encoder, _load_weights(folder / WEIGHTS))
     return encoder.eval().requires_grad_(False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import importlib
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,11 +22,12 @@ from torch.export import Dim
 from torch.onnx import ONNXProgram
 
 from d2v.errors import how_to_install
-from d2v.interop.native import make_folder, write_config
+from d2v.interop.native import write_config
 from d2v.nn.attention import Attention
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.frontends.text import TextFrontend
+from d2v.runs.exports import export_folder
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ def save_onnx(
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
-        ValueError: ``folder`` is a file, the encoder has several modalities, or the file does not agree with PyTorch.
+        ValueError: ``folder`` is a file or holds something else, the encoder has several modalities, or the file does
+            not agree with PyTorch.
     """
     missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
     if missing:
@@ -76,21 +77,16 @@ def save_onnx(
             f"an ONNX file has one kind of input, this encoder has frontends for {', '.join(encoder.frontends)}: "
             "export an encoder of one modality"
         )
-    folder = make_folder(folder)
-
     model = copy.deepcopy(_Exported(encoder, head)).cpu().float().eval().requires_grad_(False)
     path = folder / (ENCODER if head is None else MODEL)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        written = Path(scratch) / path.name
+    with export_folder(folder, "onnx") as part:
+        written = part / path.name
         _export(model).save(written)  # large weights beside it, as ``<name>.data``
         if find_spec("onnxruntime") is None:
             log.warning("%s was not checked against PyTorch: onnxruntime is missing; %s", path, how_to_install("onnx"))
         else:
             _check(written, model)
-        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # an earlier export's
-        for file in Path(scratch).iterdir():
-            file.replace(folder / file.name)
-    write_config(config, folder, card)
+        write_config(config, part, card)
     return path
 
 

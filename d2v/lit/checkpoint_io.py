@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from contextlib import suppress
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from d2v.errors import UserError
+from d2v.runs.checkpoints import find_damage, list_checkpoints
+from d2v.runs.files import NO_ROOM, disk_error, replacing
 
 log = logging.getLogger(__name__)
 
@@ -37,34 +38,66 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a file of ``torch.save``; tensors and plain containers only."""
         path = Path(path)
-        part = path.with_name(f".{path.name}.part")
         self.error = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with replacing(path) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
         except (OSError, RuntimeError) as error:
-            self.error = _cause(error)
-            if self.error is None:
+            cause = disk_error(error)  # of which torch's writer makes errors of its own
+            if cause is None:
                 raise
-            with suppress(OSError):  # of a disk that is gone
-                part.unlink(missing_ok=True)
-            log.error("%s could not be written (%s)", path, self.error)
+            self.error = cause
+            log.error("%s could not be written (%s)", path, cause)
 
 
-def save(trainer: L.Trainer, path: Path, weights_only: bool = False) -> OSError | None:
-    """Let all ranks save a checkpoint together.
+def save(trainer: L.Trainer, path: Path, weights_only: bool = False, keep: Collection[Path] = ()) -> OSError | None:
+    """Let all ranks save a checkpoint together; where the disk is full, older ones make room for it.
+
+    Args:
+        trainer: of the run.
+        path: of the checkpoint.
+        weights_only: leave out the optimizer's state.
+        keep: checkpoints that are not to make room.
 
     Returns:
         Why it could not be written, the same on every rank; None if it was.
     """
-    trainer.save_checkpoint(path, weights_only=weights_only)
-    io = trainer.strategy.checkpoint_io
-    error: OSError | None = trainer.strategy.broadcast(io.error if isinstance(io, AtomicCheckpointIO) else None)
-    return error
+    while True:
+        trainer.save_checkpoint(path, weights_only=weights_only)
+        io = trainer.strategy.checkpoint_io
+        error: OSError | None = trainer.strategy.broadcast(io.error if isinstance(io, AtomicCheckpointIO) else None)
+        if error is None:
+            return None
+        freed: bool = trainer.strategy.broadcast(trainer.is_global_zero and make_room(error, path.parent, keep))
+        if not freed:
+            return error
+
+
+def make_room(error: OSError, folder: Path, keep: Collection[Path] = ()) -> bool:
+    """Delete the oldest checkpoint of a folder on a full disk, if a newer one is intact and it is not to be kept.
+
+    Keeping k checkpoints would need room for k + 1 otherwise, and a disk that holds k would keep the run from ever
+    saving again.
+
+    Returns:
+        Whether one was deleted.
+    """
+    if error.errno not in NO_ROOM:
+        return False
+    checkpoints = list_checkpoints(folder)
+    newest = next((path for path in checkpoints if find_damage(path) is None), None)
+    superseded = [] if newest is None else checkpoints[checkpoints.index(newest) + 1 :]
+    oldest = next((path for path in reversed(superseded) if path not in keep), None)
+    if oldest is None or newest is None:
+        return False
+    try:
+        oldest.unlink()
+    except OSError as problem:
+        log.error("%s could not be deleted to make room (%s)", oldest, problem)
+        return False
+    log.warning("the disk is full: %s is deleted to make room, %s is newer and intact", oldest, newest.name)
+    return True
 
 
 def point(link: Path, target: Path) -> None:
@@ -76,10 +109,3 @@ def point(link: Path, target: Path) -> None:
         part.replace(link)
     except OSError as error:
         log.error("%s could not be made a link to %s (%s)", link, target.name, error)
-
-
-def _cause(error: BaseException | None) -> OSError | None:
-    """torch's writer has errors of its own, raised while that of the disk is on its way."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import os
+import re
 import uuid
 from argparse import Namespace
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from d2v.errors import how_to_install
+from d2v.runs.files import replace_text
+from d2v.runs.metrics import METRICS, MetricsFile
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,7 @@ class CSVLogger(Logger):
 
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()
-        self._path = Path(save_dir) / "metrics.csv"
-        self._columns: list[str] = []
+        self._file = MetricsFile(Path(save_dir) / METRICS)
         self._row: dict[str, Any] = {}
 
     @property
@@ -49,7 +49,7 @@ class CSVLogger(Logger):
     @property
     def save_dir(self) -> str:
         """Folder of ``metrics.csv``."""
-        return str(self._path.parent)
+        return str(self._file.path.parent)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -67,44 +67,11 @@ class CSVLogger(Logger):
         """Append the pending row; rewrite the file if it brings new columns."""
         if not self._row:
             return
-        if not self._columns and self._path.exists():
-            content = self._path.read_bytes()
-            if not content.endswith(b"\n"):  # a kill tore the last line
-                self._path.write_bytes(content[: content.rfind(b"\n") + 1])
-            with self._path.open(newline="") as file:
-                self._columns = next(csv.reader(file), [])
         try:
-            self._append()
+            self._file.append(self._row)
         except OSError as error:  # a full disk costs a row, and not the run
-            log.error("%s: the metrics of step %s could not be written (%s)", self._path, self._row["step"], error)
+            log.error("%s: the metrics of step %s could not be written (%s)", self._file.path, self._row["step"], error)
         self._row = {}
-
-    def _append(self) -> None:
-        new = [key for key in self._row if key not in self._columns]
-        if new:
-            self._add_columns(new)
-        end = self._path.stat().st_size
-        try:
-            with self._path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(self._row)
-        except OSError:
-            os.truncate(self._path, end)  # leave no half of a row
-            raise
-
-    def _add_columns(self, new: list[str]) -> None:
-        rows: list[dict[str, str]] = []
-        if self._path.exists():
-            with self._path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-        columns = ["step", *sorted({*self._columns, *new} - {"step"})]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._path.with_suffix(".csv.tmp")
-        with scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        scratch.replace(self._path)
-        self._columns = columns  # only now: a disk may be full
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -163,8 +130,10 @@ def wandb_logger(save_dir: str | Path, project: str = "d2v", name: str | None = 
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "wandb_id.txt"
-    if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:8] + "\n")
-    return PatientWandbLogger(
-        save_dir=str(folder), project=project, name=name, id=id_file.read_text().strip(), resume="allow", **kwargs
-    )
+    run_id = id_file.read_text(encoding="utf-8", errors="replace").strip() if id_file.exists() else ""
+    if not re.fullmatch(r"[\w.-]{1,64}", run_id):
+        if id_file.exists():
+            log.warning("%s holds no id of a wandb run: a new one is begun", id_file)
+        run_id = uuid.uuid4().hex[:8]
+        replace_text(id_file, f"{run_id}\n")
+    return PatientWandbLogger(save_dir=str(folder), project=project, name=name, id=run_id, resume="allow", **kwargs)

@@ -1,8 +1,7 @@
-"""From what a user asks for to Lightning's trainer; run records; the summary before training."""
+"""From what a user asks for to Lightning's trainer; the summary before training."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
@@ -23,13 +22,6 @@ from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
 from d2v.lit.trainer import choose_devices, trainer_options
 
 log = logging.getLogger(__name__)
-
-
-def write_run_record(path: Path, record: dict[str, Any]) -> None:
-    """Write or, after a resume, extend ``run.json``: a list, one entry a start."""
-    entries = json.loads(path.read_text()) if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*entries, record], indent=2) + "\n")
 
 
 def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:

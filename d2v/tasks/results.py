@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from d2v.eval.figures_scores import plot_confusion
+from d2v.runs.files import replace_json, replace_text
 from d2v.tasks.classification import MAX_CLASSES_SHOWN, Classification
 from d2v.tasks.scoring import Scored, score, write_predictions
 
@@ -50,7 +50,7 @@ def write_results(
             continue
         report = task.report(found.predictions, found.labels, [source.name(i) for i in found.sample_ids])
         if report:
-            (folder / f"report_{name}.md").write_text(report, encoding="utf-8")
+            replace_text(folder / f"report_{name}.md", report)
     sets = {
         name: {
             "scores": found.scores,
@@ -60,9 +60,9 @@ def write_results(
         for name, found in scored.items()
     }
     results = {"metric": task.metric, **context, "sets": sets}
-    (folder / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    replace_json(folder / "results.json", results)
     table = scores_table({name: found.scores for name, found in scored.items() if found.scores})
-    (folder / "results.md").write_text(table)
+    replace_text(folder / "results.md", table)
     if isinstance(task, Classification) and task.num_outputs <= MAX_CLASSES_SHOWN:
         _draw(folder, task, scored)
     return table

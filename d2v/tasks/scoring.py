@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v.errors import UserError
+from d2v.runs.files import replace_text
 from d2v.tasks.base import Task
 from d2v.types import NO_LETTER, Batch
 
@@ -126,9 +128,10 @@ def write_predictions(path: Path, found: Scored, task: Task, name: Callable[[int
     """A table of every sample's name, prediction and label, tab-separated."""
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = found.labels or [None] * len(found.predictions)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["sample", *task.columns])
-        for i, prediction, label in zip(found.sample_ids, found.predictions, labels, strict=True):
-            writer.writerow([name(i), *task.cells(prediction, label)])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(["sample", *task.columns])
+    for i, prediction, label in zip(found.sample_ids, found.predictions, labels, strict=True):
+        writer.writerow([name(i), *task.cells(prediction, label)])
+    replace_text(path, text.getvalue())
     return path

@@ -111,7 +111,12 @@ def test_export_is_bit_equal_to_the_checkpoint(
     result = runs.d2v_command("export", f"checkpoint={run}", f"output={folder}", f"network={network}")
     assert result.status in (0, None), result.err
     assert str(folder) in result.out
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.yaml", "encoder.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "SHA256SUMS",
+        "config.yaml",
+        "encoder.safetensors",
+    ]
     encoder = d2v.load_encoder(folder)
     assert not encoder.training
     saved = runs.load(run, 3)["state_dict"]

@@ -14,7 +14,7 @@ import yaml
 
 RUN_FILES = {
     ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "config.yaml", "run.json", "metrics.csv",
-    "pretrain.log", "checkpoints/step-00000004.ckpt",
+    "pretrain.log", "checkpoints/step-00000004.ckpt", ".lock",
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from d2v.interop.native import (
 )
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.encoder import Encoder
+from d2v.runs.exports import CARD, SUMS
 from d2v.types import Batch
 
 MakeBatch = Callable[..., Batch]
@@ -185,8 +186,8 @@ def test_load_exactly_checks_buffers() -> None:
 def test_an_export_is_bit_equal(tmp_path: Path, make_batch: MakeBatch, network: str) -> None:
     encoder = getattr(make_model(), network)
     folder = save_encoder(encoder, {"encoder": ENCODER_NODE, "data": {"mean": [0.5]}}, tmp_path / "a" / "b", "# Card\n")
-    assert sorted(p.name for p in folder.iterdir()) == sorted([native.WEIGHTS, native.CONFIG, native.CARD])
-    assert (folder / native.CARD).read_text() == "# Card\n"
+    assert sorted(p.name for p in folder.iterdir()) == sorted([native.WEIGHTS, native.CONFIG, CARD, SUMS])
+    assert (folder / CARD).read_text() == "# Card\n"
     assert OmegaConf.to_container(OmegaConf.load(folder / native.CONFIG)) == {
         "encoder": ENCODER_NODE,
         "data": {"mean": [0.5]},
@@ -264,7 +265,7 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "cut.ckpt", make_model())
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(ValueError, match=r"checkpoint=.*cut\.ckpt: not a readable checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint=.*cut\.ckpt: is damaged"):
         Checkpoint.load(path)
 
 

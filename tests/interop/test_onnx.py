@@ -20,6 +20,7 @@ from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.nn.frontends.text import TextFrontend
+from d2v.runs.exports import export_folder
 from d2v.types import Batch, EncoderOutput
 
 pytest.importorskip("onnx")
@@ -109,7 +110,7 @@ def test_image_encoder(tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog
     path = save_onnx(encoder, tmp_path / "new" / "folder", "# Ä card", CONFIG)
     assert path == tmp_path / "new" / "folder" / "encoder.onnx"
     assert sorted(file.name for file in path.parent.iterdir()) == [
-        "README.md", "config.yaml", "encoder.onnx", "tokenizer.json",
+        "README.md", "SHA256SUMS", "config.yaml", "encoder.onnx", "tokenizer.json",
     ]  # fmt: skip
     assert (path.parent / "README.md").read_text(encoding="utf-8") == "# Ä card"
     assert load_export_config(path.parent) == CONFIG
@@ -186,7 +187,8 @@ def test_text(num_prefix_tokens: int, head_class: Callable[..., nn.Module], tmp_
 def test_a_file_that_disagrees_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights, then a batch size that is fixed; what the folder held stays, as it may be good."""
     check = interop._check
-    (tmp_path / "encoder.onnx").write_text("earlier")
+    with export_folder(tmp_path, "onnx") as part:
+        (part / "encoder.onnx").write_text("earlier")
     with monkeypatch.context() as patch:
         patch.setattr(interop, "_check", lambda path, model: check(path, other_weights(model)))
         with pytest.raises(ValueError, match=r"^encoder.onnx does not agree .*\(1, 2, 12, 12\), features differ by up"):
@@ -194,7 +196,8 @@ def test_a_file_that_disagrees_is_not_left_behind(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(interop, "_dynamic_shapes", lambda example: ({},))
     with pytest.raises(ValueError, match=r"^encoder.onnx: onnxruntime cannot run it on inputs of shape \(1, 2, 12,"):
         save_onnx(image_encoder(0), tmp_path, "card", CONFIG)
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("encoder.onnx", "earlier")]
+    assert (tmp_path / "encoder.onnx").read_text() == "earlier"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["SHA256SUMS", "encoder.onnx"]
 
 
 class FakeProgram:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from d2v.interop.native import newest_intact_checkpoint, resolve_checkpoint
+from d2v.interop.native import resolve_checkpoint
 from d2v.lit.callbacks import probe
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
+from d2v.runs.checkpoints import newest_intact_checkpoint
 
 SCORES = [0.1, 0.5, 0.3, 0.2, 0.4, 0.45]
 NAN = float("nan")

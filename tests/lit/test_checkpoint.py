@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
-import logging
 import os
 import re
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning as L
 import pytest
 import torch
 
 from d2v.interop.doors import load_encoder
-from d2v.interop.native import list_checkpoints, newest_intact_checkpoint, resolve_checkpoint
+from d2v.interop.native import resolve_checkpoint
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
-from d2v.lit.checkpoint_io import AtomicCheckpointIO
+from d2v.lit.checkpoint_io import AtomicCheckpointIO, make_room
+from d2v.runs.checkpoints import list_checkpoints
 
 
 def _names(*steps: int) -> list[str]:
@@ -68,47 +69,10 @@ def _save(folder: Path, step: int) -> Path:
     return path
 
 
-def test_newest_first(tmp_path: Path) -> None:
-    paths = [_save(tmp_path, step) for step in (2, 10, 9)]
-    (tmp_path / "step-00000099.ckpt.part").write_text("")
-    assert list_checkpoints(tmp_path) == [paths[1], paths[2], paths[0]]
-    assert newest_intact_checkpoint(tmp_path) == paths[1]
-
-
-def test_nothing_to_go_on_from(tmp_path: Path) -> None:
-    assert newest_intact_checkpoint(tmp_path) is None
-    assert newest_intact_checkpoint(tmp_path / "missing") is None
-    (tmp_path / "step-00000001.ckpt").write_bytes(b"")
-    assert newest_intact_checkpoint(tmp_path) is None
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
-def test_a_truncated_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, share: float) -> None:
-    intact, damaged = _save(tmp_path, 1), _save(tmp_path, 2)
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[: int(share * len(content))])
-    with caplog.at_level(logging.WARNING):
-        assert newest_intact_checkpoint(tmp_path) == intact
-    assert damaged.name in caplog.text
-
-
-def test_a_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
-    intact, damaged = _save(tmp_path, 1), _save(tmp_path, 2)
-    content = damaged.read_bytes()
-    wanted = torch.load(damaged, weights_only=True)
-    noticed = 0
-    positions = range(0, len(content), len(content) // 60)
-    for position in positions:
-        flipped = bytearray(content)
-        flipped[position] ^= 0x10
-        damaged.write_bytes(flipped)
-        if newest_intact_checkpoint(tmp_path) == intact:
-            noticed += 1
-            continue
-        loaded = torch.load(damaged, weights_only=True)
-        assert loaded["global_step"] == 2
-        assert torch.equal(loaded["state_dict"]["w"], wanted["state_dict"]["w"])
-    assert noticed > len(positions) / 2
+def _save(folder: Path, step: int) -> Path:
+    path = folder / _names(step)[0]
+    torch.save({"state_dict": {"w": torch.full((20,), float(step))}, "global_step": step}, path)
+    return path
 
 
 def test_readers_pass_over_a_damaged_newest_checkpoint_too(runs: ModuleType, tmp_path: Path) -> None:
@@ -131,7 +95,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "fsync", note)
     AtomicCheckpointIO().save_checkpoint({"w": torch.ones(1000)}, path)
-    assert synced == [(path.stat().st_size, False)]  # all of it, and before
+    assert synced[0] == (path.stat().st_size, False)  # all of it, and before
+    assert [there for _, there in synced[1:]] == [True]  # then the folder that holds the name
 
 
 def test_a_clock_that_jumps_changes_nothing(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,3 +130,38 @@ def test_metrics_of_a_step_are_on_disk_before_its_checkpoint(
     monkeypatch.setattr(L.Trainer, "save_checkpoint", watch)
     runs.pretrain(tmp_path, "callbacks.checkpoint.every_n_steps=2")
     assert seen == {2: ["1", "2"], 4: ["1", "2", "3", "4"]}
+
+
+def test_a_full_disk_lets_go_of_the_oldest_that_is_superseded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    paths = [_save(tmp_path, step) for step in (1, 2, 3, 4)]
+    assert not make_room(OSError(errno.EIO, "broken"), tmp_path)
+    assert make_room(full, tmp_path, keep=[paths[0]])
+    assert list_checkpoints(tmp_path) == [paths[3], paths[2], paths[0]]
+    assert f"{paths[1]} is deleted to make room, {paths[3].name} is newer and intact" in caplog.text
+    paths[3].write_bytes(b"half")
+    assert make_room(full, tmp_path)
+    assert list_checkpoints(tmp_path) == [paths[3], paths[2]]
+    assert not make_room(full, tmp_path)  # the only intact one stays
+    paths[2].write_bytes(b"half")
+    assert not make_room(full, tmp_path)
+    assert list_checkpoints(tmp_path) == [paths[3], paths[2]]
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_a_disk_with_room_for_as_many_as_are_kept_is_large_enough(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    """One that holds ``keep`` checkpoints has no room for one more beside them."""
+    save = torch.save
+
+    def limited(content: object, file: BinaryIO, *args: object, **kwargs: object) -> None:
+        if len(list(Path(file.name).parent.glob("step-*.ckpt"))) >= keep:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", limited)
+    run = runs.pretrain(tmp_path, "callbacks.checkpoint.every_n_steps=1", f"callbacks.checkpoint.keep={keep}")
+    assert runs.checkpoints(run) == _names(*range(5 - keep, 5))
+    assert "is deleted to make room" in (run / "pretrain.log").read_text()

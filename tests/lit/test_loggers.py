@@ -151,3 +151,36 @@ def test_tensorboard_file_holds_what_was_logged(runs: ModuleType, tmp_path: Path
         scalars = accumulator.Scalars(key)
         assert [scalar.value for scalar in scalars] == [pytest.approx(float(row[key]), rel=1e-5) for row in rows]
         assert [scalar.step for scalar in scalars] == [int(row["step"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe garbage\n", b"step,a\n1,0.5\n\0\0\0\0\n", b"other,columns\n1,2\n", b"step,a\n1,2,3,4\n"],
+    ids=["not text", "zeros", "another table", "too many cells"],
+)
+def test_a_damaged_file_is_named_kept_and_survived(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    (tmp_path / "metrics.csv").write_bytes(content)
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"a": 1.0}, step=2)
+    logger.finalize("success")
+    assert f"{tmp_path / 'metrics.csv'} is damaged" in caplog.text
+    assert _rows(tmp_path) == [{"step": "2", "a": "1.0"}]
+    assert (tmp_path / "metrics.csv.damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"a b\n", b"\xff" * 9, b"x" * 99])
+def test_a_damaged_wandb_id_is_named_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    seen = []
+    monkeypatch.setattr(loggers, "find_spec", lambda package: True)
+    monkeypatch.setattr(loggers, "PatientWandbLogger", lambda **kwargs: seen.append(kwargs))
+    (tmp_path / "wandb_id.txt").write_bytes(content)
+    for _ in range(2):
+        loggers.wandb_logger(tmp_path)
+    first, again = seen
+    assert first["id"] == again["id"]
+    assert len(first["id"]) == 8
+    assert "wandb_id.txt holds no id" in caplog.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -68,16 +67,6 @@ def test_choose_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (-1, "many", 1.5):
         with pytest.raises(ValueError, match=rf"num_workers={value}.*auto"):
             machine.choose_workers(value, "cpu")  # type: ignore[arg-type]
-
-
-def test_run_record_grows_by_an_entry_a_start(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "run.json"
-    for seed in (3, 4):
-        setup.write_run_record(path, machine.describe_run(seed))
-    first, second = json.loads(path.read_text())
-    assert (first["seed"], second["seed"]) == (3, 4)
-    assert {"d2v", "command", "git", "python", "packages", "platform", "cores", "device"} <= first.keys()
-    assert {"torch", "lightning", "hydra-core"} <= first["packages"].keys()
 
 
 def test_summary_shows_the_arithmetic(runs: ModuleType, tmp_path: Path) -> None:

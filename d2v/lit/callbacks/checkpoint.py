@@ -13,11 +13,11 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from d2v.errors import UserError
-from d2v.interop.native import BEST, list_checkpoints
 from d2v.lit.callbacks.stop import agree
 from d2v.lit.checkpoint_io import NotSaved, point, save
 from d2v.lit.module import TrainingModule
 from d2v.lit.steps import ends_step, is_logged_step
+from d2v.runs.checkpoints import BEST, list_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,8 @@ class CheckpointEvery(Checkpoint):
         if trainer.global_step == self._saved_step:
             return None
         before, self.best = self.best, best  # now, since the checkpoint is to know it
-        error = save(trainer, self._path(trainer.global_step))
+        keep = [self._path(step) for _, step in [*before, *best]]
+        error = save(trainer, self._path(trainer.global_step), keep=keep)
         if error is not None:
             self.best = before
             return error  # logged; the older ones stay, and the next time may be better

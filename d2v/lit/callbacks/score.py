@@ -12,10 +12,11 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
 from d2v.eval.features import eval_mode
-from d2v.interop.native import BEST, Checkpoint, find_damage
+from d2v.interop.native import Checkpoint
 from d2v.lit.checkpoint_io import save
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.lit.steps import ends_step
+from d2v.runs.checkpoints import BEST, find_damage
 from d2v.tasks.scoring import Diverged, judge, predict
 
 log = logging.getLogger(__name__)

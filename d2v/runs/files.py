@@ -1,0 +1,158 @@
+"""Files that are replaced whole: at no moment does a reader, or a kill, find half of one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from omegaconf import OmegaConf
+
+from d2v.bounds import read_json
+from d2v.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_TICK = 10**9  # nanoseconds: within one of its file system's clock a file may change and show the same time
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NotWritten(UserError):
+    """A file or folder could not be written; the message names it, the reason and what to do."""
+
+
+def part_of_file(path: Path) -> Path:
+    """Where a file is written before it takes its place: beside it, hidden."""
+    return path.with_name(f".{path.name}.part")
+
+
+@contextmanager
+def written_beside(path: str | Path) -> Iterator[Path]:
+    """Give the name of a file to write; it takes the place of ``path`` when the block ends, and never if that fails.
+
+    The content is on the disk before the name is. A link at ``path`` is replaced, not followed.
+
+    Raises:
+        OSError: the disk is full, or may not be written to; no part is left behind.
+    """
+    path = Path(path)
+    part = part_of_file(path)
+    try:
+        part.unlink(missing_ok=True)  # of a process that was killed
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):  # of a disk that is gone
+            part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """:func:`written_beside` as an open file."""
+    with written_beside(path) as part, part.open("xb") as file:  # never through a link
+        yield file
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk, too; a file system that cannot is left alone."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def settled(mtime_ns: int) -> bool:
+    """Whether a file that shows this time of change would show another one if it changed now."""
+    return time.time_ns() - mtime_ns > _TICK
+
+
+def replace_bytes(path: str | Path, content: bytes) -> None:
+    """Replace a file, or make it."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def replace_text(path: str | Path, content: str) -> None:
+    """Replace a file by UTF-8 text, newlines as given; file names that are not UTF-8 keep their bytes."""
+    replace_bytes(path, content.encode("utf-8", "surrogateescape"))
+
+
+def replace_json(path: str | Path, content: Any) -> None:
+    """Replace a file by indented JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
+    """
+    replace_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def replace_yaml(path: str | Path, content: dict[str, Any]) -> None:
+    """Replace a file by YAML, keys in their order; it reads the same with OmegaConf and with PyYAML."""
+    replace_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def read_json_or_none(path: Path) -> Any:
+    """What a JSON file holds; None without one, and with a warning if it is damaged."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): taken as if it were not there", path, error)
+        return None
+
+
+@contextmanager
+def writing(key: str, path: str | Path) -> Iterator[None]:
+    """Errors of the disk become one message that names the key and the path.
+
+    Args:
+        key: of the configuration, by which the path was given.
+        path: of the file or folder being written.
+
+    Raises:
+        NotWritten: torch, safetensors, numpy or the system failed to write.
+    """
+    try:
+        yield
+    except NotWritten:
+        raise
+    except Exception as error:
+        cause = disk_error(error)
+        if cause is None:
+            raise
+        advice = "make room there, or" if cause.errno in NO_ROOM else "check its permissions, or"
+        raise NotWritten(
+            f"{key}={path}: could not be written ({cause}); {advice} choose another by {key}=..."
+        ) from error
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """The error of the disk behind ``error``, or None. Writers of weights raise errors of their own for it."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        code = _os_error_code(str(error)) if type(error).__name__ == "SafetensorError" else None
+        if code is not None:
+            return OSError(code, os.strerror(code))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _os_error_code(message: str) -> int | None:
+    """safetensors is written in Rust, whose messages end in ``(os error 28)``."""
+    _, found, rest = message.partition("(os error ")
+    number = rest.partition(")")[0]
+    return int(number) if found and number.isdigit() else None

@@ -1,0 +1,44 @@
+"""Links inside a run's folder that would have a run write elsewhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from d2v.errors import UserError
+from d2v.runs.checkpoints import FOLDER
+
+_OF_A_RUN = (FOLDER, ".hydra", "config.yaml", "run.json", "metrics.csv")
+
+
+class LeadsElsewhere(UserError):
+    """A link in a run's folder points out of it."""
+
+
+def check_links(folder: str | Path) -> None:
+    """Refuse a run's folder with a link that a write would follow out of it.
+
+    The folder itself may be a link: that one the user has named. Checkpoints may be links to files: they are read, and
+    replaced as a whole.
+
+    Raises:
+        LeadsElsewhere: naming the link and its target.
+    """
+    folder = Path(folder)
+    root = folder.resolve()
+    is_run = any(os.path.lexists(folder / name) for name in _OF_A_RUN)
+    for place, folders, files in os.walk(folder):
+        names = [*folders, *files]
+        if not is_run:
+            folders.clear()  # nothing in them is written to
+        for name in names:
+            path = Path(place, name)
+            if not path.is_symlink() or path.resolve().is_relative_to(root):
+                continue
+            if path.suffix == ".ckpt" and not path.is_dir():
+                continue
+            raise LeadsElsewhere(
+                f"{path} is a link to {os.readlink(path)}, outside of the run's folder: refused, a run writes to its "
+                f"own folder only. Replace the link by what it points to; or, if the run is yours, go on in a folder "
+                f"on the other disk: resume={folder}/{FOLDER}/step-....ckpt hydra.run.dir=DIR"
+            )

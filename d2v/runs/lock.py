@@ -1,0 +1,124 @@
+"""One writer a run's folder: an OS-level lock that a process holds as long as it trains there.
+
+The system lets go of it when the process ends, however it ends. Of the processes of one job, only the first takes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from d2v.bounds import read_json
+from d2v.errors import UserError
+from d2v.runs.files import replace_json
+
+log = logging.getLogger(__name__)
+
+LOCK, HOLDER = ".lock", ".lock.json"
+
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+# Seconds to wait for a lock: data workers of a process that was killed end soon after it; of a
+# machine that is gone, the server of a shared file system lets go after its lease.
+_PATIENCE, _PATIENCE_ELSEWHERE = 10.0, 120.0
+
+_held: dict[Path, Any] = {}
+
+
+class InUse(UserError):
+    """Another process writes to the folder."""
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0 of its job, or a job of one process."""
+    return all(os.environ.get(key, "0") == "0" for key in _RANKS)
+
+
+def lock_folder(folder: str | Path, key: str = "hydra.run.dir") -> None:
+    """Be the one writer of a folder until :func:`unlock_folders` or the end of the process; rank 0 speaks for its job.
+
+    A folder where nothing can be locked (read-only, or of a file system without locks) is used with a warning.
+
+    Args:
+        folder: made if need be.
+        key: by which another folder can be chosen.
+
+    Raises:
+        InUse: another process holds it.
+    """
+    folder = Path(folder).resolve()
+    if not is_first_process() or folder in _held:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _held[folder] = _acquire(folder, key)
+        replace_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
+    except (OSError, NotImplementedError) as error:
+        log.warning("%s cannot be locked (%s): see that no other process writes to it", folder, error)
+
+
+def _acquire(folder: Path, key: str) -> FileLock:
+    lock = FileLock(folder / LOCK)
+    begun = time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            return lock
+        except Timeout:
+            holder = _read_holder(folder)
+            waited = time.monotonic() - begun
+            if waited >= _patience(holder):
+                raise InUse(_explain(folder, holder, key)) from None
+            if not waited > 1:
+                log.warning("%s is held by %s: waiting whether it has ended", folder, _name(holder))
+            time.sleep(1)
+
+
+def unlock_folders() -> None:
+    """Let go of every folder that this process holds."""
+    while _held:
+        folder, lock = _held.popitem()
+        with suppress(OSError):  # of a disk that is gone
+            (folder / HOLDER).unlink(missing_ok=True)
+        lock.release(force=True)
+
+
+def _read_holder(folder: Path) -> dict[str, Any]:
+    try:
+        holder = read_json(folder / HOLDER)
+    except (OSError, ValueError):  # it is just being written
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _patience(holder: dict[str, Any]) -> float:
+    """How long to wait: none for a process that lives; on other machines nobody can tell."""
+    pid = holder.get("pid")
+    if not isinstance(pid, int) or pid < 1:
+        return _PATIENCE
+    if holder.get("host") != socket.gethostname():
+        return _PATIENCE_ELSEWHERE
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return _PATIENCE
+    except OSError:  # it lives, and is somebody else's
+        return 0.0
+    return 0.0
+
+
+def _name(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder.get('host')}" if "pid" in holder else "another process"
+
+
+def _explain(folder: Path, holder: dict[str, Any], key: str) -> str:
+    return (
+        f"{folder}: {_name(holder)} is writing to this run; wait until it has ended, or stop it (it saves first), or "
+        f"start another run in a folder of its own: leave out resume=..., or give another {key}=DIR"
+    )

@@ -1,0 +1,63 @@
+"""``run.json``: how a run was started, every time, and in which order the runs of a folder were begun."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from d2v.runs.checkpoints import FOLDER, list_checkpoints
+from d2v.runs.files import read_json_or_none, replace_json
+
+log = logging.getLogger(__name__)
+
+RECORD = "run.json"
+
+
+def write_run_record(path: Path, record: dict[str, Any]) -> None:
+    """Write or, after a resume, extend ``run.json``: a list, one entry a start.
+
+    The first entry's ``number`` is one more than that of every run beside it: clocks may be set back, numbers only
+    grow. A damaged file is kept as ``run.json.damaged``.
+    """
+    entries = read_run_record(path)
+    if path.exists() and not entries:
+        path.replace(path.with_name(f"{path.name}.damaged"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = _number(entries) or 1 + max((run_number(other) for other in _beside(path.parent)), default=0)
+    replace_json(path, [*entries, {"number": number, **record}])
+
+
+def read_run_record(path: Path) -> list[dict[str, Any]]:
+    """The entries of ``run.json``; [] without one, and with a warning if it is damaged."""
+    entries = read_json_or_none(path)
+    if entries is None:
+        return []
+    if isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries):
+        return entries
+    log.warning("%s is not the record of a run: taken as if it were not there", path)
+    return []
+
+
+def run_number(folder: Path) -> int:
+    """The place of a run among those beside it, in the order in which they were begun; 0 where no record says so."""
+    return _number(read_run_record(folder / RECORD))
+
+
+def _number(entries: list[dict[str, Any]]) -> int:
+    number = entries[0].get("number") if entries else None
+    return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else 0
+
+
+def _beside(folder: Path) -> Iterable[Path]:
+    return (path.parent for path in folder.parent.glob(f"*/{RECORD}") if path.parent != folder)
+
+
+def runs_begun_last_first(parent: Path) -> list[Path]:
+    """The run folders in ``parent`` that hold a checkpoint, the one begun last first.
+
+    Their numbers say so; of runs with the same number, or without any, the folder's name, which begins with the time.
+    """
+    folders = [path.parent for path in parent.glob(f"*/{FOLDER}") if list_checkpoints(path)]
+    return sorted(folders, key=lambda folder: (run_number(folder), folder.name), reverse=True)
