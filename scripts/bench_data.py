@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch.utils.data import DataLoader
 
 from bench_common import (
@@ -32,6 +31,7 @@ from bench_common import (
     table,
     write_json,
 )
+from d2v.cli.settings import built
 from d2v.data.sampler import BatchSplit, RandomStream, sample_rng
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch, TokenMask
@@ -77,7 +77,7 @@ def measure(
 ) -> dict[str, Any]:
     """A recipe's data: samples a second for each number of workers, seconds a sample for each piece of the work."""
     cfg = compose_recipe(recipe, overrides)
-    data, mask = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask"))
+    data, mask = (built(cfg[key]) for key in ("data", "mask"))
     if data.streaming:
         raise SystemExit(f"{recipe}: streams are not measured; give data with data.streaming=false")
     split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, 1)

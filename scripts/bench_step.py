@@ -34,7 +34,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from torch import Tensor
 
 from bench_common import (
@@ -48,6 +47,7 @@ from bench_common import (
 )
 from bench_counts import Laps, Memory, Product, flop_counter
 from bench_tables import STAGES, describe, plot_sweep, stage_table, summary_table, sweep_table
+from d2v.cli.settings import built
 from d2v.data.datasets import PretrainCollate, Sample
 from d2v.data.sampler import SampleKey
 from d2v.data.speech_batches import ClipCollate
@@ -237,9 +237,7 @@ class Run:
         self.case = case
         self.device = torch.device(case.device)
         self.cfg = compose_recipe(case.recipe, [*case.overrides, *size_overrides(case)])
-        model, self.mask, optim, self.ema = (
-            instantiate(self.cfg[key], _convert_="all") for key in ("model", "mask", "optim", "ema")
-        )
+        model, self.mask, optim, self.ema = (built(self.cfg[key]) for key in ("model", "mask", "optim", "ema"))
         assert isinstance(model, MaskedModel)
         self.model = model.to(self.device).train()
         if self.cfg.activation_checkpointing:

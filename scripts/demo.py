@@ -25,7 +25,8 @@ from d2v.data.sampler import RandomStream, SampleKey, sample_rng
 from d2v.eval.features import extract, extract_frames
 from d2v.eval.figures import plot_curves, plot_masks, plot_pca
 from d2v.eval.figures_sequences import plot_clips, plot_texts
-from d2v.interop.native import Checkpoint, build
+from d2v.interop.build import build
+from d2v.interop.native import Checkpoint
 from d2v.nn.encoder import Encoder
 from d2v.objective.masking import MaskGenerator
 

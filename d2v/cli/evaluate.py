@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from d2v.cli.checks import DATA, PROBE, check_ranges
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.cli.scoring import is_finetuned, score_finetuned
+from d2v.cli.settings import Evaluate, checked, plain
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, save_results
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
@@ -28,21 +28,21 @@ from d2v.runs.files import replace_text
 def evaluate(cfg: DictConfig) -> None:
     """Print the probes' table and write it, with results.json, to the command's folder."""
     with configuring():
-        check_ranges(cfg, PROBE | DATA)
+        settings = checked(Evaluate, plain(cfg, without=["data", "model"]))
         run_dir = Path(HydraConfig.get().runtime.output_dir)
-        num_workers = choose_workers(cfg.num_workers, best_device().type)
-        set_threads(cfg.num_threads, num_workers)
-        if is_finetuned(cfg.checkpoint):
-            score_finetuned(cfg, run_dir, num_workers)
+        num_workers = choose_workers(settings.num_workers, best_device().type)
+        set_threads(settings.num_threads, num_workers)
+        if is_finetuned(settings.checkpoint):
+            score_finetuned(cfg, settings, run_dir, num_workers)
             return
-        trained = load_trained(cfg.checkpoint, cfg.network)
+        trained = load_trained(settings.checkpoint, settings.network)
         data = load_data(cfg, trained)
         print("\n".join([f"checkpoint: {trained.path}", *data.describe()]), flush=True)
-        prober = Prober(data, cfg, num_workers)
+        prober = Prober(data, settings, num_workers)
         rows = []
-        if cfg.baselines:
+        if settings.baselines:
             rows.append(prober.probe_inputs())
-            rows.append(prober.probe("untrained encoder", trained.untrained(cfg.seed)))
+            rows.append(prober.probe("untrained encoder", trained.untrained(settings.seed)))
         name = "pretrained encoder" if trained.step is None else f"pretrained encoder, {trained.step} steps"
         rows.append(prober.probe(name, trained.encoder))
         table = probe_table(rows)
@@ -57,21 +57,21 @@ class Prober:
 
     Args:
         data: with labels, or with transcripts; with validation samples, or groups to hold out in turn.
-        cfg: of ``d2v evaluate``.
+        settings: of ``d2v evaluate``.
         num_workers: processes that load.
 
     Raises:
         ValueError: it has nothing to probe with.
     """
 
-    def __init__(self, data: Any, cfg: DictConfig, num_workers: int) -> None:
+    def __init__(self, data: Any, settings: Evaluate, num_workers: int) -> None:
         self.data = data
         self.num_workers = num_workers
-        self.layers, self.pool = cfg.probe.layers, cfg.probe.pool
-        self.batch_size = None if cfg.batch_size == "auto" else cfg.batch_size
-        self.precision = choose_precision(cfg.precision, best_device().type, "precision")
-        node: Any = OmegaConf.to_container(cfg.probe, resolve=True)
-        self.settings = Settings(seed=cfg.seed, **{k: v for k, v in node.items() if k not in ("layers", "pool")})
+        self.layers, self.pool = settings.probe.layers, settings.probe.pool
+        self.batch_size = None if settings.batch_size == "auto" else settings.batch_size
+        self.precision = choose_precision(settings.precision, best_device().type, "precision")
+        probes = {k: v for k, v in asdict(settings.probe).items() if k not in ("layers", "pool")}
+        self.settings = Settings(seed=settings.seed, **probes)
         self.groups = getattr(data.probe_train, "groups", None) if data.val is None else None
         self.splits = ("train",) if self.groups is not None else ("train", "val")
         labelled = data.class_names is not None

@@ -14,6 +14,7 @@ from torch import nn
 from d2v.cli.cards import model_card
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import Trained, load_trained
+from d2v.cli.settings import Export, checked, plain
 from d2v.interop.fairseq_files import save_fairseq
 from d2v.interop.huggingface import huggingface_problems, save_custom_huggingface, save_huggingface
 from d2v.interop.native import Checkpoint, save_encoder
@@ -21,18 +22,16 @@ from d2v.runs.exports import export_folder
 from d2v.version import __version__
 
 FAIRSEQ_FILE = "checkpoint.pt"
-FORMATS = ("safetensors", "huggingface", "onnx", "fairseq")
 
 
 def export(cfg: DictConfig) -> None:
     """Write what was trained in the chosen format, with a model card."""
     with configuring():
-        if cfg.format not in FORMATS:
-            raise ValueError(f"format={cfg.format}: choose one of {', '.join(FORMATS)}")
-        trained = load_trained(cfg.checkpoint, cfg.network)
-        folder = Path(cfg.output)
+        settings = checked(Export, plain(cfg))
+        trained = load_trained(settings.checkpoint, settings.network)
+        folder = Path(settings.output)
         writer = {"safetensors": to_d2v, "huggingface": to_huggingface, "onnx": to_onnx, "fairseq": to_fairseq}
-        print(writer[cfg.format](trained, folder, cfg.network))
+        print(writer[settings.format](trained, folder, settings.network))
 
 
 def to_d2v(trained: Trained, folder: Path, network: str) -> str:

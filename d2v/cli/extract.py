@@ -11,9 +11,9 @@ import numpy as np
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from d2v.cli.checks import DATA, check_ranges
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, load_data, load_trained
+from d2v.cli.settings import Extract, checked, plain
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import Features
 from d2v.eval.features import extract as extract_features
@@ -24,20 +24,22 @@ from d2v.runs.files import replacing, writing, written_beside
 def extract(cfg: DictConfig) -> None:
     """Write features, sample ids, names and, where there are any, labels."""
     with configuring():
-        check_ranges(cfg, DATA)
-        num_workers = choose_workers(cfg.num_workers, best_device().type)
-        set_threads(cfg.num_threads, num_workers)
-        output = Path(cfg.output)
+        settings = checked(Extract, plain(cfg, without=["data", "model"]))
+        num_workers = choose_workers(settings.num_workers, best_device().type)
+        set_threads(settings.num_threads, num_workers)
+        output = Path(settings.output)
         if output.suffix not in (".safetensors", ".npz"):
             raise ValueError(f"output={output}: the name must end in .safetensors or .npz")
         if output.parent.exists() and not output.parent.is_dir():
             raise ValueError(f"output={output}: {output.parent} is a file, not a folder")
-        trained = load_trained(cfg.checkpoint, cfg.network)
+        trained = load_trained(settings.checkpoint, settings.network)
         data = load_data(cfg, trained)
         print("\n".join(data.describe()), flush=True)
-        split = ("train" if data.val is None else "val") if cfg.split == "auto" else cfg.split
-        batches = eval_loader(data, split, None if cfg.batch_size == "auto" else cfg.batch_size, num_workers)
-        features = extract_features(trained.encoder.to(best_device()), batches, layers=cfg.layers, pool=cfg.pool)
+        split = ("train" if data.val is None else "val") if settings.split == "auto" else settings.split
+        batches = eval_loader(data, split, None if settings.batch_size == "auto" else settings.batch_size, num_workers)
+        features = extract_features(
+            trained.encoder.to(best_device()), batches, layers=settings.layers, pool=settings.pool
+        )
         features = features.by_id()
         source: Any = batches.dataset
         names = [source.source.name(i) for i in features.sample_ids.tolist()]

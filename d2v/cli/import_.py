@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from d2v.cli.cards import model_card
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import WHOSE, load_trained
+from d2v.cli.settings import Import, checked, plain
 from d2v.interop.native import save_encoder
 from d2v.version import __version__
 
@@ -17,7 +18,8 @@ from d2v.version import __version__
 def import_(cfg: DictConfig) -> None:
     """Say what was found, and write its encoder as ``d2v export`` does."""
     with configuring():
-        trained = load_trained(cfg.checkpoint, cfg.network)
+        settings = checked(Import, plain(cfg))
+        trained = load_trained(settings.checkpoint, settings.network)
         state, node = trained.encoder.state_dict(), trained.encoder_node
         print(
             f"{trained.path}: {WHOSE[trained.source]}\n"
@@ -29,7 +31,7 @@ def import_(cfg: DictConfig) -> None:
         if trained.head is not None:
             print("its head for a task is left out: checkpoint=PATH reads it in d2v export")
         config = {"encoder": node, "data": trained.data_node, "d2v_version": __version__}
-        folder = save_encoder(trained.encoder, config, Path(cfg.output), model_card(trained, cfg.network))
+        folder = save_encoder(trained.encoder, config, Path(settings.output), model_card(trained, settings.network))
         print(f"written to {folder}")
 
 

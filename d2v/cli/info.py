@@ -10,20 +10,23 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import WHOSE, load_trained
+from d2v.cli.settings import Info, checked, plain
 from d2v.lit.machine import choose_precision, describe_run
 
 
 def info(cfg: DictConfig) -> None:
     """Print what one needs to know before asking for help."""
+    with configuring():
+        settings = checked(Info, plain(cfg))
     run = describe_run(seed=0)
     print(f"d2v {run['d2v']}, Python {run['python']}, {run['platform']}")
     print(", ".join(f"{name} {version}" for name, version in run["packages"].items()))
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{run['device']}, {run['cores']} cores, precision auto = {choose_precision('auto', accelerator)}")
-    if cfg.checkpoint is None:
+    if settings.checkpoint is None:
         return
     with configuring():
-        trained = load_trained(cfg.checkpoint, "student")
+        trained = load_trained(settings.checkpoint, "student")
     node = trained.encoder_node
     print(f"\n{trained.path}")
     print(WHOSE[trained.source] + ("" if trained.step is None else f", step {trained.step}"))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from d2v.cli.settings import plain_value
+from d2v.interop.build import build, part_named
 from d2v.interop.doors import Found, Source, read_foreign, recognise
-from d2v.interop.native import Checkpoint, Network, build, load_export, load_export_config
+from d2v.interop.native import Checkpoint, Network, load_export, load_export_config
 from d2v.models.heads import FinetunedModel
 from d2v.nn.encoder import Encoder
+from d2v.values import returned_by
 
 # What inputs look like is the encoder's to say: of images, of speech, of text.
 _INPUT_KEYS = (
@@ -122,11 +125,11 @@ def _trained_by_run(found: Found, network: Network) -> Trained:
 
 
 def load_data(cfg: DictConfig, trained: Trained) -> Any:
-    """The data set of ``cfg.data``, or the one the encoder was trained on; inputs as in training unless overridden.
+    """Return the data set of ``cfg.data``, or the one the encoder was trained on, seen as the encoder saw its own.
 
     Args:
-        cfg: the command's configuration; gains ``model``, which data configurations refer to.
-        trained: whose inputs to imitate.
+        cfg: the command's configuration.
+        trained: its inputs are imitated, unless the command line says otherwise.
 
     Raises:
         ValueError: the data are of another modality than the encoder reads, or longer than it can read.
@@ -134,15 +137,14 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
     if cfg.get("data") is None:
         if "_target_" not in trained.data_node:
             raise ValueError(f"checkpoint={trained.path} does not say what it was trained on: give data=...")
-        return build(trained.data_node)
-    _check_modality(trained, _modality_of(cfg.data._target_))  # before settings refer to a frontend that is not there
-    with open_dict(cfg):
-        cfg.model = {"encoder": without_references(trained.encoder_node, trained.path)}
-        overridden = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
-        for key in _INPUT_KEYS:
-            if key in trained.data_node and key in cfg.data and f"data.{key}" not in overridden:
-                cfg.data[key] = _plain(trained.data_node[key], key, trained.path)
-    data = instantiate(cfg.data, _convert_="all")
+        return build(trained.data_node, key="data")
+    data = build(data_node(cfg, trained), key="data", trusted=True)
+    check_fits(data, trained)
+    return data
+
+
+def check_fits(data: Any, trained: Trained) -> None:
+    """Raise ValueError if data are of another modality than an encoder reads, or longer than it can read."""
     _check_modality(trained, data.modality)
     positions = getattr(trained.encoder.frontend(data.modality), "max_positions", math.inf)
     if getattr(data, "block_size", 0) > positions:
@@ -150,16 +152,37 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
             f"data.block_size={data.block_size}: the encoder of checkpoint={trained.path} has {positions} positions; "
             f"set data.block_size={positions} or less"
         )
-    return data
 
 
-def _modality_of(factory: str) -> str | None:
-    """What a data set's factory makes, by its annotations; None where they do not say."""
-    try:
-        made = get_type_hints(get_method(factory)).get("return")
-    except (NameError, TypeError, ValueError):  # annotations that mean nothing here, or a class
-        return None
-    return getattr(made, "modality", None)
+def data_node(cfg: DictConfig, trained: Trained) -> dict[str, Any]:
+    """Return ``cfg.data`` as plain containers, with the encoder's own inputs where the command line is silent.
+
+    What comes from the checkpoint stays plain: nothing in it is resolved, and :func:`build` checks its types.
+    """
+    # Before settings refer to a frontend that is not there.
+    _check_modality(trained, getattr(returned_by(part_named(cfg.data._target_)), "modality", None))
+    raw: Any = OmegaConf.to_container(cfg.data, resolve=False)
+    node = {}
+    for key, value in raw.items():
+        reference = re.fullmatch(r"\$\{model\.encoder\.([\w.]+)\}", value) if isinstance(value, str) else None
+        if reference is None:
+            node[key] = plain_value(cfg.data[key])
+        else:
+            node[key] = _of_encoder(trained, reference[1].split("."))
+    overridden = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
+    for key in _INPUT_KEYS:
+        if key in trained.data_node and key in node and f"data.{key}" not in overridden:
+            node[key] = trained.data_node[key]
+    return node
+
+
+def _of_encoder(trained: Trained, keys: list[str]) -> Any:
+    value: Any = trained.encoder_node
+    for key in keys:
+        if not isinstance(value, Mapping) or key not in value:
+            raise ValueError(f"checkpoint={trained.path}: its encoder has no {'.'.join(keys)}, which the data need")
+        value = value[key]
+    return value
 
 
 def _check_modality(trained: Trained, modality: str | None) -> None:
@@ -169,31 +192,6 @@ def _check_modality(trained: Trained, modality: str | None) -> None:
             f"checkpoint={trained.path} reads {', '.join(read)}, but the data are {modality}: "
             "choose another checkpoint, or another task or data=..."
         )
-
-
-def without_references(node: Any, path: Path) -> Any:
-    """Plain containers from a file that are to become part of the configuration.
-
-    Raises:
-        ValueError: a string in them is one that Hydra would resolve.
-    """
-    if isinstance(node, str) and "${" in node:
-        raise ValueError(
-            f"checkpoint={path}: its configuration holds {node[:60]!r}, which would be resolved: refused; of a "
-            "tokenizer, give data.tokenizer=FILE"
-        )
-    inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ()
-    for value in inner:
-        without_references(value, path)
-    return node
-
-
-def _plain(value: Any, key: str, path: Path) -> Any:
-    """A value, or a list of values, from a file: Hydra would build whatever a mapping describes."""
-    values = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(v, str | int | float | None) for v in values):
-        raise ValueError(f"checkpoint={path}: its data.{key} is no plain value: refused, it could execute code")
-    return without_references(value, path)
 
 
 def best_device() -> torch.device:

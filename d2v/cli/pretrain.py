@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from d2v.cli.checks import DATA, PRETRAIN, check_keys, check_ranges
 from d2v.cli.ending import stopped_early
 from d2v.cli.launch import configuring, naming, run, running
 from d2v.cli.loading import load_trained
 from d2v.cli.run_dir import claim
+from d2v.cli.settings import Pretrain, build_each, checked, plain
+from d2v.interop.build import build
 from d2v.interop.doors import init_from
 from d2v.interop.native import Checkpoint
 from d2v.lit import machine, setup
@@ -36,39 +34,47 @@ def pretrain(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with configuring():
         claim(run_dir)
-        config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        check_keys(cfg)
-        check_ranges(cfg, PRETRAIN | DATA)
+        config = plain(cfg)
+        settings = checked(Pretrain, config)
         setup.quiet_libraries()
-        L.seed_everything(cfg.seed, verbose=False)
-        checkpoint = find_checkpoint(cfg.resume, run_dir)
-        keep_tokenizer(cfg, checkpoint)
-        data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
+        L.seed_everything(settings.seed, verbose=False)
+        checkpoint = find_checkpoint(settings.resume, run_dir)
+        keep_tokenizer(settings, checkpoint)
+        data, mask, model = (
+            build(node, key=key, trusted=True)
+            for key, node in (("data", settings.data), ("mask", settings.mask), ("model", settings.model))
+        )
         if not hasattr(data, "pretrain_dataset"):
-            raise ValueError(f"data of this kind ({cfg.data._target_}) are for fine-tuning: choose another data=...")
+            raise ValueError(
+                f"data of this kind ({settings.data['_target_']}) are for fine-tuning: choose another data=..."
+            )
         if data.modality not in model.student.frontends:
             raise ValueError(f"the data are {data.modality}, but the model reads {', '.join(model.student.frontends)}")
         assets = data.assets()
-        if cfg.init_from and checkpoint is not None:
-            log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", cfg.init_from)
-        elif cfg.init_from:
+        if settings.init_from and checkpoint is not None:
+            log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", settings.init_from)
+        elif settings.init_from:
             with naming("init_from"):
-                init_from(model, cfg.init_from)
-        callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
-        callbacks = [c(data=data) if isinstance(c, partial) else c for c in callbacks]
-        loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
-        trainer = setup.make_trainer(cfg.trainer, callbacks, loggers)
-        split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
+                init_from(model, settings.init_from)
+        callbacks = build_each(settings.callbacks, "callbacks", {"run_dir": run_dir, "data": data})
+        loggers = build_each(settings.logger, "logger", {"run_dir": run_dir})
+        trainer = setup.make_trainer(settings.trainer, callbacks, loggers)
+        split = data.split_batch(settings.global_batch_size, settings.micro_batch_size, trainer.world_size)
         trainer.accumulate_grad_batches = split.accumulate
-        num_workers = machine.choose_workers(cfg.num_workers, trainer.strategy.root_device.type, trainer.num_devices)
-        threads = machine.set_threads(cfg.num_threads, num_workers, trainer.num_devices)
-        datamodule = PretrainDataModule(data, mask, split, num_workers, cfg.seed)
-        optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
+        num_workers = machine.choose_workers(
+            settings.num_workers, trainer.strategy.root_device.type, trainer.num_devices
+        )
+        threads = machine.set_threads(settings.num_threads, num_workers, trainer.num_devices)
+        datamodule = PretrainDataModule(data, mask, split, num_workers, settings.seed)
+        optim, ema = (
+            build(node, key=key, trusted=True) for key, node in (("optim", settings.optim), ("ema", settings.ema))
+        )
+        schedule = build(settings.schedule, {"max_steps": trainer.max_steps}, key="schedule", trusted=True)
         portable = {**config, "data": {**config["data"], **assets}}
-        module = PretrainModule(model, optim, schedule, ema, cfg.seed, portable)
-        if cfg.activation_checkpointing:
+        module = PretrainModule(model, optim, schedule, ema, settings.seed, portable)
+        if settings.activation_checkpointing:
             checkpoint_activations(model)
-        if cfg.compile:
+        if settings.compile:
             setup.check_compile(trainer)
             module.compile_forward()
         module.configure_optimizers()  # only to see that it can be done
@@ -77,17 +83,17 @@ def pretrain(cfg: DictConfig) -> None:
         replace_yaml(run_dir / "config.yaml", config)
         for name, content in assets.items():
             replace_text(run_dir / f"{name}.json", content)
-        write_run_record(run_dir / RECORD, machine.describe_run(cfg.seed))
+        write_run_record(run_dir / RECORD, machine.describe_run(settings.seed))
         for logger in loggers:
             logger.log_hyperparams(config)
         print(setup.summary(model, data, mask, split, trainer, threads, num_workers, run_dir), flush=True)
     with running():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
-    if stopped_early(trainer, "pretrain", run_dir, cfg.resume):
+    if stopped_early(trainer, "pretrain", run_dir, settings.resume):
         return
     if trainer.is_global_zero:
-        if checkpoint is not None and trainer.global_step >= cfg.trainer.max_steps:
-            print(f"the run has all of its trainer.max_steps={cfg.trainer.max_steps} steps")
+        if checkpoint is not None and trainer.global_step >= trainer.max_steps:
+            print(f"the run has all of its trainer.max_steps={trainer.max_steps} steps")
         print(f"run: {run_dir}")
 
 
@@ -113,18 +119,18 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
     return checkpoint
 
 
-def keep_tokenizer(cfg: DictConfig, checkpoint: Path | None) -> None:
+def keep_tokenizer(settings: Pretrain, checkpoint: Path | None) -> None:
     """Where none is given, text is read with the tokenizer of the checkpoint that the run goes on from, or starts from.
 
     Its embeddings mean nothing with another one, such as would be trained if the text had changed.
     """
-    if "tokenizer" not in cfg.data or cfg.data.tokenizer is not None:
+    if "tokenizer" not in settings.data or settings.data["tokenizer"] is not None:
         return
     if checkpoint is not None:
-        cfg.data.tokenizer = Checkpoint.load(checkpoint).config["data"].get("tokenizer")
-    elif cfg.init_from:
+        settings.data["tokenizer"] = Checkpoint.load(checkpoint).config["data"].get("tokenizer")
+    elif settings.init_from:
         with naming("init_from"):
-            cfg.data.tokenizer = load_trained(str(cfg.init_from), "student").data_node.get("tokenizer")
+            settings.data["tokenizer"] = load_trained(settings.init_from, "student").data_node.get("tokenizer")
 
 
 if __name__ == "__main__":

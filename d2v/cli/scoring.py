@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from d2v.cli.loading import best_device, load_data, load_trained
+from d2v.cli.settings import Evaluate
 from d2v.data.finetune import FinetuneData
+from d2v.interop.build import build
 from d2v.interop.doors import recognise
-from d2v.interop.native import Checkpoint, build, resolve_checkpoint
+from d2v.interop.native import Checkpoint, resolve_checkpoint
 from d2v.tasks.results import write_results
 from d2v.tasks.transcription import Transcription
 
@@ -24,7 +25,7 @@ def is_finetuned(path: str) -> bool:
     return found.source == "run" and "task" in Checkpoint.load(found.path).config
 
 
-def score_finetuned(cfg: DictConfig, run_dir: Path, num_workers: int) -> None:
+def score_finetuned(cfg: DictConfig, settings: Evaluate, run_dir: Path, num_workers: int) -> None:
     """Print the scores and write them, with predictions and reports, to the command's folder.
 
     Raises:
@@ -34,45 +35,47 @@ def score_finetuned(cfg: DictConfig, run_dir: Path, num_workers: int) -> None:
         key = override.lstrip("+~").partition("=")[0].partition(".")[0]
         if key in ("probe", "network", "baselines", "precision"):
             raise ValueError(
-                f"{override}: checkpoint={cfg.checkpoint} is fine-tuned, and is scored; to probe its encoder, "
+                f"{override}: checkpoint={settings.checkpoint} is fine-tuned, and is scored; to probe its encoder, "
                 "d2v export it"
             )
-    checkpoint = Checkpoint.load(resolve_checkpoint(cfg.checkpoint))
+    checkpoint = Checkpoint.load(resolve_checkpoint(settings.checkpoint))
     config = checkpoint.config
-    dataset = load_data(cfg, load_trained(cfg.checkpoint, "student"))
+    dataset = load_data(cfg, load_trained(settings.checkpoint, "student"))
     # Which part of the labels was trained on is of no interest here.
     data: FinetuneData = dataset.finetune(**{k: v for k, v in build(config["labels"]).items() if k != "hours"})
-    if cfg.batch_size != "auto":
-        data = replace(data, eval_batch_size=cfg.batch_size)
+    if settings.batch_size != "auto":
+        data = replace(data, eval_batch_size=settings.batch_size)
     known = config["label_names"]
     if list(data.labels) != list(known):
         raise ValueError(
-            f"checkpoint={cfg.checkpoint} knows the labels {_shown(known)}, these data have {_shown(data.labels)}: "
-            "score it on data with the same"
+            f"checkpoint={settings.checkpoint} knows the labels {_shown(known)}, these data have "
+            f"{_shown(data.labels)}: score it on data with the same"
         )
-    task: Any = _build_with(config["task"], labels=known)
-    if cfg.get("decoder") is not None:
-        set_decoder(task, cfg.decoder)
+    task: Any = build(config["task"], {"labels": known}, key="task")
+    if settings.decoder is not None:
+        set_decoder(task, settings.decoder)
     elif config.get("decoder") is not None:  # as it was fine-tuned with
-        task.decoder = _build_with(config["decoder"], letters=task.letters)
+        task.decoder = build(config["decoder"], {"letters": task.letters}, key="decoder")
     print("\n".join(data.describe()), flush=True)
     model = checkpoint.build_model().eval().to(best_device())
     table = write_results(
-        run_dir, model, task, data, best_device(), num_workers, checkpoint=str(cfg.checkpoint), step=checkpoint.step
+        run_dir,
+        model,
+        task,
+        data,
+        best_device(),
+        num_workers,
+        checkpoint=str(settings.checkpoint),
+        step=checkpoint.step,
     )
-    print(f"checkpoint: {resolve_checkpoint(cfg.checkpoint)}\n{table}\nresults: {run_dir / 'results.json'}")
+    print(f"checkpoint: {resolve_checkpoint(settings.checkpoint)}\n{table}\nresults: {run_dir / 'results.json'}")
 
 
-def set_decoder(task: Any, node: DictConfig) -> None:
+def set_decoder(task: Any, node: dict[str, Any]) -> None:
     """Let a transcription decode as ``decoder`` says; ValueError if the task is another."""
     if not isinstance(task, Transcription):
         raise ValueError("decoder=...: only transcripts are decoded; remove it")
-    task.decoder = instantiate(node)(task.letters)
-
-
-def _build_with(node: dict[str, Any], **arguments: Any) -> Any:
-    """What a partial node describes, with the arguments it waits for."""
-    return build({**{key: value for key, value in node.items() if key != "_partial_"}, **arguments})
+    task.decoder = build(node, {"letters": task.letters}, key="decoder", trusted=True)
 
 
 def _shown(labels: Any) -> str:

@@ -18,11 +18,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from d2v.cli.checks import check_sweep
 from d2v.cli.commands import options
 from d2v.cli.ending import STOPPED, wait_for
 from d2v.cli.launch import configuring, run
 from d2v.cli.run_dir import read_overrides
+from d2v.cli.settings import Sweep, checked, plain
 from d2v.lit.callbacks.finite import NotFinite
 from d2v.lit.terminal import say
 from d2v.runs.files import read_json_or_none, replace_json, replace_text
@@ -42,7 +42,7 @@ def sweep(cfg: DictConfig, run_dir: Path) -> None:
     with configuring():
         if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
             raise ValueError("sweep.*: runs follow one another, started by one process; give this job one task")
-        check_sweep(cfg)
+        check_sweep(checked(Sweep, plain(cfg.sweep), "sweep"))
         for key, one in (("lrs", "optim.lr="), ("seeds", "seed=")):
             if cfg.sweep[key] is not None and any(o.startswith(one) for o in given):
                 raise ValueError(f"{one}... and sweep.{key}={list(cfg.sweep[key])}: give one of them")
@@ -68,6 +68,19 @@ def sweep(cfg: DictConfig, run_dir: Path) -> None:
             f"d2v: error: {tried}: at every learning rate the model of {', '.join(hopeless)} diverged; add a lower one "
             f"to sweep.lrs, and hydra.run.dir={run_dir} goes on"
         )
+
+
+def check_sweep(sweep: Sweep) -> None:
+    """Raise ValueError for a list that is empty or holds the same twice."""
+    for key, example in (("tasks", "[glue/rte,glue/cola]"), ("lrs", "[1e-5,2e-5]"), ("seeds", "[0,1,2]")):
+        values = getattr(sweep, key)
+        if values is None:
+            continue
+        if not values:
+            raise ValueError(f"sweep.{key}={values}: give a list, such as {example}")
+        twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+        if twice is not None:
+            raise ValueError(f"sweep.{key}={values}: {twice} is there twice; give it once")
 
 
 def single_tasks() -> list[str]:

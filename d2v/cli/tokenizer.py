@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from d2v.cli.launch import configuring, run
+from d2v.cli.settings import Tokenizer, checked, plain
 from d2v.data.text_sources import TextFiles, texts_of
 from d2v.data.tokenizer import train_tokenizer
 from d2v.runs.files import replace_text, writing
@@ -16,16 +17,13 @@ from d2v.runs.files import replace_text, writing
 def tokenizer(cfg: DictConfig) -> None:
     """Write a tokenizer.json, and say what it makes of the text."""
     with configuring():
-        output = Path(cfg.output)
+        settings = checked(Tokenizer, plain(cfg))
+        output = Path(settings.output)
         if output.is_dir():
             raise ValueError(f"output={output}: is a folder; give a file, such as {output / 'tokenizer.json'}")
-        if not isinstance(cfg.vocab_size, int):
-            raise ValueError(f"vocab_size={cfg.vocab_size}: must be a whole number, such as 32768")
-        if cfg.files is None:
-            raise ValueError("files=null: give a text file or a folder of them")
-        documents = TextFiles(cfg.files, cfg.document, "files")
+        documents = TextFiles(settings.files, settings.document, "files")
         bad = [document for document in documents.read() if document.text is None]
-        trained = train_tokenizer(texts_of(documents), cfg.vocab_size, "vocab_size")
+        trained = train_tokenizer(texts_of(documents), settings.vocab_size, "vocab_size")
         with writing("output", output):
             output.parent.mkdir(parents=True, exist_ok=True)
             replace_text(output, trained.to_json())

@@ -23,6 +23,7 @@ from d2v.data.datasets import Sample
 from d2v.data.image_sources import to_channels
 from d2v.data.sampler import RandomStream, sample_rng
 from d2v.types import Batch
+from d2v.values import CropScale, Fraction, NonNegativeFloat, Rate, buildable
 
 
 @contextmanager
@@ -41,6 +42,7 @@ def seeded(rng: np.random.Generator) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
+@buildable
 @dataclass(frozen=True, kw_only=True)
 class ImageAugment:
     """How images are varied in fine-tuning; the published recipe's values are the defaults.
@@ -59,16 +61,16 @@ class ImageAugment:
         label_smoothing: of mixed labels.
     """
 
-    crop_scale: Sequence[float] = (0.08, 1.0)
-    hflip: float = 0.5
+    crop_scale: CropScale = (0.08, 1.0)
+    hflip: Fraction = 0.5
     auto_augment: str | None = "rand-m9-mstd0.5-mmax9-inc1"
-    color_jitter: float | None = None
-    erase_prob: float = 0.25
-    mixup: float = 0.7
-    cutmix: float = 1.0
-    mix_prob: float = 0.9
-    switch_prob: float = 0.5
-    label_smoothing: float = 0.1
+    color_jitter: NonNegativeFloat | None = None
+    erase_prob: Fraction = 0.25
+    mixup: NonNegativeFloat = 0.7
+    cutmix: NonNegativeFloat = 1.0
+    mix_prob: Fraction = 0.9
+    switch_prob: Fraction = 0.5
+    label_smoothing: Rate = 0.1
 
     def __post_init__(self) -> None:
         for name in ("hflip", "erase_prob", "mix_prob", "switch_prob"):

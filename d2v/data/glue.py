@@ -25,6 +25,7 @@ from d2v.data.plain_text import utf8_of
 from d2v.data.text_data import MODALITY, EvalCollate
 from d2v.data.texts import fitting_tokenizer
 from d2v.runs.files import replace_text
+from d2v.values import BlockSize, Count, Name, PathStr, VocabSize, buildable
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class GlueTask(NamedTuple):
 _YES_NO = ("0", "1")
 _ENTAILS = ("entailment", "not_entailment")
 _NLI = ("contradiction", "entailment", "neutral")
-TASKS = {
+TaskName = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
+TASKS: dict[TaskName, GlueTask] = {
     "cola": GlueTask(
         "CoLA", ("sentence",), "label", _YES_NO, "matthews", "CoLA", columns=("source", "label", "star", "sentence")
     ),
@@ -201,15 +203,16 @@ class GlueData:
         return {"tokenizer": self.tokenizer.to_json()}
 
 
+@buildable
 def glue(
-    task: str,
-    root: str | None = None,
-    path: str | None = None,
+    task: TaskName,
+    root: PathStr | None = None,
+    path: Name | None = None,
     *,
-    tokenizer: str | None = None,
-    vocab_size: int = 50265,
-    pad_id: int = 1,
-    block_size: int = 512,
+    tokenizer: PathStr | None = None,
+    vocab_size: VocabSize = 50265,
+    pad_id: Count = 1,
+    block_size: BlockSize = 512,
     on_bad_row: Literal["error", "skip"] = "error",
 ) -> GlueData:
     """A task of GLUE from the original files, or from the Hugging Face Hub.
@@ -227,10 +230,6 @@ def glue(
         ValueError: an unknown task, another task's data, a bad row, or a test set whose rows are not numbered from 0 in
             order; it names file and line, or split and row.
     """
-    if on_bad_row not in ("error", "skip"):
-        raise ValueError(f"data.on_bad_row={on_bad_row}: choose error or skip")
-    if task not in TASKS:
-        raise ValueError(f"data.task={task}: choose one of {', '.join(TASKS)}")
     if (root is None) == (path is None):
         raise ValueError(f"data.root={root}, data.path={path}: give the folder of GLUE's files, or nyu-mll/glue")
     chosen = TASKS[task]

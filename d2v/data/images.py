@@ -15,19 +15,34 @@ from d2v.data.image_data import IMAGENET_MEAN, IMAGENET_STD, ImageData
 from d2v.data.image_sources import SampleImages, require_directory, set_levels
 from d2v.data.image_splits import read_splits
 from d2v.data.pixel_levels import Levels
+from d2v.values import (
+    BitDepth,
+    Channels,
+    CropScale,
+    FiniteFloat,
+    Fraction,
+    ImageSize,
+    Name,
+    PathStr,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    buildable,
+)
 
 
+@buildable
 def samples(
     *,
-    img_size: int = 28,
-    patch_size: int = 4,
-    in_chans: int = 1,
-    mean: Sequence[float] = (0.2860,),
-    std: Sequence[float] = (0.3530,),
-    crop_scale: Sequence[float] = (0.4, 1.0),
-    crop_pct: float = 1.0,
-    hflip: float = 0.5,
-    max_bad_fraction: float = 0.01,
+    img_size: ImageSize = 28,
+    patch_size: ImageSize = 4,
+    in_chans: Channels = 1,
+    mean: Sequence[FiniteFloat] = (0.2860,),
+    std: Sequence[PositiveFloat] = (0.3530,),
+    crop_scale: CropScale = (0.4, 1.0),
+    crop_pct: PositiveFraction = 1.0,
+    hflip: Fraction = 0.5,
+    max_bad_fraction: Fraction = 0.01,
 ) -> ImageData:
     """The Fashion-MNIST images that ship with the package: 8,000 to train on, 2,000 to evaluate.
 
@@ -54,20 +69,21 @@ def samples(
     )
 
 
+@buildable
 def image_folder(
-    root: str,
-    val_root: str | None = None,
+    root: PathStr,
+    val_root: PathStr | None = None,
     *,
-    bit_depth: int | None = None,
-    img_size: int = 224,
-    patch_size: int = 16,
-    in_chans: int = 3,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    crop_scale: Sequence[float] = (0.2, 1.0),
-    crop_pct: float = 0.875,
-    hflip: float = 0.5,
-    max_bad_fraction: float = 0.01,
+    bit_depth: BitDepth | None = None,
+    img_size: ImageSize = 224,
+    patch_size: ImageSize = 16,
+    in_chans: Channels = 3,
+    mean: Sequence[FiniteFloat] = IMAGENET_MEAN,
+    std: Sequence[PositiveFloat] = IMAGENET_STD,
+    crop_scale: CropScale = (0.2, 1.0),
+    crop_pct: PositiveFraction = 0.875,
+    hflip: Fraction = 0.5,
+    max_bad_fraction: Fraction = 0.01,
 ) -> ImageData:
     """Images in a folder, with class directories or without.
 
@@ -101,19 +117,20 @@ def image_folder(
     )
 
 
+@buildable
 def imagenet(
-    root: str,
+    root: PathStr,
     *,
-    bit_depth: int | None = None,
-    img_size: int = 224,
-    patch_size: int = 16,
-    in_chans: int = 3,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    crop_scale: Sequence[float] = (0.2, 1.0),
-    crop_pct: float = 0.875,
-    hflip: float = 0.5,
-    max_bad_fraction: float = 0.01,
+    bit_depth: BitDepth | None = None,
+    img_size: ImageSize = 224,
+    patch_size: ImageSize = 16,
+    in_chans: Channels = 3,
+    mean: Sequence[FiniteFloat] = IMAGENET_MEAN,
+    std: Sequence[PositiveFloat] = IMAGENET_STD,
+    crop_scale: CropScale = (0.2, 1.0),
+    crop_pct: PositiveFraction = 0.875,
+    hflip: Fraction = 0.5,
+    max_bad_fraction: Fraction = 0.01,
 ) -> ImageData:
     """ImageNet as its training recipes lay it out: ``root/train/<class>/*`` and ``root/val/<class>/*``.
 
@@ -154,25 +171,26 @@ def imagenet(
     return data
 
 
+@buildable
 def hf_images(
-    path: str,
-    split: str = "train",
-    val_split: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
+    path: Name,
+    split: Name = "train",
+    val_split: Name | None = None,
+    image_column: Name | None = None,
+    label_column: Name | None = None,
     *,
     streaming: bool = False,
-    shuffle_buffer: int = 1000,
-    bit_depth: int | None = None,
-    img_size: int = 224,
-    patch_size: int = 16,
-    in_chans: int = 3,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    crop_scale: Sequence[float] = (0.2, 1.0),
-    crop_pct: float = 0.875,
-    hflip: float = 0.5,
-    max_bad_fraction: float = 0.01,
+    shuffle_buffer: PositiveInt = 1000,
+    bit_depth: BitDepth | None = None,
+    img_size: ImageSize = 224,
+    patch_size: ImageSize = 16,
+    in_chans: Channels = 3,
+    mean: Sequence[FiniteFloat] = IMAGENET_MEAN,
+    std: Sequence[PositiveFloat] = IMAGENET_STD,
+    crop_scale: CropScale = (0.2, 1.0),
+    crop_pct: PositiveFraction = 0.875,
+    hflip: Fraction = 0.5,
+    max_bad_fraction: Fraction = 0.01,
 ) -> ImageData:
     """A Hugging Face data set.
 

@@ -20,19 +20,21 @@ from d2v.data.hf_audio import HFAudioStream, hf_clips
 from d2v.data.speech_data import SpeechData, check_seconds
 from d2v.data.spoken import librispeech_clips, librispeech_folder, manifest_clips, with_transcripts
 from d2v.data.streams import Stream
+from d2v.values import ConvLayers, Count, Fraction, Name, PathStr, PositiveInt, SampleRate, Seconds, buildable
 
 Convs = Sequence[Sequence[int]]
 
 
+@buildable
 def samples_speech(
     *,
-    conv_layers: Convs,
-    sample_rate: int = 16000,
-    min_seconds: float = 0.5,
-    max_seconds: float = 4.0,
-    eval_max_seconds: float = 60.0,
-    pool_size: int = 0,
-    max_bad_fraction: float = 0.01,
+    conv_layers: ConvLayers,
+    sample_rate: SampleRate = 16000,
+    min_seconds: Seconds = 0.5,
+    max_seconds: Seconds = 4.0,
+    eval_max_seconds: Seconds = 60.0,
+    pool_size: Count = 0,
+    max_bad_fraction: Fraction = 0.01,
 ) -> SpeechData:
     """The spoken prompts that ship with the package: 24 minutes of one speaker, with transcripts.
 
@@ -59,20 +61,21 @@ def samples_speech(
     )
 
 
+@buildable
 def librispeech(
-    root: str,
+    root: PathStr,
     *,
     train: Sequence[str] | str,
     val: Sequence[str] | str | None,
     probe_train: Sequence[str] | str | None = None,
     download: bool = False,
-    conv_layers: Convs,
-    sample_rate: int = 16000,
-    min_seconds: float = 2.0,
-    max_seconds: float = 20.0,
-    eval_max_seconds: float = 60.0,
-    pool_size: int = 0,
-    max_bad_fraction: float = 0.01,
+    conv_layers: ConvLayers,
+    sample_rate: SampleRate = 16000,
+    min_seconds: Seconds = 2.0,
+    max_seconds: Seconds = 20.0,
+    eval_max_seconds: Seconds = 60.0,
+    pool_size: Count = 0,
+    max_bad_fraction: Fraction = 0.01,
 ) -> SpeechData:
     """LibriSpeech as its site and torchaudio give it: part/<speaker>/<chapter>/*.flac with *.trans.txt.
 
@@ -143,19 +146,20 @@ def _download(root: str, parts: Sequence[str], key: str) -> None:
             shutil.rmtree(scratch)
 
 
+@buildable
 def audio_folder(
-    root: str,
+    root: PathStr,
     *,
-    val_root: str | None = None,
+    val_root: PathStr | None = None,
     label_pattern: str | None = None,
     group_pattern: str | None = None,
-    conv_layers: Convs,
-    sample_rate: int = 16000,
-    min_seconds: float = 2.0,
-    max_seconds: float = 20.0,
-    eval_max_seconds: float = 60.0,
-    pool_size: int = 0,
-    max_bad_fraction: float = 0.01,
+    conv_layers: ConvLayers,
+    sample_rate: SampleRate = 16000,
+    min_seconds: Seconds = 2.0,
+    max_seconds: Seconds = 20.0,
+    eval_max_seconds: Seconds = 60.0,
+    pool_size: Count = 0,
+    max_bad_fraction: Fraction = 0.01,
 ) -> SpeechData:
     """Any tree of audio files: wav, flac, ogg, mp3 and what else libsndfile reads.
 
@@ -196,19 +200,20 @@ def audio_folder(
     )
 
 
+@buildable
 def audio_manifest(
-    manifest: str,
+    manifest: PathStr,
     *,
-    transcripts: str | None = None,
-    val_manifest: str | None = None,
-    val_transcripts: str | None = None,
-    conv_layers: Convs,
-    sample_rate: int = 16000,
-    min_seconds: float = 2.0,
-    max_seconds: float = 20.0,
-    eval_max_seconds: float = 60.0,
-    pool_size: int = 0,
-    max_bad_fraction: float = 0.01,
+    transcripts: PathStr | None = None,
+    val_manifest: PathStr | None = None,
+    val_transcripts: PathStr | None = None,
+    conv_layers: ConvLayers,
+    sample_rate: SampleRate = 16000,
+    min_seconds: Seconds = 2.0,
+    max_seconds: Seconds = 20.0,
+    eval_max_seconds: Seconds = 60.0,
+    pool_size: Count = 0,
+    max_bad_fraction: Fraction = 0.01,
 ) -> SpeechData:
     """Audio files listed with their lengths, so that none need be opened before it is used.
 
@@ -250,23 +255,24 @@ def audio_manifest(
     )
 
 
+@buildable
 def hf_audio(
-    path: str,
-    split: str = "train",
+    path: Name,
+    split: Name = "train",
     *,
-    val_split: str | None = None,
-    audio_column: str | None = None,
-    text_column: str | None = None,
+    val_split: Name | None = None,
+    audio_column: Name | None = None,
+    text_column: Name | None = None,
     streaming: bool = False,
-    shuffle_buffer: int = 1000,
-    crop_seconds: float = 10.0,
-    conv_layers: Convs,
-    sample_rate: int = 16000,
-    min_seconds: float = 2.0,
-    max_seconds: float = 20.0,
-    eval_max_seconds: float = 60.0,
-    pool_size: int = 0,
-    max_bad_fraction: float = 0.01,
+    shuffle_buffer: PositiveInt = 1000,
+    crop_seconds: Seconds = 10.0,
+    conv_layers: ConvLayers,
+    sample_rate: SampleRate = 16000,
+    min_seconds: Seconds = 2.0,
+    max_seconds: Seconds = 20.0,
+    eval_max_seconds: Seconds = 60.0,
+    pool_size: Count = 0,
+    max_bad_fraction: Fraction = 0.01,
 ) -> SpeechData:
     """A Hugging Face data set of audio.
 

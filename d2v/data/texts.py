@@ -13,17 +13,19 @@ from d2v.data.text_data import TextData
 from d2v.data.text_sources import Documents, HFTexts, SampleTexts, TextFiles
 from d2v.data.text_tables import Labelled, read_table
 from d2v.data.tokenizer import Tokenizer, load_tokenizer
+from d2v.values import BlockSize, Count, Fraction, Name, PathStr, PositiveInt, VocabSize, buildable
 
 
+@buildable
 def samples_text(
     *,
-    tokenizer: str | None = None,
-    vocab_size: int = 4096,
-    pad_id: int = 1,
-    mask_id: int | None = None,
-    block_size: int = 128,
-    max_bad_fraction: float = 0.01,
-    cache: str | None = None,
+    tokenizer: PathStr | None = None,
+    vocab_size: VocabSize = 4096,
+    pad_id: Count = 1,
+    mask_id: Count | None = None,
+    block_size: BlockSize = 128,
+    max_bad_fraction: Fraction = 0.01,
+    cache: PathStr | None = None,
 ) -> TextData:
     """WordNet's glosses, which ship with the package; their lexical class is the probes' label.
 
@@ -46,24 +48,25 @@ def samples_text(
     )
 
 
+@buildable
 def text_files(
-    root: str | None,
+    root: PathStr | None,
     *,
     document: Literal["line", "file"] = "line",
     streaming: bool = False,
-    shuffle_buffer: int = 1000,
-    tokenizer: str | None = None,
-    vocab_size: int = 32768,
-    pad_id: int = 1,
-    mask_id: int | None = None,
-    block_size: int = 512,
-    probe_train: str | None = None,
-    probe_val: str | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    probe_limit: int | None = None,
-    max_bad_fraction: float = 0.01,
-    cache: str | None = None,
+    shuffle_buffer: PositiveInt = 1000,
+    tokenizer: PathStr | None = None,
+    vocab_size: VocabSize = 32768,
+    pad_id: Count = 1,
+    mask_id: Count | None = None,
+    block_size: BlockSize = 512,
+    probe_train: PathStr | None = None,
+    probe_val: PathStr | None = None,
+    text_column: Name | None = None,
+    label_column: Name | None = None,
+    probe_limit: PositiveInt | None = None,
+    max_bad_fraction: Fraction = 0.01,
+    cache: PathStr | None = None,
 ) -> TextData:
     """Documents in text files.
 
@@ -103,25 +106,26 @@ def text_files(
     )
 
 
+@buildable
 def hf_text(
-    path: str,
-    split: str = "train",
-    column: str | None = None,
+    path: Name,
+    split: Name = "train",
+    column: Name | None = None,
     *,
     streaming: bool = False,
-    shuffle_buffer: int = 1000,
-    tokenizer: str | None = None,
-    vocab_size: int = 32768,
-    pad_id: int = 1,
-    mask_id: int | None = None,
-    block_size: int = 512,
-    probe_train: str | None = None,
-    probe_val: str | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    probe_limit: int | None = None,
-    max_bad_fraction: float = 0.01,
-    cache: str | None = None,
+    shuffle_buffer: PositiveInt = 1000,
+    tokenizer: PathStr | None = None,
+    vocab_size: VocabSize = 32768,
+    pad_id: Count = 1,
+    mask_id: Count | None = None,
+    block_size: BlockSize = 512,
+    probe_train: PathStr | None = None,
+    probe_val: PathStr | None = None,
+    text_column: Name | None = None,
+    label_column: Name | None = None,
+    probe_limit: PositiveInt | None = None,
+    max_bad_fraction: Fraction = 0.01,
+    cache: PathStr | None = None,
 ) -> TextData:
     """A Hugging Face data set of texts.
 

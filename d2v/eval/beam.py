@@ -14,10 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from d2v.errors import how_to_install
+from d2v.values import BeamSize, FiniteFloat, PathStr, buildable
 
 _BOUNDARY, _BLANK = "|", "<blank>"
 
 
+@buildable
 class BeamDecoder:
     """Text of (T, C) log-probabilities.
 
@@ -39,12 +41,12 @@ class BeamDecoder:
     def __init__(
         self,
         letters: str,
-        beam: int = 50,
-        lm: str | None = None,
-        lexicon: str | None = None,
-        lm_weight: float = 2.0,
-        word_score: float = -1.0,
-        boundary_score: float = 0.0,
+        beam: BeamSize = 50,
+        lm: PathStr | None = None,
+        lexicon: PathStr | None = None,
+        lm_weight: FiniteFloat = 2.0,
+        word_score: FiniteFloat = -1.0,
+        boundary_score: FiniteFloat = 0.0,
     ) -> None:
         if beam < 1:
             raise ValueError(f"decoder.beam={beam}: must be at least 1")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from d2v.bounds import read_json
 from d2v.errors import how_to_install
+from d2v.interop.build import load_exactly, part_of
 from d2v.interop.fairseq_files import FairseqCheckpoint, is_fairseq
 from d2v.interop.huggingface_import import load_huggingface
 from d2v.interop.imported import Imported
@@ -17,9 +18,7 @@ from d2v.interop.native import (
     WEIGHTS,
     Checkpoint,
     Network,
-    load_exactly,
     load_export,
-    part_of,
     read_safely,
     refuse_damaged,
     resolve_checkpoint,

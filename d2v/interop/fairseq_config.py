@@ -1,7 +1,7 @@
 """Configurations of the authors' models (fairseq, examples/data2vec), 2.0 and 1.0, as nodes that build ours.
 
 A node is plain containers: ``_target_`` names a class of d2v, the other keys its arguments, as
-:func:`d2v.interop.native.build` reads them.
+:func:`d2v.interop.build.build` reads them.
 """
 
 from __future__ import annotations

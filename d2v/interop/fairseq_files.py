@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2v.interop.build import part_of
 from d2v.interop.fairseq import (
     MODALITIES,
     Layout,
@@ -26,7 +27,7 @@ from d2v.interop.fairseq import (
 )
 from d2v.interop.fairseq_config import Node, model_node, recipe_of
 from d2v.interop.imported import Imported
-from d2v.interop.native import Network, part_of, read_safely
+from d2v.interop.native import Network, read_safely
 from d2v.models.distillation import SelfDistillation, averages
 from d2v.nn.positions import sincos_2d
 from d2v.runs.files import replacing

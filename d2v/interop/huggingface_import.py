@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from d2v.interop.build import build, load_exactly
 from d2v.interop.huggingface_config import class_names, encoder_node, has_head, head_node, read_config
 from d2v.interop.huggingface_inputs import data_node, read_json, spelling
 from d2v.interop.huggingface_names import HEAD, TOKEN_TYPES, Family
 from d2v.interop.imported import Imported
-from d2v.interop.native import build, load_exactly, read_safely, refuse_damaged
+from d2v.interop.native import read_safely, refuse_damaged
 from d2v.lfs import refuse_lfs_pointer
 from d2v.nn.encoder import Encoder
 

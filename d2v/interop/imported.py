@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from d2v.interop.native import build, load_exactly
+from d2v.interop.build import build, load_exactly
 from d2v.nn.encoder import Encoder
 
 Node = dict[str, Any]
@@ -18,7 +18,7 @@ class Imported:
     """An encoder, and the head of a fine-tuned model.
 
     Attributes:
-        encoder_node: builds the encoder (:func:`d2v.interop.native.build`).
+        encoder_node: builds the encoder (:func:`d2v.interop.build.build`).
         encoder_state: its state dict, under our names.
         data_node: what inputs look like, under the keys of our data configurations. Images: img_size, in_chans, mean,
             std. Speech: sample_rate (Hz). Text: pad_id, vocab_size, block_size (tokens), and tokenizer, the content of

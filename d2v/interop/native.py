@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
-import os
 import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,9 +13,10 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2v.bounds import parse_json, read_text, read_yaml
+from d2v.interop.build import build, load_exactly
 from d2v.interop.pickles import Unusual, check_content, check_pickle
 from d2v.interop.private import public_data
 from d2v.lfs import refuse_lfs_pointer
@@ -34,48 +33,6 @@ log = logging.getLogger(__name__)
 Network = Literal["student", "teacher"]
 
 WEIGHTS, CONFIG = "encoder.safetensors", "config.yaml"
-
-
-TRUST = "D2V_TRUST"  # names of packages whose parts may be built from a file too, separated by commas
-
-
-def build(node: Any) -> Any:
-    """What a configuration node describes: ``_target_`` is the class, the other keys its arguments, recursively.
-
-    Args:
-        node: plain containers, from a checkpoint or an export; only parts of d2v are built, and of the packages that
-            the environment variable ``D2V_TRUST`` names.
-
-    Raises:
-        ValueError: ``_target_`` lies elsewhere.
-    """
-    if isinstance(node, Mapping):
-        built = {key: build(value) for key, value in node.items() if key != "_target_"}
-        if "_target_" not in node:
-            return built
-        return part_of(str(node["_target_"]))(**built)
-    if isinstance(node, list | tuple):
-        return [build(value) for value in node]
-    return node
-
-
-def part_of(target: str) -> Any:
-    """The class of d2v, or the data set factory, that ``target`` names; nothing else can be called from a file."""
-    module, _, name = target.rpartition(".")
-    trusted = [package.strip() for package in os.environ.get(TRUST, "").split(",") if package.strip()]
-    package = next((p for p in ("d2v", *trusted) if f"{module}.".startswith(f"{p}.")), None)
-    try:
-        part = getattr(importlib.import_module(module), name) if package else None
-    except (ImportError, AttributeError):
-        part = None
-    own = package is not None and f"{getattr(part, '__module__', '')}.".startswith(f"{package}.")
-    if not own or (package == "d2v" and not (isinstance(part, type) or module.startswith("d2v.data."))):
-        raise ValueError(
-            f"_target_={target}: only parts of d2v can be built from a file; if {module.partition('.')[0]} is "
-            f"a package of yours that can be imported, set {TRUST}={module.partition('.')[0]}"
-        )
-    assert callable(part)
-    return part
 
 
 @dataclass(frozen=True)
@@ -173,26 +130,6 @@ def _load(path: Path) -> Any:
             if "mmap" not in str(error):
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)  # files from before PyTorch 1.6
-
-
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict in which every name and shape fits.
-
-    Raises:
-        ValueError: naming what is missing, left over or of another shape.
-    """
-    own = module.state_dict()
-    problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"left over {name}" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, the model {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise ValueError(f"the weights do not fit the model ({len(problems)} differences):\n  {shown}")
-    module.load_state_dict(dict(state))
 
 
 def resolve_checkpoint(path: str | Path) -> Path:

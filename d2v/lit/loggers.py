@@ -17,10 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from d2v.errors import how_to_install
 from d2v.runs.files import replace_text
 from d2v.runs.metrics import METRICS, MetricsFile
+from d2v.values import buildable
 
 log = logging.getLogger(__name__)
 
 
+@buildable
 class CSVLogger(Logger):
     """One row a logged step in ``metrics.csv``, appended as it happens.
 
@@ -28,12 +30,12 @@ class CSVLogger(Logger):
     after a resume appear again, later rows being the valid ones.
 
     Args:
-        save_dir: folder of ``metrics.csv``.
+        run_dir: folder of ``metrics.csv``.
     """
 
-    def __init__(self, save_dir: str | Path) -> None:
+    def __init__(self, run_dir: str | Path) -> None:
         super().__init__()
-        self._file = MetricsFile(Path(save_dir) / METRICS)
+        self._file = MetricsFile(Path(run_dir) / METRICS)
         self._row: dict[str, Any] = {}
 
     @property
@@ -79,15 +81,16 @@ class CSVLogger(Logger):
         self.save()
 
 
-def tensorboard_logger(save_dir: str | Path) -> TensorBoardLogger:
-    """TensorBoard event files in ``save_dir/tensorboard``.
+@buildable
+def tensorboard_logger(run_dir: str | Path) -> TensorBoardLogger:
+    """TensorBoard event files in ``run_dir/tensorboard``.
 
     Raises:
         ImportError: tensorboard is not installed.
     """
     if find_spec("tensorboard") is None:
         raise ImportError(f"logger=tensorboard needs it: {how_to_install('tensorboard')}; or choose logger=csv")
-    return TensorBoardLogger(save_dir=str(save_dir), name="tensorboard", version="")
+    return TensorBoardLogger(save_dir=str(run_dir), name="tensorboard", version="")
 
 
 class PatientWandbLogger(WandbLogger):
@@ -111,23 +114,39 @@ class PatientWandbLogger(WandbLogger):
             return super().experiment
 
 
-def wandb_logger(save_dir: str | Path, project: str = "d2v", name: str | None = None, **kwargs: Any) -> WandbLogger:
+@buildable
+def wandb_logger(
+    run_dir: str | Path,
+    project: str = "d2v",
+    name: str | None = None,
+    offline: bool = False,
+    entity: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: list[str] | None = None,
+    notes: str | None = None,
+) -> WandbLogger:
     """A Weights & Biases logger whose run is resumed with ours: its id is kept in the run's folder.
 
     A server that cannot be reached keeps nothing from training: see :class:`PatientWandbLogger`.
 
     Args:
-        save_dir: the run's folder.
+        run_dir: the run's folder.
         project: wandb project.
         name: wandb run name.
-        **kwargs: for :class:`lightning.pytorch.loggers.WandbLogger`, for example ``offline=True``.
+        offline: keep the run on the disk, for ``wandb sync``.
+        entity: user or team.
+        group: of runs.
+        job_type: within the group.
+        tags: of the run.
+        notes: on the run.
 
     Raises:
         ImportError: wandb is not installed.
     """
     if find_spec("wandb") is None:
         raise ImportError(f"logger=wandb needs wandb: {how_to_install('wandb')}; or choose logger=csv")
-    folder = Path(save_dir)
+    folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "wandb_id.txt"
     run_id = id_file.read_text(encoding="utf-8", errors="replace").strip() if id_file.exists() else ""
@@ -136,4 +155,16 @@ def wandb_logger(save_dir: str | Path, project: str = "d2v", name: str | None = 
             log.warning("%s holds no id of a wandb run: a new one is begun", id_file)
         run_id = uuid.uuid4().hex[:8]
         replace_text(id_file, f"{run_id}\n")
-    return PatientWandbLogger(save_dir=str(folder), project=project, name=name, id=run_id, resume="allow", **kwargs)
+    return PatientWandbLogger(
+        save_dir=str(folder),
+        project=project,
+        name=name,
+        offline=offline,
+        id=run_id,
+        resume="allow",
+        entity=entity,
+        group=group,
+        job_type=job_type,
+        tags=tags,
+        notes=notes,
+    )

@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from d2v.values import Beta, Epsilon, NonNegativeFloat, PositiveFloat, PositiveFraction, buildable
 
+
+@buildable
 def adamw(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.95),
-    eps: float = 1e-8,
-    weight_decay: float = 0.05,
+    lr: PositiveFloat,
+    betas: tuple[Beta, Beta] = (0.9, 0.95),
+    eps: Epsilon = 1e-8,
+    weight_decay: NonNegativeFloat = 0.05,
     exempt_norms_and_biases: bool = False,
-    layer_decay: float = 1.0,
+    layer_decay: PositiveFraction = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW, fused.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,8 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+
+from d2v.values import Name, NonNegativeFloat, PositiveInt, PositiveSteps, check, parameters
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,15 @@ class TrainerOptions:
         profiler: print what the loop's parts took at the end.
     """
 
-    max_steps: int
-    max_time: str | None = None
+    max_steps: PositiveSteps
+    max_time: Name | None = None
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: int | str | list[int] = 1
-    num_nodes: int = 1
+    num_nodes: PositiveInt = 1
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    gradient_clip_val: float | None = None
-    log_every_n_steps: int = 50
+    gradient_clip_val: NonNegativeFloat | None = None
+    log_every_n_steps: PositiveSteps = 50
     deterministic: bool | Literal["warn"] = False
     benchmark: bool | None = None
     detect_anomaly: bool = False
@@ -95,13 +97,12 @@ REFUSED = {
 }
 
 
-def trainer_options(node: Mapping[str, Any]) -> TrainerOptions:
-    """Read the ``trainer`` configuration.
+def check_trainer(node: Mapping[str, Any]) -> None:
+    """Raise ValueError for a key or value of ``trainer`` that does not do here what it says.
 
-    Raises:
-        ValueError: a key or value that does not do here what it says.
+    ``max_steps`` may be null: fine-tuning derives it from ``epochs``.
     """
-    known = [field.name for field in fields(TrainerOptions)]
+    known = parameters(TrainerOptions)
     for key, value in node.items():
         if key in REFUSED:
             raise ValueError(f"trainer.{key}={value}: {REFUSED[key]}")
@@ -109,14 +110,24 @@ def trainer_options(node: Mapping[str, Any]) -> TrainerOptions:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean trainer.{close[0]}?" if close else f"known: {', '.join(known)}"
             raise ValueError(f"trainer.{key}={value}: no such setting; {hint}")
+        if key != "max_steps" or value is not None:
+            check(value, known[key].annotation, f"trainer.{key}")
+
+
+def trainer_options(node: Mapping[str, Any]) -> TrainerOptions:
+    """Read the ``trainer`` configuration.
+
+    Raises:
+        ValueError: as :func:`check_trainer`, and for steps that are not given.
+    """
     plain: dict[str, Any] = {
-        key: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+        str(key): list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for key, value in node.items()
     }
-    options = TrainerOptions(**plain)
-    if not _is_count(options.max_steps):
-        raise ValueError(f"trainer.max_steps={options.max_steps}: give the number of optimizer steps, at least 1")
-    return options
+    check_trainer(plain)
+    if plain.get("max_steps") is None:
+        raise ValueError("trainer.max_steps=null: give the number of optimizer steps, at least 1")
+    return TrainerOptions(**plain)
 
 
 def choose_devices(options: TrainerOptions, num_cores: int) -> tuple[str, int | list[int]]:

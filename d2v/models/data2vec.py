@@ -18,9 +18,12 @@ from d2v.models.distillation import NUM_LOCAL_FEATURES, SelfDistillation, Teache
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import feature_std, regression_loss_sum
+from d2v.objective.targets import TargetNorm
 from d2v.types import Batch, LossOutput
+from d2v.values import Depth, NonNegativeFloat, PositiveDepth, PositiveFloat, Ratio, Width, buildable
 
 
+@buildable
 class RegressionHead(nn.Sequential):
     """From the student's features to predictions, (..., D) to (..., D): linear layers with a GELU in between.
 
@@ -30,7 +33,7 @@ class RegressionHead(nn.Sequential):
         ratio: features between them over D.
     """
 
-    def __init__(self, embed_dim: int, depth: int = 1, ratio: float = 2.0) -> None:
+    def __init__(self, embed_dim: Width, depth: Depth = 1, ratio: Ratio = 2.0) -> None:
         if depth < 0:
             raise ValueError(f"model.heads.*.depth={depth}: must be at least 0")
         hidden = int(embed_dim * ratio)
@@ -43,6 +46,7 @@ class RegressionHead(nn.Sequential):
         super().__init__(*layers[:-1])
 
 
+@buildable
 class Data2Vec(SelfDistillation):
     """Student, teacher and regression heads.
 
@@ -67,12 +71,12 @@ class Data2Vec(SelfDistillation):
         self,
         encoder: Encoder,
         heads: Mapping[str, nn.Module],
-        average_top_k_layers: int,
-        layer_norms: Sequence[str] = ("layer",),
-        target_norms: Sequence[str] = (),
+        average_top_k_layers: PositiveDepth,
+        layer_norms: Sequence[TargetNorm] = ("layer",),
+        target_norms: Sequence[TargetNorm] = (),
         end_of_block_targets: bool = False,
-        loss_scale: float | None = None,
-        loss_beta: float = 0.0,
+        loss_scale: PositiveFloat | None = None,
+        loss_beta: NonNegativeFloat = 0.0,
         teacher_scope: TeacherScope = "transformer",
     ) -> None:
         super().__init__(

@@ -18,9 +18,12 @@ from d2v.models.distillation import NUM_LOCAL_FEATURES, SelfDistillation, Teache
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import feature_std, regression_loss_sum
+from d2v.objective.targets import TargetNorm
 from d2v.types import Batch, LossOutput
+from d2v.values import NonNegativeFloat, PositiveDepth, PositiveFloat, buildable
 
 
+@buildable
 class Data2Vec2(SelfDistillation):
     """Student, teacher and decoders.
 
@@ -46,13 +49,13 @@ class Data2Vec2(SelfDistillation):
         self,
         encoder: Encoder,
         decoders: Mapping[str, nn.Module],
-        average_top_k_layers: int,
-        layer_norms: Sequence[str] = ("instance",),
-        target_norms: Sequence[str] = ("layer",),
+        average_top_k_layers: PositiveDepth,
+        layer_norms: Sequence[TargetNorm] = ("instance",),
+        target_norms: Sequence[TargetNorm] = ("layer",),
         end_of_block_targets: bool = False,
-        loss_scale: float | None = None,
-        loss_beta: float = 0.0,
-        cls_loss_weight: float = 0.0,
+        loss_scale: PositiveFloat | None = None,
+        loss_beta: NonNegativeFloat = 0.0,
+        cls_loss_weight: NonNegativeFloat = 0.0,
         teacher_scope: TeacherScope = "encoder",
     ) -> None:
         super().__init__(

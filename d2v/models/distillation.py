@@ -6,14 +6,14 @@ B samples, T tokens, P prefix tokens, D features
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
-from d2v.objective.targets import check_target_norms, normalize_targets
+from d2v.objective.targets import TargetNorm, normalize_targets
 from d2v.objective.teacher import make_teacher, update_teacher
 from d2v.types import Batch
 
@@ -51,8 +51,8 @@ class SelfDistillation(MaskedModel):
         encoder: Encoder,
         predictors: Mapping[str, nn.Module],
         average_top_k_layers: int,
-        layer_norms: Sequence[str],
-        target_norms: Sequence[str],
+        layer_norms: Sequence[TargetNorm],
+        target_norms: Sequence[TargetNorm],
         end_of_block_targets: bool,
         loss_scale: float | None,
         loss_beta: float,
@@ -69,13 +69,11 @@ class SelfDistillation(MaskedModel):
                 f"model.average_top_k_layers={average_top_k_layers}: targets come from the {len(encoder.blocks)} "
                 f"shared blocks (model.encoder.depth); choose 1 to {len(encoder.blocks)}"
             )
-        if teacher_scope not in get_args(TeacherScope):
-            raise ValueError(f"model.teacher_scope={teacher_scope}: choose one of {', '.join(get_args(TeacherScope))}")
         self.student = encoder
         self.teacher = make_teacher(encoder)
         self.average_top_k_layers = average_top_k_layers
-        self.layer_norms = check_target_norms("model.layer_norms", layer_norms)
-        self.target_norms = check_target_norms("model.target_norms", target_norms)
+        self.layer_norms = tuple(layer_norms)
+        self.target_norms = tuple(target_norms)
         self.end_of_block_targets = end_of_block_targets
         self.loss_scale = encoder.embed_dim**-0.5 if loss_scale is None else loss_scale
         self.loss_beta = loss_beta

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from d2v.nn.encoder import Encoder
 from d2v.types import Batch, EncoderOutput
+from d2v.values import Epsilon, Fraction, PositiveInt, Rate, Width, buildable
 
 
+@buildable
 class MeanPoolHead(nn.Module):
     """Images: mean of the patch tokens, a LayerNorm of its own, a linear layer. To (B, C)."""
 
-    def __init__(self, embed_dim: int, num_outputs: int, norm_eps: float = 1e-6, drop_rate: float = 0.0) -> None:
+    def __init__(self, embed_dim: Width, num_outputs: Width, norm_eps: Epsilon = 1e-6, drop_rate: Rate = 0.0) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.drop = nn.Dropout(drop_rate)
@@ -36,10 +38,11 @@ class MeanPoolHead(nn.Module):
         return self.proj(self.drop(self.norm((x * real).sum(dim=1) / real.sum(dim=1))))
 
 
+@buildable
 class FirstTokenHead(nn.Module):
     """Texts, as RoBERTa's: dropout, dense, tanh, dropout, a linear layer, on the token that opens a text. To (B, C)."""
 
-    def __init__(self, embed_dim: int, num_outputs: int, drop_rate: float = 0.0) -> None:
+    def __init__(self, embed_dim: Width, num_outputs: Width, drop_rate: Rate = 0.0) -> None:
         super().__init__()
         self.dense = nn.Linear(embed_dim, embed_dim)
         self.drop = nn.Dropout(drop_rate)
@@ -53,10 +56,11 @@ class FirstTokenHead(nn.Module):
         return self.proj(self.drop(torch.tanh(self.dense(self.drop(out.patch_tokens[:, 0])))))
 
 
+@buildable
 class FrameHead(nn.Module):
     """Speech: dropout and a linear layer on every frame. To (B, T, C)."""
 
-    def __init__(self, embed_dim: int, num_outputs: int, drop_rate: float = 0.0) -> None:
+    def __init__(self, embed_dim: Width, num_outputs: Width, drop_rate: Rate = 0.0) -> None:
         super().__init__()
         self.drop = nn.Dropout(drop_rate)
         self.proj = nn.Linear(embed_dim, num_outputs)
@@ -68,6 +72,7 @@ class FrameHead(nn.Module):
         return self.proj(self.drop(out.patch_tokens))
 
 
+@buildable
 class FeatureMask(nn.Module):
     """Spans of time and of channels set to zero in training: wav2vec 2.0 (arXiv:2006.11477), sec. 4.3.
 
@@ -82,7 +87,11 @@ class FeatureMask(nn.Module):
     """
 
     def __init__(
-        self, time_prob: float = 0.0, time_length: int = 5, channel_prob: float = 0.0, channel_length: int = 64
+        self,
+        time_prob: Fraction = 0.0,
+        time_length: PositiveInt = 5,
+        channel_prob: Fraction = 0.0,
+        channel_length: PositiveInt = 64,
     ) -> None:
         super().__init__()
         for name, prob in (("time_prob", time_prob), ("channel_prob", channel_prob)):
@@ -114,6 +123,7 @@ def _spans(num_rows: int, size: int, prob: float, length: int, device: torch.dev
     return F.max_pool1d(F.pad(starts, (length - 1, 0)), length, stride=1).bool()
 
 
+@buildable
 class FinetunedModel(nn.Module):
     """An encoder and a head on its last features.
 

@@ -21,10 +21,12 @@ from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import feature_std, regression_loss_sum
 from d2v.types import Batch, LossOutput
+from d2v.values import buildable
 
 PATCHES = ("img_size", "patch_size", "in_chans")  # what encoder and decoder have to agree on
 
 
+@buildable
 class MaskedAutoencoder(MaskedModel):
     """Student and decoders; the loss is the mean squared error of masked patches.
 

@@ -17,6 +17,20 @@ from d2v.nn.block import Block
 from d2v.nn.positions import sincos_2d
 from d2v.nn.tokens import gather_tokens
 from d2v.types import TokenMask
+from d2v.values import (
+    Channels,
+    Depth,
+    ImageSize,
+    KernelSize,
+    NonNegativeFloat,
+    NumHeads,
+    PositiveDepth,
+    PositiveFloat,
+    Rate,
+    Ratio,
+    Width,
+    buildable,
+)
 
 
 class ConvDecoder(nn.Module):
@@ -46,17 +60,17 @@ class ConvDecoder(nn.Module):
 
     def __init__(
         self,
-        embed_dim: int,
-        decoder_dim: int = 384,
-        depth: int = 6,
-        kernel_size: int = 3,
-        groups: int = 16,
-        mask_noise_std: float = 0.01,
-        input_drop_rate: float = 0.0,
+        embed_dim: Width,
+        decoder_dim: Width = 384,
+        depth: Depth = 6,
+        kernel_size: KernelSize = 3,
+        groups: Width = 16,
+        mask_noise_std: NonNegativeFloat = 0.01,
+        input_drop_rate: Rate = 0.0,
         residual: bool = True,
-        proj_depth: int = 1,
-        proj_ratio: float = 2.0,
-        proj_init_std: float | None = None,
+        proj_depth: PositiveDepth = 1,
+        proj_ratio: Ratio = 2.0,
+        proj_init_std: PositiveFloat | None = None,
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
@@ -109,18 +123,21 @@ class ConvDecoder(nn.Module):
         return self.proj(gather_tokens(x.flatten(1, -2), mask.ids_mask))
 
 
+@buildable
 class ConvDecoder1d(ConvDecoder):
     """For sequences: speech and text."""
 
     conv = nn.Conv1d
 
 
+@buildable
 class ConvDecoder2d(ConvDecoder):
     """For grids: images and spectrograms."""
 
     conv = nn.Conv2d
 
 
+@buildable
 class PixelDecoder(nn.Module):
     """A small Transformer over all patches: mask tokens stand for those that are not visible, MAE (arXiv:2111.06377).
 
@@ -139,13 +156,13 @@ class PixelDecoder(nn.Module):
 
     def __init__(
         self,
-        embed_dim: int,
-        img_size: int = 224,
-        patch_size: int = 16,
-        in_chans: int = 3,
-        decoder_dim: int = 512,
-        depth: int = 8,
-        num_heads: int = 16,
+        embed_dim: Width,
+        img_size: ImageSize = 224,
+        patch_size: ImageSize = 16,
+        in_chans: Channels = 3,
+        decoder_dim: Width = 512,
+        depth: Depth = 8,
+        num_heads: NumHeads = 16,
     ) -> None:
         super().__init__()
         self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans

@@ -15,8 +15,10 @@ from d2v.nn.block import Block
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.tokens import gather_tokens
 from d2v.types import Batch, EncoderOutput, TokenMask
+from d2v.values import Depth, Epsilon, FiniteFloat, NumHeads, Rate, Ratio, Width, buildable
 
 
+@buildable
 class Encoder(nn.Module):
     """Student or teacher.
 
@@ -46,21 +48,21 @@ class Encoder(nn.Module):
     def __init__(
         self,
         frontends: Mapping[str, Frontend],
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        prenet_depth: int = 0,
-        mlp_ratio: float = 4.0,
+        embed_dim: Width = 768,
+        depth: Depth = 12,
+        num_heads: NumHeads = 12,
+        prenet_depth: Depth = 0,
+        mlp_ratio: Ratio = 4.0,
         norm_first: bool = False,
-        norm_eps: float = 1e-6,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        mlp_drop_rate: float = 0.0,
-        post_mlp_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        layer_drop_rate: float = 0.0,
-        layer_scale_init: float | None = None,
-        rel_pos_grid: tuple[int, int] | None = None,
+        norm_eps: Epsilon = 1e-6,
+        drop_rate: Rate = 0.0,
+        attn_drop_rate: Rate = 0.0,
+        mlp_drop_rate: Rate = 0.0,
+        post_mlp_drop_rate: Rate = 0.0,
+        drop_path_rate: Rate = 0.0,
+        layer_drop_rate: Rate = 0.0,
+        layer_scale_init: FiniteFloat | None = None,
+        rel_pos_grid: tuple[Width, Width] | None = None,
         final_norm: bool | None = None,
     ) -> None:
         super().__init__()

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from d2v.values import NumMasks, OpenFraction, PositiveFraction, PositiveInt, SignedFraction, buildable
+
 _MAX_FAILURES = 10  # attempts in a row to place a rectangle
 
 
@@ -39,6 +41,7 @@ class MaskGenerator(Protocol):
         """
 
 
+@buildable
 @dataclass(frozen=True)
 class RandomMask:
     """Mask tokens at random, with an exact count; as the released text models do.
@@ -48,8 +51,8 @@ class RandomMask:
         mask_ratio: share of tokens to mask, in (0, 1); int(T * (1 - mask_ratio)) tokens stay visible.
     """
 
-    num_masks: int = 8
-    mask_ratio: float = 0.5
+    num_masks: NumMasks = 8
+    mask_ratio: OpenFraction = 0.5
 
     def num_visible(self, num_tokens: int) -> int:
         """Tokens that stay visible out of ``num_tokens``."""
@@ -78,10 +81,10 @@ class _Blocks:
     tokens are added to or removed from the blocks' at random.
     """
 
-    num_masks: int
-    mask_ratio: float
-    mask_length: int
-    mask_ratio_adjust: float
+    num_masks: NumMasks
+    mask_ratio: OpenFraction
+    mask_length: PositiveInt
+    mask_ratio_adjust: SignedFraction
 
     def num_visible(self, num_tokens: int) -> int:
         """Tokens that stay visible out of ``num_tokens``."""
@@ -134,6 +137,7 @@ class _Blocks:
         return in_block + uniform[:, num_blocks:]
 
 
+@buildable
 @dataclass(frozen=True)
 class InverseBlockMask(_Blocks):
     """Keep random blocks and mask everything else, with an exact count; as the released image models do.
@@ -145,10 +149,10 @@ class InverseBlockMask(_Blocks):
         mask_ratio_adjust: added to the share of tokens to keep when counting blocks, to offset their overlap.
     """
 
-    num_masks: int = 16
-    mask_ratio: float = 0.8
-    mask_length: int = 3
-    mask_ratio_adjust: float = 0.07
+    num_masks: NumMasks = 16
+    mask_ratio: OpenFraction = 0.8
+    mask_length: PositiveInt = 3
+    mask_ratio_adjust: SignedFraction = 0.07
 
     def num_visible(self, num_tokens: int) -> int:
         """Tokens that stay visible out of ``num_tokens``."""
@@ -172,6 +176,7 @@ class InverseBlockMask(_Blocks):
         return ~_highest(priority, self.num_visible(prod(grid)))
 
 
+@buildable
 @dataclass(frozen=True)
 class SpanMask(_Blocks):
     """Mask random spans (blocks, on a grid), with an exact count; as the released speech models do.
@@ -183,10 +188,10 @@ class SpanMask(_Blocks):
         mask_ratio_adjust: added to the share of tokens to mask when counting spans, to offset their overlap.
     """
 
-    num_masks: int = 8
-    mask_ratio: float = 0.5
-    mask_length: int = 5
-    mask_ratio_adjust: float = 0.05
+    num_masks: NumMasks = 8
+    mask_ratio: OpenFraction = 0.5
+    mask_length: PositiveInt = 5
+    mask_ratio_adjust: SignedFraction = 0.05
 
     def num_visible(self, num_tokens: int) -> int:
         """Tokens that stay visible out of ``num_tokens``."""
@@ -206,6 +211,7 @@ class SpanMask(_Blocks):
         return _highest(self._priorities(grid, rngs, lengths), *_exact_count(self, prod(grid), lengths))
 
 
+@buildable
 @dataclass(frozen=True)
 class BlockMask:
     """Mask random rectangles of patches, with an exact count: BEiT (arXiv:2106.08254), alg. 1, and data2vec 1.0.
@@ -220,10 +226,10 @@ class BlockMask:
         min_aspect: smallest ratio of its sides, in (0, 1].
     """
 
-    num_masks: int = 1
-    mask_ratio: float = 0.6
-    min_block: int = 16
-    min_aspect: float = 0.3
+    num_masks: NumMasks = 1
+    mask_ratio: OpenFraction = 0.6
+    min_block: PositiveInt = 16
+    min_aspect: PositiveFraction = 0.3
 
     def num_visible(self, num_tokens: int) -> int:
         """Tokens that stay visible out of ``num_tokens``."""

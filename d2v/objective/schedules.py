@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+from d2v.values import Fraction, PositiveSteps, Steps, buildable
 
-def ema_decay(step: int, decay_start: float, decay_end: float, anneal_steps: int) -> float:
+
+@buildable
+def ema_decay(step: int, decay_start: Fraction, decay_end: Fraction, anneal_steps: Steps) -> float:
     """The teacher's decay after ``step`` optimizer steps: linear from ``decay_start`` to ``decay_end``.
 
     Args:
@@ -19,7 +22,8 @@ def ema_decay(step: int, decay_start: float, decay_end: float, anneal_steps: int
     return decay_start + (decay_end - decay_start) * step / anneal_steps
 
 
-def warmup_cosine(step: int, warmup_steps: int, max_steps: int, min_factor: float = 0.0) -> float:
+@buildable
+def warmup_cosine(step: int, warmup_steps: Steps, max_steps: PositiveSteps, min_factor: Fraction = 0.0) -> float:
     """Factor on the peak learning rate of update ``step`` (0-based): linear from 0, then half a cosine.
 
     Args:
@@ -34,12 +38,14 @@ def warmup_cosine(step: int, warmup_steps: int, max_steps: int, min_factor: floa
     return min_factor + (1.0 - min_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def cosine(step: int, warmup_fraction: float, max_steps: int, min_factor: float = 0.0) -> float:
+@buildable
+def cosine(step: int, warmup_fraction: Fraction, max_steps: PositiveSteps, min_factor: Fraction = 0.0) -> float:
     """:func:`warmup_cosine` with a warm-up that is a share of the run."""
     return warmup_cosine(step, int(warmup_fraction * max_steps), max_steps, min_factor)
 
 
-def warmup_linear(step: int, warmup_fraction: float, max_steps: int, min_factor: float = 0.0) -> float:
+@buildable
+def warmup_linear(step: int, warmup_fraction: Fraction, max_steps: PositiveSteps, min_factor: Fraction = 0.0) -> float:
     """Factor on the peak learning rate of update ``step`` (0-based): linear from 0, then linear to ``min_factor``.
 
     The fine-tuning schedule of BERT and RoBERTa, "polynomial decay" of power 1 in the released recipes for GLUE.
@@ -57,13 +63,14 @@ def warmup_linear(step: int, warmup_fraction: float, max_steps: int, min_factor:
     return 1.0 - (1.0 - min_factor) * progress
 
 
+@buildable
 def tri_stage(
     step: int,
-    max_steps: int,
-    warmup_fraction: float = 0.1,
-    hold_fraction: float = 0.4,
-    start_factor: float = 0.01,
-    min_factor: float = 0.05,
+    max_steps: PositiveSteps,
+    warmup_fraction: Fraction = 0.1,
+    hold_fraction: Fraction = 0.4,
+    start_factor: Fraction = 0.01,
+    min_factor: Fraction = 0.05,
 ) -> float:
     """Factor on the peak learning rate of update ``step`` (0-based): linear up, constant, exponential down.
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TARGET_NORMS = ("instance", "layer")
-
-
-def check_target_norms(name: str, norms: Sequence[str]) -> tuple[str, ...]:
-    """The norms as a tuple; ValueError naming config key ``name`` if one is unknown."""
-    for norm in norms:
-        if norm not in TARGET_NORMS:
-            raise ValueError(f"{name}={list(norms)}: unknown norm {norm!r}; choose from {list(TARGET_NORMS)} or []")
-    return tuple(norms)
+TargetNorm = Literal["instance", "layer"]
 
 
 def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -25,7 +18,15 @@ def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
 
 
-def normalize_targets(x: Tensor, norms: Sequence[str]) -> Tensor:
+def layer_norm(x: Tensor) -> Tensor:
+    """Zero mean, unit biased variance over features; no affine. (B, T, D) -> (B, T, D)."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
+_NORMS: dict[TargetNorm, Callable[[Tensor], Tensor]] = {"instance": instance_norm, "layer": layer_norm}
+
+
+def normalize_targets(x: Tensor, norms: Sequence[TargetNorm]) -> Tensor:
     """Apply ``norms`` in order, in float32.
 
     Args:
@@ -34,5 +35,5 @@ def normalize_targets(x: Tensor, norms: Sequence[str]) -> Tensor:
     """
     x = x.float()
     for norm in norms:
-        x = instance_norm(x) if norm == "instance" else F.layer_norm(x, x.shape[-1:])
+        x = _NORMS[norm](x)
     return x

@@ -13,10 +13,12 @@ from torch import Tensor
 from d2v.eval import scores
 from d2v.tasks.base import Loss
 from d2v.types import Batch
+from d2v.values import Rate, buildable
 
 MAX_CLASSES_SHOWN = 100
 
 
+@buildable
 class Classification:
     """One class of several for a sample.
 
@@ -32,7 +34,7 @@ class Classification:
     higher_is_better = True
     columns = ("predicted", "probability", "label")
 
-    def __init__(self, labels: Sequence[str], metric: str = "top1", label_smoothing: float = 0.0) -> None:
+    def __init__(self, labels: Sequence[str], metric: str = "top1", label_smoothing: Rate = 0.0) -> None:
         if metric != "top1" and metric not in scores.SCORES:
             raise ValueError(f"task.metric={metric}: choose one of top1, {', '.join(scores.SCORES)}")
         if len(labels) < 2:
@@ -93,6 +95,7 @@ class Classification:
         return scores.per_class(predicted, np.asarray(labels), self.num_outputs)
 
 
+@buildable
 class Regression:
     """A number for a sample: STS-B's similarity.
 

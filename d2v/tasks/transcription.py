@@ -15,10 +15,12 @@ from d2v.data.letters import BLANK, check_letters, unspell
 from d2v.eval.words import align_worst, error_rates, require_jiwer
 from d2v.tasks.base import Loss
 from d2v.types import NO_LETTER, Batch
+from d2v.values import Count, buildable
 
 Decoder = Callable[[Tensor], str]  # (T, C) log-probabilities of one clip, on the CPU
 
 
+@buildable
 class Transcription:
     """Text from frames, letter by letter.
 
@@ -34,7 +36,7 @@ class Transcription:
     higher_is_better = False
     columns = ("predicted", "said")
 
-    def __init__(self, labels: str, worst: int = 20) -> None:
+    def __init__(self, labels: str, worst: Count = 20) -> None:
         require_jiwer()  # or a run would fail at its first score
         self.letters = check_letters(labels)
         self.decoder: Decoder = self.best_path

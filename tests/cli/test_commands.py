@@ -28,10 +28,10 @@ def run(runs: ModuleType, images: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def _data(runs: ModuleType, images: Path):  # type: ignore[no-untyped-def]
-    from hydra.utils import instantiate
+    from d2v.cli.settings import built
 
     with runs.configuration("pretrain", *runs.TINY, *runs.folder_data(images)) as cfg:
-        return instantiate(cfg.data, _convert_="all")
+        return built(cfg.data)
 
 
 def _features(data, encoder, split: str, layers: str = "last"):  # type: ignore[no-untyped-def]

@@ -18,12 +18,11 @@ import torch
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
-from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from torch.overrides import TorchFunctionMode
 
-from d2v.cli.checks import DATA, PRETRAIN, check_ranges
 from d2v.cli.commands import COMMANDS, options
+from d2v.cli.settings import Pretrain, built, checked, plain
 
 CONF = Path(d2v.conf.__file__).parent
 EXPERIMENTS = sorted(path.relative_to(CONF / "experiment").with_suffix("").as_posix()
@@ -93,11 +92,11 @@ def test_experiment_takes_a_step(runs: ModuleType, tmp_path: Path, monkeypatch: 
 def test_experiment_instantiates(runs: ModuleType, name: str) -> None:
     """At full size, without the memory."""
     with runs.configuration("pretrain", f"experiment={name}") as cfg:
-        check_ranges(cfg, PRETRAIN | DATA)
+        checked(Pretrain, plain(cfg))
         with _Meta():
-            model = instantiate(cfg.model, _convert_="all")
-        optimizer = instantiate(cfg.optim)(model.student.named_parameters())
-        schedule, ema, mask = instantiate(cfg.schedule), instantiate(cfg.ema), instantiate(cfg.mask)
+            model = built(cfg.model)
+        optimizer = built(cfg.optim)(model.student.named_parameters())
+        schedule, ema, mask = built(cfg.schedule, max_steps=cfg.trainer.max_steps), built(cfg.ema), built(cfg.mask)
         node = cfg.model.encoder
         frontend = {"image": _patches, "speech": _convolutions, "text": _embeddings}[_modality(name)]
         blocks = (node.depth + node.prenet_depth) * _block_parameters(node.embed_dim)
@@ -325,7 +324,7 @@ def test_published_recipe(runs: ModuleType, name: str) -> None:
             found = OmegaConf.select(cfg, key, throw_on_missing=True)
             found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
             assert found == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), key
-        mask = instantiate(cfg.mask)
+        mask = built(cfg.mask)
         tokens, visible = TOKENS[name]
         assert mask.num_visible(tokens) == visible
 

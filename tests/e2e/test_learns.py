@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Subset
 
 from d2v.eval.features import extract
 from d2v.eval.knn import knn_accuracy
-from d2v.interop.native import Checkpoint, build
+from d2v.interop.build import build
+from d2v.interop.native import Checkpoint
 
 RUN = [
     "model.encoder.embed_dim=64",

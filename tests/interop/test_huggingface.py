@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
 
+from d2v.interop.build import build  # noqa: E402
 from d2v.interop.huggingface import (  # noqa: E402  # after the check that transformers is there
     Imported,
     load_huggingface,
     save_custom_huggingface,
     save_huggingface,
 )
-from d2v.interop.native import build  # noqa: E402
 from d2v.nn.encoder import Encoder  # noqa: E402
 from d2v.types import Batch, EncoderOutput, num_frames  # noqa: E402
 

@@ -14,14 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from d2v.interop import native
+from d2v.interop.build import build, load_exactly
 from d2v.interop.doors import init_from, load_encoder
-from d2v.interop.native import (
-    Checkpoint,
-    build,
-    load_exactly,
-    resolve_checkpoint,
-    save_encoder,
-)
+from d2v.interop.native import Checkpoint, resolve_checkpoint, save_encoder
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.encoder import Encoder
 from d2v.runs.exports import CARD, SUMS

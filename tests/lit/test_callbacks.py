@@ -176,9 +176,9 @@ def test_online_knn_is_the_accuracy_of_the_checkpoint(runs: ModuleType, images: 
     assert len(logged) == 2
     assert all(0 <= accuracy <= 1 for accuracy in logged.values())
     with runs.configuration("pretrain", *runs.TINY, *common) as cfg:
-        from hydra.utils import instantiate
+        from d2v.cli.settings import built
 
-        data = instantiate(cfg.data, _convert_="all")
+        data = built(cfg.data)
     for step, accuracy in zip((2, 4), logged.values(), strict=True):
         encoder = load_encoder(run / "checkpoints" / f"step-{step:08d}.ckpt")
         train, val = (

@@ -21,9 +21,9 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from d2v.cli.settings import built
 from d2v.lit.pretrain import PretrainModule
 from d2v.nn.block import Block
 from d2v.objective.masking import RandomMask
@@ -257,7 +257,7 @@ def check_first_gradient(runs: ModuleType, own: list[str], end: dict[str, Any]) 
         What the model computed of the first process's micro-batches, then of the second's.
     """
     with runs.configuration("pretrain", *own) as cfg:
-        data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
+        data, mask, model = (built(cfg[key]) for key in ("data", "mask", "model"))
         split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, 2)
     model.load_state_dict({name.removeprefix("model."): value for name, value in end["state_dict"].items()})
     dataset, collate = data.pretrain_dataset(0), data.pretrain_collate(mask, 0)

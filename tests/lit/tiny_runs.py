@@ -18,12 +18,12 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from PIL import Image
 
 import d2v.cli.launch  # registers the resolver that the configuration uses
 from d2v.cli import main as command_line
+from d2v.cli.settings import built
 from d2v.lit import setup
 from d2v.lit.data import PretrainDataModule
 from d2v.lit.pretrain import PretrainModule
@@ -164,11 +164,12 @@ def fit(*overrides: str, callbacks: list[L.Callback] | None = None, loggers: lis
     setup.quiet_libraries()
     with configuration("pretrain", *TINY, *overrides) as cfg:
         L.seed_everything(cfg.seed, verbose=False)
-        data, mask, model = (instantiate(cfg[key], _convert_="all") for key in ("data", "mask", "model"))
+        data, mask, model = (built(cfg[key]) for key in ("data", "mask", "model"))
         trainer = setup.make_trainer(cfg.trainer, callbacks or [], loggers or [])
         split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
         trainer.accumulate_grad_batches = split.accumulate
-        optim, schedule, ema = (instantiate(cfg[key], _convert_="all") for key in ("optim", "schedule", "ema"))
+        optim, ema = (built(cfg[key]) for key in ("optim", "ema"))
+        schedule = built(cfg.schedule, max_steps=cfg.trainer.max_steps)
         module = PretrainModule(model, optim, schedule, ema, cfg.seed)
         datamodule = PretrainDataModule(data, mask, split, 0, cfg.seed)
     trainer.fit(module, datamodule)

@@ -7,7 +7,7 @@ import math
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
@@ -18,6 +18,7 @@ from d2v.lit.checkpoint_io import NotSaved, point, save
 from d2v.lit.module import TrainingModule
 from d2v.lit.steps import ends_step, is_logged_step
 from d2v.runs.checkpoints import BEST, list_checkpoints
+from d2v.values import PositiveFloat, PositiveInt, PositiveSteps, Range, buildable
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class UnknownMetric(UserError, RuntimeError):
     """The metric that is to say which checkpoints are best is one that nobody logs."""
 
 
+@buildable
 class CheckpointEvery(Checkpoint):
     """Writes ``checkpoints/step-00001000.ckpt``, keeps the newest few and the best.
 
@@ -37,7 +39,7 @@ class CheckpointEvery(Checkpoint):
     callback has ``writes_best`` (fine-tuning's does), ``best.ckpt`` is that one's, and is left alone here.
 
     Args:
-        dirpath: folder of the checkpoints.
+        run_dir: the run's folder; checkpoints lie in its folder ``checkpoints``.
         every_n_steps: optimizer steps between two.
         every_n_minutes: also save when this many minutes have passed since the last; None for never.
         keep: how many to keep, newest first; -1 for all.
@@ -51,24 +53,18 @@ class CheckpointEvery(Checkpoint):
 
     def __init__(
         self,
-        dirpath: str | Path,
-        every_n_steps: int = 1000,
-        every_n_minutes: float | None = 30.0,
-        keep: int = 2,
+        run_dir: str | Path,
+        every_n_steps: PositiveSteps = 1000,
+        every_n_minutes: PositiveFloat | None = 30.0,
+        keep: Annotated[int, Range(-1)] = 2,
         monitor: str | None = None,
         mode: Literal["max", "min"] = "max",
-        keep_best: int = 1,
+        keep_best: PositiveInt = 1,
     ) -> None:
         super().__init__()
-        if every_n_steps < 1:
-            raise ValueError(f"callbacks.checkpoint.every_n_steps={every_n_steps}: must be at least 1")
-        if keep == 0 or keep < -1:
-            raise ValueError(f"callbacks.checkpoint.keep={keep}: choose -1 (all) or at least 1")
-        if mode not in ("max", "min"):
-            raise ValueError(f"callbacks.checkpoint.mode={mode}: choose max or min")
-        if keep_best < 1:
-            raise ValueError(f"callbacks.checkpoint.keep_best={keep_best}: must be at least 1; monitor=null keeps none")
-        self.dirpath = Path(dirpath)
+        if keep == 0:
+            raise ValueError("callbacks.checkpoint.keep=0: choose -1 (all) or at least 1")
+        self.dirpath = Path(run_dir) / "checkpoints"
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.keep = keep

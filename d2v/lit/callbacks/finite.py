@@ -14,6 +14,7 @@ from torch import Tensor
 from d2v.errors import UserError
 from d2v.lit.module import TrainingModule
 from d2v.lit.steps import ends_step, is_logged
+from d2v.values import PositiveInt, PositiveSteps, buildable
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ class NotFinite(UserError, RuntimeError):
     """Too many steps in a row had no finite gradient; the message says what to do."""
 
 
+@buildable
 class SkippedSteps(L.Callback):
     """Writes the samples of skipped steps to ``skipped_steps_RANK.jsonl`` and stops a run that makes no others.
 
@@ -29,19 +31,15 @@ class SkippedSteps(L.Callback):
     steps, so that no step waits for it. The learning rate's schedule and the teacher go on meanwhile.
 
     Args:
-        dirpath: folder of the files; each process names the samples it had.
+        run_dir: folder of the files; each process names the samples it had.
         check_every_n_steps: optimizer steps between two looks.
         max_in_a_row: so many skipped steps in a row end the run.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
-    def __init__(self, dirpath: str | Path, check_every_n_steps: int = 10, max_in_a_row: int = 20) -> None:
-        for name, value in (("check_every_n_steps", check_every_n_steps), ("max_in_a_row", max_in_a_row)):
-            if value < 1:
-                raise ValueError(f"callbacks.finite.{name}={value}: must be at least 1")
-        self.dirpath = Path(dirpath)
+    def __init__(
+        self, run_dir: str | Path, check_every_n_steps: PositiveSteps = 10, max_in_a_row: PositiveInt = 20
+    ) -> None:
+        self.run_dir = Path(run_dir)
         self.check_every_n_steps = check_every_n_steps
         self.max_in_a_row = max_in_a_row
         self.num_skipped = 0
@@ -89,7 +87,7 @@ class SkippedSteps(L.Callback):
                 continue
             self.num_skipped += 1
             ids = torch.cat(sample_ids).tolist()
-            path = self.dirpath / f"skipped_steps_{trainer.global_rank}.jsonl"
+            path = self.run_dir / f"skipped_steps_{trainer.global_rank}.jsonl"
             with path.open("a") as file:
                 file.write(json.dumps({"step": step, "sample_ids": ids}) + "\n")
             log.warning(

@@ -18,6 +18,7 @@ from torch import Tensor
 from d2v.errors import UserError
 from d2v.eval.health import effective_rank, relative_spread
 from d2v.lit.steps import ends_step, is_logged
+from d2v.values import OpenFraction, PositiveInt, PositiveSteps, WindowSize, buildable
 
 
 class Collapse(UserError, RuntimeError):
@@ -30,6 +31,7 @@ _SUBJECTS = {
 }
 
 
+@buildable
 class HealthMonitor(L.Callback):
     """Logs ``train/{effective_rank,relative_spread}`` and stops a run that has collapsed.
 
@@ -53,11 +55,11 @@ class HealthMonitor(L.Callback):
 
     def __init__(
         self,
-        window: int = 512,
-        check_every_n_steps: int = 10,
-        min_spread: float | None = 0.2,
-        min_frontend_spread: float | None = 0.1,
-        patience: int = 3,
+        window: WindowSize = 512,
+        check_every_n_steps: PositiveSteps = 10,
+        min_spread: OpenFraction | None = 0.2,
+        min_frontend_spread: OpenFraction | None = 0.1,
+        patience: PositiveInt = 3,
     ) -> None:
         for name, value in (("window", window), ("check_every_n_steps", check_every_n_steps), ("patience", patience)):
             if value < 1:

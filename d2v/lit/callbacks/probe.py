@@ -15,8 +15,10 @@ from d2v.lit.data import PretrainDataModule
 from d2v.lit.pretrain import PretrainModule
 from d2v.lit.steps import ends_step
 from d2v.lit.strategies import FullyShardedStrategy, gathered
+from d2v.values import PositiveInt, PositiveSteps, buildable
 
 
+@buildable
 class OnlineKNN(L.Callback):
     """Logs ``probe/knn`` (0 to 1) every so many optimizer steps; rank 0 computes it and tells the others.
 
@@ -38,9 +40,9 @@ class OnlineKNN(L.Callback):
     def __init__(
         self,
         data: Any,
-        every_n_steps: int = 1000,
-        max_train: int = 5000,
-        max_val: int = 1000,
+        every_n_steps: PositiveSteps = 1000,
+        max_train: PositiveInt = 5000,
+        max_val: PositiveInt = 1000,
         batch_size: int = 256,
         layers: Layers = "last",
         pool: Pool = "mean",

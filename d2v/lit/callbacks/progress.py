@@ -13,8 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from d2v.lit.data import ResumableDataModule
 from d2v.lit.steps import ends_step, is_logged_step
+from d2v.values import buildable
 
 
+@buildable
 class Throughput(L.Callback):
     """Logs ``perf/{steps_per_s,samples_per_s,data_wait_fraction}`` since the last logged step, over all ranks.
 
@@ -57,6 +59,7 @@ def _total_wait_s(trainer: L.Trainer) -> float:
     return loader.wait_s if loader is not None else 0.0
 
 
+@buildable
 class ProgressReport(ProgressBar):
     """A bar on a terminal; elsewhere (a file, a pipe, a cluster's log) a line every logged step."""
 

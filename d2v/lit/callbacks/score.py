@@ -18,10 +18,12 @@ from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.lit.steps import ends_step
 from d2v.runs.checkpoints import BEST, find_damage
 from d2v.tasks.scoring import Diverged, judge, predict
+from d2v.values import PositiveInt, PositiveSteps, buildable
 
 log = logging.getLogger(__name__)
 
 
+@buildable
 class ScoreEvery(L.Callback):
     """Logs ``val/...``, keeps the checkpoint of the best score as ``best.ckpt``, stops when it stays away.
 
@@ -31,22 +33,17 @@ class ScoreEvery(L.Callback):
     written after the checkpoint that the run goes on from), the log says so, and the comparison starts anew.
 
     Args:
-        dirpath: folder of the checkpoint.
-        every_n_steps: optimizer steps between two scores; the last step is always scored.
+        run_dir: the run's folder; the best checkpoint lies in its folder ``checkpoints``.
+        every_n_steps: optimizer steps between two scores, the last of which is always scored; None: ten times a run.
         patience: stop after so many scores in a row that are not the best; None: never.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     writes_best: ClassVar[bool] = True  # and no other callback
 
-    def __init__(self, dirpath: str | Path, every_n_steps: int, patience: int | None = None) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"callbacks.score.every_n_steps={every_n_steps}: must be at least 1")
-        if patience is not None and patience < 1:
-            raise ValueError(f"callbacks.score.patience={patience}: must be at least 1, or null")
-        self.path = Path(dirpath) / BEST
+    def __init__(
+        self, run_dir: str | Path, every_n_steps: PositiveSteps | None = None, patience: PositiveInt | None = None
+    ) -> None:
+        self.path = Path(run_dir) / "checkpoints" / BEST
         self.every_n_steps = every_n_steps
         self.patience = patience
         self.best: float | None = None
@@ -90,7 +87,8 @@ class ScoreEvery(L.Callback):
     ) -> None:
         """Score if it is time."""
         step = trainer.global_step
-        if not ends_step(trainer, batch_idx) or (step % self.every_n_steps and step < trainer.max_steps):
+        every = self.every_n_steps or max(1, trainer.max_steps // 10)
+        if not ends_step(trainer, batch_idx) or (step % every and step < trainer.max_steps):
             return
         assert isinstance(pl_module, FinetuneModule)
         task = pl_module.task

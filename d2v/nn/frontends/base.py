@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from d2v.nn.tokens import gather_tokens
 from d2v.types import TokenMask
+from d2v.values import NumPrefixTokens, Rate, Width
 
 
 class Frontend(nn.Module):
@@ -37,10 +38,10 @@ class Frontend(nn.Module):
 
     def __init__(
         self,
-        embed_dim: int,
-        num_prefix_tokens: int = 0,
+        embed_dim: Width,
+        num_prefix_tokens: NumPrefixTokens = 0,
         input_norm: bool = True,
-        input_drop_rate: float = 0.0,
+        input_drop_rate: Rate = 0.0,
         mask_token: bool = False,
     ) -> None:
         super().__init__()

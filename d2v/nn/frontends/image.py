@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.positions import RelativePositionBias, sincos_2d
 from d2v.types import TokenMask
+from d2v.values import Channels, ImageSize, NumHeads, NumPrefixTokens, Width, buildable
 
 
+@buildable
 class ImageFrontend(Frontend):
     """Patch embedding with sine-cosine positions and one CLS token.
 
@@ -35,11 +37,11 @@ class ImageFrontend(Frontend):
 
     def __init__(
         self,
-        embed_dim: int,
-        img_size: int = 224,
-        patch_size: int = 16,
-        in_chans: int = 3,
-        num_prefix_tokens: int = 1,
+        embed_dim: Width,
+        img_size: ImageSize = 224,
+        patch_size: ImageSize = 16,
+        in_chans: Channels = 3,
+        num_prefix_tokens: NumPrefixTokens = 1,
         fixed_positions: bool = True,
         mask_token: bool = False,
     ) -> None:
@@ -92,6 +94,7 @@ class ImageFrontend(Frontend):
         return F.unfold(inputs, self.patch_size, stride=self.patch_size).transpose(1, 2)
 
 
+@buildable
 class BeitFrontend(ImageFrontend):
     """Patch embedding, CLS and mask token of data2vec 1.0, which is BEiT's (arXiv:2106.08254): no fixed positions.
 
@@ -110,11 +113,11 @@ class BeitFrontend(ImageFrontend):
 
     def __init__(
         self,
-        embed_dim: int,
-        num_heads: int,
-        img_size: int = 224,
-        patch_size: int = 16,
-        in_chans: int = 3,
+        embed_dim: Width,
+        num_heads: NumHeads,
+        img_size: ImageSize = 224,
+        patch_size: ImageSize = 16,
+        in_chans: Channels = 3,
         shared_bias: bool = True,
         mask_token: bool = True,
     ) -> None:

@@ -13,7 +13,6 @@ data2vec 1.0, "first") does that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -24,6 +23,7 @@ from d2v.nn.frontends.base import Frontend
 from d2v.nn.positions import ConvPositions, alibi_slopes
 from d2v.nn.tokens import gather_tokens
 from d2v.types import TokenMask, num_frames
+from d2v.values import ConvLayers, Depth, Epsilon, KernelSize, NumHeads, NumPrefixTokens, Rate, Width, buildable
 
 ZeroPadding = Literal["every", "first", "never"]
 
@@ -31,6 +31,7 @@ ZeroPadding = Literal["every", "first", "never"]
 CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
 
+@buildable
 class SpeechFrontend(Frontend):
     """Convolutional features, convolutional positions and ALiBi with a learned scale for every head.
 
@@ -61,18 +62,18 @@ class SpeechFrontend(Frontend):
 
     def __init__(
         self,
-        embed_dim: int,
-        num_heads: int,
-        conv_layers: Sequence[Sequence[int]] = CONV_LAYERS,
-        pos_depth: int = 5,
-        pos_kernel_size: int = 19,
-        pos_groups: int = 16,
+        embed_dim: Width,
+        num_heads: NumHeads,
+        conv_layers: ConvLayers = CONV_LAYERS,
+        pos_depth: Depth = 5,
+        pos_kernel_size: KernelSize = 19,
+        pos_groups: Width = 16,
         alibi: bool = True,
-        num_prefix_tokens: int = 0,
-        input_drop_rate: float = 0.0,
+        num_prefix_tokens: NumPrefixTokens = 0,
+        input_drop_rate: Rate = 0.0,
         zero_padding: ZeroPadding = "every",
         mask_token: bool = False,
-        norm_eps: float = 1e-5,
+        norm_eps: Epsilon = 1e-5,
     ) -> None:
         super().__init__(embed_dim, num_prefix_tokens, input_drop_rate=input_drop_rate, mask_token=mask_token)
         key = "model.encoder.frontends.speech"

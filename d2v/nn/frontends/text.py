@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from d2v.nn.frontends.base import Frontend
 from d2v.types import TokenMask
+from d2v.values import Count, Epsilon, NumPrefixTokens, PositiveFloat, Rate, VocabSize, Width, buildable
 
 
+@buildable
 class TextFrontend(Frontend):
     """Embeddings of token ids.
 
@@ -38,17 +40,17 @@ class TextFrontend(Frontend):
 
     def __init__(
         self,
-        embed_dim: int,
-        vocab_size: int,
-        max_positions: int = 512,
-        pad_id: int = 1,
-        drop_rate: float = 0.1,
-        token_init_std: float = 0.02,
-        pos_init_std: float = 0.02,
-        num_prefix_tokens: int = 0,
-        input_drop_rate: float = 0.0,
-        mask_id: int | None = None,
-        norm_eps: float = 1e-5,
+        embed_dim: Width,
+        vocab_size: VocabSize,
+        max_positions: VocabSize = 512,
+        pad_id: Count = 1,
+        drop_rate: Rate = 0.1,
+        token_init_std: PositiveFloat = 0.02,
+        pos_init_std: PositiveFloat = 0.02,
+        num_prefix_tokens: NumPrefixTokens = 0,
+        input_drop_rate: Rate = 0.0,
+        mask_id: Count | None = None,
+        norm_eps: Epsilon = 1e-5,
     ) -> None:
         super().__init__(embed_dim, num_prefix_tokens, input_norm=False, input_drop_rate=input_drop_rate)
         for name, token_id in (("pad_id", pad_id), ("mask_id", mask_id)):

@@ -1,0 +1,259 @@
+"""Keys of every command, with their types and ranges; a default of each is in conf/COMMAND.yaml and nowhere else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from d2v.interop.build import build, check_settings
+from d2v.lit.trainer import check_trainer
+from d2v.values import (
+    Count,
+    Fraction,
+    Node,
+    NodeOf,
+    PathStr,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    PositiveSteps,
+    Range,
+    Rate,
+    Seed,
+    Steps,
+    VocabSize,
+    parameters,
+)
+
+S = TypeVar("S")
+
+Auto = Literal["auto"]
+Network = Literal["student", "teacher"]
+Workers = Annotated[int, Range(0, 1024)]
+Threads = Annotated[int, Range(1, 4096)]
+BatchSize = Annotated[float, Range(1, 10**9)]  # seconds, or a whole number of samples: the data know
+Callbacks = Mapping[str, Annotated[Any, NodeOf(("run_dir", "data"))] | None]
+Schedule = Annotated[Any, NodeOf(("max_steps",))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """How a command uses the machine.
+
+    Attributes:
+        num_workers: processes that load data.
+        num_threads: compute threads of this process.
+    """
+
+    num_workers: Auto | Workers
+    num_threads: Auto | Threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Machine):
+    """Keys that pretraining and fine-tuning share; conf/pretrain.yaml says what they mean."""
+
+    data: Node = None  # fine-tuning fills it in from the checkpoint
+    optim: Node
+    schedule: Schedule
+    trainer: Mapping[str, Any]
+    callbacks: Callbacks
+    logger: Callbacks
+    seed: Seed
+    global_batch_size: BatchSize
+    micro_batch_size: BatchSize | None
+    compile: bool
+    activation_checkpointing: bool
+    resume: PathStr | None
+    output_dir: PathStr
+    name: str | None
+    run_dir: PathStr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Training):
+    """Keys of ``d2v pretrain``."""
+
+    model: Node
+    mask: Node
+    ema: Node
+    init_from: PathStr | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Settings of an encoder that may be others than in pretraining."""
+
+    drop_rate: Rate | None = None
+    attn_drop_rate: Rate | None = None
+    mlp_drop_rate: Rate | None = None
+    post_mlp_drop_rate: Rate | None = None
+    drop_path_rate: Rate | None = None
+    layer_drop_rate: Rate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Several fine-tuning runs."""
+
+    tasks: list[str] | None
+    lrs: list[PositiveFloat] | None
+    seeds: list[Seed] | None
+    report: Literal["mean", "median"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Training):
+    """Keys of ``d2v finetune``; conf/finetune.yaml says what they mean."""
+
+    model: Node = None
+    task: Annotated[Any, NodeOf(("labels",))]
+    task_name: str
+    head: Annotated[Any, NodeOf(("embed_dim", "num_outputs"))]
+    encoder: Encoder
+    labels: Mapping[str, Any]
+    feature_mask: Node
+    decoder: Annotated[Any, NodeOf(("letters",))] = None
+    checkpoint: PathStr | None
+    network: Network
+    train_frontend: bool
+    freeze_steps: Steps
+    ema_decay: Fraction | None
+    label_seed: Seed | None
+    label_fraction: PositiveFraction = 1.0
+    epochs: Annotated[float, Range(0, 10**6, above=True)] | None
+    sweep: Sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What is probed, and how; conf/probe/all.yaml says what the keys mean."""
+
+    knn: bool
+    linear: bool
+    ctc: bool
+    layers: Literal["last", "average", "concat"] | Count
+    pool: Literal["mean", "mean_std", "cls"]
+    k: PositiveInt
+    temperature: PositiveFloat
+    c_grid: list[PositiveFloat]
+    ctc_epochs: PositiveSteps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Machine):
+    """Keys of ``d2v evaluate``; conf/evaluate.yaml says what they mean."""
+
+    probe: Probe
+    data: Node = None
+    decoder: Annotated[Any, NodeOf(("letters",))] = None
+    checkpoint: PathStr
+    network: Network
+    seed: Seed
+    batch_size: Auto | PositiveInt
+    precision: Literal["auto", "32-true", "bf16-mixed"]
+    baselines: bool
+    output_dir: PathStr
+    name: str | None
+    run_dir: PathStr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extract(Machine):
+    """Keys of ``d2v extract``; conf/extract.yaml says what they mean."""
+
+    data: Node = None
+    checkpoint: PathStr
+    output: PathStr
+    network: Network
+    split: Literal["auto", "train", "val"]
+    layers: Literal["last", "average", "concat", "all"] | Count
+    pool: Literal["mean", "mean_std", "cls", "none"]
+    batch_size: Auto | PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Keys of ``d2v export``; conf/export.yaml says what they mean."""
+
+    checkpoint: PathStr
+    output: PathStr
+    format: Literal["safetensors", "huggingface", "onnx", "fairseq"]
+    network: Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Keys of ``d2v import``."""
+
+    checkpoint: PathStr
+    output: PathStr
+    network: Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Keys of ``d2v info``."""
+
+    checkpoint: PathStr | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Keys of ``d2v tokenizer train``."""
+
+    files: PathStr
+    output: PathStr
+    vocab_size: VocabSize
+    document: Literal["line", "file"]
+
+
+def plain(cfg: DictConfig, *, without: Iterable[str] = ()) -> dict[str, Any]:
+    """Return a configuration as plain containers, with every reference resolved.
+
+    Args:
+        cfg: as composed.
+        without: keys to leave out, whose references cannot be resolved yet.
+
+    Raises:
+        MissingMandatoryValue: a value is missing.
+    """
+    return {str(key): plain_value(cfg[key]) for key in cfg if key not in set(without)}
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value of a configuration as plain containers, with every reference resolved."""
+    is_config = OmegaConf.is_config(value)
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if is_config else value
+
+
+def checked(schema: type[S], settings: Mapping[str, Any], key: str = "") -> S:
+    """Return the user's own words as a command's settings, after a check of all types and ranges.
+
+    Raises:
+        ValueError: naming the first key that does not fit, its value, and what would.
+    """
+    check_settings(schema, settings, key, trusted=True)
+    if isinstance(settings.get("trainer"), Mapping):
+        check_trainer(settings["trainer"])
+    known, settings = parameters(schema), copy.deepcopy(dict(settings))  # the commands fill in some values
+    return schema(
+        **{
+            name: known[name].annotation(**value) if is_dataclass(known[name].annotation) else value
+            for name, value in settings.items()
+        }
+    )
+
+
+def build_each(nodes: Mapping[str, Any], key: str, given: Mapping[str, Any]) -> list[Any]:
+    """Return what the nodes describe, in their order; null stands for nothing."""
+    return [build(node, given, key=f"{key}.{name}", trusted=True) for name, node in nodes.items() if node is not None]
+
+
+def built(node: DictConfig, **given: Any) -> Any:
+    """Return what a part of a composed configuration describes, for scripts and notebooks."""
+    return build(plain_value(node), given, trusted=True)

@@ -1,0 +1,197 @@
+"""From configuration nodes to objects: what a node may name, the check of its arguments, and the call.
+
+A node is a mapping with ``_target_``, the dotted name of a class or function; its other keys are the arguments, nodes
+themselves or plain values. Nodes come from two places. A user's own words (the command line, Python) may name whatever
+can be imported. A file (a checkpoint, an export, a run that is resumed) may name only what carries the mark
+:func:`d2v.values.buildable`, in d2v or in a package that the user trusts by ``D2V_TRUST``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from d2v.values import NodeOf, check_arguments, is_buildable, parameters, returned_by, shown, unwrapped
+
+TRUST = "D2V_TRUST"  # names of packages whose marked classes may be built from a file too, separated by commas
+
+# Parts of d2v that hold marked classes; a file's words import nothing else.
+_PARTS = ("data", "eval", "lit", "models", "nn", "objective", "tasks")
+_MAX_DEPTH = 40  # of nested nodes
+
+
+def build(node: Any, given: Mapping[str, Any] | None = None, *, key: str = "", trusted: bool = False) -> Any:
+    """Check what a configuration node describes, and then make it.
+
+    Args:
+        node: plain containers. ``_partial_: true`` gives a function that waits for more arguments.
+        given: arguments that the caller fills in, wherever a target takes one of that name.
+        key: where the node stands, for messages.
+        trusted: whether the node is the user's own words, and no file's.
+
+    Raises:
+        ValueError: a target that may not or cannot be named, or an argument that does not fit.
+    """
+    check_node(node, key=key, trusted=trusted, given=given or {})
+    return _build(node, given or {}, trusted)
+
+
+def check_node(
+    node: Any, wanted: Any = Any, *, key: str = "", trusted: bool = False, given: Mapping[str, Any] | None = None
+) -> None:
+    """Raise ValueError unless :func:`build` can make what a node describes; nothing is built.
+
+    Args:
+        node: plain containers.
+        wanted: class of what it has to describe.
+        key: where it stands.
+        trusted: as for :func:`build`.
+        given: likewise.
+    """
+    _check(node, wanted, key, trusted, given or {}, 0)
+
+
+def check_settings(schema: Any, settings: Mapping[str, Any], key: str = "", *, trusted: bool = False) -> None:
+    """Raise ValueError, naming key, value and fix, unless a whole configuration is what a command takes.
+
+    Args:
+        schema: a dataclass: the command's keys, annotated.
+        settings: plain containers.
+        key: where they stand.
+        trusted: as for :func:`build`.
+    """
+
+    def inner(value: Any, wanted: Any, inner_key: str) -> None:
+        _check(value, wanted, inner_key, trusted, {}, 0)
+
+    check_arguments(schema, settings, key, inner)
+
+
+def _check(node: Any, wanted: Any, key: str, trusted: bool, given: Mapping[str, Any], depth: int) -> None:
+    wanted, marks = unwrapped(wanted)
+    given = {**given, **{name: None for mark in marks if isinstance(mark, NodeOf) for name in mark.given}}
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"{key}: nested more than {_MAX_DEPTH} deep")
+    if isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            _check(value, Any, f"{key}[{i}]", trusted, given, depth + 1)
+    if not isinstance(node, Mapping):
+        return
+    for name in node:
+        if not isinstance(name, str):
+            raise ValueError(f"{key}: the key {name!r} is no text")
+    if "_target_" not in node:
+        for name, value in node.items():
+            _check(value, Any, f"{key}.{name}" if key else name, trusted, given, depth + 1)
+        return
+    target = _located(node["_target_"], key, trusted)
+    partial = node.get("_partial_", False)
+    if not isinstance(partial, bool):
+        raise ValueError(f"{key}._partial_={shown(partial)}: give true or false")
+    if not partial and not _may_be(returned_by(target), wanted):
+        raise ValueError(f"{key}._target_={node['_target_']}: makes no {wanted.__name__}; name a class that does")
+    arguments = {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}
+
+    def inner(value: Any, wanted: Any, inner_key: str) -> None:
+        _check(value, wanted, inner_key, trusted, given, depth + 1)
+
+    filled = given.keys() & parameters(target).keys()
+    check_arguments(target, arguments, key, inner, filled=filled, partial=partial)
+
+
+def _may_be(made: Any, wanted: Any) -> bool:
+    """Return False if what a call makes is surely not of the class that is wanted."""
+    if Any in (made, wanted) or not isinstance(made, type) or not isinstance(wanted, type):
+        return True
+    return getattr(wanted, "_is_protocol", False) or issubclass(made, wanted)
+
+
+def _build(node: Any, given: Mapping[str, Any], trusted: bool) -> Any:
+    if isinstance(node, list | tuple):
+        return [_build(value, given, trusted) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    values = {
+        name: _build(value, given, trusted) for name, value in node.items() if name not in ("_target_", "_partial_")
+    }
+    if "_target_" not in node:
+        return values
+    target = _located(node["_target_"], "", trusted)
+    values |= {name: value for name, value in given.items() if name in parameters(target)}
+    return functools.partial(target, **values) if node.get("_partial_", False) else target(**values)
+
+
+def _located(target: Any, key: str, trusted: bool) -> Any:
+    where = f"{key}._target_" if key else "_target_"
+    if not isinstance(target, str):
+        raise ValueError(f"{where}={shown(target)}: give the dotted name of a class")
+    return part_named(target, where) if trusted else part_of(target, where)
+
+
+def part_named(target: str, where: str = "_target_") -> Any:
+    """Return whatever can be imported and called: the user said so.
+
+    Raises:
+        ValueError: there is nothing of that name.
+    """
+    try:
+        part = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where}={target}: cannot be imported ({error}); correct the name") from error
+    if not callable(part):
+        raise ValueError(f"{where}={target}: is no class or function")
+    return part
+
+
+def part_of(target: str, where: str = "_target_") -> Any:
+    """Return the marked class or function that a file names, if it is where it says it is.
+
+    Raises:
+        ValueError: it carries no mark of its own, or is in no package that a file may name.
+    """
+    module, _, name = target.rpartition(".")
+    package = module.partition(".")[0]
+    trusted = [package.strip() for package in os.environ.get(TRUST, "").split(",") if package.strip()]
+    ours = package == "d2v" and module.partition(".")[2].partition(".")[0] in _PARTS
+    part = None
+    if all(piece.isidentifier() for piece in target.split(".")) and (ours or package in trusted):
+        try:
+            part = vars(importlib.import_module(module)).get(name)
+        except ImportError:
+            part = None
+    at_home = getattr(part, "__module__", None) == module and getattr(part, "__qualname__", None) == name
+    if part is not None and at_home and is_buildable(part):
+        return part
+    if package in trusted:
+        fix = f"; mark the class in {module} with @d2v.buildable"
+    elif package.isidentifier() and package != "d2v":
+        fix = f"; if {package} is a package of yours, mark the class with @d2v.buildable and set {TRUST}={package}"
+    else:
+        fix = ""
+    raise ValueError(f"{where}={shown(target)}: refused: a file may name only what is marked as buildable{fix}")
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict in which every name and shape fits.
+
+    Raises:
+        ValueError: naming what is missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"left over {name}" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, the model {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        listed = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise ValueError(f"the weights do not fit the model ({len(problems)} differences):\n  {listed}")
+    module.load_state_dict(dict(state))
