@@ -13,10 +13,11 @@ _LAZY = {
     "Data2Vec2": "d2v.models.data2vec2",
     "Encoder": "d2v.nn.encoder",
     "TokenMask": "d2v.types",
+    "buildable": "d2v.values",
     "load_encoder": "d2v.interop.doors",
 }
 
-__all__ = ["Batch", "Data2Vec", "Data2Vec2", "Encoder", "TokenMask", "__version__", "load_encoder"]
+__all__ = ["Batch", "Data2Vec", "Data2Vec2", "Encoder", "TokenMask", "__version__", "buildable", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from d2v.data.audio_sources import AudioClips, prompt_clips, read_prompt
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples, Sample, labels_of, skipped_in
 from d2v.types import Batch
+from d2v.values import buildable
 
 
 class SpokenPrompts(AudioClips):
@@ -65,6 +66,7 @@ class EvalCollate:
         )
 
 
+@buildable
 class SpectrogramData(EqualSamples):
     """Spectrograms of ``num_steps`` times 10 ms, and how they become batches."""
 

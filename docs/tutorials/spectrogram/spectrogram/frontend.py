@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.positions import sincos_2d
+from d2v.values import buildable
 
 
+@buildable
 class SpectrogramFrontend(Frontend):
     """(B, time, mels) spectrograms to one token a patch of ``patch_size`` x ``patch_size``.
 

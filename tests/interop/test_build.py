@@ -1,0 +1,190 @@
+"""What a file may name is marked, and there is one list of it; arguments are checked before anything is called."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import d2v
+from d2v.interop.build import build, check_node, part_of
+from d2v.values import is_buildable
+
+# All that a checkpoint, an export or a run may name. Add a name here only with the mark's own rule in mind
+# (d2v.values.buildable): nothing listed here may write, execute or import what its arguments name.
+MARKED = {
+    "d2v.data.augment": {"ImageAugment"},
+    "d2v.data.glue": {"glue"},
+    "d2v.data.images": {"hf_images", "image_folder", "imagenet", "samples"},
+    "d2v.data.speech": {"audio_folder", "audio_manifest", "hf_audio", "librispeech", "samples_speech"},
+    "d2v.data.texts": {"hf_text", "samples_text", "text_files"},
+    "d2v.eval.beam": {"BeamDecoder"},
+    "d2v.lit.callbacks.checkpoint": {"CheckpointEvery"},
+    "d2v.lit.callbacks.finite": {"SkippedSteps"},
+    "d2v.lit.callbacks.health": {"HealthMonitor"},
+    "d2v.lit.callbacks.probe": {"OnlineKNN"},
+    "d2v.lit.callbacks.progress": {"ProgressReport", "Throughput"},
+    "d2v.lit.callbacks.score": {"ScoreEvery"},
+    "d2v.lit.loggers": {"CSVLogger", "tensorboard_logger", "wandb_logger"},
+    "d2v.lit.optim": {"adamw"},
+    "d2v.models.data2vec": {"Data2Vec", "RegressionHead"},
+    "d2v.models.data2vec2": {"Data2Vec2"},
+    "d2v.models.heads": {"FeatureMask", "FinetunedModel", "FirstTokenHead", "FrameHead", "MeanPoolHead"},
+    "d2v.models.mae": {"MaskedAutoencoder"},
+    "d2v.nn.decoders": {"ConvDecoder1d", "ConvDecoder2d", "PixelDecoder"},
+    "d2v.nn.encoder": {"Encoder"},
+    "d2v.nn.frontends.image": {"BeitFrontend", "ImageFrontend"},
+    "d2v.nn.frontends.speech": {"SpeechFrontend"},
+    "d2v.nn.frontends.text": {"TextFrontend"},
+    "d2v.objective.masking": {"BlockMask", "InverseBlockMask", "RandomMask", "SpanMask"},
+    "d2v.objective.schedules": {"cosine", "ema_decay", "tri_stage", "warmup_cosine", "warmup_linear"},
+    "d2v.tasks.classification": {"Classification", "Regression"},
+    "d2v.tasks.transcription": {"Transcription"},
+}
+
+
+def test_the_list_of_what_a_file_may_name() -> None:
+    found: dict[str, set[str]] = {}
+    for info in pkgutil.walk_packages(d2v.__path__, "d2v."):
+        if info.name == "d2v.interop.auto" or info.name.startswith(("d2v.conf", "d2v.interop.remote")):
+            continue  # they need transformers, and no file's words reach them
+        module = importlib.import_module(info.name)
+        for name, part in vars(module).items():
+            if getattr(part, "__module__", None) == info.name and is_buildable(part):
+                found.setdefault(info.name, set()).add(name)
+    assert found == MARKED
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system", "builtins.eval", "torch.utils.collect_env.run", "d2v.data.text_blocks._write",
+        "d2v.data.text_blocks.cache_dir", "d2v.data.texts.text_files.__call__", "d2v.nn.encoder.Batch",
+        "d2v.data.images.ImageData", "d2v.nn.encoder.torch", "d2v.cli.main.main", "d2v.interop.build.build",
+        "d2v.models.data2vec2.SelfDistillation", "d2v.models.distillation.SelfDistillation", "d2v.nn.block.Block",
+        "d2v", "d2v.nn", "", ".", "d2v..nn", "d2v.nn.encoder.Encoder ", "d2v.nn.encoder.Encoder.__init__",
+        "d2v.data.__builtins__", "subprocess.Popen", "d2v.lit.data.Any",
+    ],
+)  # fmt: skip
+def test_a_file_names_nothing_else(target: str) -> None:
+    with pytest.raises(ValueError, match=r"_target_=.*refused: a file may name only what is marked as buildable"):
+        part_of(target)
+
+
+@pytest.mark.parametrize("target", [3, None, ["d2v.nn.encoder.Encoder"], {"_target_": "os.system"}], ids=str)
+def test_a_target_is_a_text(target: Any) -> None:
+    with pytest.raises(ValueError, match=r"_target_=.*: give the dotted name of a class"):
+        build({"_target_": target})
+
+
+HEAD = {"_target_": "d2v.models.heads.FrameHead", "embed_dim": 8, "num_outputs": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dim": "8"}, "head.embed_dim=8: give a whole number from 1 to"),
+        ({"drop_rate": float("nan")}, "head.drop_rate=nan: give a number of at least 0 and below 1, finite"),
+        ({"drop_rate": {"_target_": "os.system", "command": "true"}}, "head.drop_rate=.*: give a number"),
+        ({"_args_": ["true"]}, "head._args_: FrameHead has no such setting"),
+        ({"_convert_": "all"}, "head._convert_: FrameHead has no such setting"),
+        ({"_partial_": "yes"}, "head._partial_=yes: give true or false"),
+        ({"embed_dim": 10**12}, "head.embed_dim=1000000000000: give a whole number from 1 to 131072"),
+    ],
+)
+def test_arguments_of_a_file_are_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build({**HEAD, **changes}, key="head")
+
+
+def test_nodes_within_lists_and_mappings_are_checked_too() -> None:
+    evil = {"_target_": "os.system", "command": "true"}
+    for node in ([evil], {"a": {"b": [evil]}}, {**HEAD, "drop_rate": [evil]}):
+        with pytest.raises(ValueError, match="refused|give a number"):
+            build(node)
+
+
+def test_nothing_is_built_before_all_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from d2v.models import heads
+
+    built: list[str] = []
+    monkeypatch.setattr(heads.FeatureMask, "__init__", lambda self: built.append("mask"))
+    node = {"a": {"_target_": "d2v.models.heads.FeatureMask"}, "b": {"_target_": "os.system"}}
+    with pytest.raises(ValueError, match="b._target_=os.system: refused"):
+        build(node)
+    assert built == []
+
+
+def test_references_stay_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "42")
+    assert build({"a": "${oc.env:SECRET}", "b": ["${c}"]}) == {"a": "${oc.env:SECRET}", "b": ["${c}"]}
+
+
+def test_what_is_made_must_fit_where_it_goes() -> None:
+    node = {
+        "_target_": "d2v.models.heads.FinetunedModel",
+        "encoder": {"_target_": "d2v.models.heads.FeatureMask"},
+        "head": HEAD,
+    }
+    with pytest.raises(ValueError, match="model.encoder._target_=.*FeatureMask: makes no Encoder"):
+        check_node(node, key="model")
+
+
+def test_given_arguments_are_filled_in_and_nobody_else_gives_them() -> None:
+    head = build({"_target_": "d2v.models.heads.FrameHead", "num_outputs": 3}, {"embed_dim": 8, "other": 1})
+    assert head.proj.in_features == 8
+    with pytest.raises(ValueError, match="embed_dim=8: is filled in by d2v"):
+        build(HEAD, {"embed_dim": 8})
+
+
+def test_partial_nodes_wait_for_the_rest() -> None:
+    schedule = build(
+        {"_target_": "d2v.objective.schedules.warmup_cosine", "_partial_": True, "warmup_steps": 2}, {"max_steps": 4}
+    )
+    assert schedule(1) == 0.5
+
+
+PACKAGE = """
+import d2v
+
+@d2v.buildable
+class Marked:
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+class Plain:
+    pass
+
+Alias = Marked
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "parts_of_mine.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "parts_of_mine", raising=False)
+    return "parts_of_mine"
+
+
+def test_packages_of_the_users_must_be_trusted_and_marked(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=f"refused.*set D2V_TRUST={package}"):
+        build({"_target_": f"{package}.Marked"})
+    assert package not in sys.modules  # nor was it imported
+    monkeypatch.setenv("D2V_TRUST", f"other, {package}")
+    assert build({"_target_": f"{package}.Marked", "size": 3}).size == 3
+    for name in ("Plain", "Alias", "d2v"):
+        with pytest.raises(ValueError, match=r"refused.*mark the class in parts_of_mine with @d2v.buildable"):
+            build({"_target_": f"{package}.{name}"})
+
+
+def test_the_users_own_words_name_anything_that_can_be_called() -> None:
+    assert build({"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}, trusted=True) * 2 == 1
+    with pytest.raises(ValueError, match="data._target_=no.such.thing: cannot be imported"):
+        build({"_target_": "no.such.thing"}, key="data", trusted=True)
+    with pytest.raises(ValueError, match="_target_=math.pi: is no class or function"):
+        build({"_target_": "math.pi"}, trusted=True)

@@ -1,0 +1,149 @@
+"""Values are checked against annotations: types, ranges, finite numbers, choices, lists, unknown and missing names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from d2v import values
+from d2v.values import (
+    ConvLayers,
+    Count,
+    CropScale,
+    Fraction,
+    Length,
+    Name,
+    PathStr,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Rate,
+    check,
+    check_arguments,
+    describe,
+    is_path,
+)
+
+NAN, INF = float("nan"), float("inf")
+
+GOOD: list[tuple[Any, Any]] = [
+    (3, int), (3, float), (2.5, float), (True, bool), ("a", str), (None, int | None), (0, Count), (1.0, Fraction),
+    (0.0, Fraction), (0.999, Rate), ([0.2, 1.0], CropScale), ([[8, 3, 2]], ConvLayers), ([], Sequence[float]),
+    ("auto", Literal["auto"] | PositiveInt), (4, Literal["auto"] | PositiveInt), ({"a": 1.0}, Mapping[str, float]),
+    ("x", PathStr), (["a", "b"], Sequence[str] | str), ("a", Sequence[str] | str), ((1, 2), Sequence[int]),
+    (10**30, float),
+]  # fmt: skip
+BAD: list[tuple[Any, Any, str]] = [
+    (True, int, "k=true: give a whole number"),
+    (1.5, int, "k=1.5: give a whole number"),
+    ("3", float, "k=3: give a number"),
+    (NAN, float, "k=nan: give a number, finite"),
+    (INF, PositiveFloat, "k=inf: give a number above 0, finite"),
+    (-INF, float, "finite"),
+    (-1, Count, "k=-1: give a whole number of at least 0"),
+    (0.0, PositiveFloat, "k=0.0: give a number above 0"),
+    (1.0, Rate, "k=1.0: give a number of at least 0 and below 1"),
+    (1.1, Fraction, "k=1.1: give a number from 0 to 1"),
+    (1, bool, "k=1: give true or false"),
+    ("maybe", bool, "k=maybe: give true or false"),
+    (None, int, "k=null: give a whole number"),
+    ("", PathStr, "k=: give a path"),
+    (" ", Name, "k= : give a text"),
+    ("a\0b", str, "give a text"),
+    (3, str, "k=3: give a text"),
+    ("autoo", Literal["auto", "none"], "k=autoo: give one of auto, none; did you mean auto?"),
+    (0, Literal["auto"] | PositiveInt, "k=0: give auto or a whole number of at least 1"),
+    (0.5, Sequence[float], "k=0.5: give a list, each a number"),
+    ([0.1, NAN], Sequence[float], r"k\[1\]=nan: give a number, finite"),
+    ([0.1, NAN], Sequence[float] | None, r"k\[1\]=nan: give a number, finite"),
+    ([0.2], CropScale, r"k=\[0.2\]: give a list of 2"),
+    ([0.0, 1.0], CropScale, r"k\[0\]=0.0: give a number above 0 and at most 1"),
+    ([[8, 3]], ConvLayers, r"k\[0\]=\[8, 3\]: give a list of 3"),
+    ([], ConvLayers, "of 1 to 64 elements"),
+    ({"a": "b"}, Mapping[str, float], "k.a=b: give a number"),
+    ({"_target_": "a.b"}, float, "give a number"),
+    ({"_target_": "a.b"}, str, "give a text"),
+]
+
+
+@pytest.mark.parametrize(("value", "annotation"), GOOD, ids=str)
+def test_what_fits_passes(value: Any, annotation: Any) -> None:
+    check(value, annotation, "k")
+
+
+@pytest.mark.parametrize(("value", "annotation", "message"), BAD, ids=str)
+def test_what_does_not_fit_is_named_with_the_fix(value: Any, annotation: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(value, annotation, "k")
+
+
+def test_nesting_is_bounded() -> None:
+    deep: Any = []
+    for _ in range(2000):
+        deep = [deep]
+    annotation: Any = Any
+    for _ in range(60):
+        annotation = Sequence[annotation]
+    with pytest.raises(ValueError, match="nested more than"):
+        check(deep, annotation, "k")
+
+
+@dataclass
+class _Inner:
+    depth: PositiveInt
+    drop: Rate = 0.0
+
+
+def _call(a: PositiveInt, b: float = 1.0, inner: _Inner | None = None) -> None:
+    """A target."""
+
+
+def _arguments(**given: Any) -> None:
+    check_arguments(_call, given, "model", lambda value, wanted, key: None, filled={"run_dir"})
+
+
+def test_arguments_are_checked_by_name() -> None:
+    _arguments(a=1, inner={"depth": 2})
+    with pytest.raises(ValueError, match="model.a: a value is missing; give model.a=VALUE"):
+        _arguments(b=2.0)
+    with pytest.raises(ValueError, match=r"unknown key model.inner.dept: did you mean model.inner.depth\?"):
+        _arguments(a=1, inner={"dept": 2})
+    with pytest.raises(ValueError, match="model.inner.drop=1: give a number of at least 0 and below 1"):
+        _arguments(a=1, inner={"depth": 2, "drop": 1})
+    with pytest.raises(ValueError, match="model.colour: _call has no such setting .it has a, b, inner.: leave it out"):
+        _arguments(a=1, colour=2)
+    with pytest.raises(ValueError, match="model.run_dir=/tmp/x: is filled in by d2v; leave it out"):
+        _arguments(a=1, run_dir="/tmp/x")
+
+
+def test_ranges_say_what_they_hold() -> None:
+    assert [str(r) for r in (Range(1), Range(0, above=True), Range(0, 1), Range(0, 1, below=True), Range(high=3))] == [
+        "of at least 1", "above 0", "from 0 to 1", "of at least 0 and below 1", "at most 3",
+    ]  # fmt: skip
+    assert not Range(0, 1).holds(NAN)
+    assert describe(Literal["a"] | None) == "a or null"
+    assert Length(2, 3).high == 3
+
+
+def test_paths_are_known_by_their_annotation() -> None:
+    assert is_path(PathStr)
+    assert is_path(PathStr | None)
+    assert is_path(Sequence[PathStr])
+    assert not is_path(str | None)
+    assert not is_path(Literal["auto"])
+
+
+def test_a_mark_is_not_inherited() -> None:
+    @values.buildable
+    class Parent:
+        pass
+
+    class Child(Parent):
+        pass
+
+    assert values.is_buildable(Parent)
+    assert not values.is_buildable(Child)
+    assert not values.is_buildable(3)
