@@ -158,7 +158,9 @@ def check(
         raise ValueError(f"{key}: nested more than {_MAX_DEPTH} deep; flatten it")
     problem = _problem(value, annotation, key, check_node, depth)
     if problem is not None:
-        raise ValueError(f"{key}={shown(value)}: give {describe(annotation)}{problem}")
+        wanted = describe(annotation)
+        verb = "choose" if wanted.startswith("one of ") else "give"
+        raise ValueError(f"{key}={shown(value)}: {verb} {wanted}{problem}")
 
 
 def unwrapped(annotation: Any) -> tuple[Any, tuple[Any, ...]]:

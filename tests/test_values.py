@@ -54,7 +54,7 @@ BAD: list[tuple[Any, Any, str]] = [
     (" ", Name, "k= : give a text"),
     ("a\0b", str, "give a text"),
     (3, str, "k=3: give a text"),
-    ("autoo", Literal["auto", "none"], "k=autoo: give one of auto, none; did you mean auto?"),
+    ("autoo", Literal["auto", "none"], "k=autoo: choose one of auto, none; did you mean auto?"),
     (0, Literal["auto"] | PositiveInt, "k=0: give auto or a whole number of at least 1"),
     (0.5, Sequence[float], "k=0.5: give a list, each a number"),
     ([0.1, NAN], Sequence[float], r"k\[1\]=nan: give a number, finite"),
