@@ -14,7 +14,7 @@ FILES = sorted((REPO / "d2v").rglob("*.py"))
 SCRIPTS = {path.stem for path in (REPO / "scripts").glob("*.py")} | {"scripts", "tests", "conf"}
 
 READING = ("bounds", "patterns")  # of what others wrote
-# Layer -> the parts of d2v it may import, by prefix; every layer may import itself, d2v.version, d2v.errors and d2v.values.
+# Layer -> the parts of d2v it may import, by prefix; every layer may import itself, and version, errors and values.
 LAYERS: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "version": (),

@@ -87,7 +87,7 @@ def test_nesting_is_bounded() -> None:
     annotation: Any = Any
     for _ in range(60):
         annotation = Sequence[annotation]
-    with pytest.raises(ValueError, match="nested more than"):
+    with pytest.raises(ValueError, match=r"nested more than"):
         check(deep, annotation, "k")
 
 
@@ -107,15 +107,15 @@ def _arguments(**given: Any) -> None:
 
 def test_arguments_are_checked_by_name() -> None:
     _arguments(a=1, inner={"depth": 2})
-    with pytest.raises(ValueError, match="model.a: a value is missing; give model.a=VALUE"):
+    with pytest.raises(ValueError, match=r"model.a: a value is missing; give model.a=VALUE"):
         _arguments(b=2.0)
     with pytest.raises(ValueError, match=r"unknown key model.inner.dept: did you mean model.inner.depth\?"):
         _arguments(a=1, inner={"dept": 2})
-    with pytest.raises(ValueError, match="model.inner.drop=1: give a number of at least 0 and below 1"):
+    with pytest.raises(ValueError, match=r"model.inner.drop=1: give a number of at least 0 and below 1"):
         _arguments(a=1, inner={"depth": 2, "drop": 1})
-    with pytest.raises(ValueError, match="model.colour: _call has no such setting .it has a, b, inner.: leave it out"):
+    with pytest.raises(ValueError, match=r"model.colour: _call has no such setting .it has a, b, inner.: leave it out"):
         _arguments(a=1, colour=2)
-    with pytest.raises(ValueError, match="model.run_dir=/tmp/x: is filled in by d2v; leave it out"):
+    with pytest.raises(ValueError, match=r"model.run_dir=/tmp/x: is filled in by d2v; leave it out"):
         _arguments(a=1, run_dir="/tmp/x")
 
 

@@ -104,7 +104,7 @@ def test_arguments_of_a_file_are_checked(changes: dict[str, Any], message: str) 
 def test_nodes_within_lists_and_mappings_are_checked_too() -> None:
     evil = {"_target_": "os.system", "command": "true"}
     for node in ([evil], {"a": {"b": [evil]}}, {**HEAD, "drop_rate": [evil]}):
-        with pytest.raises(ValueError, match="refused|give a number"):
+        with pytest.raises(ValueError, match=r"refused|give a number"):
             build(node)
 
 
@@ -114,7 +114,7 @@ def test_nothing_is_built_before_all_is_checked(monkeypatch: pytest.MonkeyPatch)
     built: list[str] = []
     monkeypatch.setattr(heads.FeatureMask, "__init__", lambda self: built.append("mask"))
     node = {"a": {"_target_": "d2v.models.heads.FeatureMask"}, "b": {"_target_": "os.system"}}
-    with pytest.raises(ValueError, match="b._target_=os.system: refused"):
+    with pytest.raises(ValueError, match=r"b._target_=os.system: refused"):
         build(node)
     assert built == []
 
@@ -130,14 +130,14 @@ def test_what_is_made_must_fit_where_it_goes() -> None:
         "encoder": {"_target_": "d2v.models.heads.FeatureMask"},
         "head": HEAD,
     }
-    with pytest.raises(ValueError, match="model.encoder._target_=.*FeatureMask: makes no Encoder"):
+    with pytest.raises(ValueError, match=r"model.encoder._target_=.*FeatureMask: makes no Encoder"):
         check_node(node, key="model")
 
 
 def test_given_arguments_are_filled_in_and_nobody_else_gives_them() -> None:
     head = build({"_target_": "d2v.models.heads.FrameHead", "num_outputs": 3}, {"embed_dim": 8, "other": 1})
     assert head.proj.in_features == 8
-    with pytest.raises(ValueError, match="embed_dim=8: is filled in by d2v"):
+    with pytest.raises(ValueError, match=r"embed_dim=8: is filled in by d2v"):
         build(HEAD, {"embed_dim": 8})
 
 
@@ -172,7 +172,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_packages_of_the_users_must_be_trusted_and_marked(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=f"refused.*set D2V_TRUST={package}"):
+    with pytest.raises(ValueError, match=rf"refused.*set D2V_TRUST={package}"):
         build({"_target_": f"{package}.Marked"})
     assert package not in sys.modules  # nor was it imported
     monkeypatch.setenv("D2V_TRUST", f"other, {package}")
@@ -184,7 +184,7 @@ def test_packages_of_the_users_must_be_trusted_and_marked(package: str, monkeypa
 
 def test_the_users_own_words_name_anything_that_can_be_called() -> None:
     assert build({"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}, trusted=True) * 2 == 1
-    with pytest.raises(ValueError, match="data._target_=no.such.thing: cannot be imported"):
+    with pytest.raises(ValueError, match=r"data._target_=no.such.thing: cannot be imported"):
         build({"_target_": "no.such.thing"}, key="data", trusted=True)
-    with pytest.raises(ValueError, match="_target_=math.pi: is no class or function"):
+    with pytest.raises(ValueError, match=r"_target_=math.pi: is no class or function"):
         build({"_target_": "math.pi"}, trusted=True)
