@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+NO_ENDING = "without ending"  # among the kinds of files that are left out
 _NAMED_CLASSES, _NAMED_KINDS = 5, 6
 _INDENT = " " * 10
 
@@ -46,7 +47,7 @@ def describe_sources(sources: Mapping[str, Any]) -> list[str]:
         contents = getattr(source, "contents", None) or Contents()
         lines.append(f"{name:<9} {_size(source, contents)}{_classes(getattr(source, 'class_names', None))}")
         if contents.left_out:
-            lines.append(f"{_INDENT}left out: {in_words(contents.left_out)}")
+            lines.append(f"{_INDENT}left out: {_left_out(contents.left_out)}")
         lines += [_INDENT + note for note in contents.notes]
     return lines
 
@@ -63,6 +64,14 @@ def first_of(names: Iterable[str], count: int = _NAMED_CLASSES) -> str:
     """The first names of a list, and dots if there are more."""
     known = list(names)
     return ", ".join(known[:count]) + (", ..." if len(known) > count else "")
+
+
+def _left_out(counts: Mapping[str, int]) -> str:
+    """Files with other endings together, then the rest."""
+    endings = {kind: count for kind, count in counts.items() if kind.startswith(".") or kind == NO_ENDING}
+    others = {kind: count for kind, count in counts.items() if kind not in endings}
+    words = [f"{sum(endings.values()):,} with other endings ({in_words(endings)})"] if endings else []
+    return ", ".join([*words, in_words(others)] if others else words)
 
 
 def _size(source: Any, contents: Contents) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from d2v.data.contents import NO_ENDING
+
 NOT_READ = "lost+found"  # of file systems, at the top of a disk; only root may read it
 
 
@@ -147,7 +149,7 @@ def _walk(listing: Listing, endings: tuple[str, ...]) -> Iterator[str]:
         elif entry.is_symlink() and not os.path.exists(entry.path):
             listing.broken.append(printable(path))
         else:
-            listing.left_out[os.path.splitext(printable(entry.name).strip().lower())[1] or "without ending"] += 1
+            listing.left_out[os.path.splitext(printable(entry.name).strip().lower())[1] or NO_ENDING] += 1
 
 
 def files_below(folder: str | os.PathLike[str], extensions: Iterable[str]) -> Iterator[str]:

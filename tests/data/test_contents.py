@@ -24,7 +24,7 @@ def test_a_line_a_source_and_one_a_note():
     train = Three(contents=Contents("d/train", "images", {".heic": 35, ".txt": 2}, ("test/ is left alone",)))
     assert describe_sources({"train": train, "probe_train": train, "val": Three(None), "test": None}) == [
         "train     3 images from d/train; 2 classes: a, b",
-        "          left out: 35 .heic, 2 .txt",
+        "          left out: 37 with other endings (35 .heic, 2 .txt)",
         "          test/ is left alone",
         "val       3 samples",
     ]

@@ -191,7 +191,7 @@ def test_left_out_files_are_counted_by_ending(tmp_path):
     put(tmp_path, **CLASSES)
     for name in ("x.heic", "y.HEIC", "notes.txt", ".DS_Store", "README"):
         (tmp_path / "a" / name).write_bytes(b"x")
-    assert "left out: 2 .heic, 1 .txt, 1 hidden, 1 without ending" in summary(read(tmp_path))
+    assert "left out: 4 with other endings (2 .heic, 1 .txt, 1 without ending), 1 hidden" in summary(read(tmp_path))
 
 
 def test_pillows_endings_are_read_in_any_case_and_with_blanks(tmp_path):
