@@ -72,7 +72,9 @@ class Prober:
         self.precision = choose_precision(settings.precision, best_device().type, "precision")
         probes = {k: v for k, v in asdict(settings.probe).items() if k not in ("layers", "pool")}
         self.settings = Settings(seed=settings.seed, **probes)
-        self.groups = getattr(data.probe_train, "groups", None) if data.val is None else None
+        self.groups = None
+        if data.probe_train is not None and data.val is None:
+            self.groups = getattr(data.eval_dataset("train").source, "groups", None)
         self.splits = ("train",) if self.groups is not None else ("train", "val")
         labelled = data.class_names is not None
         spoken = getattr(data.val, "has_transcripts", False) and hasattr(data, "raw_frames")
@@ -140,7 +142,7 @@ class Prober:
 
     def _spoken(self, split: str, frames: list[Tensor], ids: Tensor) -> tuple[list[Tensor], list[str]]:
         """Frames and what is said in them, where anything is."""
-        clips = self.data.val if split == "val" else self.data.probe_train
+        clips: Any = self.data.eval_dataset(split).source
         pairs = [(x, clips.transcript(i)) for x, i in zip(frames, ids.tolist(), strict=True)]
         said = [(x, text) for x, text in pairs if text]
         return [x for x, _ in said], [text for _, text in said]

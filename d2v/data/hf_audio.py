@@ -12,6 +12,7 @@ import numpy as np
 
 from d2v.data.audio_sources import AudioClips, Clip, decode_audio
 from d2v.data.bad_samples import BadSample
+from d2v.data.contents import Contents
 from d2v.data.hf import features_of, find_column, load_hf
 
 
@@ -56,7 +57,10 @@ def hf_clips(
     if text_column is not None:
         texts = data[find_column(path, data, "data.text_column", text_column, ("string", "large_string"))][:]
     clips = [Clip(str(number), None, text) for number, text in enumerate(texts)]
-    return AudioClips(_Rows(_undecoded(data, column), column), clips, sample_rate, min_samples, key=f"data.path={path}")
+    return AudioClips(
+        _Rows(_undecoded(data, column), column), clips, sample_rate, min_samples,
+        key=f"data.path={path}", contents=Contents(f"{path}/{split}", "clips"),
+    )  # fmt: skip
 
 
 class HFAudioStream:

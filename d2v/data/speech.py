@@ -13,8 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from d2v.data.audio_sources import AudioClips, audio_files, prompt_clips, read_prompt, require_folder
-from d2v.data.files import home_path
+from d2v.data.audio_sources import AudioClips, audio_listing, prompt_clips, read_prompt, require_folder
+from d2v.data.contents import Contents
+from d2v.data.files import home_path, printable
 from d2v.data.hf import check_other_split
 from d2v.data.hf_audio import HFAudioStream, hf_clips
 from d2v.data.speech_data import SpeechData, check_seconds
@@ -100,7 +101,9 @@ def librispeech(
         if download:
             _download(root, [name for name in names if librispeech_folder(root, name) is None], key)
         listed = [clip for name in names for clip in librispeech_clips(root, name, key)]
-        return AudioClips(partial(_below, home_path(root, "data.root")), listed, sample_rate, min_samples, key=key)
+        contents = Contents(f"{printable(root)} ({', '.join(names)})", "clips")
+        base = home_path(root, "data.root")
+        return AudioClips(partial(_below, base), listed, sample_rate, min_samples, key=key, contents=contents)
 
     shortest = round(min_seconds * sample_rate)
     pretrained_on = clips(train, "data.train", shortest)
@@ -180,9 +183,10 @@ def audio_folder(
 
     def clips(folder: str, key: str, min_samples: int, names: tuple[str, ...] | None = None) -> AudioClips:
         base = require_folder(folder, key)
+        listed, contents = audio_listing(folder, key)
         return AudioClips(
-            partial(_below, base), audio_files(folder, key), sample_rate, min_samples, label_pattern, group_pattern,
-            names, f"{key}={folder}",
+            partial(_below, base), listed, sample_rate, min_samples, label_pattern, group_pattern, names,
+            f"{key}={folder}", contents,
         )  # fmt: skip
 
     train = clips(root, "data.root", shortest)
@@ -238,7 +242,8 @@ def audio_manifest(
         if texts is not None:
             listed = with_transcripts(listed, texts, f"data.{prefix}transcripts")
         key = f"data.{prefix}manifest={path}"
-        return AudioClips(partial(_below, root), listed, sample_rate, min_samples, key=key)
+        contents = Contents(printable(path), "clips")
+        return AudioClips(partial(_below, root), listed, sample_rate, min_samples, key=key, contents=contents)
 
     train = clips(manifest, transcripts, "", round(min_seconds * sample_rate))
     return SpeechData(

@@ -29,20 +29,32 @@ def normalize(waveform: np.ndarray) -> Tensor:
     return F.layer_norm(x, x.shape)
 
 
+def crop_start(num_samples: int, length: int, rng: np.random.Generator) -> int:
+    """Where a random stretch of a clip begins.
+
+    Raises:
+        BadSample: the clip is shorter than ``length``.
+    """
+    if num_samples < length:
+        raise BadSample(f"holds {num_samples} samples, fewer than the {length} it was listed for")
+    return int(rng.integers(num_samples - length + 1))
+
+
 def crop(waveform: np.ndarray, length: int, rng: np.random.Generator) -> Tensor:
     """A random stretch of a clip, which is normalised as a whole.
 
     Raises:
         BadSample: the clip is shorter than ``length``.
     """
-    if len(waveform) < length:
-        raise BadSample(f"holds {len(waveform)} samples, fewer than the {length} it was listed for")
-    start = int(rng.integers(len(waveform) - length + 1))
+    start = crop_start(len(waveform), length, rng)
     return normalize(waveform)[start : start + length]
 
 
 class PretrainClips(Dataset[Sample]):
     """A random crop of every clip, by ClipKey.
+
+    Of recordings too long to be decoded for a crop (``AudioClips.recording``), only the stretch is read; it is
+    normalised by itself. It begins where the crop of the whole would.
 
     Args:
         clips: the clips.
@@ -61,7 +73,11 @@ class PretrainClips(Dataset[Sample]):
 
         def make(candidate: int) -> Tensor:
             rng = sample_rng(self.seed, key.epoch, candidate, RandomStream.VIEW)
-            return crop(self.clips.load(candidate), key.length, rng)
+            recording = self.clips.recording(candidate)
+            if recording is None or recording.num_samples is None:
+                return crop(self.clips.load(candidate), key.length, rng)
+            start = crop_start(recording.num_samples, key.length, rng)
+            return normalize(recording.read(start, start + key.length))
 
         def make_longer(candidate: int) -> Tensor:
             waveform = self.clips.load(candidate)

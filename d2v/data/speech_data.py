@@ -187,7 +187,7 @@ class SpeechData:
         return StreamBatches(self.train, view, collate, seed, plan, self.shuffle_buffer)
 
     def eval_dataset(self, split: Literal["train", "val"]) -> EvalSamples:
-        """Every whole clip, for a ``DataLoader`` with ``eval_collate``.
+        """Every whole clip, for a ``DataLoader`` with ``eval_collate``: those shorter than ``min_seconds``, too.
 
         Args:
             split: "train" (``probe_train``, or all training clips if none has a label) or "val".
@@ -215,7 +215,7 @@ class SpeechData:
             raise ValueError(
                 f"split={split!r}: this data has no such clips; set data.val_root, or choose another split"
             )
-        return clips
+        return clips.every()
 
     def finetune(
         self,
