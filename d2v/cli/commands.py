@@ -155,6 +155,14 @@ COMMANDS = {
         ),
         actions=("train",),
     ),
+    "runs": Command(
+        "list runs: how far they are, how they ended, their loss and best score",
+        (
+            ("d2v runs", "those below outputs"),
+            ("d2v runs output_dir=DIR", "those below another folder"),
+            ("d2v evaluate checkpoint=latest", "the newest one, wherever checkpoint= or init_from= stands"),
+        ),
+    ),
     "info": Command(
         "show versions, hardware and what a checkpoint holds",
         (

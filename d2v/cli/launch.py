@@ -25,6 +25,7 @@ from omegaconf.errors import (
 
 from d2v.cli.commands import module_of, options
 from d2v.cli.hints import explain
+from d2v.cli.latest import name_latest
 from d2v.cli.run_dir import claim_given, name_sweep, run_dir
 from d2v.cli.slurm import check_launcher
 from d2v.cli.words import check_words, is_multirun, read_text_as_typed
@@ -152,6 +153,7 @@ def run(command: str) -> int:
     arguments = sys.argv[1:]
     try:
         check_words(arguments)
+        sys.argv[1:] = arguments = name_latest(command, arguments)
         if "launcher=slurm" in arguments:
             check_launcher()
     except (ValueError, ImportError, OSError) as error:

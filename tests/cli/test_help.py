@@ -60,7 +60,8 @@ def test_general_help_lists_the_commands(runs: ModuleType) -> None:
     for arguments in (["--help"], ["-h"], ["help"], []):
         result = runs.d2v_command(*arguments)
         assert result.status in (0, None)
-        assert set(COMMANDS) == {"pretrain", "finetune", "evaluate", "extract", "export", "import", "tokenizer", "info"}
+        trains = {"pretrain", "finetune", "evaluate", "extract", "export", "import", "tokenizer"}
+        assert set(COMMANDS) == trains | {"runs", "info"}
         for name, row in COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(row.about)}", result.out, re.MULTILINE)
     assert runs.d2v_command("--version").out == f"d2v {__version__}\n"

@@ -1,0 +1,25 @@
+"""``d2v runs``: what there is below a folder, and how it ended."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from d2v.cli.launch import configuring, run
+from d2v.runs.listing import find_runs, summarise, table_of_runs
+
+
+def runs(cfg: DictConfig) -> None:
+    """Print a table of runs, the newest last."""
+    with configuring():
+        root = Path(str(cfg.output_dir))
+        if not root.is_dir():
+            raise FileNotFoundError(f"output_dir={root}: no such folder; runs are written to outputs by default")
+    found = [summarise(folder) for folder in find_runs(root)]
+    print(table_of_runs(found) if found else f"output_dir={root}: no runs of d2v pretrain or d2v finetune below it")
+
+
+if __name__ == "__main__":
+    sys.exit(run("runs"))

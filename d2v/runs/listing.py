@@ -1,0 +1,229 @@
+"""The runs below a folder, summarised from their files: torn, damaged or missing ones only leave a cell empty."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from d2v.bounds import read_json, read_yaml
+
+ENDED = "ended.json"  # in a run's folder: how a command that failed there ended
+TRAINING = ("pretrain", "finetune")
+_DEPTH = 5  # folders below the one that is listed: name/time, of a sweep name/time/run
+_INSIDE = {"checkpoints", ".hydra", "tensorboard", "wandb", "evaluate"}  # what a run's folder holds is no run
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run of ``d2v pretrain`` or ``d2v finetune``.
+
+    Attributes:
+        folder: the run's.
+        command: "pretrain" or "finetune".
+        name: its experiment or task, and the modalities of its encoder.
+        state: running, finished, stopped, failed or diverged.
+        step: the last one logged or saved.
+        max_steps: at which it ends.
+        loss: the last one.
+        best: the best score, with its name.
+        changed: when its newest file was written, in seconds since the epoch.
+    """
+
+    folder: Path
+    command: str
+    name: str
+    state: str
+    step: int | None
+    max_steps: int | None
+    loss: float | None
+    best: str | None
+    changed: float
+
+    def __str__(self) -> str:
+        of = f" of {self.max_steps:,}" if self.max_steps else ""
+        at = "" if self.step is None else f", step {self.step:,}{of}"
+        return f"{self.folder} ({self.command} {self.name}, {self.state}{at})"
+
+
+def find_runs(root: str | Path) -> list[Path]:
+    """Folders of runs below ``root``, in the order of their names."""
+    return sorted(_runs(Path(root), _DEPTH))
+
+
+def _runs(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        names = {entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name not in _INSIDE}
+    except OSError:
+        return
+    if command_of(folder) in TRAINING:
+        yield folder
+    if depth:
+        for name in names:
+            yield from _runs(folder / name, depth - 1)
+
+
+def command_of(folder: Path) -> str | None:
+    """The command whose run this folder is; None if it is none's."""
+    record = _content(folder / "run.json")
+    entry = record[-1] if isinstance(record, list) and record else None
+    words = entry.get("command") if isinstance(entry, dict) else None
+    if isinstance(words, list) and len(words) > 1:
+        return str(words[1])
+    return next((name for name in TRAINING if (folder / f"{name}.log").is_file()), None)
+
+
+def newest_run(root: str | Path, commands: Sequence[str] = TRAINING) -> Path | None:
+    """The run below ``root`` whose newest checkpoint was written last; None if none has one."""
+    found = [(_newest_checkpoint(folder), str(folder)) for folder in find_runs(root) if command_of(folder) in commands]
+    newest = max(found, default=(0.0, ""))
+    return Path(newest[1]) if newest[0] else None
+
+
+def _newest_checkpoint(folder: Path) -> float:
+    return max((_changed(path) for path in (folder / "checkpoints").glob("*.ckpt")), default=0.0)
+
+
+def summarise(folder: Path) -> RunSummary:
+    """Read what the files of a run say."""
+    config = _content(folder / "config.yaml")
+    config = config if isinstance(config, dict) else {}
+    rows = _metrics(folder / "metrics.csv")
+    saved = [int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.ckpt") if path.stem[5:].isdecimal()]
+    steps = saved + [int(row["step"]) for row in rows[-1:]]
+    step, max_steps = max(steps, default=None), _at(config, "trainer", "max_steps")
+    max_steps = max_steps if isinstance(max_steps, int) else None
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    command = command_of(folder) or ""
+    files = [folder, folder / "metrics.csv", folder / "run.json", folder / "results.json", folder / "checkpoints"]
+    return RunSummary(
+        folder,
+        command,
+        _name(config, folder),
+        _state(folder, command, step, max_steps),
+        step,
+        max_steps,
+        losses[-1] if losses else None,
+        _best(rows),
+        max(_changed(path) for path in files),
+    )
+
+
+def _name(config: dict[str, Any], folder: Path) -> str:
+    frontends = _at(config, "model", "encoder", "frontends")
+    modalities = f" ({', '.join(map(str, frontends))})" if isinstance(frontends, dict) else ""
+    return f"{config.get('task_name') or config.get('name') or folder.parent.name}{modalities}"
+
+
+def _state(folder: Path, command: str, step: int | None, max_steps: int | None) -> str:
+    if is_locked(folder):
+        return "running"
+    if (folder / "diverged.txt").is_file():
+        return "diverged"
+    whole = step is not None and max_steps is not None and step >= max_steps
+    if whole and (command == "pretrain" or (folder / "results.json").is_file()):
+        return "finished"
+    ended = _content(folder / ENDED)
+    state = ended.get("state") if isinstance(ended, dict) else None
+    return state if state in ("failed", "diverged") else "stopped"
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process writes to the run."""
+    try:
+        import fcntl  # not on Windows, where nothing is said
+
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
+def note_end(folder: Path, error: BaseException) -> None:
+    """Leave in a run's folder that it failed, or how (``error.state``), and why."""
+    record = {"state": getattr(error, "state", "failed"), "reason": str(error)}
+    (folder / ENDED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _best(rows: list[dict[str, float]]) -> str | None:
+    """The best of the first score that was logged: of accuracies the highest, of error rates the lowest."""
+    names = [key for row in rows for key in row if key.startswith(("val/", "probe/"))]
+    if not names:
+        return None
+    name = names[0]
+    values = [row[name] for row in rows if name in row]
+    best = min(values) if name.endswith(("wer", "cer", "error", "loss")) else max(values)
+    return f"{name.partition('/')[2]} {best:.4g}"
+
+
+def _metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of ``metrics.csv`` that are whole, each with the finite numbers it has and its step."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            text = (line.replace("\0", "") for line in file)
+            rows = [row for row in csv.DictReader(text) if None not in row and None not in row.values()]
+    except (OSError, csv.Error):
+        return []
+    numbers = [{key: _number(value) for key, value in row.items()} for row in rows]
+    finite = [{key: value for key, value in row.items() if math.isfinite(value)} for row in numbers]
+    return [row for row in finite if "step" in row]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _at(node: Any, *keys: str) -> Any:
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def _content(path: Path) -> Any:
+    """Of a JSON or YAML file; None if it is missing or damaged."""
+    try:
+        return read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def table_of_runs(runs: list[RunSummary], now: float | None = None) -> str:
+    """One line a run, those that changed last at the end."""
+    now = time.time() if now is None else now
+    rows = [("run", "command", "experiment or task", "state", "step", "loss", "best", "age")]
+    for run in sorted(runs, key=lambda run: run.changed):
+        step = "" if run.step is None else f"{run.step:,}" + (f"/{run.max_steps:,}" if run.max_steps else "")
+        loss = "" if run.loss is None else f"{run.loss:.4g}"
+        rows.append(
+            (str(run.folder), run.command, run.name, run.state, step, loss, run.best or "", _age(now - run.changed))
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
