@@ -21,7 +21,12 @@ class UserError(Exception):
     """Base class of errors in the data, the values or the machine that only the user can mend.
 
     The command line prints their message without a stack trace, however late in a run they come.
+
+    Attributes:
+        state: of a run that ends by one, as d2v runs lists it: "failed", or "diverged".
     """
+
+    state = "failed"
 
 
 def how_to_install(*extras: str) -> str:

@@ -29,7 +29,7 @@ def name_latest(command: str, arguments: list[str]) -> list[str]:
             if run is None:
                 kind = f" of d2v {kinds[0]}" if len(kinds) == 1 else ""
                 raise ValueError(
-                    f"{word}: no run{kind} with a checkpoint below output_dir={output_dir}; d2v runs lists what there is"
+                    f"{word}: no run{kind} with a checkpoint below output_dir={output_dir}; d2v runs lists the runs"
                 )
             print(f"{word}: {summarise(run)}", flush=True)
             word = f"{key}={quoted(str(run))}"

@@ -9,11 +9,12 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -24,18 +25,21 @@ from omegaconf.errors import (
 )
 
 from d2v.cli.commands import module_of, options
+from d2v.cli.folders import note_given, tidying
 from d2v.cli.hints import explain
 from d2v.cli.latest import name_latest
-from d2v.cli.run_dir import claim_given, name_sweep, run_dir
+from d2v.cli.run_dir import claim_given, name_sweep, results_parent, run_dir
 from d2v.cli.slurm import check_launcher
 from d2v.cli.words import check_words, is_multirun, read_text_as_typed
 from d2v.errors import UserError
 from d2v.lit.terminal import say
-from d2v.runs.lock import unlock_folders
+from d2v.runs.listing import ENDED, TRAINING, note_end
+from d2v.runs.lock import is_first_process, unlock_folders
 
 TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
 
 OmegaConf.register_new_resolver("d2v.run_dir", run_dir, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("d2v.results_parent", results_parent, replace=True)
 read_text_as_typed()
 
 _CANNOT_WRITE = {
@@ -127,8 +131,26 @@ class Task:
         missing = [f"{key}=VALUE" for key in missing_keys(OmegaConf.to_container(cfg))]
         if missing:
             fail(f"d2v {self.command} needs {' and '.join(missing)}", ValueError(str(missing)))
+        folder = Path(HydraConfig.get().runtime.output_dir) if self.command in TRAINING else None
+        if folder is not None:
+            (folder / ENDED).unlink(missing_ok=True)
         module = importlib.import_module(self.__module__)
-        getattr(module, self.__module__.rpartition(".")[2])(cfg)
+        try:
+            getattr(module, self.__module__.rpartition(".")[2])(cfg)
+        except Exception as error:
+            _note_end(folder, error)
+            raise
+        except SystemExit as error:
+            if isinstance(error.code, str):  # a message, and not the status of a run that was stopped
+                _note_end(folder, error.__cause__ or error)
+            raise
+
+
+def _note_end(folder: Path | None, error: BaseException) -> None:
+    """Leave in the folder of a run that was begun how it ended; d2v runs shows it."""
+    if folder is not None and is_first_process() and (folder / "run.json").is_file():
+        with suppress(OSError):
+            note_end(folder, error)
 
 
 def missing_keys(node: Any, prefix: str = "") -> Iterator[str]:
@@ -162,9 +184,11 @@ def run(command: str) -> int:
     entry = hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name=command)(Task(command))
     Status.value = 0
     try:
-        claim_given(arguments)
-        sys.argv += name_sweep(arguments)
-        entry()
+        with tidying():
+            claim_given(arguments)
+            note_given(arguments)
+            sys.argv += name_sweep(arguments)
+            entry()
     except UserError as error:
         fail(str(error), error)
     except InterpolationResolutionError as error:  # from d2v.run_dir

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from d2v.bounds import read_yaml
+from d2v.cli.folders import forget_making, note_making
 from d2v.cli.words import is_multirun, quoted
 from d2v.runs.checkpoints import FOLDER
 from d2v.runs.links import check_links
@@ -57,11 +58,13 @@ def new_folder(parent: str | Path) -> Path:
     names = (stamp if attempt == 1 else f"{stamp}.{attempt}" for attempt in count(1))
     if any(argument in _LOOKS for argument in sys.argv):
         return next(parent / name for name in names if not (parent / name).exists())
-    parent.mkdir(parents=True, exist_ok=True)
     for name in names:
+        note_making(parent / name)
         try:
+            parent.mkdir(parents=True, exist_ok=True)
             (parent / name).mkdir()
         except FileExistsError:
+            forget_making(parent / name)
             continue
         return parent / name
     raise AssertionError("unreachable")
@@ -138,6 +141,19 @@ def _choose(output_dir: str, name: str | None, resume: str | None, overrides: Se
     if step is not None:
         return str(claim(parent / step))
     return str(new_folder(parent))
+
+
+def results_parent(checkpoint: str | None, output_dir: str, overrides: Sequence[str]) -> str:
+    """The folder below which results of a checkpoint lie (the Hydra resolver ``d2v.results_parent``).
+
+    It is the run's own, unless ``output_dir`` is given, the checkpoint is no run's or the folder cannot be written to.
+    """
+    path = Path(checkpoint or "")
+    folder = path.parent if path.is_file() else path
+    folder = folder.parent if folder.name == FOLDER else folder
+    is_run = checkpoint is not None and ((folder / FOLDER).is_dir() or (folder / "run.json").is_file())
+    given = any(override.startswith("output_dir=") for override in overrides)
+    return str(folder) if is_run and not given and os.access(folder, os.W_OK) else output_dir
 
 
 _stores: list[object] = []

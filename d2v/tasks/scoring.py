@@ -22,6 +22,8 @@ from d2v.types import NO_LETTER, Batch
 class Diverged(UserError, RuntimeError):
     """A model's outputs are not finite."""
 
+    state = "diverged"
+
 
 @dataclass(frozen=True)
 class Predicted:

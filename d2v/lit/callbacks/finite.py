@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 class NotFinite(UserError, RuntimeError):
     """Too many steps in a row had no finite gradient; the message says what to do."""
 
+    state = "diverged"
+
 
 @buildable
 class SkippedSteps(L.Callback):

@@ -24,6 +24,8 @@ from d2v.values import OpenFraction, PositiveInt, PositiveSteps, WindowSize, bui
 class Collapse(UserError, RuntimeError):
     """The student gives (almost) the same features to every sample; the message says what to do."""
 
+    state = "diverged"
+
 
 _SUBJECTS = {
     "features": ("the features have", "different samples' features", "min_spread"),
