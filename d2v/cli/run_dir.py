@@ -58,10 +58,11 @@ def new_folder(parent: str | Path) -> Path:
     names = (stamp if attempt == 1 else f"{stamp}.{attempt}" for attempt in count(1))
     if any(argument in _LOOKS for argument in sys.argv):
         return next(parent / name for name in names if not (parent / name).exists())
+    note_making(parent / stamp)
+    parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         note_making(parent / name)
         try:
-            parent.mkdir(parents=True, exist_ok=True)
             (parent / name).mkdir()
         except FileExistsError:
             forget_making(parent / name)

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from d2v.cli.folders import note_given, note_making, tidying
-from d2v.cli.run_dir import results_parent
+from d2v.cli.run_dir import new_folder, results_parent
 
 
 def _fail(folder: Path, *files: str, given: bool = False) -> None:
@@ -68,6 +68,12 @@ def test_failed_commands_leave_nothing(runs: ModuleType, tmp_path: Path, where: 
     result = runs.d2v_command("pretrain", *runs.TINY, f"{where}={tmp_path / 'out'}", "mask.num_masks=17")
     assert result.status == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_below_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        new_folder(tmp_path / "file")
 
 
 def test_results_lie_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
