@@ -16,7 +16,9 @@ from omegaconf import DictConfig
 from d2v.cli.ending import stopped_early
 from d2v.cli.launch import configuring, run, running
 from d2v.cli.loading import Trained, best_device, check_fits, data_node, load_trained
+from d2v.cli.paths import absolute
 from d2v.cli.pretrain import find_checkpoint
+from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable
 from d2v.cli.run_dir import claim
 from d2v.cli.scoring import set_decoder
 from d2v.cli.settings import Finetune, build_each, checked, plain
@@ -29,7 +31,7 @@ from d2v.lit.callbacks.score import ScoreEvery
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.models.heads import FinetunedModel
 from d2v.nn.block import checkpoint_activations
-from d2v.runs.files import replace_yaml
+from d2v.runs.files import replace_text, replace_yaml
 from d2v.runs.record import RECORD, write_run_record
 from d2v.tasks.base import Task
 from d2v.tasks.results import write_results
@@ -47,21 +49,26 @@ def finetune(cfg: DictConfig) -> None:
         sweep(cfg, run_dir)
         return
     with configuring():
-        config = settings_of(cfg)
+        resumed = find_checkpoint(cfg.resume, run_dir)
+        before = None if resumed is None else Checkpoint.load(resumed)
+        config = absolute(settings_of(cfg), Finetune) if before is None else own_configuration(cfg, before, Finetune)
         settings = checked(Finetune, config)
         check_given(settings)
         setup.quiet_libraries()
         L.seed_everything(settings.seed, verbose=False)
-        resumed = find_checkpoint(settings.resume, run_dir)
-        trained = None if settings.checkpoint is None else load_trained(settings.checkpoint, settings.network)
-        if trained is not None:
+        trained = None  # of a run that goes on, everything is in its own checkpoint
+        if before is None and settings.checkpoint is not None:
+            trained = load_trained(settings.checkpoint, settings.network)
             config["data"] = data_node(cfg, trained)
             config["data"].pop("label_fraction", None)
+            config = absolute(config, Finetune)
         data, dataset = prepare_data(config["data"], settings, trained)
+        found = check_same_data(data, before, settings.resume, settings.resume_with_other_data)
         task: Task = build(settings.task, {"labels": data.labels}, key="task", trusted=True)
         if settings.decoder is not None:
             set_decoder(task, settings.decoder)
-        config["model"] = model_node(settings, trained, task)
+        if before is None:
+            config["model"] = model_node(settings, trained, task)
         model: FinetunedModel = build(config["model"], key="model", trusted=True)
         if trained is not None:
             load_exactly(model.encoder, trained.encoder.state_dict())
@@ -90,6 +97,7 @@ def finetune(cfg: DictConfig) -> None:
         module = FinetuneModule(
             model, task, optim, schedule, settings.freeze_steps, settings.ema_decay, settings.seed, portable
         )
+        module.record = {"choices": choices_now(before), "fingerprint": found}
         if settings.activation_checkpointing:
             checkpoint_activations(model)
         if settings.compile:
@@ -97,11 +105,15 @@ def finetune(cfg: DictConfig) -> None:
             module.compile_forward()
         module.configure_optimizers()  # only to see that it can be done
     if trainer.is_global_zero:
-        replace_yaml(run_dir / "config.yaml", config)
+        assets = dataset.assets()
+        replace_yaml(run_dir / "config.yaml", readable(config, assets, run_dir))
+        for name, content in assets.items():
+            replace_text(run_dir / f"{name}.json", content)
         write_run_record(run_dir / RECORD, machine.describe_run(settings.seed))
         for logger in loggers:
             logger.log_hyperparams(config)
-        start = "from scratch" if trained is None else f"from {trained.path}"
+        origin = resumed if trained is None else trained.path
+        start = "from scratch" if origin is None else f"from {origin}"
         print(
             f"model     {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {start}\n"
             f"data      {data.size:,.0f} {data.batch_unit} to train on, {len(data.evals['val']):,} samples to score\n"

@@ -28,6 +28,7 @@ from d2v.cli.commands import module_of, options
 from d2v.cli.folders import note_given, tidying
 from d2v.cli.hints import explain
 from d2v.cli.latest import name_latest
+from d2v.cli.resume_words import loosened, names_a_run
 from d2v.cli.run_dir import claim_given, name_sweep, results_parent, run_dir
 from d2v.cli.slurm import check_launcher
 from d2v.cli.words import check_words, is_multirun, read_text_as_typed
@@ -129,7 +130,7 @@ class Task:
     def __call__(self, cfg: DictConfig) -> None:
         """Run the command."""
         missing = [f"{key}=VALUE" for key in missing_keys(OmegaConf.to_container(cfg))]
-        if missing:
+        if missing and not names_a_run(sys.argv[1:]):  # which has values of its own
             fail(f"d2v {self.command} needs {' and '.join(missing)}", ValueError(str(missing)))
         folder = Path(HydraConfig.get().runtime.output_dir) if self.command in TRAINING else None
         if folder is not None:
@@ -175,7 +176,8 @@ def run(command: str) -> int:
     arguments = sys.argv[1:]
     try:
         check_words(arguments)
-        sys.argv[1:] = arguments = name_latest(command, arguments)
+        arguments = name_latest(command, arguments)
+        sys.argv[1:] = loosened(command, arguments)
         if "launcher=slurm" in arguments:
             check_launcher()
     except (ValueError, ImportError, OSError) as error:

@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from d2v.cli.settings import plain_value
+from d2v.data.fingerprint import tokenizer_digest
+from d2v.data.tokenizer import Tokenizer, load_tokenizer
 from d2v.interop.build import build, part_named
 from d2v.interop.doors import Found, Source, read_foreign, recognise
 from d2v.interop.native import Checkpoint, Network, load_export, load_export_config
@@ -138,7 +140,10 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
         if "_target_" not in trained.data_node:
             raise ValueError(f"checkpoint={trained.path} does not say what it was trained on: give data=...")
         return build(trained.data_node, key="data")
-    data = build(data_node(cfg, trained), key="data", trusted=True)
+    if "_target_" not in cfg.data:  # data.root=DIR alone: the data that it was trained on, but for that
+        data = build({**trained.data_node, **plain_value(cfg.data)}, key="data")
+    else:
+        data = build(data_node(cfg, trained), key="data", trusted=True)
     check_fits(data, trained)
     return data
 
@@ -152,6 +157,18 @@ def check_fits(data: Any, trained: Trained) -> None:
             f"data.block_size={data.block_size}: the encoder of checkpoint={trained.path} has {positions} positions; "
             f"set data.block_size={positions} or less"
         )
+    theirs = trained.data_node.get("tokenizer")
+    own = getattr(data, "tokenizer", None)
+    if theirs is not None and own is not None and not same_tokenizer(own, theirs):
+        raise ValueError(
+            f"data.tokenizer: is another tokenizer than the one that checkpoint={trained.path} was trained with, in "
+            "which its token embeddings mean nothing; leave data.tokenizer out to use that one"
+        )
+
+
+def same_tokenizer(tokenizer: Tokenizer, stored: str) -> bool:
+    """Whether a tokenizer is the one that a checkpoint holds."""
+    return tokenizer_digest(tokenizer) == tokenizer_digest(load_tokenizer(stored))
 
 
 def data_node(cfg: DictConfig, trained: Trained) -> dict[str, Any]:

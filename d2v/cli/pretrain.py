@@ -12,9 +12,12 @@ from omegaconf import DictConfig
 
 from d2v.cli.ending import stopped_early
 from d2v.cli.launch import configuring, naming, run, running
-from d2v.cli.loading import load_trained
+from d2v.cli.loading import load_trained, same_tokenizer
+from d2v.cli.paths import absolute
+from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable
 from d2v.cli.run_dir import claim
 from d2v.cli.settings import Pretrain, build_each, checked, plain
+from d2v.data.tokenizer import load_tokenizer
 from d2v.interop.build import build
 from d2v.interop.doors import init_from
 from d2v.interop.native import Checkpoint
@@ -34,12 +37,15 @@ def pretrain(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with configuring():
         claim(run_dir)
-        config = plain(cfg)
+        checkpoint = find_checkpoint(cfg.resume, run_dir)
+        before = None if checkpoint is None else Checkpoint.load(checkpoint)
+        config = absolute(plain(cfg), Pretrain) if before is None else own_configuration(cfg, before, Pretrain)
         settings = checked(Pretrain, config)
         setup.quiet_libraries()
         L.seed_everything(settings.seed, verbose=False)
-        checkpoint = find_checkpoint(settings.resume, run_dir)
-        keep_tokenizer(settings, checkpoint)
+        check_warmup(settings)
+        if before is None:
+            keep_tokenizer(settings)
         data, mask, model = (
             build(node, key=key, trusted=True)
             for key, node in (("data", settings.data), ("mask", settings.mask), ("model", settings.model))
@@ -50,6 +56,7 @@ def pretrain(cfg: DictConfig) -> None:
             )
         if data.modality not in model.student.frontends:
             raise ValueError(f"the data are {data.modality}, but the model reads {', '.join(model.student.frontends)}")
+        found = check_same_data(data, before, settings.resume, settings.resume_with_other_data)
         assets = data.assets()
         if settings.init_from and checkpoint is not None:
             log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", settings.init_from)
@@ -72,6 +79,7 @@ def pretrain(cfg: DictConfig) -> None:
         schedule = build(settings.schedule, {"max_steps": trainer.max_steps}, key="schedule", trusted=True)
         portable = {**config, "data": {**config["data"], **assets}}
         module = PretrainModule(model, optim, schedule, ema, settings.seed, portable)
+        module.record = {"choices": choices_now(before), "fingerprint": found}
         if settings.activation_checkpointing:
             checkpoint_activations(model)
         if settings.compile:
@@ -80,7 +88,7 @@ def pretrain(cfg: DictConfig) -> None:
         module.configure_optimizers()  # only to see that it can be done
         ema(1)
     if trainer.is_global_zero:
-        replace_yaml(run_dir / "config.yaml", config)
+        replace_yaml(run_dir / "config.yaml", readable(config, assets, run_dir))
         for name, content in assets.items():
             replace_text(run_dir / f"{name}.json", content)
         write_run_record(run_dir / RECORD, machine.describe_run(settings.seed))
@@ -119,18 +127,39 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
     return checkpoint
 
 
-def keep_tokenizer(settings: Pretrain, checkpoint: Path | None) -> None:
-    """Where none is given, text is read with the tokenizer of the checkpoint that the run goes on from, or starts from.
+def check_warmup(settings: Pretrain) -> None:
+    """Refuse more warm-up than steps if it was asked for; of a recipe that is cut short, say what it leads to.
 
-    Its embeddings mean nothing with another one, such as would be trained if the text had changed.
+    Raises:
+        ValueError: ``schedule.warmup_steps`` was given and is no less than ``trainer.max_steps``.
     """
-    if "tokenizer" not in settings.data or settings.data["tokenizer"] is not None:
+    warmup, steps = settings.schedule.get("warmup_steps", 0), settings.trainer.get("max_steps", 0)
+    if not (isinstance(warmup, int) and isinstance(steps, int) and warmup >= steps > 1):
         return
-    if checkpoint is not None:
-        settings.data["tokenizer"] = Checkpoint.load(checkpoint).config["data"].get("tokenizer")
-    elif settings.init_from:
-        with naming("init_from"):
-            settings.data["tokenizer"] = load_trained(settings.init_from, "student").data_node.get("tokenizer")
+    said = f"schedule.warmup_steps={warmup} of trainer.max_steps={steps}: all warm-up"
+    if any(o.lstrip("+").startswith("schedule.warmup_steps=") for o in HydraConfig.get().overrides.task):
+        raise ValueError(f"{said}; give fewer, or more steps")
+    log.warning("%s: the learning rate ends at %.3g of its peak", said, steps / warmup)
+
+
+def keep_tokenizer(settings: Pretrain) -> None:
+    """Where none is given, text is read with the tokenizer of the checkpoint that the run starts from.
+
+    Its embeddings mean nothing with another one, such as would be trained on other text; if one is given, that is said.
+    """
+    if "tokenizer" not in settings.data or not settings.init_from:
+        return
+    with naming("init_from"):
+        theirs = load_trained(settings.init_from, "student").data_node.get("tokenizer")
+    given = settings.data["tokenizer"]
+    if given is None:
+        settings.data["tokenizer"] = theirs
+    elif theirs is not None and not same_tokenizer(load_tokenizer(given), theirs):
+        log.warning(
+            "data.tokenizer=%s is another tokenizer than the one that the weights of init_from=%s were trained with: "
+            "their token embeddings mean nothing in it; leave data.tokenizer out to go on with theirs",
+            *(given, settings.init_from),
+        )
 
 
 if __name__ == "__main__":

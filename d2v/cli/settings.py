@@ -69,6 +69,7 @@ class Training(Machine):
     compile: bool
     activation_checkpointing: bool
     resume: PathStr | None
+    resume_with_other_data: bool
     output_dir: PathStr
     name: str | None
     run_dir: PathStr

@@ -6,7 +6,7 @@ import argparse
 import logging
 import pickle
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,11 +43,13 @@ class Checkpoint:
         config: the run's resolved configuration, plain containers.
         state: the model's state dict.
         step: optimizer steps done.
+        record: what else the run keeps about itself: ``choices`` of configuration groups, ``fingerprint`` of the data.
     """
 
     config: dict[str, Any]
     state: dict[str, Tensor]
     step: int
+    record: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:
@@ -74,7 +76,7 @@ class Checkpoint:
             }
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"checkpoint={path}: parts of it are missing ({error})") from error
-        return cls(config, state, step)
+        return cls(config, state, step, content["d2v"])
 
     def build_model(self) -> MaskedModel | FinetunedModel:
         """The model with its weights."""

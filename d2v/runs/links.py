@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 
 from d2v.errors import UserError
 from d2v.runs.checkpoints import FOLDER
 
 _OF_A_RUN = (FOLDER, ".hydra", "config.yaml", "run.json", "metrics.csv")
+
+
+_WANDB_LOG = "wandb/*run-*/logs/*.log"
 
 
 class LeadsElsewhere(UserError):
@@ -19,7 +23,7 @@ def check_links(folder: str | Path) -> None:
     """Refuse a run's folder with a link that a write would follow out of it.
 
     The folder itself may be a link: that one the user has named. Checkpoints may be links to files: they are read, and
-    replaced as a whole.
+    replaced as a whole. So may wandb's logs: every start has its own, and those of before are never opened.
 
     Raises:
         LeadsElsewhere: naming the link and its target.
@@ -36,6 +40,8 @@ def check_links(folder: str | Path) -> None:
             if not path.is_symlink() or path.resolve().is_relative_to(root):
                 continue
             if path.suffix == ".ckpt" and not path.is_dir():
+                continue
+            if fnmatch(path.relative_to(folder).as_posix(), _WANDB_LOG) and not path.is_dir():
                 continue
             raise LeadsElsewhere(
                 f"{path} is a link to {os.readlink(path)}, outside of the run's folder: refused, a run writes to its "

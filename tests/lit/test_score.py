@@ -17,8 +17,8 @@ from d2v.lit.callbacks.score import ScoreEvery
 
 def best_at(folder: Path, step: int) -> Path:
     """A best.ckpt of that step."""
-    path = folder / "best.ckpt"
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "checkpoints" / "best.ckpt"
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"d2v": {"config": {}}, "global_step": step, "state_dict": {"model.x": torch.zeros(1000)}}, path)
     return path
 
@@ -31,7 +31,6 @@ def start(folder: Path, state: tuple[float | None, int, int], step: int) -> Scor
     trainer: Any = SimpleNamespace(global_step=step, is_global_zero=True, strategy=strategy, callbacks=[score])
     saver = CheckpointEvery(folder)
     saver.on_train_start(trainer, None)  # type: ignore[arg-type]  # unused
-    saver._restore_handlers()
     score.on_train_start(trainer, None)  # type: ignore[arg-type]  # unused
     return score
 
@@ -43,7 +42,7 @@ def test_the_best_of_before_is_kept(tmp_path: Path, step: int) -> None:
     score = start(tmp_path, (0.9, 4, 1), step)
     assert (score.best, score.best_step, score.waited) == (0.9, 4, 1)
     assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["best.ckpt"]
+    assert [p.name for p in (tmp_path / "checkpoints").glob("*")] == ["best.ckpt"]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_another_one_is_said_and_the_comparison_starts_anew(
     assert said in caplog.text
     assert f"comparing anew from step {step} on" in caplog.text
     assert (score.best, score.best_step, score.waited) == (None, 0, 0)
-    assert [p.name for p in tmp_path.iterdir()] == left
+    assert [p.name for p in (tmp_path / "checkpoints").glob("*")] == left
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
@@ -80,7 +79,7 @@ def test_a_damaged_one_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture,
     score = start(tmp_path, (0.9, 4, 1), 6)
     assert "the best checkpoint is damaged" in caplog.text
     assert score.best is None
-    assert [p.name for p in tmp_path.iterdir()] == ["best.ckpt.damaged"]
+    assert [p.name for p in (tmp_path / "checkpoints").glob("*")] == ["best.ckpt.damaged"]
 
 
 def test_a_new_run_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,3 +67,14 @@ def test_checkpoints_that_are_links_to_files_are_read_and_replaced(run: Path, tm
     (run / "checkpoints" / "step-00000003.ckpt").symlink_to(tmp_path)
     with pytest.raises(LeadsElsewhere):
         check_links(run)
+
+
+def test_logs_of_wandb_are_its_own(run: Path, tmp_path: Path) -> None:
+    """wandb links to a log below the home folder, and opens it for the start that made it alone."""
+    logs = run / "wandb" / "offline-run-20200101_000000-abc" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "elsewhere.log")
+    check_links(run)
+    (logs / "folder.log").symlink_to(tmp_path)
+    with pytest.raises(LeadsElsewhere, match=r"folder\.log is a link"):
+        check_links(run)
