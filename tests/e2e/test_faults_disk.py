@@ -121,7 +121,7 @@ def test_the_second_of_two_commands_in_one_folder_is_told(runs: ModuleType, tmp_
 
 
 def test_two_evaluations_in_one_second(runs: ModuleType, run: Path, tmp_path: Path) -> None:
-    """And two multiruns: nobody's results take the place of another's."""
+    """The results of one do not take the place of the other's."""
     command = ["evaluate", f"checkpoint={run}", "baselines=false", "probe=knn", f"output_dir={tmp_path}"]
     both = [subprocess.Popen([*START, *command], env=ENVIRONMENT, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
