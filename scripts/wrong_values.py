@@ -2,8 +2,8 @@
 
     python scripts/wrong_values.py [COMMAND ...]
 
-An answer is clear if it is a ValueError that names the key in full, the value and the fix. Prints a table by command and
-kind of value, and then every answer that is not clear. Nothing is built: the configuration alone is checked, as every
+An answer is clear if it is a ValueError that names the key in full, the value and the fix. Prints a table by command,
+and then every answer that is not clear. Nothing is built: the configuration alone is checked, as every
 command does before anything else.
 """
 
@@ -64,10 +64,18 @@ _BY_KIND: dict[str, dict[type, list[Any]]] = {
     "one value for a list": {list: [0.5, "x"]},
     "bad elements": {list: [[NAN], [None], [{"a": 1}]]},
     "a word for a flag": {bool: ["maybe", "on"]},
-    "far too large": {int: [10**18], bool: [10**18]},
+    "far too large": {int: [10**20], bool: [10**20]},
     "far below zero": {int: [-(10**9)]},
     "a number for a text": {str: [3, 0.5]},
     "a mapping": {int: [{"a": 1}], float: [{"a": 1}], bool: [{}], str: [{"_target_": "os.system"}], list: [{"a": 1}]},
+}
+
+
+# Keys that also take what is a wrong value of other keys with such defaults.
+_MAY_BE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("layers", "num_workers", "num_threads", "batch_size"), ("a number for a text",)),
+    "devices": ("a list for one value",),
+    **dict.fromkeys(("train", "val", "probe_train"), ("one value for a list", "a list for one value")),
 }
 
 
@@ -99,7 +107,11 @@ def configuration(command: str, overrides: list[str]) -> dict[str, Any]:
         raw.pop(key, None)
     if without_model:  # it comes from the checkpoint
         raw.pop("model", None)
-        raw = {**raw, "data": {**(raw.get("data") or {}), **_references(raw.get("data") or {})}} if raw.get("data") else raw
+        raw = (
+            {**raw, "data": {**(raw.get("data") or {}), **_references(raw.get("data") or {})}}
+            if raw.get("data")
+            else raw
+        )
     plain: Any = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
     if isinstance(plain.get("data"), dict):
         plain["data"].pop("label_fraction", None)
@@ -138,6 +150,8 @@ def answers(command: str) -> Iterator[Answer]:
                 continue
             done.add((target, key))
             for kind, values in _BY_KIND.items():
+                if kind in _MAY_BE.get(key.rpartition(".")[2], ()):
+                    continue
                 for wrong in values.get(type(value), values.get(list, []) if isinstance(value, tuple) else []):
                     yield answer(schema, config, kind, key, wrong)
             yield answer(schema, config, "an unknown key", f"{key}_x", 1)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from d2v.interop.build import build, check_settings
+from d2v.interop.build import build, check_node, check_settings, part_named
 from d2v.lit.trainer import check_trainer
 from d2v.values import (
     Count,
@@ -26,7 +26,9 @@ from d2v.values import (
     Seed,
     Steps,
     VocabSize,
+    check_arguments,
     parameters,
+    returned_by,
 )
 
 S = TypeVar("S")
@@ -73,6 +75,10 @@ class Training(Machine):
     output_dir: PathStr
     name: str | None
     run_dir: PathStr
+
+    def check(self) -> None:
+        """Raise ValueError for a setting of the trainer that does not do here what it says."""
+        check_trainer(self.trainer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +135,15 @@ class Finetune(Training):
     epochs: Annotated[float, Range(0, 10**6, above=True)] | None
     sweep: Sweep
 
+    def check(self) -> None:
+        """Raise ValueError for labels that data of this kind do not know, too."""
+        super().check()
+        target = None if self.data is None else self.data["_target_"]
+        finetune = None if target is None else getattr(returned_by(part_named(target)), "finetune", None)
+        if finetune is not None:
+            filled = ("self", "seed", "label_fraction")
+            check_arguments(finetune, self.labels, "labels", _check_users_node, filled=filled)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
@@ -169,6 +184,7 @@ class Extract(Machine):
 
     data: Node = None
     checkpoint: PathStr
+    output_dir: PathStr
     output: PathStr
     network: Network
     split: Literal["auto", "train", "val"]
@@ -182,6 +198,7 @@ class Export:
     """Keys of ``d2v export``; conf/export.yaml says what they mean."""
 
     checkpoint: PathStr
+    output_dir: PathStr
     output: PathStr
     format: Literal["safetensors", "huggingface", "onnx", "fairseq"]
     network: Network
@@ -192,6 +209,7 @@ class Import:
     """Keys of ``d2v import``."""
 
     checkpoint: PathStr
+    output_dir: PathStr
     output: PathStr
     network: Network
 
@@ -201,6 +219,7 @@ class Info:
     """Keys of ``d2v info``."""
 
     checkpoint: PathStr | None
+    output_dir: PathStr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +230,10 @@ class Tokenizer:
     output: PathStr
     vocab_size: VocabSize
     document: Literal["line", "file"]
+
+
+def _check_users_node(value: Any, wanted: Any, key: str) -> None:
+    check_node(value, wanted, key=key, trusted=True)
 
 
 def plain(cfg: DictConfig, *, without: Iterable[str] = ()) -> dict[str, Any]:
@@ -239,15 +262,16 @@ def checked(schema: type[S], settings: Mapping[str, Any], key: str = "") -> S:
         ValueError: naming the first key that does not fit, its value, and what would.
     """
     check_settings(schema, settings, key, trusted=True)
-    if isinstance(settings.get("trainer"), Mapping):
-        check_trainer(settings["trainer"])
     known, settings = parameters(schema), copy.deepcopy(dict(settings))  # the commands fill in some values
-    return schema(
+    made = schema(
         **{
             name: known[name].annotation(**value) if is_dataclass(known[name].annotation) else value
             for name, value in settings.items()
         }
     )
+    if isinstance(made, Training):
+        made.check()
+    return made
 
 
 def build_each(nodes: Mapping[str, Any], key: str, given: Mapping[str, Any]) -> list[Any]:

@@ -32,6 +32,7 @@ from d2v.data.spoken import SpokenClips, WholeView, choose_hours, name_unlearnab
 from d2v.data.streams import Stream, StreamBatches
 from d2v.objective.masking import MaskGenerator
 from d2v.types import num_frames
+from d2v.values import Name, PositiveFloat, PositiveFraction
 
 log = logging.getLogger(__name__)
 
@@ -219,9 +220,9 @@ class SpeechData:
 
     def finetune(
         self,
-        letters: str = LETTERS,
-        hours: float | None = None,
-        label_fraction: float = 1.0,
+        letters: Name = LETTERS,
+        hours: PositiveFloat | None = None,
+        label_fraction: PositiveFraction = 1.0,
         on_bad_text: Literal["error", "skip"] = "error",
         seed: int = 0,
     ) -> FinetuneData:

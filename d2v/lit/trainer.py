@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning.fabric.plugins.environments import (
@@ -20,7 +20,7 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from d2v.values import Name, NonNegativeFloat, PositiveInt, PositiveSteps, check, parameters
+from d2v.values import Count, Name, NonNegativeFloat, PositiveSteps, Range, check, parameters
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class TrainerOptions:
     max_steps: PositiveSteps
     max_time: Name | None = None
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    devices: int | str | list[int] = 1
-    num_nodes: PositiveInt = 1
+    devices: Literal["auto"] | Annotated[int, Range(-1, 10**5)] | list[Count] = 1
+    num_nodes: Annotated[int, Range(1, 10**5)] = 1
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     gradient_clip_val: NonNegativeFloat | None = None

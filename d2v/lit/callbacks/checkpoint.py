@@ -56,7 +56,7 @@ class CheckpointEvery(Checkpoint):
         run_dir: str | Path,
         every_n_steps: PositiveSteps = 1000,
         every_n_minutes: PositiveFloat | None = 30.0,
-        keep: Annotated[int, Range(-1)] = 2,
+        keep: Annotated[int, Range(-1, 10**9)] = 2,
         monitor: str | None = None,
         mode: Literal["max", "min"] = "max",
         keep_best: PositiveInt = 1,

@@ -43,7 +43,7 @@ class OnlineKNN(L.Callback):
         every_n_steps: PositiveSteps = 1000,
         max_train: PositiveInt = 5000,
         max_val: PositiveInt = 1000,
-        batch_size: int = 256,
+        batch_size: PositiveInt = 256,
         layers: Layers = "last",
         pool: Pool = "mean",
     ) -> None:
