@@ -22,7 +22,7 @@ from d2v.cli.words import for_the_shell
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.callbacks.stop import TIME_IS_UP, find_stop
 from d2v.lit.signals import REQUEUE
-from d2v.lit.terminal import say
+from d2v.terminal import say
 
 STOPPED = {TIME_IS_UP} | {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, *REQUEUE)}
 

@@ -23,6 +23,7 @@ from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups
 from d2v.lit.machine import choose_precision, choose_workers, set_threads
 from d2v.nn.encoder import Encoder
 from d2v.runs.files import replace_text
+from d2v.terminal import watched
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -125,7 +126,7 @@ class Prober:
         return torch.autocast(best_device().type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
 
     def _features(self, encoder: Encoder, split: str) -> tuple[Labelled, list[int]]:
-        batches = eval_loader(self.data, split, self.batch_size, self.num_workers)
+        batches = watched(eval_loader(self.data, split, self.batch_size, self.num_workers), f"encoding {split}")
         with self._autocast():
             features = extract(encoder, batches, layers=self.layers, pool=self.pool).by_id()
         if features.labels is None:
@@ -134,7 +135,7 @@ class Prober:
         return Labelled(features.features, features.labels), features.sample_ids.tolist()
 
     def _frames(self, encoder: Encoder, split: str) -> tuple[list[Tensor], list[str]]:
-        batches = eval_loader(self.data, split, self.batch_size, self.num_workers)
+        batches = watched(eval_loader(self.data, split, self.batch_size, self.num_workers), f"encoding {split}")
         with self._autocast():
             frames, ids, skipped = extract_frames(encoder, batches, layers=self.layers)
         _name_skipped(skipped)

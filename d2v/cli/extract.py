@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from d2v.eval.features import Features
 from d2v.eval.features import extract as extract_features
 from d2v.lit.machine import choose_workers, set_threads
 from d2v.runs.files import replacing, writing, written_beside
+from d2v.terminal import watched
 
 
 def extract(cfg: DictConfig) -> None:
@@ -37,37 +39,40 @@ def extract(cfg: DictConfig) -> None:
         print("\n".join(data.describe()), flush=True)
         split = ("train" if data.val is None else "val") if settings.split == "auto" else settings.split
         batches = eval_loader(data, split, None if settings.batch_size == "auto" else settings.batch_size, num_workers)
-        features = extract_features(
-            trained.encoder.to(best_device()), batches, layers=settings.layers, pool=settings.pool
-        )
+        seen = watched(batches, f"encoding {split}")
+        features = extract_features(trained.encoder.to(best_device()), seen, layers=settings.layers, pool=settings.pool)
         features = features.by_id()
         source: Any = batches.dataset
         names = [source.source.name(i) for i in features.sample_ids.tolist()]
-        write(output, features, names)
+        write(output, features, names, getattr(source.source, "class_names", None))
         print(f"{tuple(features.features.shape)} features, {len(features.skipped)} samples skipped: {output}")
         for entry in features.skipped:
             print(f"skipped {entry}")
 
 
-def write(path: Path, features: Features, names: list[str]) -> None:
-    """Write what there is of ``features``, ``sample_ids``, ``labels``, ``lengths`` and ``names``.
+def write(path: Path, features: Features, names: list[str], class_names: Sequence[str] | None) -> None:
+    """Write what there is of ``features``, ``sample_ids``, ``labels``, ``lengths``, ``names`` and ``class_names``.
 
-    In .safetensors the names are JSON in the metadata.
+    In .safetensors names are JSON in the metadata. The file is there whole or not at all.
     """
     tensors = {"features": features.features, "sample_ids": features.sample_ids}
     if features.lengths is not None:
         tensors["lengths"] = features.lengths
+    texts: dict[str, Sequence[str]] = {"names": names}
     if features.labels is not None:
         tensors["labels"] = features.labels
+        if class_names is not None:
+            texts["class_names"] = class_names
     with writing("output", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".npz":
             arrays: dict[str, Any] = {key: value.numpy() for key, value in tensors.items()}
+            arrays |= {key: np.array(values) for key, values in texts.items()}
             with replacing(path) as file:
-                np.savez(file, names=np.array(names), **arrays)
+                np.savez(file, **arrays)
         else:
             with written_beside(path) as part:
-                save_file(tensors, part, metadata={"names": json.dumps(names)})
+                save_file(tensors, part, metadata={key: json.dumps(values) for key, values in texts.items()})
 
 
 if __name__ == "__main__":

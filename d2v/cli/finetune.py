@@ -110,8 +110,9 @@ def finetune(cfg: DictConfig) -> None:
         for name, content in assets.items():
             replace_text(run_dir / f"{name}.json", content)
         write_run_record(run_dir / RECORD, machine.describe_run(settings.seed))
-        for logger in loggers:
-            logger.log_hyperparams(config)
+        with running():
+            for logger in loggers:
+                logger.log_hyperparams(config)
         origin = resumed if trained is None else trained.path
         start = "from scratch" if origin is None else f"from {origin}"
         print(

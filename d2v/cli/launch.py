@@ -33,9 +33,9 @@ from d2v.cli.run_dir import claim_given, name_sweep, results_parent, run_dir
 from d2v.cli.slurm import check_launcher
 from d2v.cli.words import check_words, is_multirun, read_text_as_typed
 from d2v.errors import UserError
-from d2v.lit.terminal import say
 from d2v.runs.listing import ENDED, TRAINING, note_end
 from d2v.runs.lock import is_first_process, unlock_folders
+from d2v.terminal import say
 
 TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
 

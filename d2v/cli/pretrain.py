@@ -92,8 +92,9 @@ def pretrain(cfg: DictConfig) -> None:
         for name, content in assets.items():
             replace_text(run_dir / f"{name}.json", content)
         write_run_record(run_dir / RECORD, machine.describe_run(settings.seed))
-        for logger in loggers:
-            logger.log_hyperparams(config)
+        with running():
+            for logger in loggers:
+                logger.log_hyperparams(config)
         print(setup.summary(model, data, mask, split, trainer, threads, num_workers, run_dir), flush=True)
     with running():
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -11,7 +11,9 @@ from omegaconf import DictConfig
 
 from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.cli.settings import Evaluate
+from d2v.data.contents import describe_sources
 from d2v.data.finetune import FinetuneData
+from d2v.data.scored import whole_as_val, with_known_labels
 from d2v.interop.build import build
 from d2v.interop.doors import recognise
 from d2v.interop.native import Checkpoint, resolve_checkpoint
@@ -40,23 +42,19 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, run_dir: Path, num_work
             )
     checkpoint = Checkpoint.load(resolve_checkpoint(settings.checkpoint))
     config = checkpoint.config
-    dataset = load_data(cfg, load_trained(settings.checkpoint, "student"))
+    dataset = whole_as_val(load_data(cfg, load_trained(settings.checkpoint, "student")), settings.checkpoint)
     # Which part of the labels was trained on is of no interest here.
     data: FinetuneData = dataset.finetune(**{k: v for k, v in build(config["labels"]).items() if k != "hours"})
     if settings.batch_size != "auto":
         data = replace(data, eval_batch_size=settings.batch_size)
     known = config["label_names"]
-    if list(data.labels) != list(known):
-        raise ValueError(
-            f"checkpoint={settings.checkpoint} knows the labels {_shown(known)}, these data have "
-            f"{_shown(data.labels)}: score it on data with the same"
-        )
+    data = with_known_labels(data, known, settings.checkpoint)
     task: Any = build(config["task"], {"labels": known}, key="task")
     if settings.decoder is not None:
         set_decoder(task, settings.decoder)
     elif config.get("decoder") is not None:  # as it was fine-tuned with
         task.decoder = build(config["decoder"], {"letters": task.letters}, key="decoder")
-    print("\n".join(data.describe()), flush=True)
+    print("\n".join(describe_sources(data.evals)), flush=True)
     model = checkpoint.build_model().eval().to(best_device())
     table = write_results(
         run_dir,
@@ -76,7 +74,3 @@ def set_decoder(task: Any, node: dict[str, Any]) -> None:
     if not isinstance(task, Transcription):
         raise ValueError("decoder=...: only transcripts are decoded; remove it")
     task.decoder = build(node, {"letters": task.letters}, key="decoder", trusted=True)
-
-
-def _shown(labels: Any) -> str:
-    return labels if isinstance(labels, str) else ", ".join(map(str, labels[:10]))

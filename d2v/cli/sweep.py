@@ -24,9 +24,9 @@ from d2v.cli.launch import configuring, run
 from d2v.cli.run_dir import read_overrides
 from d2v.cli.settings import Sweep, checked, plain
 from d2v.lit.callbacks.finite import NotFinite
-from d2v.lit.terminal import say
 from d2v.runs.files import read_json_or_none, replace_json, replace_text
 from d2v.tasks.scoring import Diverged
+from d2v.terminal import say
 
 DIVERGED = "diverged.txt"  # in a run's folder: why it has no results and, run again, would have none
 

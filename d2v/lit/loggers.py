@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import netrc
+import os
 import re
 import uuid
 from argparse import Namespace
@@ -10,11 +12,12 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from d2v.errors import how_to_install
+from d2v.errors import UserError, how_to_install
 from d2v.runs.files import replace_text
 from d2v.runs.metrics import METRICS, MetricsFile
 from d2v.values import buildable
@@ -93,6 +96,10 @@ def tensorboard_logger(run_dir: str | Path) -> TensorBoardLogger:
     return TensorBoardLogger(save_dir=str(run_dir), name="tensorboard", version="")
 
 
+class NoLogin(UserError):
+    """Weights & Biases does not know who is asking."""
+
+
 class PatientWandbLogger(WandbLogger):
     """Lightning's; where the server cannot be reached, the run is kept on the disk and training goes on."""
 
@@ -100,7 +107,7 @@ class PatientWandbLogger(WandbLogger):
     def experiment(self) -> Any:
         """The wandb run, started when first asked for."""
         import wandb
-        from wandb.errors import CommError
+        from wandb.errors import CommError, UsageError
 
         try:
             return super().experiment
@@ -112,6 +119,45 @@ class PatientWandbLogger(WandbLogger):
             wandb.teardown()  # which still holds the run's id
             self._wandb_init["mode"] = "offline"
             return super().experiment
+        except UsageError as error:  # a key that is none
+            raise NoLogin(f"logger=wandb: {error}; or keep the run on the disk: {_OFFLINE}") from error
+
+
+_OFFLINE = "logger.wandb.offline=true (wandb sync sends it later)"
+
+
+def check_login(offline: bool) -> None:
+    """Look for a login where wandb looks for it: its variables, its settings, the user's netrc file.
+
+    Args:
+        offline: whether none is needed.
+
+    Raises:
+        ValueError: there is none; wandb would ask for it in the middle of the start, or fail.
+    """
+    import wandb
+
+    settings = wandb.setup().settings
+    if offline or settings.mode in ("offline", "dryrun", "disabled"):
+        return
+    host = urlsplit(settings.base_url).hostname or ""
+    if settings.api_key or any(os.environ.get(f"WANDB_{name}") for name in ("API_KEY", "IDENTITY_TOKEN_FILE")):
+        return
+    if not any(_knows(path, host) for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")):
+        raise ValueError(
+            f"logger=wandb: there is no login for {host}: run wandb login, or set WANDB_API_KEY; or keep the run on "
+            f"the disk: {_OFFLINE}; or choose logger=csv"
+        )
+
+
+def _knows(path: str | None, host: str) -> bool:
+    """Whether a netrc file has a password for a host."""
+    if not path:
+        return False
+    try:
+        return netrc.netrc(os.path.expanduser(path)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 @buildable
@@ -143,9 +189,11 @@ def wandb_logger(
 
     Raises:
         ImportError: wandb is not installed.
+        ValueError: nobody is logged in.
     """
     if find_spec("wandb") is None:
         raise ImportError(f"logger=wandb needs wandb: {how_to_install('wandb')}; or choose logger=csv")
+    check_login(offline)
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     id_file = folder / "wandb_id.txt"

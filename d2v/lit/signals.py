@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from d2v.lit.terminal import drop_what_nobody_reads, say
+from d2v.terminal import drop_what_nobody_reads, say
 
 REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # what Slurm is asked to send ahead of the time limit
 _GRACE_S = 3.0  # for a second Ctrl-C to end the call under way

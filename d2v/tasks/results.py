@@ -13,6 +13,7 @@ from d2v.eval.figures_scores import plot_confusion
 from d2v.runs.files import replace_json, replace_text
 from d2v.tasks.classification import MAX_CLASSES_SHOWN, Classification
 from d2v.tasks.scoring import Scored, score, write_predictions
+from d2v.terminal import watched
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def write_results(
     """
     scored: dict[str, Scored] = {}
     for name, source in data.evals.items():
-        found = scored[name] = score(model, task, data.eval_loader(name, num_workers), device)
+        batches = watched(data.eval_loader(name, num_workers), f"scoring {name}")
+        found = scored[name] = score(model, task, batches, device)
         write_predictions(folder / f"predictions_{name}.tsv", found, task, source.name)
         if found.labels is None:
             if len(found.predictions) < len(source):

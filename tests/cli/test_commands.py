@@ -166,11 +166,13 @@ def test_extract_writes_features_with_ids_names_and_labels(
     if suffix == ".npz":
         with np.load(output, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-        names = arrays.pop("names").tolist()
+        names, classes = (arrays.pop(key).tolist() for key in ("names", "class_names"))
     else:
         with safe_open(output, "np") as file:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            names = json.loads(file.metadata()["names"])
+            names, classes = (json.loads(file.metadata()[key]) for key in ("names", "class_names"))
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    assert classes == ["dark", "light"]
     assert arrays["features"].shape == (12, 2, 32)  # every shared block
     assert arrays["sample_ids"].tolist() == list(range(12))
     assert sorted(arrays["labels"].tolist()) == [0] * 6 + [1] * 6

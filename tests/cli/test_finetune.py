@@ -82,13 +82,19 @@ def test_a_finetuned_checkpoint_is_scored_by_evaluate(
     assert _results(tmp_path / "own")["sets"] == _results(finetuned)["sets"]
     predictions = "predictions_val.tsv"
     assert (tmp_path / "own" / predictions).read_text() == (finetuned / predictions).read_text()
+    bare, there = images / "val", tmp_path / "bare"  # neither train/ nor val/ in it
+    data = ["data=image_folder", f"data.root={bare}"]
+    found = runs.d2v_command("evaluate", f"checkpoint={finetuned}", *data, f"hydra.run.dir={there}")
+    assert found.status in (0, None), found.err
+    assert _results(there)["sets"] == _results(finetuned)["sets"]
+    assert f"12 images from {bare}" in found.out
     swapped = tmp_path / "swapped"
     for split in ("train", "val"):
         (swapped / split).mkdir(parents=True)
         (swapped / split / "dark").symlink_to(images / split / "dark")
         (swapped / split / "night").symlink_to(images / split / "light")
     other = runs.d2v_command("evaluate", f"checkpoint={finetuned}", "data=image_folder", f"data.root={swapped}")
-    assert "knows the labels dark, light, these data have dark, night" in other.err
+    assert "it knows 2 classes (dark, light), and these data have others: night" in other.err
     probed = runs.d2v_command("evaluate", f"checkpoint={finetuned}", "probe=knn")
     assert "is fine-tuned, and is scored" in probed.err
     decoded = runs.d2v_command("evaluate", f"checkpoint={finetuned}", "decoder=beam")

@@ -250,3 +250,25 @@ def test_progress_shows_loss_speed_wait_and_time_left(runs: ModuleType, tmp_path
     assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
     for words in ("loss ", "samples/s", "data wait", "left"):
         assert words in lines[-1]
+
+
+def test_progress_shows_what_was_measured_at_its_step(runs: ModuleType, images: Path, tmp_path: Path) -> None:
+    result = runs.d2v_command(
+        "pretrain", f"output_dir={tmp_path}", *runs.TINY, *runs.folder_data(images), "trainer.log_every_n_steps=3",
+        "trainer.max_steps=7", "callbacks=probe", "callbacks.probe.every_n_steps=2",
+    )  # fmt: skip
+    lines = [line for line in result.err.splitlines() if line.startswith("step ")]
+    shown = [(line.split()[1], "loss" in line, "samples/s" in line, "kNN" in line) for line in lines]
+    assert shown == [
+        ("1/7", True, True, False),
+        ("2/7", False, False, True),
+        ("3/7", True, True, False),
+        ("4/7", False, False, True),
+        ("6/7", True, True, True),
+        ("7/7", True, True, False),  # the last step is logged, too
+    ]
+    (run,) = (tmp_path / "image_tiny").iterdir()
+    rows = runs.metrics(run)
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [1, 3, 6, 7]
+    by_line = {line.split()[1]: line for line in lines}
+    assert f"loss {float(rows[-1]['train/loss']):.3f}" in by_line["7/7"]

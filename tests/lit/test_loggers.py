@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from d2v.lit import loggers
-from d2v.lit.loggers import CSVLogger
+from d2v.lit.loggers import CSVLogger, check_login
 
 
 def _rows(folder: Path) -> list[dict[str | None, str]]:
@@ -177,6 +178,7 @@ def test_a_damaged_wandb_id_is_named_and_replaced(
     seen = []
     monkeypatch.setattr(loggers, "find_spec", lambda package: True)
     monkeypatch.setattr(loggers, "PatientWandbLogger", lambda **kwargs: seen.append(kwargs))
+    monkeypatch.setattr(loggers, "check_login", lambda offline: None)
     (tmp_path / "wandb_id.txt").write_bytes(content)
     for _ in range(2):
         loggers.wandb_logger(tmp_path)
@@ -184,3 +186,41 @@ def test_a_damaged_wandb_id_is_named_and_replaced(
     assert first["id"] == again["id"]
     assert len(first["id"]) == 8
     assert "wandb_id.txt holds no id" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("login", "offline", "found"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"WANDB_MODE": "offline"}, False, True),
+        ({"WANDB_MODE": "disabled"}, False, True),
+        ({"WANDB_API_KEY": "0" * 40}, False, True),
+        ({"netrc": "localhost"}, False, True),
+        ({"netrc": "elsewhere.org"}, False, False),
+    ],
+)
+def test_a_login_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, login: dict[str, str], offline: bool, found: bool
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith(("WANDB", "NETRC"))]:
+        monkeypatch.delenv(name)
+    if "netrc" in login:
+        (tmp_path / ".netrc").write_text(f"machine {login['netrc']}\n login user\n password {'0' * 40}\n")
+        (tmp_path / ".netrc").chmod(0o600)
+    home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "WANDB_BASE_URL": "http://localhost:9"}
+    for name, value in {**home, **login}.items():
+        if name != "netrc":
+            monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()  # it has read another environment
+    try:
+        if found:
+            check_login(offline)
+            return
+        with pytest.raises(ValueError, match=r"logger=wandb: there is no login for localhost: .*_API_KEY") as error:
+            check_login(offline)
+        assert "logger.wandb.offline=true" in str(error.value)
+    finally:
+        wandb.teardown()

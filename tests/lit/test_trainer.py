@@ -96,8 +96,8 @@ def test_devices_that_are_there(
         (0, {"accelerator": "cpu", "devices": -1}, r"trainer\.devices=-1: give the number of processes"),
         (0, {"accelerator": "cpu", "devices": [0, 1]}, r"trainer\.devices=\[0, 1\]: give the number of processes"),
         (0, {"accelerator": "cpu", "devices": 0}, r"trainer\.devices=0: give the number of processes"),
-        (0, {"accelerator": "cpu", "devices": 1.5}, r"trainer\.devices=1\.5: give the number of processes"),
-        (0, {"accelerator": "cpu", "devices": True}, r"trainer\.devices=True: give the number of processes"),
+        (0, {"accelerator": "cpu", "devices": 1.5}, r"trainer\.devices=1\.5: give a whole number"),
+        (0, {"accelerator": "cpu", "devices": True}, r"trainer\.devices=true: give a whole number"),
         (
             0,
             {"accelerator": "cpu", "devices": 1000},
@@ -106,19 +106,19 @@ def test_devices_that_are_there(
         (0, {"accelerator": "gpu"}, r"trainer\.accelerator=gpu: PyTorch finds no such GPU.*accelerator=cpu"),
         (0, {"accelerator": "cuda"}, r"trainer\.accelerator=cuda: PyTorch finds no such GPU"),
         (2, {"accelerator": "mps"}, r"trainer\.accelerator=mps: PyTorch finds no such GPU"),
-        (2, {"accelerator": "tpu"}, r"trainer\.accelerator=tpu: choose auto, cpu, gpu"),
+        (2, {"accelerator": "tpu"}, r"trainer\.accelerator=tpu: choose one of auto, cpu, gpu"),
         (2, {"devices": 3}, r"trainer\.devices=3: this machine has 2 GPUs, numbers 0 to 1; set trainer\.devices=2"),
         (1, {"devices": 8}, r"trainer\.devices=8: this machine has 1 GPU, number 0; set trainer\.devices=1"),
         (2, {"devices": [0, 5]}, r"trainer\.devices=\[0, 5\]: no GPU 5 here; this machine has 2 GPUs"),
         (2, {"devices": [1, 1]}, r"trainer\.devices=\[1, 1\]: a GPU is there twice"),
-        (2, {"devices": ["0"]}, r"trainer\.devices=\['0'\]: no GPU 0 here"),
+        (2, {"devices": ["0"]}, r"trainer\.devices\[0\]=0: give a whole number"),
         (2, {"devices": []}, r"trainer\.devices=\[\]: give a number of GPUs, a list"),
         (2, {"devices": "two"}, r"trainer\.devices=two: give a number of GPUs"),
         (2, {"devices": -2}, r"trainer\.devices=-2: give a number of GPUs"),
         (2, {"devices": 0}, r"trainer\.devices=0: give a number of GPUs"),
         (2, {"num_nodes": 2}, r"trainer\.num_nodes=2: nothing has started.*torchrun or srun"),
-        (0, {"num_nodes": 0}, r"trainer\.num_nodes=0: give the number of machines"),
-        (0, {"num_nodes": "two"}, r"trainer\.num_nodes=two: give the number of machines"),
+        (0, {"num_nodes": 0}, r"trainer\.num_nodes=0: give a whole number of at least 1"),
+        (0, {"num_nodes": "two"}, r"trainer\.num_nodes=two: give a whole number of at least 1"),
     ],
 )
 def test_devices_that_are_not_there(
@@ -129,9 +129,10 @@ def test_devices_that_are_not_there(
         choose_devices(options(**given), 2)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1.5, "many", True, None])
+@pytest.mark.parametrize("steps", [0, -1, 1.5, "many", "", None])
 def test_steps_are_counted(steps: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^trainer\.max_steps={steps}: give the number of optimizer steps"):
+    shown = "null" if steps is None else steps
+    with pytest.raises(ValueError, match=rf"^trainer\.max_steps={shown}: give (a whole number from 1|the number of)"):
         trainer_options({"max_steps": steps})
 
 

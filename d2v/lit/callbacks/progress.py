@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from d2v.lit.data import ResumableDataModule
+from d2v.lit.module import TrainingModule
 from d2v.lit.steps import ends_step, is_logged_step
+from d2v.terminal import drop_what_nobody_reads, say
 from d2v.values import buildable
 
 
@@ -61,7 +63,10 @@ def _total_wait_s(trainer: L.Trainer) -> float:
 
 @buildable
 class ProgressReport(ProgressBar):
-    """A bar on a terminal; elsewhere (a file, a pipe, a cluster's log) a line every logged step."""
+    """A bar on a terminal; elsewhere (a file, a pipe, a cluster's log) a line every logged, scored or probed step.
+
+    A line holds nothing that was measured at another step.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,16 +103,19 @@ class ProgressReport(ProgressBar):
         if not self._enabled or not ends_step(trainer, batch_idx):
             return
         step = trainer.global_step
-        logged = is_logged_step(trainer, batch_idx) or step == trainer.max_steps
+        assert isinstance(pl_module, TrainingModule)
+        measured = {k: float(v) for k, v in trainer.callback_metrics.items() if pl_module.has_just_logged(k)}
+        tell = is_logged_step(trainer, batch_idx) or any(k.startswith(("val/", "probe/")) for k in measured)
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step)
-            if logged:
-                self._progress.update(self._progress.task_ids[0], description=self._status(trainer))
-        elif logged:
-            print(f"step {step}/{trainer.max_steps}  {self._status(trainer)}", file=sys.stderr, flush=True)
+            if tell:
+                at = f"step {step}: {self._status(trainer, measured)}"  # the count goes on meanwhile
+                self._progress.update(self._progress.task_ids[0], description=at)
+        elif tell:
+            say(f"step {step}/{trainer.max_steps}  {self._status(trainer, measured)}")
 
-    def _status(self, trainer: L.Trainer) -> str:
-        metrics = trainer.callback_metrics
+    def _status(self, trainer: L.Trainer, metrics: dict[str, float]) -> str:
+        """What has been measured at this very step, and the time left."""
         parts = [f"loss {metrics['train/loss']:.3f}"] if "train/loss" in metrics else []
         if "perf/samples_per_s" in metrics:
             parts.append(f"{metrics['perf/samples_per_s']:,.0f} samples/s")
@@ -132,5 +140,8 @@ class ProgressReport(ProgressBar):
 
     def _stop(self) -> None:
         if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+            progress, self._progress = self._progress, None
+            try:
+                progress.stop()
+            except OSError:  # the terminal is gone
+                drop_what_nobody_reads()

@@ -1,0 +1,118 @@
+"""Labelled data on which a fine-tuned model is scored: other than its own, with its classes in whatever order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from d2v.data.contents import Contents, first_of
+from d2v.data.datasets import Source
+from d2v.data.finetune import FinetuneData
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """A source whose classes have the numbers that a model knows them by.
+
+    Attributes:
+        source: with numbers of its own.
+        numbers: the model's number of every class of the source.
+        class_names: the model's classes.
+    """
+
+    source: Source
+    numbers: Sequence[int]
+    class_names: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int) -> Any:
+        """The decoded sample. Raises BadSample."""
+        return self.source.load(index)
+
+    def label(self, index: int) -> Any:
+        """The model's number of the sample's class; None if it has no label."""
+        number: Any = self.source.label(index)
+        return None if number is None else self.numbers[number]
+
+    def name(self, index: int) -> str:
+        """What the sample is called."""
+        return self.source.name(index)
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Of the samples, where they differ."""
+        lengths: np.ndarray | None = getattr(self.source, "lengths", None)
+        return lengths
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """What could not be used, as "name: reason"."""
+        entries: Sequence[str] = getattr(self.source, "left_out", ())
+        return entries
+
+    @property
+    def contents(self) -> Contents:
+        """Of the source."""
+        contents: Contents = getattr(self.source, "contents", None) or Contents()
+        return contents
+
+
+def whole_as_val(dataset: Any, checkpoint: str) -> Any:
+    """The data set with labelled validation samples: its own, or, of one folder or list, all that it has.
+
+    Args:
+        dataset: of any modality.
+        checkpoint: for errors.
+
+    Raises:
+        ValueError: nothing in it has a label.
+    """
+    if not hasattr(dataset, "val"):
+        return dataset
+    val, labelled = dataset.val, getattr(dataset, "probe_train", None)
+    if labelled is None and hasattr(dataset.train, "__len__") and getattr(dataset.train, "has_transcripts", False):
+        labelled = dataset.train
+    if val is None and labelled is None:
+        raise ValueError(
+            f"checkpoint={checkpoint} is fine-tuned, but these data have no labels to score it on: give at least two "
+            "folders of classes, data.label_column, data.transcripts, or whatever labels data of this kind"
+        )
+    return replace(dataset, val=val or labelled, probe_train=labelled or val)
+
+
+def with_known_labels(data: FinetuneData, known: Any, checkpoint: str) -> FinetuneData:
+    """The data with classes matched by their names to those that a model knows.
+
+    Args:
+        data: to score on; it may lack some of the classes, and have them in another order.
+        known: what the model's outputs mean: names of classes, letters, or the lowest and the highest score.
+        checkpoint: for errors.
+
+    Raises:
+        ValueError: there are other classes, or labels that are no classes, or others.
+    """
+    if list(data.labels) == list(known):
+        return data
+    if isinstance(known, str) or not all(isinstance(label, str) for label in (*known, *data.labels)):
+        raise ValueError(
+            f"checkpoint={checkpoint} knows the labels {_shown(known)}, these data have {_shown(data.labels)}: "
+            "score it on data with the same"
+        )
+    unknown = [name for name in data.labels if name not in known]
+    if unknown:
+        raise ValueError(
+            f"checkpoint={checkpoint}: it knows {len(known)} classes ({_shown(known)}), and these data have others: "
+            f"{_shown(unknown)}; leave them out, or name them as the model's"
+        )
+    numbers = [list(known).index(name) for name in data.labels]
+    evals: Mapping[str, Source] = {name: Renumbered(s, numbers, tuple(known)) for name, s in data.evals.items()}
+    return replace(data, labels=tuple(known), evals=evals)
+
+
+def _shown(labels: Any) -> str:
+    return labels if isinstance(labels, str) else first_of(map(str, labels), 10)

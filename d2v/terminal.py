@@ -1,0 +1,84 @@
+"""Messages of a long command to its terminal, which may be closed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, Literal
+
+
+def say(text: str, stream: Literal["stdout", "stderr"] = "stderr") -> None:
+    """Print a line; without anybody to read it, for the rest of the process, nothing.
+
+    Args:
+        text: without the line's end.
+        stream: where to.
+    """
+    try:
+        print(text, file=getattr(sys, stream), flush=True)
+    except (OSError, ValueError):  # a terminal or pipe that is gone, a file that is closed
+        drop_what_nobody_reads()
+
+
+def drop_what_nobody_reads() -> None:
+    """Lead standard output and error into nothing where their terminal or pipe is gone, so that no print raises."""
+    for descriptor in (1, 2):
+        if _is_gone(descriptor):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            with suppress(OSError):
+                os.dup2(nothing, descriptor)
+            os.close(nothing)
+
+
+def _is_gone(descriptor: int) -> bool:
+    """Whether the other side has hung up."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    events = [event for _, event in poll.poll(0)]
+    return any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for event in events)
+
+
+_PATIENCE_S, _ON_TERMINAL_S, _ELSEWHERE_S = 3.0, 0.5, 60.0
+
+
+def watched(loader: Any, what: str) -> Iterator[Any]:
+    """Batches of a loader; standard error tells how far it is, of a loader that takes longer than a few seconds.
+
+    A terminal shows one line, twice a second; elsewhere (a file, a cluster's log) there is a line a minute.
+
+    Args:
+        loader: of batches with ``sample_ids``, from a ``dataset`` of known length.
+        what: is done, such as "scoring val".
+    """
+    shows, started_at = sys.stderr.isatty(), time.monotonic()
+    every_s = _ON_TERMINAL_S if shows else _ELSEWHERE_S
+    total, done, told_at = len(loader.dataset), 0, None
+    for batch in loader:
+        yield batch
+        done += len(batch.sample_ids)
+        now = time.monotonic()
+        if now - started_at < _PATIENCE_S or (told_at is not None and now - told_at < every_s):
+            continue
+        if told_at is None and not shows and now - started_at < every_s:
+            continue
+        told_at = now
+        left = timedelta(seconds=round((now - started_at) * max(0, total - done) / max(1, done)))
+        line = f"{what}: {done:,} of {total:,} samples, {left} left"
+        _overwrite(line) if shows else say(line)
+    if shows and told_at is not None:
+        _overwrite("")
+
+
+def _overwrite(line: str) -> None:
+    """Replace the terminal's last line."""
+    try:
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        drop_what_nobody_reads()
