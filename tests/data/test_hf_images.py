@@ -359,3 +359,14 @@ def test_orientation_and_bit_depth_of_rows(tmp_path):
         assert "12 bits; set data.bit_depth if that is wrong" in described[1]
     full = hf_images(str(tmp_path / "set"), streaming=True, bit_depth=16)
     assert np.asarray(full.train.decode(row)).max() == round(3832 * 255 / 65535)
+
+
+def test_validation_rows_have_the_range_of_training(tmp_path):
+    def split(value: int) -> datasets.Dataset:
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((4, 4), value, np.uint16)).save(buffer, "png")
+        return labelled([0, 1]).map(lambda _: {"image": {"bytes": buffer.getvalue(), "path": None}})
+
+    path = save(tmp_path / "set", train=split(4000), test=split(1000))
+    data = hf_images(path, val_split="test", label_column="label")
+    assert np.asarray(data.val.load(0)).max() == round(1000 * 255 / 4095)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from d2v.data.files import files_below
 from d2v.data.image_data import ImageData
 from d2v.data.images import image_folder
 
@@ -233,6 +234,8 @@ def test_folders_that_cannot_be_read_are_refused_all_at_once(tmp_path, monkeypat
     monkeypatch.setattr(os, "scandir", closed)  # the tests may run as root, who may read all
     with pytest.raises(PermissionError, match=r"data\.root=.*: 2 folders cannot be read: .*/a \(Permission.*/b \("):
         read(tmp_path)
+    with pytest.raises(PermissionError, match="2 folders cannot be read"):  # of recordings and text, too
+        list(files_below(tmp_path, (".wav",)))
 
 
 def test_names_that_are_not_utf_8(tmp_path):
