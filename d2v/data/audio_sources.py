@@ -102,10 +102,12 @@ class AudioClips:
             there = f"; it holds {in_words(contents.left_out)}" if contents.left_out else ""
             raise FileNotFoundError(f"{key}: no audio file there ({', '.join(EXTENSIONS)}){there}")
         found = self._lengths(listed)
-        self.bad = tuple(f"{clip.path}: {n}" for clip, n in zip(listed, found, strict=True) if isinstance(n, str))
+        self.bad = tuple(
+            f"{printable(clip.path)}: {n}" for clip, n in zip(listed, found, strict=True) if isinstance(n, str)
+        )
         self._all_lengths = np.array([0 if isinstance(n, str) else n for n in found], dtype=np.int64)
         short = (self._all_lengths > 0) & (self._all_lengths < min_samples)
-        self.too_short = tuple(listed[i].path for i in np.flatnonzero(short).tolist())
+        self.too_short = tuple(printable(listed[i].path) for i in np.flatnonzero(short).tolist())
         self._ids = np.flatnonzero(self._all_lengths >= max(1, min_samples))
         if len(self._ids) == 0:
             raise ValueError(
@@ -187,18 +189,18 @@ class AudioClips:
 
     def load(self, index: int) -> np.ndarray:
         """(S,) float32 at ``sample_rate``. Raises BadSample."""
-        return decode_audio(self._read(self.name(index)), self.sample_rate)
+        return decode_audio(self._read(self._path(index)), self.sample_rate)
 
     def recording(self, index: int) -> Recording | None:
         """The clip to read stretches of, if it is so long that this pays and its format allows it. Raises BadSample."""
         if self._all_lengths[self._ids[index]] <= WHOLE_SECONDS * self.sample_rate:
             return None
-        recording = Recording(self._read(self.name(index)), self.sample_rate)
+        recording = Recording(self._read(self._path(index)), self.sample_rate)
         return None if recording.num_samples is None else recording
 
     def mark(self, index: int) -> bytes:
         """Size and first bytes of the clip's file."""
-        return file_mark(self._read(self.name(index)))
+        return file_mark(self._read(self._path(index)))
 
     @property
     def has_labels(self) -> bool:
@@ -225,7 +227,10 @@ class AudioClips:
         return self._places[self._ids[index]].decode("utf-8", "surrogateescape")
 
     def name(self, index: int) -> str:
-        """The clip's path relative to the root."""
+        """The clip's path relative to the root, as text that can be written anywhere."""
+        return printable(self._path(index))
+
+    def _path(self, index: int) -> str:
         return os.fsdecode(self._paths[self._ids[index]])
 
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
+from d2v.data.contents import Contents
 from d2v.data.text_sources import Document, Documents, no_text, texts_of
 from d2v.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -79,11 +81,12 @@ class TokenBlocks:
         folder: written by :func:`pack`.
         block_size: tokens a block, the one that opens it included.
         bos_id: the token that opens it.
+        contents: of the documents, for the summary.
     """
 
     class_names: tuple[str, ...] | None = None
 
-    def __init__(self, folder: Path, block_size: int, bos_id: int) -> None:
+    def __init__(self, folder: Path, block_size: int, bos_id: int, contents: Contents | None = None) -> None:
         self.folder = folder
         self.block_size = block_size
         self.bos_id = bos_id
@@ -92,6 +95,8 @@ class TokenBlocks:
         self.num_documents: int = meta["documents"]
         self.bad: tuple[str, ...] = tuple(meta["bad"])
         self._dtype = meta["dtype"]
+        notes = (f"{self.num_documents:,} documents, {self.num_tokens:,} tokens",)
+        self.contents = replace(contents or Contents(), unit="blocks", notes=notes)
         self._tokens: np.ndarray | None = None
 
     def check_not_empty(self) -> None:

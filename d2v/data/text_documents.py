@@ -40,9 +40,7 @@ class PackedDocuments:
         self.lengths = self._ends - self._starts
         self.num_cut = int((self.lengths > self._room).sum())
         # One array instead of a list of str: workers would copy a list's pages, by touching reference counts.
-        self._names = np.array(
-            [d.name.encode("utf-8", "surrogateescape") for d in documents.read() if d.ends and (d.text or not d.starts)]
-        )
+        self._names = np.array([d.name.encode() for d in documents.read() if d.ends and (d.text or not d.starts)])
         if len(self._names) != len(self):
             raise ValueError(
                 f"{blocks.folder}: holds {len(self)} documents, but there are {len(self._names)} with a text; "
@@ -63,7 +61,7 @@ class PackedDocuments:
 
     def name(self, index: int) -> str:
         """File and line, or a row's number."""
-        return self._names[index].decode("utf-8", "surrogateescape")
+        return self._names[index].decode()
 
 
 def _ends(blocks: TokenBlocks, eos_id: int) -> Iterator[np.ndarray]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from d2v.data.files import files_below, home_path, printable
+from d2v.data.contents import Contents, in_words
+from d2v.data.files import Listing, home_path, list_files, printable
 from d2v.data.hf import find_column, hf_fingerprint, load_hf
 from d2v.data.plain_text import TextStream, not_plain_text, open_text
 from d2v.data.text_tables import Labelled
@@ -60,6 +61,10 @@ class Documents(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes when the documents do."""
+
+    @property
+    def contents(self) -> Contents:
+        """Their origin, for the summary."""
 
     def read(self, start: int = 0) -> Iterator[Document]:
         """Every document, or piece of one, from number ``start`` on, those that cannot be read included."""
@@ -116,8 +121,11 @@ class TextFiles:
         if self.document not in ("line", "file"):
             raise ValueError(f"data.document={self.document}: choose line or file")
         if not self.files():
+            left_out = self.contents.left_out
+            there = f"; it holds {in_words(left_out)}, which data=hf_text may read" if left_out else ""
             raise FileNotFoundError(
-                f"{self.key}={self.root}: no text file there ({', '.join(EXTENSIONS)}); give a file or a folder of them"
+                f"{self.key}={self.root}: no text file there ({', '.join(EXTENSIONS)}); give a file or a folder of "
+                f"them{there}"
             )
 
     def files(self) -> list[Path]:
@@ -125,11 +133,31 @@ class TextFiles:
         root = home_path(self.root, self.key)
         if root.is_file():
             return [root]
+        return [root / path for path in self._listing(root).paths]
+
+    def _listing(self, root: Path) -> Listing:
         if not root.exists():
             raise FileNotFoundError(
                 f"{self.key}={self.root}: no such file or folder; give a text file or a folder of them"
             )
-        return [Path(path) for path in files_below(root, EXTENSIONS)]
+        try:
+            listing = list_files(root, EXTENSIONS)
+        except OSError as error:
+            raise PermissionError(
+                f"{self.key}={self.root}: cannot be read ({error.strerror}); make it readable"
+            ) from error
+        listing.refuse_unreadable(f"{self.key}={self.root}")
+        return listing
+
+    @property
+    def contents(self) -> Contents:
+        """Of the root, and files with other endings below it."""
+        root = home_path(self.root, self.key)
+        left_out: dict[str, int] = {}
+        if root.is_dir():
+            listing = self._listing(root)
+            left_out = dict(listing.left_out) | ({"broken links": len(listing.broken)} if listing.broken else {})
+        return Contents(printable(self.root), "documents", left_out)
 
     @property
     def fingerprint(self) -> str:
@@ -144,7 +172,7 @@ class TextFiles:
         if refused and len(files) == 1:
             raise ValueError(f"{self.key}={self.root}: {refused[0][1]}")
         if refused:
-            named = "\n  ".join(f"{printable(str(path))}: {reason}" for path, reason in refused[:_NAMED_FILES])
+            named = "\n  ".join(f"{printable(path)}: {reason}" for path, reason in refused[:_NAMED_FILES])
             raise ValueError(
                 f"{self.key}={self.root}: {len(refused)} of {len(files)} files are no plain text; move them away, or "
                 f"do as said for each:\n  {named}"
@@ -166,15 +194,15 @@ class TextFiles:
 
     def _documents(self, path: Path, skip: int) -> Iterator[Document]:
         """The documents of a file, the first ``skip`` undecoded; at the end, if it is damaged, the reason."""
-        line, place = 1, 0
+        line, place, file = 1, 0, printable(path)
         try:
             with open_text(path) as stream:
                 for count, (content, starts, ends) in enumerate(pieces(stream, self.document)):
-                    name = f"{path}:{line}" if self.document == "line" else str(path)
+                    name = f"{file}:{line}" if self.document == "line" else file
                     yield _SKIPPED if count < skip else decode(content, name, starts, ends, place)
                     line, place = line + ends, 0 if ends else place + len(content)
         except (OSError, EOFError, zlib.error, ValueError) as error:
-            name = f"{path}:{line}" if self.document == "line" else str(path)
+            name = f"{file}:{line}" if self.document == "line" else file
             yield Document(None, name, f"cannot be read on ({error})", starts=place == 0)
 
 
@@ -264,6 +292,11 @@ class HFTexts:
         return data.select_columns([column]), column
 
     @property
+    def contents(self) -> Contents:
+        """The data set and its split."""
+        return Contents(f"{self.path}/{self.split}", "documents")
+
+    @property
     def fingerprint(self) -> str:
         """The data set's own, or where it is streamed of its files; and the column."""
         data, column = self._rows()
@@ -293,6 +326,7 @@ class SampleTexts:
     """
 
     fingerprint: str = "wordnet-glosses-1"
+    contents: Contents = field(default=Contents("the package's samples", "documents"))
 
     def rows(self) -> list[tuple[str, str]]:
         """(class, gloss) of all: first the 2,500 held-out ones."""

@@ -185,7 +185,7 @@ def _text_data(
 
 def _blocks(documents: Documents, tokenizer: Tokenizer, block_size: int, cache: str | None) -> TokenBlocks:
     _check(block_size)
-    return TokenBlocks(pack(documents, tokenizer, cache_dir(cache)), block_size, tokenizer.bos_id)
+    return TokenBlocks(pack(documents, tokenizer, cache_dir(cache)), block_size, tokenizer.bos_id, documents.contents)
 
 
 def _check(block_size: int) -> None:

@@ -8,6 +8,7 @@ import functools
 import gzip
 import inspect
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -787,3 +788,65 @@ def test_blocks_and_files_are_what_the_trainer_expects(root):
     assert (data.split_batch(32, 8, 2).accumulate, data.bad_sample_counter().num_samples) == (2, len(data.train))
     assert files(root, streaming=True).bad_sample_counter().num_samples is None
     assert TextFiles(root).key == "data.root"
+
+
+def test_the_summary_says_what_was_packed_and_left_out(root):
+    for name in ("a.jsonl", "b.jsonl", "notes.md", ".hidden.txt"):
+        (Path(root) / name).write_text("x\n")
+    data = files(root)
+    first, left_out, note = data.describe()
+    assert first == f"train     {int(data.size)} blocks from {root}"
+    assert "2 .jsonl, 1 .md" in left_out
+    assert data.train.contents.left_out == {".jsonl": 2, ".md": 1, "hidden": 1}
+    assert note == f"          300 documents, {data.train.num_tokens:,} tokens"
+
+
+def test_a_folder_without_text_says_what_it_holds(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    with pytest.raises(
+        FileNotFoundError, match=r"no text file there .*; it holds 1 \.jsonl, which data=hf_text may read"
+    ):
+        files(str(tmp_path))
+
+
+def test_names_that_are_not_utf8_can_be_written(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9.txt"))
+    path.write_bytes(b"fine\n" * 50 + b"\xff\n")
+    data = files(str(tmp_path))
+    assert data.train.bad == (rf"{tmp_path}/caf\xe9.txt:51: not UTF-8 (invalid start byte at byte 0)",)
+    assert data.eval_dataset("train").source.name(0) == rf"{tmp_path}/caf\xe9.txt:1"
+
+
+def test_broken_links_and_files_that_cannot_be_opened_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("fine\n" * 50)
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    bad = files(str(tmp_path)).train.bad
+    assert [entry.partition(" (")[0] for entry in bad] == [
+        f"{tmp_path}/{name}.txt:1: cannot be read on" for name in ("gone", "loop")
+    ]
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("fine\n" * 50)
+    scan = os.scandir
+
+    def refusing(folder):
+        if str(folder).endswith("theirs"):
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(
+        PermissionError, match=r"data\.root=.*: 1 folders cannot be read: .*theirs \(Permission denied\)"
+    ):
+        files(str(tmp_path))
+
+
+def test_too_many_lines_in_another_encoding_say_what_to_do(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("größer\nfine\nfine\nfine\n".encode("latin-1") * 50)
+    with pytest.raises(TooManyBadSamples, match=r"Text must be UTF-8: convert it, as by iconv"):
+        files(str(path))
