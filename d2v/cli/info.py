@@ -6,7 +6,8 @@ import sys
 import textwrap
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import DictConfig
 
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import WHOSE, load_trained
@@ -36,7 +37,7 @@ def info(cfg: DictConfig) -> None:
         f"width {node['embed_dim']}, {node['num_heads']} heads; modalities: {', '.join(node['frontends'])}"
     )
     data = {key: textwrap.shorten(v, 100) if isinstance(v, str) else v for key, v in trained.data_node.items()}
-    print(f"data:\n{textwrap.indent(OmegaConf.to_yaml(OmegaConf.create(data)), '  ')}", end="")
+    print(f"data:\n{textwrap.indent(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), '  ')}", end="")
 
 
 if __name__ == "__main__":

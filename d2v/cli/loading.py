@@ -117,7 +117,7 @@ def _trained_by_run(found: Found, network: Network) -> Trained:
         encoder,
         found.path,
         node["encoder"],
-        config["data"],
+        config.get("data") or {},
         checkpoint.step,
         found.source,
         head,

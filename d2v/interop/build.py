@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from d2v.patterns import check_pattern
 from d2v.values import NodeOf, check_arguments, is_buildable, parameters, returned_by, shown, unwrapped
 
 TRUST = "D2V_TRUST"  # names of packages whose marked classes may be built from a file too, separated by commas
@@ -86,6 +87,8 @@ def _check(node: Any, wanted: Any, key: str, trusted: bool, given: Mapping[str, 
     for name in node:
         if not isinstance(name, str):
             raise ValueError(f"{key}: the key {name!r} is no text")
+        if not trusted and name.endswith("pattern") and isinstance(node[name], str):
+            _check_pattern(node[name], f"{key}.{name}")
     if "_target_" not in node:
         for name, value in node.items():
             _check(value, Any, f"{key}.{name}" if key else name, trusted, given, depth + 1)
@@ -103,6 +106,13 @@ def _check(node: Any, wanted: Any, key: str, trusted: bool, given: Mapping[str, 
 
     filled = given.keys() & parameters(target).keys()
     check_arguments(target, arguments, key, inner, filled=filled, partial=partial)
+
+
+def _check_pattern(pattern: str, key: str) -> None:
+    try:
+        check_pattern(pattern)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}; give it on the command line if it is yours") from error
 
 
 def _may_be(made: Any, wanted: Any) -> bool:
@@ -183,6 +193,12 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: naming what is missing, left over or of another shape.
     """
+    check_fit(module, state)
+    module.load_state_dict(dict(state))
+
+
+def check_fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming what is missing, left over or of another shape, unless a state is a module's."""
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"left over {name}" for name in state if name not in own]
@@ -194,4 +210,3 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     if problems:
         listed = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
         raise ValueError(f"the weights do not fit the model ({len(problems)} differences):\n  {listed}")
-    module.load_state_dict(dict(state))

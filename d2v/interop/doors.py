@@ -106,11 +106,15 @@ def read_foreign(found: Found, network: Network = "student") -> Imported:
     Raises:
         ValueError: something is missing, left over or of another shape, or d2v has no such model.
     """
-    if found.source == "fairseq":
-        return FairseqCheckpoint.load(found.path).to_imported(network)
-    if network == "teacher":
+    if found.source == "huggingface" and network == "teacher":
         raise ValueError(f"checkpoint={found.path}: Hugging Face's models hold no teacher: set network=student")
-    return load_huggingface(found.path)
+    try:
+        if found.source == "fairseq":
+            return FairseqCheckpoint.load(found.path).to_imported(network)
+        return load_huggingface(found.path)
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError) as error:
+        # Their configurations may hold anything in any place.
+        raise ValueError(f"checkpoint={found.path}: describes no model that can be built ({error!r})") from error
 
 
 def load_encoder(path: str | Path, network: Network = "student") -> Encoder:

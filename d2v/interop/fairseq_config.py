@@ -17,6 +17,7 @@ from d2v.nn.frontends.speech import CONV_LAYERS
 
 Node = dict[str, Any]
 
+_MAX_CONVS = 64
 PAD_ID = 1  # of fairseq's dictionaries
 _FAIRSEQ_TEXT = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
 _TEACHER_SCOPES = {"image": "encoder", "speech": "context", "text": "blocks"}  # of the released 2.0 recipes
@@ -30,9 +31,11 @@ def parse_convs(spec: str) -> list[list[int]]:
     """
     layers: list[list[int]] = []
     for term in re.sub(r"\s", "", spec).split("+"):
-        match = re.fullmatch(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d+))?", term)
-        if match is None:
-            raise ValueError(f"convolutions {spec!r}: write them as [(channels, kernel size, stride)] * times + ...")
+        match = re.fullmatch(r"\[((?:\(\d{1,9},\d{1,9},\d{1,9}\),?)+)\](?:\*(\d{1,2}))?", term)
+        if match is None or len(layers) > _MAX_CONVS:
+            raise ValueError(
+                f"convolutions {spec[:80]!r}: write them as [(channels, kernel size, stride)] * times + ..."
+            )
         own = [[int(number) for number in layer.split(",")] for layer in re.findall(r"\(([^)]*)\)", match[1])]
         layers += own * int(match[2] or 1)
     return layers

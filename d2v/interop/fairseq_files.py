@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2v.interop.build import part_of
+from d2v.interop.build import check_node, part_of
 from d2v.interop.fairseq import (
     MODALITIES,
     Layout,
@@ -33,6 +33,8 @@ from d2v.nn.positions import sincos_2d
 from d2v.runs.files import replacing
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+_MAX_SIDE = 1024  # patches: positions that no file holds are computed for so many
 
 # What fine-tuned models put before an encoder's names, and the names of their heads: theirs, ours.
 _WRAPPERS = ("w2v_encoder.w2v_model.", "model.")
@@ -122,7 +124,7 @@ class FairseqCheckpoint:
             return model_node(self.cfg, self.student, self.layout, batch_size)
         except ValueError as error:
             raise ValueError(f"checkpoint={self.path}: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"checkpoint={self.path}: its configuration is not whole ({error!r})") from error
 
     def model_state(self) -> dict[str, Tensor]:
@@ -197,10 +199,18 @@ class FairseqCheckpoint:
             raise ValueError(f"checkpoint={self.path}: {error.args[0]}") from error
         if self.layout == "2.0" and self.modality == "image":
             weight = found["student.frontends.image.proj.weight"]
-            own = self.cfg["modalities"]["image"]
-            side = own["input_size"] // own["patch_size"]
+            frontend = self.model_node()["encoder"]["frontends"]["image"]
+            side = self._side(frontend)
             found.setdefault("student.frontends.image.positions", sincos_2d((side, side), len(weight)))
         return found
+
+    def _side(self, frontend: Node) -> int:
+        """Return the patches in a row of an image."""
+        check_node(frontend, key="model.encoder.frontends.image")
+        side: int = frontend["img_size"] // frontend["patch_size"]
+        if side > _MAX_SIDE:
+            raise ValueError(f"checkpoint={self.path}: images of {side} x {side} patches; at most {_MAX_SIDE} are read")
+        return side
 
     def _teacher(self) -> dict[str, Tensor]:
         try:

@@ -15,14 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from d2v.interop.build import build, load_exactly
+from d2v.interop.build import check_fit
+from d2v.interop.fitting import sketch
 from d2v.interop.huggingface_config import class_names, encoder_node, has_head, head_node, read_config
 from d2v.interop.huggingface_inputs import data_node, read_json, spelling
 from d2v.interop.huggingface_names import HEAD, TOKEN_TYPES, Family
 from d2v.interop.imported import Imported
 from d2v.interop.native import read_safely, refuse_damaged
 from d2v.lfs import refuse_lfs_pointer
-from d2v.nn.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +54,10 @@ def load_huggingface(folder: str | Path) -> Imported:
     try:
         node = encoder_node(config, family, state, folder)
         node_of_head = head_node(config, family, state, folder) if with_head else None
-        encoder: Encoder = build(node)
+        encoder = sketch(node, state)
     except (TypeError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"checkpoint={folder}: config.json describes no model that can be built ({error})") from error
-    head = None if node_of_head is None else build(node_of_head)
+    head = None if node_of_head is None else sketch(node_of_head, state)
     ours = dict(encoder.state_dict())
     if head is not None:
         ours |= {f"{HEAD}{name}": value for name, value in head.state_dict().items()}
@@ -73,12 +73,12 @@ def load_huggingface(folder: str | Path) -> Imported:
         )
     found = family.renaming.read(state)
     encoder_state = {name: value for name, value in found.items() if not name.startswith(HEAD)}
-    load_exactly(encoder, encoder_state)
+    check_fit(encoder, encoder_state)
     data = data_node(folder, family.modality, node)
     if head is None:
         return Imported(node, encoder_state, data)
     head_state = {name.removeprefix(HEAD): value for name, value in found.items() if name.startswith(HEAD)}
-    load_exactly(head, head_state)
+    check_fit(head, head_state)
     assert node_of_head is not None
     labels: list[str] | str | None
     if family.modality == "speech":
@@ -97,9 +97,7 @@ def _load_state(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             files = [name]
         elif index.is_file():
-            files = sorted(set(read_json(index).get("weight_map", {}).values()))
-            if any(Path(file).name != file for file in files):
-                raise ValueError(f"{index}: names files that are not beside it")
+            files = _files_of(index)
         else:
             continue
         state: dict[str, Tensor] = {}
@@ -108,6 +106,17 @@ def _load_state(folder: Path) -> dict[str, Tensor]:
         _check_dtypes(state, folder)
         return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     raise FileNotFoundError(f"{folder}: has neither {' nor '.join(SINGLE_FILES)}, nor the index of several")
+
+
+def _files_of(index: Path) -> list[str]:
+    """Return the files beside it that an index names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, Mapping) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index}: its weight_map names no files")
+    files = sorted(set(weight_map.values()))
+    if any(Path(file).name != file for file in files):
+        raise ValueError(f"{index}: names files that are not beside it")
+    return files
 
 
 def _check_dtypes(state: Mapping[str, Tensor], folder: Path) -> None:

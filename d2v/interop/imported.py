@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from d2v.interop.build import build, load_exactly
+from d2v.interop.fitting import build_fitting
 from d2v.nn.encoder import Encoder
 
 Node = dict[str, Any]
@@ -38,14 +38,12 @@ class Imported:
 
     def build_encoder(self) -> Encoder:
         """The encoder with its weights, in eval mode."""
-        encoder: Encoder = build(self.encoder_node)
-        load_exactly(encoder, self.encoder_state)
+        encoder: Encoder = build_fitting(self.encoder_node, self.encoder_state)
         return encoder.eval().requires_grad_(False)
 
     def build_head(self) -> nn.Module | None:
         """The head with its weights, in eval mode; None: there is none."""
         if self.head_node is None or self.head_state is None:
             return None
-        head: nn.Module = build(self.head_node)
-        load_exactly(head, self.head_state)
+        head: nn.Module = build_fitting(self.head_node, self.head_state)
         return head.eval().requires_grad_(False)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from d2v.bounds import parse_json, read_text, read_yaml
-from d2v.interop.build import build, load_exactly
+from d2v.interop.fitting import build_fitting
 from d2v.interop.pickles import Unusual, check_content, check_pickle
 from d2v.interop.private import public_data
 from d2v.lfs import refuse_lfs_pointer
@@ -66,7 +66,7 @@ class Checkpoint:
         if not isinstance(content, dict) or "d2v" not in content:
             raise ValueError(f"checkpoint={path}: not written by a d2v run (no 'd2v' entry)")
         try:
-            config, step = content["d2v"]["config"], int(content["global_step"])
+            config, step = _described(content["d2v"]["config"]), int(content["global_step"])
             # Of a fine-tuned model whose weights were averaged, the average is what was scored.
             prefix = "average." if any(key.startswith("average.") for key in content["state_dict"]) else "model."
             state = {
@@ -74,14 +74,16 @@ class Checkpoint:
                 for key, value in content["state_dict"].items()
                 if key.startswith(prefix)
             }
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"checkpoint={path}: parts of it are missing ({error})") from error
+        odd = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
+        if odd is not None:
+            raise ValueError(f"checkpoint={path}: its weights {odd!r} are no tensor")
         return cls(config, state, step, content["d2v"])
 
     def build_model(self) -> MaskedModel | FinetunedModel:
         """The model with its weights."""
-        model: MaskedModel | FinetunedModel = build(self.config["model"])
-        load_exactly(model, self.state)
+        model: MaskedModel | FinetunedModel = build_fitting(self.config["model"], self.state)
         return model
 
     def build_encoder(self, network: Network) -> Encoder:
@@ -89,6 +91,14 @@ class Checkpoint:
         model = self.build_model()
         encoder: Encoder = model.encoder if isinstance(model, FinetunedModel) else model.network(network)
         return encoder.eval().requires_grad_(False)
+
+
+def _described(config: Any) -> dict[str, Any]:
+    """Return a run's configuration if it describes a model, and data if it says so."""
+    if not isinstance(config["model"], dict) or not isinstance(config.get("data", {}), dict):
+        raise TypeError("its configuration describes no model, or no data")
+    described: dict[str, Any] = config
+    return described
 
 
 def read_safely(path: Path) -> Any:
@@ -256,6 +266,5 @@ def load_export(folder: Path) -> Encoder:
     """
     config = load_export_config(folder)
     refuse_damaged(folder, (WEIGHTS,))
-    encoder: Encoder = build(config["encoder"])
-    load_exactly(encoder, _load_weights(folder / WEIGHTS))
+    encoder: Encoder = build_fitting(config["encoder"], _load_weights(folder / WEIGHTS))
     return encoder.eval().requires_grad_(False)

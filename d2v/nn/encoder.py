@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         self.embed_dim = embed_dim
         self.norm_first = norm_first
         final_norm = norm_first if final_norm is None else final_norm
-        drop_path_rates = torch.linspace(0, drop_path_rate, prenet_depth + depth).tolist()
+        drop_path_rates = torch.linspace(0, drop_path_rate, prenet_depth + depth, device="cpu").tolist()
 
         def make_blocks(rates: list[float]) -> nn.ModuleList:
             return nn.ModuleList(

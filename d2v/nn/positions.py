@@ -96,7 +96,8 @@ class RelativePositionBias(nn.Module):
         index = gen_relative_position_index(grid, class_token=True)  # (1 + T, 1 + T), the last 3 offsets are CLS's
         self.register_buffer("index", index, persistent=False)
         self.index: Tensor
-        self.table = nn.Parameter(torch.zeros(int(index.max()) + 1, num_heads))
+        num_offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3  # as many as the index names, told without reading it
+        self.table = nn.Parameter(torch.zeros(num_offsets, num_heads))
 
     def forward(self) -> Tensor:
         """(1, heads, 1 + T, 1 + T)."""
