@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from d2v.interop.build import build, check_node, check_settings, part_named
-from d2v.lit.trainer import check_trainer
 from d2v.values import (
     Count,
     Fraction,
@@ -78,6 +77,8 @@ class Training(Machine):
 
     def check(self) -> None:
         """Raise ValueError for a setting of the trainer that does not do here what it says."""
+        from d2v.lit.trainer import check_trainer  # only commands that train import Lightning
+
         check_trainer(self.trainer)
 
 
@@ -230,6 +231,16 @@ class Tokenizer:
     output: PathStr
     vocab_size: VocabSize
     document: Literal["line", "file"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Keys of ``d2v check``."""
+
+    data: Node
+    model: Any
+    report: PathStr | None
+    show: Count
 
 
 def _check_users_node(value: Any, wanted: Any, key: str) -> None:
