@@ -155,6 +155,15 @@ COMMANDS = {
         ),
         actions=("train",),
     ),
+    "check": Command(
+        "read a whole data set before training: sizes, formats, classes, mean and std, bad files",
+        (
+            ("d2v check data=image_folder data.root=DIR", "images"),
+            ("d2v check data=audio_folder data.root=DIR report=bad.txt", "recordings; all bad files into a list"),
+            ("d2v check data=text_files data.root=DIR data.tokenizer=FILE", "text"),
+        ),
+        groups=("data",),
+    ),
     "runs": Command(
         "list runs: how far they are, how they ended, their loss and best score",
         (

@@ -12,6 +12,7 @@ import copy
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -225,6 +226,11 @@ class AudioClips:
     def transcript_place(self, index: int) -> str:
         """File and line of the transcript; empty where it has none."""
         return self._places[self._ids[index]].decode("utf-8", "surrogateescape")
+
+    def rates(self) -> Counter[int]:
+        """How many files have which sampling rate, in Hz; those whose header cannot be read are not counted."""
+        rates = (sampling_rate(self._read(self.name(index))) for index in range(len(self)))
+        return Counter(rate for rate in rates if rate is not None)
 
     def name(self, index: int) -> str:
         """The clip's path relative to the root, as text that can be written anywhere."""

@@ -61,7 +61,7 @@ def test_general_help_lists_the_commands(runs: ModuleType) -> None:
         result = runs.d2v_command(*arguments)
         assert result.status in (0, None)
         trains = {"pretrain", "finetune", "evaluate", "extract", "export", "import", "tokenizer"}
-        assert set(COMMANDS) == trains | {"runs", "info"}
+        assert set(COMMANDS) == trains | {"check", "runs", "info"}
         for name, row in COMMANDS.items():
             assert re.search(rf"^  {name} +{re.escape(row.about)}", result.out, re.MULTILINE)
     assert runs.d2v_command("--version").out == f"d2v {__version__}\n"

@@ -1,0 +1,86 @@
+"""What d2v check finds in images, recordings and text, with the numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2v.data.checking import check_data
+from d2v.data.images import image_folder
+from d2v.data.speech import audio_folder
+from d2v.data.texts import text_files
+
+
+def _images(root: Path) -> Path:
+    for name, values in (("dark", (0, 51)), ("light", (102, 255, 204))):
+        (root / name).mkdir(parents=True)
+        for i, value in enumerate(values):
+            Image.new("L", (20 + 10 * i, 30), value).save(root / name / f"{i}.png")
+    (root / "light" / "notes.txt").write_text("no image")
+    return root
+
+
+def test_images(tmp_path: Path) -> None:
+    data = image_folder(
+        str(_images(tmp_path)), img_size=14, patch_size=7, in_chans=1, mean=[0.5], std=[0.5], max_bad_fraction=1.0
+    )
+    report = check_data(data, 0.01)
+    text = "\n".join(report.lines)
+    assert (report.bad, report.num_samples, report.too_many) == ([], 5, False)
+    assert "formats: 5 .png" in text
+    assert "width 20 to 40 (median 30), height 30 pixels" in text or "width 20 to 40 (median 20)" in text
+    assert "classes: light 3, dark 2" in text
+    values = np.array([0, 51, 102, 255, 204]) / 255
+    assert f"data.mean=[{values.mean():.4f}] data.std=[{values.std():.4f}] (of 5 images)" in text
+    assert ".txt" in text
+
+
+def test_all_bad_images_are_found(tmp_path: Path) -> None:
+    root = _images(tmp_path)
+    for i in range(30):
+        (root / "dark" / f"bad{i:02d}.png").write_bytes(b"\x89PNG\r\n")
+    data = image_folder(str(root), img_size=14, patch_size=7, in_chans=1, mean=[0.5], std=[0.5], max_bad_fraction=1.0)
+    report = check_data(data, 0.01)
+    assert (len(report.bad), report.num_samples, report.too_many) == (30, 35, True)
+    assert report.bad[0].startswith("dark/bad00.png: ")
+    assert not check_data(data, 0.9).too_many
+
+
+def test_recordings(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    pytest.importorskip("torchaudio")
+    for i, seconds in enumerate((2.0, 3.0, 5.0)):
+        soundfile.write(tmp_path / f"{i}.wav", np.full(int(8000 * seconds), 0.1), 8000)
+    for name in ("a.wav", "b.flac"):
+        (tmp_path / name).write_bytes(b"RIFF")
+    data = audio_folder(str(tmp_path), conv_layers=[[8, 10, 5]], sample_rate=16000, max_bad_fraction=1.0)
+    report = check_data(data, 0.01)
+    text = "\n".join(report.lines)
+    assert "durations 2 to 5 (median 3) s, 0.00 h in all, read at 16,000 Hz" in text
+    assert "rates of the files: 3 at 8,000 Hz" in text
+    assert (sorted(entry.partition(":")[0] for entry in report.bad), report.num_samples) == (["a.wav", "b.flac"], 5)
+    assert report.too_many
+
+
+def test_text(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "good.txt").write_text("a line of text, again and again\n" * 200)
+    (tmp_path / "bad.txt").write_bytes(b"caf\xe9\n" * 300)
+    data = text_files(str(tmp_path), vocab_size=300, block_size=16, max_bad_fraction=1.0, cache=str(tmp_path / "cache"))
+    report = check_data(data, 0.01)
+    text = "\n".join(report.lines)
+    assert "lengths 16 tokens" in text
+    assert report.bad
+    assert all("bad.txt" in entry for entry in report.bad)
+    assert report.too_many
+
+
+def test_streams_are_refused(tmp_path: Path) -> None:
+    class Stream:
+        streaming = True
+
+    with pytest.raises(ValueError, match=r"data\.streaming=true: .* set data\.streaming=false"):
+        check_data(Stream(), 0.0)
