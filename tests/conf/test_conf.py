@@ -431,7 +431,8 @@ def test_every_key_of_the_command_is_read() -> None:
         source = "".join(path.read_text() for path in Path(d2v.cli.__file__).parent.glob("*.py"))
         interpolated = (CONF / f"{command}.yaml").read_text()
         for key in keys:
-            assert f"cfg.{key}" in source or f"${{{key}}}" in interpolated or key == "run_dir", f"{command}: {key}"
+            read = any(f"{name}.{key}" in source for name in ("cfg", "settings"))
+            assert read or f"${{{key}}}" in interpolated or key == "run_dir", f"{command}: {key}"
 
 
 @pytest.mark.parametrize(
