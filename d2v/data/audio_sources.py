@@ -77,7 +77,7 @@ class AudioClips:
 
     Raises:
         FileNotFoundError: there is no clip.
-        ValueError: no clip can be used, a pattern does not match a path, or a label is not in ``class_names``.
+        ValueError: no clip can be read, a pattern does not match a path, or a label is not in ``class_names``.
     """
 
     class_names: tuple[str, ...] | None
@@ -110,12 +110,13 @@ class AudioClips:
         short = (self._all_lengths > 0) & (self._all_lengths < min_samples)
         self.too_short = tuple(printable(listed[i].path) for i in np.flatnonzero(short).tolist())
         self._ids = np.flatnonzero(self._all_lengths >= max(1, min_samples))
-        if len(self._ids) == 0:
-            raise ValueError(
-                f"{key}: none of {len(listed)} clips can be used: {len(self.bad)} cannot be read, "
-                f"{len(self.too_short)} are shorter than {min_samples / sample_rate:g} s (data.min_seconds)"
-                + (f"; the first: {self.bad[0]}" if self.bad else "")
-            )
+        self._unusable = (
+            f"{key}: none of {len(listed)} clips can be used: {len(self.bad)} cannot be read, "
+            f"{len(self.too_short)} are shorter than {min_samples / sample_rate:g} s (data.min_seconds)"
+            + (f"; the first: {self.bad[0]}" if self.bad else "")
+        )
+        if not self.too_short:
+            self.check_not_empty()
         left_out = {"too short": len(self.too_short), "unreadable": len(self.bad)}
         left_out = dict(contents.left_out) | {kind: count for kind, count in left_out.items() if count}
         self.contents = replace(contents, left_out=left_out)
@@ -143,6 +144,11 @@ class AudioClips:
         readable = [clip for clip, length in zip(clips, self._all_lengths, strict=True) if length > 0]
         found = iter(_search(readable, pattern, key))
         return [next(found) if length > 0 else None for length in self._all_lengths]
+
+    def check_not_empty(self) -> None:
+        """Raise ValueError if every clip is too short to train on, or cannot be read."""
+        if len(self) == 0:
+            raise ValueError(self._unusable)
 
     def every(self) -> AudioClips:
         """All clips that were listed: those that are too short and, as bad samples, those that cannot be read, too.

@@ -296,6 +296,7 @@ class SpeechData:
                 "streaming=true: use pretrain_stream" if self.streaming else "root=null: there are no clips to train on"
             )
             raise ValueError(f"data.{what}")
+        self.train.check_not_empty()
         return self.train
 
 

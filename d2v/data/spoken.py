@@ -78,6 +78,7 @@ class SpokenClips:
                 "these clips have no transcripts: use data=librispeech, data.transcripts of data=audio_manifest, or "
                 "data.text_column of data=hf_audio"
             )
+        clips.check_not_empty()
         self.clips = clips
         self.ids: list[int] = []
         self._letters: list[tuple[int, ...]] = []

@@ -312,9 +312,11 @@ def test_nothing_left_says_why_and_names_the_key(tmp_path):
         r"the first: empty\.wav: empty file"
     )
     with pytest.raises(ValueError, match=message):
-        clips_below(tmp_path, ["a.wav", "b.wav", "empty.wav"], 8000, key="data.val")
+        clips_below(tmp_path, ["a.wav", "b.wav", "empty.wav"], 8000, key="data.val").check_not_empty()
     with pytest.raises(ValueError, match=r"0 cannot be read, 1 are shorter than 0\.5 s \(data\.min_seconds\)$"):
-        clips_below(tmp_path, ["a.wav"], 8000)
+        clips_below(tmp_path, ["a.wav"], 8000).check_not_empty()
+    with pytest.raises(ValueError, match=r"none of 1 clips can be used: 1 cannot be read"):
+        clips_below(tmp_path, ["empty.wav"], 8000)
     with pytest.raises(FileNotFoundError, match=r"data\.val: no audio file there \(\.wav, \.flac, .*\.sph\)"):
         clips_below(tmp_path, [], key="data.val")
 

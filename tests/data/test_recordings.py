@@ -239,3 +239,15 @@ def test_git_lfs_pointers_are_named(tmp_path):
     (tmp_path / "a.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     with pytest.raises(ValueError, match=r"1 cannot be read.*a\.wav: a Git LFS pointer.*git lfs pull"):
         audio_folder(str(tmp_path), conv_layers=[[8, 400, 320]])
+
+
+def test_clips_all_too_short_to_train_on_are_evaluated(tmp_path):
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", noise(1, RATE), RATE)
+    data = audio_folder(str(tmp_path), conv_layers=[[8, 400, 320]], min_seconds=2)
+    assert [len(data.eval_dataset("train")[i].inputs) for i in range(3)] == [RATE] * 3
+    for use in (lambda: data.size, lambda: data.pretrain_dataset(0), lambda: data.token_grid):
+        with pytest.raises(
+            ValueError, match=r"none of 3 clips can be used: .* 3 are shorter than 2 s \(data\.min_seconds"
+        ):
+            use()

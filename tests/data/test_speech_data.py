@@ -604,7 +604,7 @@ def test_there_may_be_nothing_to_evaluate(folder):
 )
 def test_errors_name_the_key(folder, change, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        speech(folder, **change)
+        _ = speech(folder, **change).size
 
 
 def test_folder_errors(tmp_path):
