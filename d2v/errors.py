@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 # Packages of every extra, as in pyproject.toml: d2v itself is on no index.
 EXTRAS = {
     "hf": ("datasets",),
@@ -34,3 +36,9 @@ def how_to_install(*extras: str) -> str:
     packages = [package for extra in extras for package in EXTRAS[extra]]
     shown = " ".join(f"'{package}'" if ">" in package else package for package in packages)
     return f"pip install {shown} (or, in a checkout of d2v, pip install '.[{','.join(extras)}]')"
+
+
+def without_stack(message: str) -> str:
+    """An error's own words, where PyTorch has wrapped those of a data worker into the worker's stack trace."""
+    caught = re.match(r"Caught (\w+) in DataLoader worker process \d+\.\n", message)
+    return message.rpartition(f"{caught[1]}: ")[2].strip() if caught else message

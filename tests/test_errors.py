@@ -1,31 +1,34 @@
-"""Messages on missing packages name what pip finds: d2v itself is on no index."""
+"""Words of errors."""
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
+from typing import Any
 
-from d2v.errors import EXTRAS, how_to_install
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-
-def test_extras_are_those_of_the_package(repo: Path) -> None:
-    project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
-    declared = {name: tuple(packages) for name, packages in project["optional-dependencies"].items()}
-    assert declared.items() >= EXTRAS.items()
-    assert declared.keys() - EXTRAS.keys() == {"all", "dev"}
+from d2v.data.bad_samples import BadSample
+from d2v.errors import without_stack
 
 
-def test_how_to_install() -> None:
-    assert how_to_install("speech") == (
-        "pip install jiwer soundfile torchaudio (or, in a checkout of d2v, pip install '.[speech]')"
-    )
-    assert how_to_install("speech", "decode").endswith("pip install '.[speech,decode]')")
-    assert how_to_install("transformers").startswith("pip install 'transformers>=5' (or")
+class Broken(Dataset[Any]):
+    """Fails in a worker."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        raise self.error("data.root=/a: b.png: cut off\nin two lines: here")
 
 
-def test_no_message_recommends_an_index_that_has_no_d2v(repo: Path) -> None:
-    files = [path for part in ("d2v", "conf", "docs", "scripts") for path in (repo / part).rglob("*.*")]
-    texts = [path for path in files if path.suffix in (".py", ".yaml", ".md")] + [repo / "README.md"]
-    assert len(texts) > 200
-    wrong = ("pip install 'd2v", "pip install d2v")
-    assert [path for path in texts if any(words in path.read_text(encoding="utf-8") for words in wrong)] == []
+@pytest.mark.parametrize("error", [BadSample, OSError, RuntimeError])
+def test_a_workers_error_keeps_its_words_without_its_stack(error: type[Exception]) -> None:
+    with pytest.raises(error) as raised:
+        next(iter(DataLoader(Broken(error), num_workers=1)))
+    assert "Traceback" in str(raised.value)
+    assert without_stack(str(raised.value)) == "data.root=/a: b.png: cut off\nin two lines: here"
+    assert without_stack("as it is: this") == "as it is: this"

@@ -32,7 +32,7 @@ from d2v.cli.resume_words import loosened, names_a_run
 from d2v.cli.run_dir import claim_given, name_sweep, results_parent, run_dir
 from d2v.cli.slurm import check_launcher
 from d2v.cli.words import check_words, is_multirun, read_text_as_typed
-from d2v.errors import UserError
+from d2v.errors import UserError, without_stack
 from d2v.runs.listing import ENDED, TRAINING, note_end
 from d2v.runs.lock import is_first_process, unlock_folders
 from d2v.terminal import say
@@ -102,6 +102,9 @@ def running() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # PyTorch raises it wherever the process happens to be
             raise
+        words = without_stack(str(error))
+        if words != str(error):
+            fail(f"a data worker failed: {words}", error)
         fail(
             f"a data worker died ({error}): most often it had no memory left, so lower num_workers; then the same "
             "command with resume=auto goes on from the last checkpoint",
@@ -113,7 +116,7 @@ def fail(message: str, error: BaseException) -> NoReturn:
     """End the process with one message, or with the stack trace if D2V_TRACEBACK=1."""
     if os.environ.get(TRACEBACK) == "1":
         raise error
-    raise SystemExit(f"d2v: error: {message}") from error
+    raise SystemExit(f"d2v: error: {without_stack(message)}") from error
 
 
 class Task:

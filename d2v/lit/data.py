@@ -12,10 +12,10 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from d2v.data.bad_samples import BadSample, BadSampleCounter, TooManyBadSamples
+from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.datasets import leave_interrupts_to_the_parent
 from d2v.data.sampler import BatchPlan, BatchSplit, StepPlan
-from d2v.errors import UserError
+from d2v.errors import UserError, without_stack
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch
 
@@ -96,8 +96,8 @@ def _next(batches: Iterator[Batch]) -> Batch | None:
     """The next batch or None; what a data worker found wrong with the data without the worker's stack trace."""
     try:
         return next(batches, None)
-    except (BadSample, TooManyBadSamples) as error:
-        raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
+    except UserError as error:
+        raise type(error)(without_stack(str(error))) from error
 
 
 class OtherBatch(UserError, RuntimeError):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +137,41 @@ def test_resuming_is_exact(
     assert runs.differences(*best) == []
 
 
+def test_a_stop_while_scoring_is_exact(
+    runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scoring that was interrupted is the first thing that the run which goes on does."""
+    options = [*IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", "callbacks.checkpoint.every_n_steps=100"]
+    options += ["callbacks.checkpoint.keep=-1", "callbacks.score.every_n_steps=2", "trainer.log_every_n_steps=1"]
+    whole = _finetune(runs, tmp_path / "whole", *options)
+    scorings, predict = itertools.count(1), score.predict
+
+    def interrupted(model: Any, task: Any, batches: Any, device: Any) -> Any:
+        if next(scorings) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return predict(model, task, batches, device)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as context:
+        context.setattr(score, "predict", interrupted)
+        result = runs.d2v_command("finetune", *options, f"hydra.run.dir={run}")
+    assert result.status == 143, result.err
+    assert f"stopped by SIGTERM after step 4 of 6\nto go on: d2v finetune resume={run}\n" in result.out
+    assert not (run / "results.json").exists()
+    result = runs.d2v_command("finetune", f"resume={run}")
+    assert result.status in (0, None), result.err
+    for name in ("step-00000006.ckpt", "best.ckpt"):
+        a, b = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, run))
+        assert a["global_step"] == b["global_step"]
+        assert runs.differences(a["state_dict"], b["state_dict"]) == []
+    assert _results(whole)["sets"] == _results(run)["sets"]
+    scored = [
+        {row["step"]: row["val/top1"] for row in runs.metrics(folder) if row["val/top1"]} for folder in (whole, run)
+    ]
+    assert scored[0] == scored[1]
+    assert scored[0].keys() == {"2", "4", "6"}
+
+
 def test_from_scratch(runs: ModuleType, images: Path, tmp_path: Path) -> None:
     model = ["model=data2vec2/image_tiny", *[o for o in runs.MODEL if "encoder" in o]]
     model += ["model.encoder.frontends.image.patch_size=7", "checkpoint=null"]
@@ -168,7 +206,7 @@ def test_averaged_weights_are_scored_and_kept(runs: ModuleType, images: Path, pr
 
 def test_early_stopping(runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path) -> None:
     run = _finetune(
-        runs, tmp_path / "run", *IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", "optim.lr=0",
+        runs, tmp_path / "run", *IMAGES, *runs.folder_data(images), f"checkpoint={pretrained}", "optim.lr=1e-30",
         "callbacks.score.every_n_steps=1", "callbacks.score.patience=2", "trainer.max_steps=30",
     )  # fmt: skip
     assert len(runs.metrics(run)) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,11 +14,13 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from d2v.eval.features import eval_mode
 from d2v.interop.native import Checkpoint
+from d2v.lit.callbacks.stop import find_stop
 from d2v.lit.checkpoint_io import save
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.lit.steps import ends_step
 from d2v.runs.checkpoints import BEST, find_damage
 from d2v.tasks.scoring import Diverged, judge, predict
+from d2v.types import Batch
 from d2v.values import PositiveInt, PositiveSteps, buildable
 
 log = logging.getLogger(__name__)
@@ -31,6 +34,9 @@ class ScoreEvery(L.Callback):
 
     A resumed run goes on comparing with the best of before. Where ``best.ckpt`` is not that one (lost, damaged, or
     written after the checkpoint that the run goes on from), the log says so, and the comparison starts anew.
+
+    A run of one process that is told to stop stops between two batches of a scoring, too; the run that goes on begins
+    with that scoring.
 
     Args:
         run_dir: the run's folder; the best checkpoint lies in its folder ``checkpoints``.
@@ -49,22 +55,32 @@ class ScoreEvery(L.Callback):
         self.best: float | None = None
         self.best_step = 0
         self.waited = 0
+        self.is_due = False  # a scoring of the step that has ended was interrupted
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far: a resumed run goes on comparing with it."""
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited, "is_due": self.is_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it up again."""
         self.best, self.best_step, self.waited = (state_dict[key] for key in ("best", "best_step", "waited"))
+        self.is_due = state_dict["is_due"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget a best that is not there any more; set aside one of a future that the run has left."""
+        """Forget a best that is not there any more; set aside one of a future that the run has left.
+
+        A scoring that was interrupted is done again.
+        """
         problem = self._find_problem(trainer.global_step) if trainer.is_global_zero else None
         problem = trainer.strategy.broadcast(problem)
         if problem is not None:
             log.warning("%s: %s; comparing anew from step %d on", self.path, problem, trainer.global_step)
             self.best, self.best_step, self.waited = None, 0, 0
+        if self.is_due:
+            assert isinstance(pl_module, FinetuneModule)
+            scores = self._score(trainer, pl_module)
+            for logger in trainer.loggers if scores else []:
+                logger.log_metrics({f"val/{name}": value for name, value in scores.items()}, step=trainer.global_step)
 
     def _find_problem(self, step: int) -> str | None:
         """Why the best of before cannot be compared with; None if it is there, or if there was none."""
@@ -91,10 +107,19 @@ class ScoreEvery(L.Callback):
         if not ends_step(trainer, batch_idx) or (step % every and step < trainer.max_steps):
             return
         assert isinstance(pl_module, FinetuneModule)
-        task = pl_module.task
-        scores = _score(trainer, pl_module)
-        for name, value in scores.items():
+        for name, value in self._score(trainer, pl_module).items():
             pl_module.log(f"val/{name}", value, rank_zero_only=True)
+
+    def _score(self, trainer: L.Trainer, module: FinetuneModule) -> dict[str, float]:
+        """The scores of the step that has ended, kept if they are the best; {} if the run is to stop first."""
+        step, task = trainer.global_step, module.task
+        self.is_due = True
+        try:
+            scores = _score(trainer, module)
+        except Interrupted:
+            log.info("scoring of step %d was interrupted; the run that goes on does it first", step)
+            return {}
+        self.is_due = False
         value = scores[task.metric]
         better = self.best is None or (value > self.best if task.higher_is_better else value < self.best)
         if better:
@@ -105,6 +130,20 @@ class ScoreEvery(L.Callback):
             if self.patience is not None and self.waited >= self.patience:
                 log.info("no better %s since step %d: stopping at step %d", task.metric, self.best_step, step)
                 trainer.should_stop = True
+        return scores
+
+
+class Interrupted(Exception):
+    """A run is told to stop while it scores."""
+
+
+def _until_told(batches: Iterable[Batch], trainer: L.Trainer) -> Iterator[Batch]:
+    """Raise Interrupted where one process is told to stop; several must all score, and the last step is scored."""
+    stop = find_stop(trainer)
+    for batch in batches:
+        yield batch
+        if trainer.world_size == 1 and trainer.global_step < trainer.max_steps and stop.is_told():
+            raise Interrupted
 
 
 def _score(trainer: L.Trainer, module: FinetuneModule) -> dict[str, float]:
@@ -113,7 +152,7 @@ def _score(trainer: L.Trainer, module: FinetuneModule) -> dict[str, float]:
     share = isinstance(trainer.strategy, DDPStrategy)
     batches = datamodule.score_loader(trainer.global_rank, trainer.world_size) if share else datamodule.score_loader()
     with torch.random.fork_rng(devices=[]), eval_mode(module.scored):
-        part = predict(module.scored, module.task, batches, module.device)
+        part = predict(module.scored, module.task, _until_told(batches, trainer), module.device)
     if not share:
         return judge(module.task, [part]).scores
     parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None

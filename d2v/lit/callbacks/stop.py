@@ -85,8 +85,7 @@ class StopWhenTold(L.Callback):
         """Stop if it is time, on all ranks together."""
         assert self._signals is not None
         told = self._signals.received
-        late = self.max_time is not None and time.monotonic() - self._started_at >= self.max_time.total_seconds()
-        number, requeue, is_late = agree(trainer, batch_idx, (told or 0, told in REQUEUE, late))
+        number, requeue, is_late = agree(trainer, batch_idx, (told or 0, told in REQUEUE, self._is_late()))
         if not number and (not is_late or trainer.global_step >= trainer.max_steps):
             return
         self.reason, self.requeue = "signal" if number else "max_time", bool(requeue)
@@ -98,6 +97,13 @@ class StopWhenTold(L.Callback):
         unfinished = f"; {dropped} micro-batches of the next are dropped" if dropped else ""
         log.info("stopping after step %d%s", trainer.global_step, unfinished)
         trainer.should_stop = True
+
+    def is_told(self) -> bool:
+        """Whether this process has been told to stop, or its time is up."""
+        return self._signals is not None and (self._signals.received is not None or self._is_late())
+
+    def _is_late(self) -> bool:
+        return self.max_time is not None and time.monotonic() - self._started_at >= self.max_time.total_seconds()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: LightningModule) -> None:
         """Give the signals back when everything has been saved."""
