@@ -60,6 +60,13 @@ def test_evaluate_prints_a_table_with_both_baselines(runs: ModuleType, run: Path
     assert str(folder / "results.json") in result.out
 
 
+def test_results_of_evaluation_lie_with_the_run(runs: ModuleType, run: Path) -> None:
+    result = runs.d2v_command("evaluate", f"checkpoint={run}", "baselines=false", *KNN)
+    assert result.status in (0, None), result.err
+    (folder,) = (run / "evaluate").iterdir()
+    assert f"results: {folder / 'results.json'}" in result.out
+
+
 def _find_rows(results: dict) -> list:  # type: ignore[type-arg]
     (rows,) = [value for value in results.values() if isinstance(value, list)]
     return rows

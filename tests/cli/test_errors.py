@@ -210,13 +210,14 @@ def test_too_many_bad_files_are_told_as_they_are(runs: ModuleType, tmp_path: Pat
     soundfile = pytest.importorskip("soundfile")
     pytest.importorskip("torchaudio")
     soundfile.write(tmp_path / "good.wav", [0.1] * 48000, 16000)
-    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    for name in ("bad.wav", "worse.wav"):
+        (tmp_path / name).write_bytes(b"RIFF")
     data = ["experiment=speech_tiny", "data=audio_folder", f"data.root={tmp_path}", f"output_dir={tmp_path / 'out'}"]
     result = runs.d2v_command("pretrain", *data)
     assert result.status == 1
     message = result.err[result.err.index("d2v: error: ") :]
-    assert message.startswith("d2v: error: 1 of the data set's 2 samples cannot be read (50.00%)")
-    assert "The first:\n  bad.wav: not readable audio" in message
+    assert message.startswith("d2v: error: 2 of the data set's 3 samples cannot be read (66.67%)")
+    assert "They are:\n  bad.wav: not readable audio" in message
     assert "Error in call" not in message
     assert "\\n" not in message
 

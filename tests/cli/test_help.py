@@ -135,3 +135,22 @@ def test_cfg_job_prints_the_configuration_and_stops(runs: ModuleType, tmp_path: 
     assert {"model", "mask", "data", "trainer", "seed", "resume"} <= set(config)
     assert not (tmp_path / "out").exists()
     assert time.monotonic() - start < 300
+
+
+def test_help_needs_no_locale_and_no_home(tmp_path: Path) -> None:
+    """Texts are ASCII where the terminal is, and nothing is looked up below a home folder."""
+    program = (
+        "import sys\nfrom d2v.cli import main\nfrom d2v.cli.commands import COMMANDS\n"
+        "for words in ([], *([name, '--help'] for name in COMMANDS), ['completion', 'bash']):\n"
+        "    sys.argv = ['d2v', *words]\n"
+        "    try:\n        main.main()\n"
+        "    except SystemExit as ended:\n        assert not ended.code, ended\n"
+    )
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")},
+        **{"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        "TMPDIR": str(tmp_path / "missing"),
+    }
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "d2v pretrain: " in done.stdout
