@@ -72,9 +72,11 @@ class NodeOf:
 
     Attributes:
         given: arguments that are filled in when it is built, and that nobody may give.
+        defaults: arguments that are filled in where they are null or not there.
     """
 
     given: tuple[str, ...] = ()
+    defaults: tuple[str, ...] = ()
 
 
 FiniteFloat = float

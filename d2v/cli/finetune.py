@@ -21,7 +21,7 @@ from d2v.cli.pretrain import find_checkpoint
 from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable
 from d2v.cli.run_dir import claim
 from d2v.cli.scoring import set_decoder
-from d2v.cli.settings import Finetune, build_each, checked, plain
+from d2v.cli.settings import Finetune, build_each, build_schedule, checked, plain
 from d2v.cli.sweep import sweep
 from d2v.data.finetune import FinetuneData
 from d2v.interop.build import build, check_node, load_exactly
@@ -92,7 +92,7 @@ def finetune(cfg: DictConfig) -> None:
         )
         threads = machine.set_threads(settings.num_threads, num_workers, trainer.num_devices)
         optim = build(settings.optim, key="optim", trusted=True)
-        schedule = build(settings.schedule, {"max_steps": max_steps}, key="schedule", trusted=True)
+        schedule = build_schedule(settings.schedule, max_steps)
         portable = {**config, "data": {**config["data"], **dataset.assets()}, "label_names": data.labels}
         module = FinetuneModule(
             model, task, optim, schedule, settings.freeze_steps, settings.ema_decay, settings.seed, portable

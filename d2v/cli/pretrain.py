@@ -16,7 +16,7 @@ from d2v.cli.loading import load_trained, same_tokenizer
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable
 from d2v.cli.run_dir import claim
-from d2v.cli.settings import Pretrain, build_each, checked, plain
+from d2v.cli.settings import Pretrain, build_each, build_schedule, checked, plain
 from d2v.data.tokenizer import load_tokenizer
 from d2v.interop.build import build
 from d2v.interop.doors import init_from
@@ -76,7 +76,7 @@ def pretrain(cfg: DictConfig) -> None:
         optim, ema = (
             build(node, key=key, trusted=True) for key, node in (("optim", settings.optim), ("ema", settings.ema))
         )
-        schedule = build(settings.schedule, {"max_steps": trainer.max_steps}, key="schedule", trusted=True)
+        schedule = build_schedule(settings.schedule, trainer.max_steps)
         portable = {**config, "data": {**config["data"], **assets}}
         module = PretrainModule(model, optim, schedule, ema, settings.seed, portable)
         module.record = {"choices": choices_now(before), "fingerprint": found}
@@ -135,6 +135,8 @@ def check_warmup(settings: Pretrain) -> None:
         ValueError: ``schedule.warmup_steps`` was given and is no less than ``trainer.max_steps``.
     """
     warmup, steps = settings.schedule.get("warmup_steps", 0), settings.trainer.get("max_steps", 0)
+    if settings.schedule.get("max_steps") is not None:
+        return  # a run that is a part of a longer one
     if not (isinstance(warmup, int) and isinstance(steps, int) and warmup >= steps > 1):
         return
     said = f"schedule.warmup_steps={warmup} of trainer.max_steps={steps}: all warm-up"

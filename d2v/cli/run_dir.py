@@ -24,7 +24,7 @@ from d2v.cli.words import is_multirun, quoted
 from d2v.runs.checkpoints import FOLDER
 from d2v.runs.links import check_links
 from d2v.runs.lock import lock_folder
-from d2v.runs.record import runs_begun_last_first
+from d2v.runs.record import RECORD, read_run_record, runs_begun_last_first
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def _choose(output_dir: str, name: str | None, resume: str | None, overrides: Se
     parent = Path(output_dir) / (name or "run")
     if resume == "auto":
         for folder in runs_begun_last_first(parent):
-            if _overrides_of(folder) == _identity(overrides):
+            if _is_run_of(folder, _identity(overrides)):
                 return str(claim(folder))
     elif resume:
         path = Path(resume)
@@ -169,7 +169,22 @@ def _slurm_step() -> str | None:
 
 
 def _identity(overrides: Sequence[str]) -> list[str]:
-    return sorted(o for o in overrides if not o.lstrip("+~").startswith(_NOT_THE_RUN))
+    words = (override.removeprefix("++") for override in overrides if "=" in override or override.startswith("~"))
+    return sorted(word for word in words if not word.lstrip("+~").startswith(_NOT_THE_RUN))
+
+
+def _is_run_of(folder: Path, words: list[str]) -> bool:
+    """Whether a run was begun by these words, or gone on with by them (``resume=RUN trainer.max_steps=N``).
+
+    A start that says less than the first one did (``resume=RUN`` alone) identifies no run.
+    """
+    first = _overrides_of(folder)
+    if first is None or first == words:
+        return first is not None
+    if not {word.partition("=")[0] for word in first} <= {word.partition("=")[0] for word in words}:
+        return False
+    commands = [entry.get("command") for entry in read_run_record(folder / RECORD)[1:]]
+    return any(isinstance(command, list) and _identity([str(w) for w in command[2:]]) == words for command in commands)
 
 
 def _overrides_of(folder: Path) -> list[str] | None:

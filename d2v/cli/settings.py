@@ -38,7 +38,7 @@ Workers = Annotated[int, Range(0, 1024)]
 Threads = Annotated[int, Range(1, 4096)]
 BatchSize = Annotated[float, Range(1, 10**9)]  # seconds, or a whole number of samples: the data know
 Callbacks = Mapping[str, Annotated[Any, NodeOf(("run_dir", "data"))] | None]
-Schedule = Annotated[Any, NodeOf(("max_steps",))]
+Schedule = Annotated[Any, NodeOf(defaults=("max_steps",))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,4 +292,13 @@ def build_each(nodes: Mapping[str, Any], key: str, given: Mapping[str, Any]) -> 
 
 def built(node: DictConfig, **given: Any) -> Any:
     """Return what a part of a composed configuration describes, for scripts and notebooks."""
-    return build(plain_value(node), given, trusted=True)
+    values: dict[str, Any] = plain_value(node)
+    values = {name: value for name, value in values.items() if value is not None or name not in given}
+    return build(values, given, trusted=True)
+
+
+def build_schedule(node: Mapping[str, Any], max_steps: int) -> Any:
+    """Return the factor on the learning rate by step, over ``max_steps`` unless the node says how many."""
+    given = {} if node.get("max_steps") is not None else {"max_steps": max_steps}
+    plain_node = {name: value for name, value in node.items() if name not in given}
+    return build(plain_node, given, key="schedule", trusted=True)

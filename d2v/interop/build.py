@@ -76,7 +76,9 @@ def check_settings(schema: Any, settings: Mapping[str, Any], key: str = "", *, t
 
 def _check(node: Any, wanted: Any, key: str, trusted: bool, given: Mapping[str, Any], depth: int) -> None:
     wanted, marks = unwrapped(wanted)
-    given = {**given, **{name: None for mark in marks if isinstance(mark, NodeOf) for name in mark.given}}
+    nodes = [mark for mark in marks if isinstance(mark, NodeOf)]
+    given = {**given, **{name: None for mark in nodes for name in mark.given}}
+    defaults = {name for mark in nodes for name in mark.defaults}
     if depth > _MAX_DEPTH:
         raise ValueError(f"{key}: nested more than {_MAX_DEPTH} deep")
     if isinstance(node, list | tuple):
@@ -99,7 +101,8 @@ def _check(node: Any, wanted: Any, key: str, trusted: bool, given: Mapping[str, 
         raise ValueError(f"{key}._partial_={shown(partial)}: give true or false")
     if not partial and not _may_be(returned_by(target), wanted):
         raise ValueError(f"{key}._target_={node['_target_']}: makes no {wanted.__name__}; name a class that does")
-    arguments = {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}
+    absent = {"_target_", "_partial_"} | {name for name in defaults if node.get(name) is None}
+    arguments = {name: value for name, value in node.items() if name not in absent}
 
     def inner(value: Any, wanted: Any, inner_key: str) -> None:
         _check(value, wanted, inner_key, trusted, given, depth + 1)

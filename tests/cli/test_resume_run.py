@@ -14,6 +14,8 @@ import yaml
 
 from d2v.cli.resume_words import loosened, names_a_run
 from d2v.cli.resuming import composed_of, targets, words_of
+from d2v.data.tokenizer import train_tokenizer
+from d2v.runs.listing import ENDED
 from d2v.runs.resuming import Words
 
 
@@ -108,10 +110,16 @@ def test_a_run_goes_on_by_its_name_alone(runs: ModuleType, run: Path, stopped: P
     assert runs.checkpoints(stopped) == runs.checkpoints(run)
 
 
+def _content(folder: Path) -> dict[Path, bytes]:
+    """Files of a run, but for what it logs and how it ended."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log" and path.name != ENDED)
+    return {path: path.read_bytes() for path in files}
+
+
 def test_what_is_not_the_runs_is_refused_before_anything_is_written(
     runs: ModuleType, stopped: Path, images: Path, tmp_path: Path
 ) -> None:
-    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file() and path.suffix != ".log"}
+    before = _content(stopped)
     moved = tmp_path / "moved"
     shutil.copytree(images, moved)
     (moved / "train" / "dark" / "0.png").unlink()
@@ -123,8 +131,7 @@ def test_what_is_not_the_runs_is_refused_before_anything_is_written(
         assert result.status == 1
         assert said in result.err
         assert "init_from=" in result.err
-    after = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file() and path.suffix != ".log"}
-    assert after == before
+    assert _content(stopped) == before
     said = _finish(runs, "pretrain", f"resume={stopped}", f"data.root={moved}", "resume_with_other_data=true")
     assert "the data had 24 samples, now 23" in said
     assert "resumed with data.root=" in said
@@ -200,3 +207,29 @@ def test_more_warm_up_than_steps(runs: ModuleType, tmp_path: Path, caplog: pytes
     with caplog.at_level(logging.WARNING):
         said = _finish(runs, "pretrain", *short, f"output_dir={tmp_path}", "trainer.max_steps=2")
     assert "the learning rate ends at 0.02 of its peak" in said + caplog.text
+
+
+def test_another_tokenizer_than_the_weights_have(runs: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    text = runs.text_file(tmp_path / "t.txt", 400)
+    for name, words in (("a", ["the cat sees"]), ("b", ["dog runs away"])):
+        (tmp_path / f"{name}.json").write_text(train_tokenizer(words, 270).to_json())
+    common = [
+        "experiment=text_tiny", "data=text_files", f"data.root={text}", "data.vocab_size=280", *runs.SMALL["text"],
+        f"data.cache={tmp_path / 'cache'}", "global_batch_size=4", "trainer.max_steps=1", "schedule.warmup_steps=1",
+        "trainer.accelerator=cpu", "num_threads=1", "callbacks.health.min_spread=null",
+    ]  # fmt: skip
+    run, other = tmp_path / "run", f"data.tokenizer={tmp_path / 'b.json'}"
+    _finish(runs, "pretrain", *common, f"data.tokenizer={tmp_path / 'a.json'}", f"hydra.run.dir={run}")
+    refused = runs.d2v_command("pretrain", f"resume={run}", other, "resume_with_other_data=true")
+    assert "the tokenizer is another one" in refused.err
+    said = _finish(runs, "pretrain", *common, other, f"init_from={run}", f"hydra.run.dir={tmp_path / 'new'}")
+    assert f"{other} is another tokenizer than the one that the weights of init_from={run}" in said
+    extract = ["extract", f"checkpoint={run}", f"output={tmp_path / 'f.npz'}", "split=train"]
+    refused = runs.d2v_command(*extract, other)
+    assert "data.tokenizer: is another tokenizer than the one that checkpoint=" in refused.err
+    same = f"data.tokenizer={tmp_path / 'a.json'}"
+    assert "features" in _finish(runs, *extract, "data=text_files", f"data.root={text}", "data.vocab_size=280", same)
+    _finish(runs, "pretrain", f"resume={run}", "trainer.max_steps=2", same)
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["tokenizer"] == str(tmp_path / "a.json")
+    _finish(runs, "pretrain", f"resume={run}")  # its own, which is in the checkpoint

@@ -49,6 +49,19 @@ def test_printing_a_configuration_makes_no_folder(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "o").exists()
 
 
+def test_a_run_is_known_by_the_words_of_every_start_that_says_as_much_as_the_first(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run" / "2020-01-01_00-00-00", "- seed=1\n- trainer.max_steps=3\n")
+    for words in (
+        ["++seed=1", "++trainer.max_steps=6", f"resume={run}", "hydra.output_subdir=null"],
+        [f"resume={run}"],
+    ):
+        write_run_record(run / "run.json", {"command": ["d2v", "pretrain", *words]})
+    for words in (["seed=1", "trainer.max_steps=3"], ["trainer.max_steps=6", "seed=1"]):
+        assert run_dir(str(tmp_path), None, "auto", words) == str(run)
+    for words in ([], ["seed=1"], ["seed=2", "trainer.max_steps=6"], ["seed=1", "trainer.max_steps=7"]):
+        assert run_dir(str(tmp_path), None, "auto", words) != str(run)
+
+
 @pytest.mark.parametrize("content", ["- [torn", "", "a: 1", "- 1", "seed=1", "\x00", "- !!python/object:os.system {}"])
 def test_damaged_overrides_of_any_run_are_named_and_survived(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str

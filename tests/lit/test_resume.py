@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_is_named(runs: ModuleType, tmp_path: Path) -> None
 
 def test_init_from_starts_at_step_0_with_those_weights(runs: ModuleType, tmp_path: Path) -> None:
     run = runs.pretrain(tmp_path)
-    frozen = ["trainer.max_steps=1", "optim.lr=0", "ema.decay_start=1", "ema.decay_end=1", "seed=5"]
+    frozen = ["trainer.max_steps=1", "optim.lr=1e-60", "ema.decay_start=1", "ema.decay_end=1", "seed=5"]
     for source in (run, run / "checkpoints" / "step-00000004.ckpt"):
         started = runs.pretrain(tmp_path / "new", *frozen, f"init_from={source}")
         assert started != run
