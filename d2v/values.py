@@ -45,13 +45,14 @@ class Range:
         return not (self.above and value == self.low) and not (self.below and value == self.high)
 
     def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.above else f"of at least {self.low:g}"
-        high = f"below {self.high:g}" if self.below else f"at most {self.high:g}"
+        lowest, highest = (f"{x:,.0f}" if float(x).is_integer() else f"{x:g}" for x in (self.low, self.high))
+        low = f"above {lowest}" if self.above else f"of at least {lowest}"
+        high = f"below {highest}" if self.below else f"at most {highest}"
         if math.isinf(self.low):
             return "" if math.isinf(self.high) else high
         if math.isinf(self.high):
             return low
-        return f"{low} and {high}" if self.above or self.below else f"from {self.low:g} to {self.high:g}"
+        return f"{low} and {high}" if self.above or self.below else f"from {lowest} to {highest}"
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,7 @@ def check_arguments(
         if name in known:
             check(value, known[name].annotation, f"{here}{name}", check_node, depth + 1)
         elif takes_more is None:
-            raise ValueError(_unknown(f"{here}{name}", name, known, target, key))
+            raise ValueError(_unknown(f"{here}{name}", name, value, known, target, key))
     lacking = [
         name
         for name, parameter in known.items()
@@ -309,13 +310,13 @@ def check_arguments(
         raise ValueError(f"{here}{lacking[0]}: a value is missing; give {here}{lacking[0]}=VALUE")
 
 
-def _unknown(full: Key, name: str, known: Mapping[str, Any], target: Any, key: Key) -> str:
+def _unknown(full: Key, name: str, value: Any, known: Mapping[str, Any], target: Any, key: Key) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"unknown key {full}: did you mean {full.removesuffix(name)}{close[0]}?"
     what = getattr(target, "__name__", str(target))
     fix = f"leave it out with '~{full}'" if key else "remove it"
-    return f"{full}: {what} has no such setting (it has {', '.join(known) or 'none'}): {fix}"
+    return f"{full}={shown(value)}: {what} has no such setting: {fix} (it has {', '.join(known) or 'none'})"
 
 
 @cache

@@ -113,7 +113,10 @@ def test_arguments_are_checked_by_name() -> None:
         _arguments(a=1, inner={"dept": 2})
     with pytest.raises(ValueError, match=r"model.inner.drop=1: give a number of at least 0 and below 1"):
         _arguments(a=1, inner={"depth": 2, "drop": 1})
-    with pytest.raises(ValueError, match=r"model.colour: _call has no such setting .it has a, b, inner.: leave it out"):
+    with pytest.raises(
+        ValueError,
+        match=r"model.colour=2: _call has no such setting: leave it out with '~model.colour' .it has a, b, inner",
+    ):
         _arguments(a=1, colour=2)
     with pytest.raises(ValueError, match=r"model.run_dir=/tmp/x: is filled in by d2v; leave it out"):
         _arguments(a=1, run_dir="/tmp/x")

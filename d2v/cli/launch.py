@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     InterpolationKeyError,
@@ -63,8 +63,6 @@ def configuring() -> Iterator[None]:
         yield
     except MissingMandatoryValue as error:
         fail(f"a value is missing: give {error.full_key}=VALUE", error)
-    except (InstantiationException, TypeError) as error:
-        fail(_explain_call(error), error)
     except OmegaConfBaseException as error:
         modality = re.search(r"encoder\.frontends\.(\w+)", str(error))
         if isinstance(error, InterpolationKeyError) and modality:
@@ -75,7 +73,7 @@ def configuring() -> Iterator[None]:
             )
         fail(str(error).splitlines()[0], error)
     except _MENDABLE as error:
-        fail(str(error), error)
+        fail(_said_at_once(str(error)), error)
 
 
 @contextmanager
@@ -227,25 +225,11 @@ def _fail_without_folder(error: BaseException) -> NoReturn:
     raise error
 
 
-def _explain_call(error: Exception) -> str:
-    """What a call that the configuration asks for did not take, by its key."""
-    if isinstance(error.__cause__, ValueError | OSError | ImportError | UserError):
-        return str(error.__cause__)
-    message = str(error)
-    unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", message)
-    section = re.search(r"full_key: (\S+)", message)
-    if unknown is None:
-        return message
-    given = [word.lstrip("+") for word in sys.argv[1:] if word.partition("=")[0].endswith(f".{unknown[2]}")]
-    if given:
-        return f"{given[0]}: {unknown[1]} has no such setting: remove it"
-    if section is None:
-        return message
-    key = f"{section[1]}.{unknown[2]}"
-    return (
-        f"{key}: {unknown[1]} has no such setting (an experiment's settings are for the {section[1]} that it chooses): "
-        f"leave it out with '~{key}'"
-    )
+def _said_at_once(message: str) -> str:
+    """A setting that the command line gives, and not an experiment, is left out by not giving it."""
+    unknown = re.search(r"leave it out with '~(\S+)'", message)
+    given = {word.lstrip("+").partition("=")[0] for word in sys.argv[1:]}
+    return message.replace(unknown[0], "remove it") if unknown and unknown[1] in given else message
 
 
 def _explain(error: Exception, arguments: list[str]) -> str:

@@ -81,7 +81,7 @@ UNKNOWN = [
 ]
 VALUES = [
     (["trainer.max_steps=many"], ["trainer.max_steps=many"]),
-    (["trainer.max_steps=0"], ["trainer.max_steps=0", "at least 1"]),
+    (["trainer.max_steps=0"], ["trainer.max_steps=0: give a whole number from 1"]),
     (["trainer.max_steps=1.5"], ["trainer.max_steps=1.5"]),
     (["trainer.max_steps=null"], ["trainer.max_steps"]),
     (["trainer.log_every_n_steps=0"], ["trainer.log_every_n_steps=0"]),
@@ -112,8 +112,8 @@ VALUES = [
     (["model.decoders.image.kernel_size=2"], ["kernel_size=2", "3"]),
     (["callbacks.checkpoint.keep=0"], ["callbacks.checkpoint.keep=0", "-1"]),
     (["callbacks.checkpoint.every_n_steps=0"], ["callbacks.checkpoint.every_n_steps=0"]),
-    (["callbacks.checkpoint.keep_best=0"], ["callbacks.checkpoint.keep_best=0", "at least 1"]),
-    (["callbacks.checkpoint.mode=most"], ["callbacks.checkpoint.mode=most", "max or min"]),
+    (["callbacks.checkpoint.keep_best=0"], ["callbacks.checkpoint.keep_best=0: give a whole number from 1"]),
+    (["callbacks.checkpoint.mode=most"], ["callbacks.checkpoint.mode=most", "choose one of max, min"]),
     (["callbacks=probe", "callbacks.probe.every_n_steps=0"], ["callbacks.probe.every_n_steps=0"]),
 ]
 FILES = [
@@ -163,7 +163,7 @@ OTHER_COMMANDS = [
     (["evaluate", "checkpoint=MISSING"], ["checkpoint=MISSING", "no such file", "run's folder"]),
     (["evaluate", "checkpoint=EMPTY"], ["checkpoint=EMPTY", "checkpoints/*.ckpt"]),
     (["evaluate", "checkpoint=GARBAGE"], ["checkpoint=GARBAGE", "not a readable checkpoint"]),
-    (["evaluate", "checkpoint=RUN", "network=decoder"], ["network=decoder", "student or teacher"]),
+    (["evaluate", "checkpoint=RUN", "network=decoder"], ["network=decoder: choose one of student, teacher"]),
     (["evaluate", "checkpoint=RUN", "prob=knn"], ["'prob'", "Did you mean probe"]),
     (["evaluate", "checkpoint=RUN", "probe=nearest"], ["probe=nearest", "knn"]),
     (["evaluate", "checkpoint=RUN", "probe.k=0", "probe=knn"], ["probe.k=0"]),

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from d2v.interop.build import build
 from d2v.interop.native import resolve_checkpoint
 from d2v.lit.callbacks import probe
-from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.runs.checkpoints import newest_intact_checkpoint
 
 SCORES = [0.1, 0.5, 0.3, 0.2, 0.4, 0.45]
@@ -241,8 +241,9 @@ def test_an_unknown_metric_is_named_with_the_known_ones(
 
 
 @pytest.mark.parametrize(
-    ("options", "key"), [({"mode": "most"}, "mode=most.*max or min"), ({"keep_best": 0}, "keep_best=0.*at least 1")]
+    ("options", "key"), [({"mode": "most"}, "mode=most.*one of max, min"), ({"keep_best": 0}, "keep_best=0.*from 1")]
 )
 def test_values_out_of_range(tmp_path: Path, options: dict[str, object], key: str) -> None:
+    node = {"_target_": "d2v.lit.callbacks.checkpoint.CheckpointEvery", **options}
     with pytest.raises(ValueError, match=rf"callbacks\.checkpoint\.{key}"):
-        CheckpointEvery(tmp_path, **options)  # type: ignore[arg-type]
+        build(node, {"run_dir": tmp_path}, key="callbacks.checkpoint")

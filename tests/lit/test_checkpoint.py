@@ -15,9 +15,9 @@ import lightning as L
 import pytest
 import torch
 
+from d2v.interop.build import build
 from d2v.interop.doors import load_encoder
 from d2v.interop.native import resolve_checkpoint
-from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.checkpoint_io import AtomicCheckpointIO, make_room
 from d2v.runs.checkpoints import list_checkpoints
 
@@ -58,8 +58,9 @@ def test_a_checkpoint_holds_the_teacher_of_its_step(runs: ModuleType, tmp_path: 
     [({"every_n_steps": 0}, "every_n_steps=0"), ({"keep": 0}, "keep=0"), ({"keep": -2}, "keep=-2")],
 )
 def test_numbers_out_of_range(tmp_path: Path, options: dict[str, int], key: str) -> None:
-    with pytest.raises(ValueError, match=rf"callbacks\.checkpoint\.{key}.*(at least 1|-1)"):
-        CheckpointEvery(tmp_path, **options)  # type: ignore[arg-type]
+    node = {"_target_": "d2v.lit.callbacks.checkpoint.CheckpointEvery", **options}
+    with pytest.raises(ValueError, match=rf"callbacks\.checkpoint\.{key}.*(from 1|-1)"):
+        build(node, {"run_dir": tmp_path}, key="callbacks.checkpoint")
 
 
 def _save(folder: Path, step: int) -> Path:

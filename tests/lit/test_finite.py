@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from d2v.lit.callbacks.finite import SkippedSteps
+from d2v.interop.build import build
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.types import Batch, LossOutput
 
@@ -102,5 +102,6 @@ def test_a_resumed_run_goes_on_counting(runs: ModuleType, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("name", ["check_every_n_steps", "max_in_a_row"])
 def test_numbers_out_of_range(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"callbacks\.finite\.{name}=0: must be at least 1"):
-        SkippedSteps(tmp_path, **{name: 0})
+    node = {"_target_": "d2v.lit.callbacks.finite.SkippedSteps", name: 0}
+    with pytest.raises(ValueError, match=rf"callbacks\.finite\.{name}=0: give a whole number from 1"):
+        build(node, {"run_dir": tmp_path}, key="callbacks.finite")
