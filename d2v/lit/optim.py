@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2v.values import Beta, Epsilon, NonNegativeFloat, PositiveFloat, PositiveFraction, buildable
+from d2v.values import Beta, Epsilon, NonNegativeFloat, PositiveFraction, buildable
 
 
 @buildable
 def adamw(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
-    lr: PositiveFloat,
+    lr: NonNegativeFloat,
     betas: tuple[Beta, Beta] = (0.9, 0.95),
     eps: Epsilon = 1e-8,
     weight_decay: NonNegativeFloat = 0.05,
