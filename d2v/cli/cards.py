@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from d2v.cli.loading import WHOSE, Trained
 from d2v.version import __version__
 
@@ -64,7 +66,8 @@ def model_card(trained: Trained, network: str, library: str = "d2v") -> str:
     """
     modality = next(iter(trained.encoder.frontends))
     frontend = trained.encoder.frontend(modality)
-    example = frontend.example()
+    with torch.device("meta"):  # its shape is what matters
+        example = frontend.example()
     num_tokens = math.prod(frontend.token_grid(example))
     shape, dtype = ", ".join(map(str, example.shape)), str(example.dtype)
     values = {

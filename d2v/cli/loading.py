@@ -137,11 +137,9 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
         ValueError: the data are of another modality than the encoder reads, or longer than it can read.
     """
     if cfg.get("data") is None:
-        if "_target_" not in trained.data_node:
-            raise ValueError(f"checkpoint={trained.path} does not say what it was trained on: give data=...")
-        return build(trained.data_node, key="data")
+        return _built_data(trained.data_node, trained.path)
     if "_target_" not in cfg.data:  # data.root=DIR alone: the data that it was trained on, but for that
-        data = build({**trained.data_node, **plain_value(cfg.data)}, key="data")
+        data = _built_data({**trained.data_node, **plain_value(cfg.data)}, trained.path)
     else:
         data = build(data_node(cfg, trained), key="data", trusted=True)
     check_fits(data, trained)
@@ -185,12 +183,41 @@ def data_node(cfg: DictConfig, trained: Trained) -> dict[str, Any]:
         if reference is None:
             node[key] = plain_value(cfg.data[key])
         else:
-            node[key] = _of_encoder(trained, reference[1].split("."))
+            node[key] = inert(_of_encoder(trained, reference[1].split(".")), f"data.{key}", trained.path)
     overridden = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
     for key in _INPUT_KEYS:
         if key in trained.data_node and key in node and f"data.{key}" not in overridden:
-            node[key] = trained.data_node[key]
+            node[key] = inert(trained.data_node[key], f"data.{key}", trained.path)
     return node
+
+
+def inert(value: Any, key: str, path: Path) -> Any:
+    """Return a value from a file that is to stand among the user's own words, where a mapping could be built.
+
+    Raises:
+        ValueError: it is none of numbers, texts and lists of them.
+    """
+    values = value if isinstance(value, list | tuple) else [value]
+    for inner in values:
+        if isinstance(inner, list | tuple):
+            inert(inner, key, path)
+        elif not isinstance(inner, bool | int | float | str | None):
+            raise ValueError(f"checkpoint={path}: its {key} is no plain value: refused, it could execute code")
+    return value
+
+
+def _built_data(node: Mapping[str, Any], path: Path) -> Any:
+    """Return the data set that a file describes: of what it may name, only what loads data.
+
+    Raises:
+        ValueError: it describes something else, or what it may not name.
+    """
+    if "_target_" not in node:
+        raise ValueError(f"checkpoint={path} does not say what it was trained on: give data=...")
+    target = str(node["_target_"])
+    if target.startswith("d2v.") and not target.startswith("d2v.data."):
+        raise ValueError(f"checkpoint={path}: its data._target_={target} is no data set: refused; give data=...")
+    return build(node, key="data")
 
 
 def _of_encoder(trained: Trained, keys: list[str]) -> Any:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from d2v.cli.ending import stopped_early
 from d2v.cli.launch import configuring, naming, run, running
-from d2v.cli.loading import load_trained, same_tokenizer
+from d2v.cli.loading import inert, load_trained, same_tokenizer
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable
 from d2v.cli.run_dir import claim
@@ -153,7 +153,8 @@ def keep_tokenizer(settings: Pretrain) -> None:
     if "tokenizer" not in settings.data or not settings.init_from:
         return
     with naming("init_from"):
-        theirs = load_trained(settings.init_from, "student").data_node.get("tokenizer")
+        trained = load_trained(settings.init_from, "student")
+        theirs = inert(trained.data_node.get("tokenizer"), "data.tokenizer", trained.path)
     given = settings.data["tokenizer"]
     if given is None:
         settings.data["tokenizer"] = theirs

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from d2v.cli.paths import absolute
 from d2v.data.fingerprint import differences, fingerprint
-from d2v.interop.build import part_of
+from d2v.interop.build import check_file_pattern, part_of
 from d2v.interop.native import Checkpoint
 from d2v.runs.resuming import OtherRun, Words, resumed
 
@@ -98,10 +98,26 @@ def own_configuration(cfg: DictConfig, checkpoint: Checkpoint, schema: Any) -> d
             composed[alias] = composed[section].pop(name)
     composed = absolute(composed, schema)
     config = resumed(own, composed, words, str(cfg.resume))
-    for key, target in targets(config):
-        if _at(composed, key) != target:  # not the user's own word, but the file's
-            part_of(target, key)
+    check_words_of_file(config, composed)
     return config
+
+
+def check_words_of_file(config: Mapping[str, Any], composed: Mapping[str, Any]) -> None:
+    """Raise ValueError if a run's configuration names what a file may not name, or a pattern that could take for ever.
+
+    Args:
+        config: of the run that goes on.
+        composed: the user's own words; what agrees with them is the user's.
+    """
+    for key, value in _risky(config):
+        if _at(composed, key) == value:
+            continue
+        if not isinstance(value, str):
+            raise ValueError(f"{key}={value!r}: give the dotted name of a class")
+        if key.rpartition(".")[2] == "_target_":
+            part_of(value, key)
+        else:
+            check_file_pattern(value, key)
 
 
 def own_choices_of(checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -159,15 +175,15 @@ def check_same_data(
     )
 
 
-def targets(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Key and value of every ``_target_``."""
+def _risky(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Key and value of every ``_target_``, and of every pattern."""
     inner: Any = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for name, value in inner:
         full = f"{key}.{name}" if key else str(name)
-        if name == "_target_":
+        if name == "_target_" or (str(name).endswith("pattern") and isinstance(value, str)):
             yield full, value
         else:
-            yield from targets(value, full)
+            yield from _risky(value, full)
 
 
 def _at(node: Any, key: str) -> Any:

@@ -90,7 +90,7 @@ def _check(node: Any, wanted: Any, key: str, trusted: bool, given: Mapping[str, 
         if not isinstance(name, str):
             raise ValueError(f"{key}: the key {name!r} is no text")
         if not trusted and name.endswith("pattern") and isinstance(node[name], str):
-            _check_pattern(node[name], f"{key}.{name}")
+            check_file_pattern(node[name], f"{key}.{name}")
     if "_target_" not in node:
         for name, value in node.items():
             _check(value, Any, f"{key}.{name}" if key else name, trusted, given, depth + 1)
@@ -111,7 +111,8 @@ def _check(node: Any, wanted: Any, key: str, trusted: bool, given: Mapping[str, 
     check_arguments(target, arguments, key, inner, filled=filled, partial=partial)
 
 
-def _check_pattern(pattern: str, key: str) -> None:
+def check_file_pattern(pattern: str, key: str) -> None:
+    """Raise ValueError, naming the key, if a file's regular expression could take for ever to match."""
     try:
         check_pattern(pattern)
     except ValueError as error:

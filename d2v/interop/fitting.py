@@ -19,7 +19,7 @@ from torch.nn.modules.module import (
 )
 
 from d2v.bounds import TooMuch
-from d2v.interop.build import build, check_fit, load_exactly
+from d2v.interop.build import build, check_fit, check_node, load_exactly
 
 _SPARE = 1000  # parameters more than a file holds: which of them are missing is then said by name
 _MAX_BUFFERS = 1 << 28  # numbers that are computed from the configuration and lie in no file, such as indices
@@ -53,6 +53,7 @@ def sketch(node: Any, state: Mapping[str, Tensor]) -> nn.Module:
     """
     # Constructors of packages that the user trusts may need numbers.
     device = "cpu" if _names_others(node) else "meta"
+    check_node(node, nn.Module)  # nothing else that a file may name is made, not even to find out
     try:
         with torch.device(device), _at_most(4 * len(state) + _SPARE):
             module = build(node)

@@ -14,16 +14,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import hostile as make
 import pytest
 import torch
 
+from d2v.cli import loading
 from d2v.cli.loading import load_trained
+from d2v.cli.pretrain import keep_tokenizer
+from d2v.cli.resuming import check_words_of_file
 from d2v.interop.build import build, check_node
 from d2v.interop.doors import init_from
+from d2v.interop.fitting import sketch
 
 SECRET = "secret-of-the-environment"
 
@@ -162,6 +166,17 @@ def test_patterns_of_files_are_checked() -> None:
             check_node({**node, key: "(a+)+$"}, key="data")
         check_node({**node, key: "(a+)+$"}, key="data", trusted=True)
         check_node({**node, key: r"^(\d)_"}, key="data")
+
+
+def test_words_of_a_run_that_is_resumed_are_checked() -> None:
+    data = {"_target_": "d2v.data.speech.audio_folder", "label_pattern": "(a+)+$"}
+    check_words_of_file({"data": data}, {"data": data})  # the user's own
+    with pytest.raises(ValueError, match=r"data\.label_pattern: the pattern .* repeats a group"):
+        check_words_of_file({"data": data}, {"data": {**data, "label_pattern": "a"}})
+    for target in ("os.system", ["os.system"]):
+        config = {"callbacks": {"x": [{"_target_": target}]}}
+        with pytest.raises(ValueError, match=r"callbacks\.x\.0\._target_="):
+            check_words_of_file(config, {"data": data})
 
 
 def test_good_files_are_read(tmp_path: Path) -> None:
@@ -353,7 +368,7 @@ DATA_NODES: dict[str, Any] = {
         "_target_": "d2v.data.speech.audio_folder", "root": "/tmp", "label_pattern": "(a+)+$",
         "conv_layers": [[8, 10, 5]],
     },
-    "a part of the trainer": {"_target_": "d2v.lit.loggers.CSVLogger", "path": "EXECUTED"},
+    "a part of the trainer": {"_target_": "d2v.lit.loggers.CSVLogger", "run_dir": "EXECUTED"},
     "a huge image": {**make.DATA, "img_size": 10**9},
 }  # fmt: skip
 
@@ -369,6 +384,40 @@ def test_data_that_a_checkpoint_was_trained_on(
     assert result.status not in (0, None)
     assert "d2v: error" in result.err
     assert SECRET not in result.out + result.err
+
+
+OTHER_PARTS = {
+    "a logger that writes": {"_target_": "d2v.lit.loggers.CSVLogger", "run_dir": "."},
+    "a logger that connects": {"_target_": "d2v.lit.loggers.wandb_logger", "run_dir": "."},
+    "a callback": {"_target_": "d2v.lit.callbacks.finite.SkippedSteps"},
+    "a decoder that reads files": {"_target_": "d2v.eval.beam.BeamDecoder", "lexicon": "x", "letters": "a"},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_PARTS)
+def test_marked_classes_are_built_in_their_own_place_only(name: str, canary: Canary) -> None:
+    node = OTHER_PARTS[name]
+    with pytest.raises(ValueError, match=r"makes no Module|nothing else"):
+        sketch(node, {})
+    refused(make.run_file(canary.folder / "evil.ckpt", lambda config: config.update(model=node)))
+    refused(make.export_folder(canary.folder / "evil", lambda config: config.update(encoder=node)))
+    with pytest.raises(ValueError, match="is no data set: refused"):
+        loading._built_data(node, canary.folder)
+
+
+def test_values_of_files_among_the_users_words_are_inert(canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set of the user's own may take anything as its tokenizer: what a file says of it is never built."""
+    evil = {"_target_": "os.system", "command": "x"}
+    for value in (evil, [evil], [[1, evil]], {"a": 1}):
+        with pytest.raises(ValueError, match=r"its data\.mean is no plain value: refused"):
+            loading.inert(value, "data.mean", canary.folder)
+    for value in (None, True, 1, 0.5, "${oc.env:HOME}", [1, [2.0, "x"]]):
+        assert loading.inert(value, "data.mean", canary.folder) is value
+    path = make.run_file(canary.folder / "evil.ckpt", make.put("data.tokenizer", evil))
+    settings = SimpleNamespace(init_from=str(path), data={"_target_": "mine.data", "tokenizer": None})
+    with pytest.raises(ValueError, match=r"init_from=.*its data\.tokenizer is no plain value"):
+        keep_tokenizer(settings)  # type: ignore[arg-type]
+    assert settings.data["tokenizer"] is None
 
 
 COMMANDS = (
