@@ -63,6 +63,7 @@ class Length:
     high: int = 10_000
 
 
+@dataclass(frozen=True)
 class IsPath:
     """Mark of a path: not empty, and kept absolute in the record of a run."""
 

@@ -475,7 +475,7 @@ def test_bare_quotes_in_a_tsv_are_letters(tmp_path):
         ("a.tsv", "text\tlabel\na\0b\tx\n", r"a\.tsv:2: a NUL character"),
         ("a.tsv", b"PK\x03\x04" + bytes(90), r"k=.*a\.tsv: a zip archive, not plain text"),
         ("a.tsv", b"version https://git-lfs.github.com/spec/v1\noid\n", r"k=.*a\.tsv: a Git LFS pointer"),
-        ("a.tsv", gzip.compress(b"text\tlabel\n"), r"k=.*a\.tsv: gzip, not plain text"),
+        ("a.tsv", gzip.compress(b"text\tlabel\n", mtime=0), r"k=.*a\.tsv: gzip, not plain text"),
     ],
 )
 def test_tables_that_cannot_be_read_right_are_refused(tmp_path, name, content, message):
