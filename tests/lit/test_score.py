@@ -26,7 +26,7 @@ def best_at(folder: Path, step: int) -> Path:
 def start(folder: Path, state: tuple[float | None, int, int], step: int) -> ScoreEvery:
     """What a run that goes on from ``step`` takes up."""
     score = ScoreEvery(folder, 2)
-    score.load_state_dict(dict(zip(("best", "best_step", "waited"), state, strict=True)))
+    score.load_state_dict({**dict(zip(("best", "best_step", "waited"), state, strict=True)), "is_due": False})
     strategy = SimpleNamespace(broadcast=lambda value: value)
     trainer: Any = SimpleNamespace(global_step=step, is_global_zero=True, strategy=strategy, callbacks=[score])
     saver = CheckpointEvery(folder)

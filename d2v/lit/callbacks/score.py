@@ -81,6 +81,7 @@ class ScoreEvery(L.Callback):
             scores = self._score(trainer, pl_module)
             for logger in trainer.loggers if scores else []:
                 logger.log_metrics({f"val/{name}": value for name, value in scores.items()}, step=trainer.global_step)
+            self._compare(trainer, pl_module, scores)
 
     def _find_problem(self, step: int) -> str | None:
         """Why the best of before cannot be compared with; None if it is there, or if there was none."""
@@ -107,19 +108,27 @@ class ScoreEvery(L.Callback):
         if not ends_step(trainer, batch_idx) or (step % every and step < trainer.max_steps):
             return
         assert isinstance(pl_module, FinetuneModule)
-        for name, value in self._score(trainer, pl_module).items():
+        scores = self._score(trainer, pl_module)
+        for name, value in scores.items():  # before a checkpoint is saved, which hands the step's metrics over
             pl_module.log(f"val/{name}", value, rank_zero_only=True)
+        self._compare(trainer, pl_module, scores)
 
     def _score(self, trainer: L.Trainer, module: FinetuneModule) -> dict[str, float]:
-        """The scores of the step that has ended, kept if they are the best; {} if the run is to stop first."""
-        step, task = trainer.global_step, module.task
+        """The scores of the step that has ended; {} if the run is to stop first."""
         self.is_due = True
         try:
             scores = _score(trainer, module)
         except Interrupted:
-            log.info("scoring of step %d was interrupted; the run that goes on does it first", step)
+            log.info("scoring of step %d was interrupted; the run that goes on does it first", trainer.global_step)
             return {}
         self.is_due = False
+        return scores
+
+    def _compare(self, trainer: L.Trainer, module: FinetuneModule, scores: dict[str, float]) -> None:
+        """Keep the step's checkpoint if it is the best; stop the run if the best stays away."""
+        if not scores:
+            return
+        step, task = trainer.global_step, module.task
         value = scores[task.metric]
         better = self.best is None or (value > self.best if task.higher_is_better else value < self.best)
         if better:
@@ -130,7 +139,6 @@ class ScoreEvery(L.Callback):
             if self.patience is not None and self.waited >= self.patience:
                 log.info("no better %s since step %d: stopping at step %d", task.metric, self.best_step, step)
                 trainer.should_stop = True
-        return scores
 
 
 class Interrupted(Exception):
