@@ -211,10 +211,17 @@ def write_tokenizer(folder: Path, data: Mapping[str, Any], max_positions: int) -
         The numbers of the special tokens by their role in transformers, "bos_token" and so on; {}: ``data`` has no
         tokenizer's content.
     """
-    text = str(data.get("tokenizer") or "")
-    if not text.lstrip().startswith("{"):
+    text = data.get("tokenizer")
+    if not isinstance(text, str) or not text.lstrip().startswith("{"):
         log.warning("data.tokenizer is no tokenizer's content: none is written to %s", folder)
         return {}
+    try:
+        return _write_tokenizer(folder, text, data, max_positions)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # a file may hold anything there
+        raise ValueError(f"data.tokenizer: not the content of a tokenizer.json ({error!r})") from error
+
+
+def _write_tokenizer(folder: Path, text: str, data: Mapping[str, Any], max_positions: int) -> dict[str, int]:
     content = bounds.parse_json(text)
     if "ids" in content and "tokenizer" in content:
         content = _renumbered(content["tokenizer"], content["ids"], content["vocab_size"])

@@ -28,6 +28,7 @@ from d2v.cli.resuming import check_words_of_file
 from d2v.interop.build import build, check_node
 from d2v.interop.doors import init_from
 from d2v.interop.fitting import sketch
+from d2v.interop.huggingface_inputs import write_tokenizer
 
 SECRET = "secret-of-the-environment"
 
@@ -461,6 +462,14 @@ def test_names_in_a_file_write_nothing_elsewhere(runs: ModuleType, canary: Canar
             "tokenizer.json",
         }
     assert [path.name for path in (canary.folder / "deep").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("value", [{"_target_": "os.system", "command": "x"}, "{", "{}", '{"model": []}', [1]])
+def test_tokenizers_of_checkpoints_are_exported_in_words(value: Any, canary: Canary) -> None:
+    try:
+        write_tokenizer(canary.folder, {"tokenizer": value, "pad_id": 1}, 16)
+    except ValueError as error:
+        assert "data.tokenizer" in str(error)
 
 
 def test_links_in_an_older_export_are_not_followed(runs: ModuleType, canary: Canary) -> None:
