@@ -30,7 +30,7 @@ _INPUT_KEYS = (
     "sample_rate",
     *("tokenizer", "vocab_size", "pad_id", "mask_id", "block_size"),
 )
-
+WORDS_OF_WRITING = ("cache", "download")
 
 WHOSE: dict[Source, str] = {
     "run": "a run of d2v",
@@ -137,9 +137,9 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
         ValueError: the data are of another modality than the encoder reads, or longer than it can read.
     """
     if cfg.get("data") is None:
-        return _built_data(trained.data_node, trained.path)
-    if "_target_" not in cfg.data:  # data.root=DIR alone: the data that it was trained on, but for that
-        data = _built_data({**trained.data_node, **plain_value(cfg.data)}, trained.path)
+        data = _built_data(trained.data_node, {}, trained.path)
+    elif "_target_" not in cfg.data:  # data.root=DIR alone: the data that it was trained on, but for that
+        data = _built_data(trained.data_node, plain_value(cfg.data), trained.path)
     else:
         data = build(data_node(cfg, trained), key="data", trusted=True)
     check_fits(data, trained)
@@ -147,7 +147,9 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
 
 
 def check_fits(data: Any, trained: Trained) -> None:
-    """Raise ValueError if data are of another modality than an encoder reads, or longer than it can read."""
+    """Raise ValueError if data are none, of another modality than an encoder reads, or longer than it can read."""
+    if not hasattr(data, "modality"):
+        raise ValueError(f"checkpoint={trained.path}: data._target_ makes no data set; choose one by data=...")
     _check_modality(trained, data.modality)
     positions = getattr(trained.encoder.frontend(data.modality), "max_positions", math.inf)
     if getattr(data, "block_size", 0) > positions:
@@ -206,18 +208,18 @@ def inert(value: Any, key: str, path: Path) -> Any:
     return value
 
 
-def _built_data(node: Mapping[str, Any], path: Path) -> Any:
-    """Return the data set that a file describes: of what it may name, only what loads data.
+def _built_data(node: Mapping[str, Any], typed: Mapping[str, Any], path: Path) -> Any:
+    """Return the data set that a file describes, changed by what the command line says.
+
+    Where it would write or download to is the user's to say, not the file's.
 
     Raises:
         ValueError: it describes something else, or what it may not name.
     """
     if "_target_" not in node:
         raise ValueError(f"checkpoint={path} does not say what it was trained on: give data=...")
-    target = str(node["_target_"])
-    if target.startswith("d2v.") and not target.startswith("d2v.data."):
-        raise ValueError(f"checkpoint={path}: its data._target_={target} is no data set: refused; give data=...")
-    return build(node, key="data")
+    kept = {key: value for key, value in node.items() if key not in WORDS_OF_WRITING}
+    return build({**kept, **typed}, key="data")
 
 
 def _of_encoder(trained: Trained, keys: list[str]) -> Any:

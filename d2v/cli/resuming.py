@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from d2v.cli.loading import WORDS_OF_WRITING
 from d2v.cli.paths import absolute
 from d2v.data.fingerprint import differences, fingerprint
 from d2v.interop.build import check_file_pattern, part_of
@@ -99,6 +100,8 @@ def own_configuration(cfg: DictConfig, checkpoint: Checkpoint, schema: Any) -> d
     composed = absolute(composed, schema)
     config = resumed(own, composed, words, str(cfg.resume))
     check_words_of_file(config, composed)
+    if isinstance(data := config.get("data"), dict):
+        leave_words_of_writing(data, composed, str(cfg.resume))
     return config
 
 
@@ -118,6 +121,20 @@ def check_words_of_file(config: Mapping[str, Any], composed: Mapping[str, Any]) 
             part_of(value, key)
         else:
             check_file_pattern(value, key)
+
+
+def leave_words_of_writing(data: dict[str, Any], composed: Mapping[str, Any], resume: str) -> None:
+    """Leave out where a file says that data are cached or downloaded to: the user says that, or nobody.
+
+    Args:
+        data: of the configuration that goes on; changed.
+        composed: what the command line and the defaults make.
+        resume: as given.
+    """
+    for name in WORDS_OF_WRITING:
+        if data.get(name) and _at(composed, f"data.{name}") != data[name]:
+            log.warning("data.%s=%s of resume=%s is not taken from a file: give it anew", name, data[name], resume)
+            del data[name]
 
 
 def own_choices_of(checkpoint: Checkpoint | None) -> dict[str, Any]:

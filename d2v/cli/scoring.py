@@ -44,7 +44,8 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, run_dir: Path, num_work
     config = checkpoint.config
     dataset = whole_as_val(load_data(cfg, load_trained(settings.checkpoint, "student")), settings.checkpoint)
     # Which part of the labels was trained on is of no interest here.
-    data: FinetuneData = dataset.finetune(**{k: v for k, v in build(config["labels"]).items() if k != "hours"})
+    labels = build(config["labels"], key="labels")
+    data: FinetuneData = dataset.finetune(**{key: value for key, value in labels.items() if key != "hours"})
     if settings.batch_size != "auto":
         data = replace(data, eval_batch_size=settings.batch_size)
     known = config["label_names"]

@@ -22,8 +22,21 @@ from d2v.values import NodeOf, check_arguments, is_buildable, parameters, return
 
 TRUST = "D2V_TRUST"  # names of packages whose marked classes may be built from a file too, separated by commas
 
-# Parts of d2v that hold marked classes; a file's words import nothing else.
-_PARTS = ("data", "eval", "lit", "models", "nn", "objective", "tasks")
+# Parts of d2v whose marked classes a file may name, by where in a configuration it does: data are no logger, which
+# would write where the file says. A file's words import nothing else.
+_PARTS = {
+    "data": ("data",),
+    "mask": ("objective",),
+    "ema": ("objective",),
+    "schedule": ("objective",),
+    "optim": ("lit",),
+    "callbacks": ("lit",),
+    "logger": ("lit",),
+    "task": ("tasks",),
+    "labels": ("data",),
+    "decoder": ("eval",),
+}
+_MODULES = ("models", "nn")  # anywhere else
 _MAX_DEPTH = 40  # of nested nodes
 
 
@@ -40,7 +53,7 @@ def build(node: Any, given: Mapping[str, Any] | None = None, *, key: str = "", t
         ValueError: a target that may not or cannot be named, or an argument that does not fit.
     """
     check_node(node, key=key, trusted=trusted, given=given or {})
-    return _build(node, given or {}, trusted)
+    return _build(node, given or {}, key, trusted)
 
 
 def check_node(
@@ -126,17 +139,16 @@ def _may_be(made: Any, wanted: Any) -> bool:
     return getattr(wanted, "_is_protocol", False) or issubclass(made, wanted)
 
 
-def _build(node: Any, given: Mapping[str, Any], trusted: bool) -> Any:
+def _build(node: Any, given: Mapping[str, Any], key: str, trusted: bool) -> Any:
     if isinstance(node, list | tuple):
-        return [_build(value, given, trusted) for value in node]
+        return [_build(value, given, key, trusted) for value in node]
     if not isinstance(node, Mapping):
         return node
-    values = {
-        name: _build(value, given, trusted) for name, value in node.items() if name not in ("_target_", "_partial_")
-    }
+    inner = {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}
+    values = {name: _build(value, given, f"{key}.{name}" if key else name, trusted) for name, value in inner.items()}
     if "_target_" not in node:
         return values
-    target = _located(node["_target_"], "", trusted)
+    target = _located(node["_target_"], key, trusted)
     values |= {name: value for name, value in given.items() if name in parameters(target)}
     return functools.partial(target, **values) if node.get("_partial_", False) else target(**values)
 
@@ -166,13 +178,18 @@ def part_named(target: str, where: str = "_target_") -> Any:
 def part_of(target: str, where: str = "_target_") -> Any:
     """Return the marked class or function that a file names, if it is where it says it is.
 
+    Args:
+        target: its dotted name.
+        where: the key that names it, from the top of a configuration on; a module's if it begins with no known one.
+
     Raises:
-        ValueError: it carries no mark of its own, or is in no package that a file may name.
+        ValueError: it carries no mark of its own, or is in no package that a file may name there.
     """
     module, _, name = target.rpartition(".")
     package = module.partition(".")[0]
     trusted = [package.strip() for package in os.environ.get(TRUST, "").split(",") if package.strip()]
-    ours = package == "d2v" and module.partition(".")[2].partition(".")[0] in _PARTS
+    parts = _PARTS.get(where.partition(".")[0].partition("[")[0], _MODULES)
+    ours = package == "d2v" and module.partition(".")[2].partition(".")[0] in parts
     part = None
     if all(piece.isidentifier() for piece in target.split(".")) and (ours or package in trusted):
         try:
@@ -182,13 +199,14 @@ def part_of(target: str, where: str = "_target_") -> Any:
     at_home = getattr(part, "__module__", None) == module and getattr(part, "__qualname__", None) == name
     if part is not None and at_home and is_buildable(part):
         return part
+    here = f", in d2v.{' or d2v.'.join(parts)} here" if package == "d2v" else ""
     if package in trusted:
         fix = f"; mark the class in {module} with @d2v.buildable"
     elif package.isidentifier() and package != "d2v":
         fix = f"; if {package} is a package of yours, mark the class with @d2v.buildable and set {TRUST}={package}"
     else:
         fix = ""
-    raise ValueError(f"{where}={shown(target)}: refused: a file may name only what is marked as buildable{fix}")
+    raise ValueError(f"{where}={shown(target)}: refused: a file may name only what is marked as buildable{here}{fix}")
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:

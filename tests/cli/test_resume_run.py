@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from d2v.cli.resume_words import loosened, names_a_run
-from d2v.cli.resuming import composed_of, targets, words_of
+from d2v.cli.resuming import composed_of, leave_words_of_writing, targets, words_of
 from d2v.data.tokenizer import train_tokenizer
 from d2v.runs.listing import ENDED
 from d2v.runs.resuming import Words
@@ -70,6 +70,16 @@ def test_what_cannot_be_resolved_is_left(runs: ModuleType) -> None:
     assert composed["data"]["patch_size"].startswith("${model.")
     assert composed["optim"]["lr"] == 1e-3
     assert ("data._target_", "d2v.data.images.image_folder") in list(targets(composed))
+
+
+def test_a_file_does_not_say_where_to_write(caplog: pytest.LogCaptureFixture) -> None:
+    data = {"root": "/a", "cache": "/home/theirs", "download": True}
+    leave_words_of_writing(data, {}, "R")
+    assert data == {"root": "/a"}
+    assert "data.cache=/home/theirs of resume=R is not taken from a file: give it anew" in caplog.text
+    data = {"cache": "/home/mine"}
+    leave_words_of_writing(data, {"data": {"cache": "/home/mine"}}, "R")
+    assert data == {"cache": "/home/mine"}
 
 
 def _finish(runs: ModuleType, *words: str | Path) -> str:

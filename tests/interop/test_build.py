@@ -119,6 +119,24 @@ def test_nothing_is_built_before_all_is_checked(monkeypatch: pytest.MonkeyPatch)
     assert built == []
 
 
+@pytest.mark.parametrize(
+    ("key", "target"),
+    [
+        ("data", "d2v.lit.loggers.CSVLogger"), ("data.augment", "d2v.lit.loggers.CSVLogger"),
+        ("labels.augment", "d2v.lit.callbacks.score.ScoreEvery"), ("decoder", "d2v.data.texts.text_files"),
+        ("task", "d2v.lit.loggers.CSVLogger"), ("model.encoder", "d2v.data.texts.text_files"),
+        ("", "d2v.lit.loggers.CSVLogger"), ("mask", "d2v.lit.loggers.CSVLogger"),
+        ("encoder", "d2v.eval.beam.BeamDecoder"),
+    ],
+)  # fmt: skip
+def test_a_file_names_data_where_data_go_and_modules_where_modules_go(key: str, target: str, tmp_path: Path) -> None:
+    table = tmp_path / "metrics.csv"
+    table.write_text("mine, and no table of a run")
+    with pytest.raises(ValueError, match=r"_target_=d2v\..*refused: a file may name only .* in d2v\.\w+.* here"):
+        build({"_target_": target, "run_dir": str(tmp_path)}, key=key)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 def test_references_stay_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "42")
     assert build({"a": "${oc.env:SECRET}", "b": ["${c}"]}) == {"a": "${oc.env:SECRET}", "b": ["${c}"]}
@@ -143,7 +161,9 @@ def test_given_arguments_are_filled_in_and_nobody_else_gives_them() -> None:
 
 def test_partial_nodes_wait_for_the_rest() -> None:
     schedule = build(
-        {"_target_": "d2v.objective.schedules.warmup_cosine", "_partial_": True, "warmup_steps": 2}, {"max_steps": 4}
+        {"_target_": "d2v.objective.schedules.warmup_cosine", "_partial_": True, "warmup_steps": 2},
+        {"max_steps": 4},
+        key="schedule",
     )
     assert schedule(1) == 0.5
 

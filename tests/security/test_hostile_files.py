@@ -370,6 +370,14 @@ DATA_NODES: dict[str, Any] = {
         "conv_layers": [[8, 10, 5]],
     },
     "a part of the trainer": {"_target_": "d2v.lit.loggers.CSVLogger", "run_dir": "EXECUTED"},
+    "a logger in the user's folder": {"_target_": "d2v.lit.loggers.CSVLogger", "run_dir": "home"},
+    "what makes no data": {"_target_": "d2v.data.augment.ImageAugment"},
+    "a promise of data": {**make.DATA, "_partial_": True},
+    "a cache in the user's folder": {"_target_": "d2v.data.texts.samples_text", "vocab_size": 300, "cache": "home"},
+    "a download to the user's folder": {
+        "_target_": "d2v.data.speech.librispeech", "root": "home", "train": "dev-clean", "val": None, "download": True,
+        "conv_layers": [[8, 10, 5]],
+    },
     "a huge image": {**make.DATA, "img_size": 10**9},
 }  # fmt: skip
 
