@@ -32,10 +32,12 @@ _UPRIGHT = {
 }
 # Where Pillow keeps what may hold an orientation.
 _TAGGED = frozenset(("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"))
-# 16-bit colours, of which Pillow keeps the upper byte, and the unpacker that gives the lower one instead.
+# 16-bit colours, of which Pillow keeps the upper byte, and the unpacker that gives the lower one instead. There is none
+# for a grey with opacity: its four bytes are read as four channels.
 _LOWER_BYTE = {
-    f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA") for order, other in ("BL", "LB", "NB")
-}
+    f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBX", "RGBA") for order, other in ("BL", "LB", "NB")
+} | {"LA;16B": "RGBA"}
+_LOWER_OF_GREY = [1, 1, 1, 3]
 
 
 @cache
@@ -72,13 +74,16 @@ def decode_image(file: str | os.PathLike[str] | bytes, levels: Levels | None = N
 
 
 def deep_pixels(file: str | os.PathLike[str] | bytes) -> np.ndarray | None:
-    """Values of an image of more than 8 bits; None for others, whose headers alone are read, and for bad files."""
+    """Values, without opacity, of an image of more than 8 bits.
+
+    None for others, whose headers alone are read, and for bad files.
+    """
     try:
         with _reading(file), _opened(file) as image:
             lower = _lower_byte(image)
             if lower is None and (not is_deep(image) or _states_its_range(image)):
                 return None
-            return np.asarray(image) if lower is None else _colours_of_16_bits(image, file, lower)
+            return np.asarray(image) if lower is None else _colours_of_16_bits(image, file, lower)[..., :3]
     except BadSample:
         return None
 
@@ -172,6 +177,7 @@ def _colours_of_16_bits(image: Image.Image, file: str | os.PathLike[str] | bytes
         tiles = [tile._replace(args=_replaced(tile[3], lower)) for tile in again.tile]  # type: ignore[attr-defined]
         again.tile = tiles  # type: ignore[attr-defined]
         low = np.asarray(again)
+    low = low[..., _LOWER_OF_GREY] if lower == "RGBA" else low
     return np.asarray(image).astype(np.uint16) << 8 | low
 
 

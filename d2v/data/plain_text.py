@@ -55,6 +55,12 @@ _FORMATS = (
     (b"OggS", "Ogg sound"),
 )
 _PRINTABLE = (b"%PDF", b"{\\rtf")  # formats that may hold nothing but text
+# Where texts in ISO-2022, which are bytes of ASCII alone, change to letters of Asia.
+_ISO_2022 = (b"\x1b$B", b"\x1b$@", b"\x1b$)", b"\x1b$(")
+# How JSON begins that is so long on its first line that this is cut.
+_CUT_JSON = re.compile(rb'(\[\s*)*\{\s*"[^"]*"\s*:|\[\s*"(?:[^"\\]|\\.)*"\s*,\s*"')
+# A line of a table whose first or second cell is in quotes.
+_QUOTED_CELL = re.compile(rb'"[^"]*(""[^"]*)*",[^ ]|[^",]*,"[^"]*(""[^"]*)*"(,|\s*$)')
 # What data=hf_text reads, by the endings it takes them for.
 _READABLE_BY_HF = {"parquet": ".parquet", "Arrow": ".arrow", "JSON lines": ".jsonl", "JSON": ".json"} | {
     "a tab-separated table": ".tsv",
@@ -97,10 +103,24 @@ def open_text(path: Path) -> Iterator[TextStream]:
         ValueError: in a stream of UTF-16 or UTF-32, something that is neither.
         OSError, EOFError, zlib.error: it cannot be read.
     """
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+    with _binary(path) as file:
         encoding = encoding_of(_head(file)[0])
         file.seek(0)
         yield file if encoding == "utf-8" else _Transcoded(file, encoding)
+
+
+def _binary(path: Path) -> Any:
+    """The bytes of a file, unpacked if its name ends in .gz, in any case, as a listing of files takes it."""
+    return gzip.open(path, "rb") if _packing(path.name) else path.open("rb")
+
+
+def _packing(name: str) -> str:
+    return ".gz" if name.strip().lower().endswith(".gz") else ""
+
+
+def _unpacked(name: str) -> str:
+    name = name.strip()
+    return name[: len(name) - len(_packing(name))]
 
 
 def _head(file: Any) -> tuple[bytes, bool]:
@@ -173,14 +193,14 @@ def not_plain_text(path: Path, key: str) -> str | None:
         key: the config key that it comes from.
     """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with _binary(path) as file:
             head, whole = _head(file)
     except OSError:
         return None
     if reason := _other_format(head, whole, key, path) or _unreadable(head, whole):
         return reason
     utf8 = _decoded(head, encoding_of(head)).encode() if encoding_of(head) != "utf-8" else head
-    ending = Path(path.name.removesuffix(".gz")).suffix.lower()
+    ending = Path(_unpacked(path.name)).suffix.lower()
     kind = _markup(utf8.removeprefix(codecs.BOM_UTF8), whole) or _ENDINGS.get(ending)
     return kind and _refusal(kind, key, path)
 
@@ -211,7 +231,11 @@ def _unreadable(head: bytes, whole: bool) -> str | None:
         return None
     if head.count(0) * 100 > len(head):
         return "a binary file, not text: move it away"
+    if head.count(b"\r") > 1 and b"\n" not in head:
+        return "its lines end in carriage returns alone, as on old Macs: convert it, as by tr '\\r' '\\n'"
     lines = _lines(head, whole)
+    if sum(any(sign in line for sign in _ISO_2022) for line in lines) * 2 > len(lines):
+        return "text in ISO-2022, not in UTF-8: convert it, as by iconv -f ISO-2022-JP -t UTF-8"
     bad = sum(not _is_utf8(line) for line in lines)
     if bad * 2 > len(lines):
         return (
@@ -224,12 +248,13 @@ def _unreadable(head: bytes, whole: bool) -> str | None:
 def _refusal(kind: str, key: str, path: Path | None) -> str:
     fix = "write its text into a file in UTF-8"
     if kind == "gzip":
-        fix = "unpack it" if path is None else "let its name end in .gz, or unpack it"
+        packed = path is not None and _packing(path.name)
+        fix = "unpack it once" if packed else "unpack it" if path is None else "let its name end in .gz, or unpack it"
     name, _, columns = kind.partition(" (")
     if key == "data.root" and path is not None and name in _READABLE_BY_HF:
         ending = _READABLE_BY_HF[name]
-        known = path.name.lower().removesuffix(".gz").endswith(tuple(_ENDINGS))
-        named = path if known else path.with_suffix(ending)
+        known = _unpacked(path.name).lower().endswith(tuple(_ENDINGS))
+        named = path if known else path.with_name(_unpacked(path.name)).with_suffix(ending + _packing(path.name))
         rename = "" if known else f"rename it to {named.name}, and "
         column = columns.rstrip(")").partition(",")[0] or "NAME"
         fix = f"{rename}use data=hf_text data.path={named} data.column={column}"
@@ -260,12 +285,14 @@ def _markup(head: bytes, whole: bool) -> str | None:
         return "HTML or XML"
     lines = _lines(head, whole)
     keys = [keys for line in lines if (keys := _keys_of(line)) is not None]
-    if len(lines) > 1 and len(keys) >= _MOST * len(lines):
+    if keys and (len(lines) > 1 or not whole) and len(keys) >= _MOST * len(lines):
         return f"JSON lines{_named(keys[0])}"
     if start[:1] in (b"{", b"["):
         keys_of_all = _keys_of(start) if whole else None
         if keys_of_all is not None or sum(map(_looks_like_json, lines)) >= _MOST * len(lines):
             return f"JSON{_named(keys_of_all or [])}"
+        if not whole and len(lines) == 1 and _CUT_JSON.match(start):
+            return "JSON lines" if start.startswith(b"{") else "JSON"
     return _table(lines)
 
 
@@ -290,8 +317,14 @@ def _named(keys: list[str]) -> str:
     return f" ({', '.join(order[:6])})" if order else ""
 
 
+def _rows_in_quotes(lines: list[bytes]) -> bool:
+    """Whether most rows hold a cell in quotes beside another, as csv writes texts with commas."""
+    quoted = sum(_QUOTED_CELL.match(line) is not None for line in lines)
+    return quoted * 2 > len(lines)
+
+
 def _table(lines: list[bytes]) -> str | None:
-    """Tables whose header names a known column, and whose rows have as many cells."""
+    """Tables whose header names a known column, or that quote cells, and whose rows have as many cells."""
     for delimiter, kind in (("\t", "a tab-separated table"), (",", "a comma-separated table")):
         try:
             rows = list(csv.reader((line.decode("utf-8", "replace") for line in lines), delimiter=delimiter))
@@ -299,6 +332,7 @@ def _table(lines: list[bytes]) -> str | None:
             continue
         header = [cell.strip().strip('"').lower() for cell in rows[0]] if len(rows) > 2 else []
         fits = sum(len(row) == len(header) for row in rows)
-        if len(header) > 1 and _COLUMNS & set(header) and fits >= _MOST * len(rows):
+        named = _COLUMNS & set(header) or (delimiter == "," and _rows_in_quotes(lines[1:]))
+        if len(header) > 1 and named and fits >= _MOST * len(rows):
             return f"{kind}{_named(header)}"
     return None

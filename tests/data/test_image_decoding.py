@@ -52,7 +52,7 @@ def png(image: Image.Image) -> bytes:
 def colour_png_of_16_bits(pixels: np.ndarray) -> bytes:
     """What Pillow cannot write."""
     height, width, channels = pixels.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -111,7 +111,7 @@ def test_orientation_is_obeyed_by_every_view(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "colours", "colours and opacity"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "colours", "colours and opacity", "grey and opacity"])
 def test_one_image_keeps_its_grey_levels(bits, kind):
     ramp = np.tile(np.linspace(0, 2**bits - 1, 256), (4, 1)).round().astype(np.uint16)
     if kind in ("PNG", "TIFF"):
@@ -119,12 +119,22 @@ def test_one_image_keeps_its_grey_levels(bits, kind):
         Image.fromarray(ramp).save(buffer, kind)
         content = buffer.getvalue()
     else:
-        channels = [ramp] * 3 + ([np.full_like(ramp, 65535)] if "opacity" in kind else [])
+        channels = [ramp] * (1 if "grey" in kind else 3) + ([np.full_like(ramp, 65535)] if "opacity" in kind else [])
         content = colour_png_of_16_bits(np.stack(channels, -1))
     for levels in (None, Levels.of_bits(bits)):
         pixels = np.asarray(to_channels(decode_image(content, levels), 1)).astype(int)
         # PIL keeps the upper byte of colours of all 16 bits.
-        assert np.abs(pixels - np.arange(256)).max() <= (1 if "colours" in kind and bits == 16 else 0)
+        assert np.abs(pixels - np.arange(256)).max() <= (1 if kind not in ("PNG", "TIFF") and bits == 16 else 0)
+
+
+@pytest.mark.parametrize("num_channels", [2, 4])
+def test_opacity_does_not_say_how_many_bits_are_used(num_channels):
+    ramp = np.tile(np.linspace(0, 4095, 256), (4, 1)).round().astype(np.uint16)
+    content = colour_png_of_16_bits(np.stack([ramp] * (num_channels - 1) + [np.full_like(ramp, 65535)], -1))
+    levels, _ = choose_levels([deep_pixels(content)], None)
+    assert levels.bits == 12
+    pixels = np.asarray(to_channels(decode_image(content, levels), 1))
+    assert (pixels == np.arange(256)).all()
 
 
 @pytest.mark.parametrize("maxval", [1023, 4095, 65535])

@@ -89,13 +89,22 @@ def json_lines(count: int = 20) -> str:
         ),
         ("a.txt", "id\ttext\n" + "1\ta cat\n" * 9, r"^a tab-separated table \(text, id\), .* rename it to a\.tsv"),
         ("a.txt", "text,label\n" + '"a, cat",1\n' * 9, r"^a comma-separated table"),
+        ("a.txt", json_lines(2).replace("text", "text" * 9000), r"^JSON lines"),
+        ("a.txt", json.dumps({"text": "a cat " * 20000}) + "\n" + json.dumps({"text": "b"}), r"^JSON lines"),
+        ("a.txt", json.dumps([{"text": "a cat", "id": i} for i in range(9999)]), r"^JSON, not plain text"),
+        ("a.txt", json.dumps(['a "cat"'] * 9999), r"^JSON, not plain text"),
+        ("a.txt.gz", gzip.compress(json_lines().encode()), r"rename it to a\.jsonl\.gz, .* data\.path=.*a\.jsonl\.gz "),
+        ("a.txt", "review,mood\n" + '"A cat, and a dog",good\n' * 9, r"^a comma-separated table \(review, mood\)"),
+        ("a.txt", "no,review\n" + '1,"A ""cat"", and a dog"\n' * 9, r"^a comma-separated table"),
+        ("a.txt", "a cat\ra dog\r" * 9, r"lines end in carriage returns alone, .* tr '.r' '.n'$"),
+        ("a.txt", ("猫が座った\n" * 9).encode("iso-2022-jp"), r"^text in ISO-2022, .*iconv"),
         ("a.txt", "\n<!DOCTYPE html>\n<p>a</p>", r"^HTML or XML, not plain text: write its text into a file"),
         ("a.txt", '<?xml version="1.0"?><a/>', r"^HTML or XML"),
         ("a.txt", b"%PDF-1.7 and more", r"^PDF, not plain text: write its text"),
         ("a.txt", b"PAR1" + bytes(200), r"^parquet, not plain text: rename it to a\.parquet, and use data=hf_text"),
         ("a.parquet", b"PAR1" + bytes(200), r"^parquet, not plain text: use data=hf_text data\.path=.*a\.parquet"),
         ("a.txt", gzip.compress(b"a cat\n" * 99), r"^gzip, not plain text: let its name end in \.gz, or unpack it"),
-        ("a.txt.gz", gzip.compress(gzip.compress(b"a cat\n" * 99)), r"^gzip, not plain text"),
+        ("a.txt.gz", gzip.compress(gzip.compress(b"a cat\n" * 99)), r"^gzip, not plain text: unpack it once"),
         ("a.txt.gz", gzip.compress(json_lines().encode()), r"^JSON lines.*, not plain text"),
         ("a.txt", TEXT.encode("utf-16") + b"", None),
         ("a.txt", json_lines().encode("utf-16"), r"^JSON lines.*, not plain text"),
@@ -133,6 +142,10 @@ def test_what_is_no_plain_text_is_refused_with_the_fix(tmp_path, name, content, 
         "PAR1 and BZh are words, too",
         "one\ttab\nand more\ttext\n" * 9,
         "He said, she said, they said\nand, so, on\n" * 9,
+        "He said, she said\n" + '"Stop," he said, and "go," she said\n' * 9,
+        '"No," he said\n"Yes," she said\n' * 9,
+        "{" + "words " * 20000,
+        "one\ra cat\n" * 9,
         "<doc id=1>\nwords\n</doc>\n" * 9,
         "größer\n" * 9999 + "\ufeff猫\n",
         "a\n",
@@ -145,6 +158,18 @@ def test_honest_text_is_not_refused(tmp_path, content):
     path = tmp_path / "a.txt"
     path.write_text(content)
     assert not_plain_text(path, "data.root") is None
+
+
+def test_plain_text_under_the_name_of_packed_text_is_a_bad_document(tmp_path):
+    (tmp_path / "a.txt.gz").write_text("a cat")
+    (document,) = TextFiles(str(tmp_path)).read()
+    assert "Not a gzipped file" in document.reason
+
+
+@pytest.mark.parametrize("name", ["a.txt.GZ", "a.TXT.gz "])
+def test_packed_files_are_unpacked_whatever_the_case_of_their_names(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(TEXT.encode()))
+    assert texts(tmp_path) == LINES
 
 
 def test_a_few_lines_of_latin_1_are_bad_lines_not_a_bad_file(tmp_path):
