@@ -19,7 +19,9 @@ def best_at(folder: Path, step: int) -> Path:
     """A best.ckpt of that step."""
     path = folder / "checkpoints" / "best.ckpt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"d2v": {"config": {}}, "global_step": step, "state_dict": {"model.x": torch.zeros(1000)}}, path)
+    torch.save(
+        {"d2v": {"config": {"model": {}}}, "global_step": step, "state_dict": {"model.x": torch.zeros(1000)}}, path
+    )
     return path
 
 

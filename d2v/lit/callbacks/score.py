@@ -18,7 +18,7 @@ from d2v.lit.callbacks.stop import find_stop
 from d2v.lit.checkpoint_io import save
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.lit.steps import ends_step
-from d2v.runs.checkpoints import BEST, find_damage
+from d2v.runs.checkpoints import BEST
 from d2v.tasks.scoring import Diverged, judge, predict
 from d2v.types import Batch
 from d2v.values import PositiveInt, PositiveSteps, buildable
@@ -87,11 +87,11 @@ class ScoreEvery(L.Callback):
         """Why the best of before cannot be compared with; None if it is there, or if there was none."""
         if not self.path.is_file():
             return None if self.best is None else f"the best checkpoint, step {self.best_step}, is lost"
-        damage = find_damage(self.path)
-        if damage is not None:
+        try:
+            there = Checkpoint.load(self.path).step  # compares checksums
+        except (OSError, ValueError) as error:
             self.path.replace(self.path.with_name(f"{BEST}.damaged"))
-            return f"the best checkpoint is damaged ({damage}): renamed to {BEST}.damaged"
-        there = Checkpoint.load(self.path).step
+            return f"the best checkpoint is damaged ({error}): renamed to {BEST}.damaged"
         if there <= step and there == self.best_step and self.best is not None:
             return None
         self.path.replace(self.path.with_name(f"{BEST}.left"))
