@@ -31,7 +31,7 @@ from d2v.data.audio_decoding import resample as resample
 from d2v.data.audio_decoding import sampling_rate as sampling_rate
 from d2v.data.bad_samples import BadSample
 from d2v.data.contents import Contents, first_of, in_words
-from d2v.data.files import home_path, list_files, printable
+from d2v.data.files import Listing, home_path, list_files, printable, splits_read
 from d2v.data.fingerprint import file_mark
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".sph")
@@ -273,16 +273,40 @@ def audio_files(root: str, key: str = "data.root") -> Iterator[Clip]:
     return iter(audio_listing(root, key)[0])
 
 
-def audio_listing(root: str, key: str = "data.root") -> tuple[list[Clip], Contents]:
-    """The clips of :func:`audio_files`, and what else lies there."""
+def audio_listing(root: str, key: str = "data.root", held_out: str | None = None) -> tuple[list[Clip], Contents]:
+    """The clips of :func:`audio_files`, and what else lies there.
+
+    Args:
+        root: the folder.
+        key: the config key that it was read from, for messages.
+        held_out: ``data.val_root``; files that it holds, too, are left out. None where nothing is held out.
+
+    Raises:
+        ValueError: ``held_out`` holds all files of ``root``.
+    """
+    listing = _audio_below(root, key)
+    notes = splits_read(listing) if held_out is None else ()
+    shared = set() if held_out is None else listing.shared_with(_audio_below(held_out, "data.val_root"))
+    if shared and len(shared) == len(listing.paths):
+        raise ValueError(
+            f"data.val_root={held_out}: holds all clips of {key}={root} too; give training and validation folders of "
+            "their own"
+        )
+    if shared:
+        notes = (f"{len(shared):,} clips are both here and in {printable(held_out or '')}: only evaluated on",)
+        listing = listing.keep(i for i in range(len(listing.paths)) if i not in shared)
+    left_out = dict(listing.left_out) | ({"broken links": len(listing.broken)} if listing.broken else {})
+    return [Clip(path) for path in listing.paths], Contents(printable(root), "clips", left_out, notes)
+
+
+def _audio_below(root: str, key: str) -> Listing:
     folder = require_folder(root, key)
     try:
         listing = list_files(folder, EXTENSIONS)
     except OSError as error:
         raise PermissionError(f"{key}={root}: cannot be read ({error.strerror}); make it readable") from error
     listing.refuse_unreadable(f"{key}={root}")
-    left_out = dict(listing.left_out) | ({"broken links": len(listing.broken)} if listing.broken else {})
-    return [Clip(path) for path in listing.paths], Contents(printable(root), "clips", left_out)
+    return listing
 
 
 def require_folder(root: str, key: str) -> Path:

@@ -10,6 +10,10 @@ from pathlib import Path
 
 from d2v.data.contents import NO_ENDING
 
+# Names of splits, in lower case; of several, the first that is there.
+TRAIN = ("train", "training")
+VAL = ("val", "validation", "valid", "dev")
+TEST = ("test", "testing")
 NOT_READ = "lost+found"  # of file systems, at the top of a disk; only root may read it
 
 
@@ -85,6 +89,16 @@ class Listing:
             for i, (path, identity) in enumerate(zip(self.paths, self.ids, strict=True))
             if identity and identity in theirs and _same(self.root / path, other.root / theirs[identity])
         }
+
+
+def splits_read(listing: Listing) -> tuple[str, ...]:
+    """A note for the summary, where all of a folder is read and some of it has the name of a split to evaluate on."""
+    names = sorted({path.split(os.sep, 1)[0] for path in listing.paths})
+    found = [name for name in names if name.split(".", 1)[0].lower() in (*VAL, *TEST)]
+    if not found:
+        return ()
+    shown = ", ".join(printable(name) for name in found[:5])
+    return (f"read as all the others: {shown}; if that is to be held out, give its neighbour as data.root",)
 
 
 def list_files(folder: str | os.PathLike[str], extensions: Iterable[str]) -> Listing:

@@ -11,14 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d2v.data.contents import first_of
-from d2v.data.files import Listing, holds_file, is_folder, printable
+from d2v.data.files import TEST, TRAIN, VAL, Listing, holds_file, is_folder, printable
 from d2v.data.image_decoding import image_endings
 from d2v.data.image_sources import ImageFolder, list_images, require_directory
-
-# Names of splits, in lower case; of several, the first that is there.
-TRAIN = ("train", "training")
-VAL = ("val", "validation", "valid", "dev")
-TEST = ("test", "testing")
 
 
 @dataclass(frozen=True)

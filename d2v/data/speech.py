@@ -19,7 +19,7 @@ from d2v.data.files import home_path, printable
 from d2v.data.hf import check_other_split
 from d2v.data.hf_audio import HFAudioStream, hf_clips
 from d2v.data.speech_data import SpeechData, check_seconds
-from d2v.data.spoken import librispeech_clips, librispeech_folder, manifest_clips, with_transcripts
+from d2v.data.spoken import librispeech_folder, librispeech_parts, manifest_clips, with_transcripts
 from d2v.data.streams import Stream
 from d2v.values import ConvLayers, Count, Fraction, Name, PathStr, PositiveInt, SampleRate, Seconds, buildable
 
@@ -97,11 +97,14 @@ def librispeech(
         require_folder(root, "data.root")
 
     def clips(parts: Sequence[str] | str, key: str, min_samples: int) -> AudioClips:
-        names = [parts] if isinstance(parts, str) else list(parts)
+        names = _as_list(parts)
         if download:
             _download(root, [name for name in names if librispeech_folder(root, name) is None], key)
-        listed = [clip for name in names for clip in librispeech_clips(root, name, key)]
-        contents = Contents(f"{printable(root)} ({', '.join(names)})", "clips")
+        listed, left_out, notes = librispeech_parts(root, names, key)
+        trained_on = [name for name in names if key == "data.val" and name in _as_list(train)]
+        if trained_on:
+            notes = (*notes, f"trained on, too: {', '.join(trained_on)}")
+        contents = Contents(f"{printable(root)} ({', '.join(names)})", "clips", left_out, notes)
         base = home_path(root, "data.root")
         return AudioClips(partial(_below, base), listed, sample_rate, min_samples, key=key, contents=contents)
 
@@ -119,6 +122,10 @@ def librispeech(
         pool_size=pool_size,
         max_bad_fraction=max_bad_fraction,
     )
+
+
+def _as_list(parts: Sequence[str] | str) -> list[str]:
+    return [parts] if isinstance(parts, str) else list(parts)
 
 
 def _below(root: Path, name: str) -> Path:
@@ -168,7 +175,7 @@ def audio_folder(
 
     Args:
         root: the folder.
-        val_root: a folder to evaluate probes on, or None.
+        val_root: a folder to evaluate probes on, or None. Clips that are in both are only evaluated on.
         label_pattern: regular expression whose group is a clip's label, searched in its path below ``root``; None for
             no labels.
         group_pattern: likewise for its group, such as the speaker; probes then hold out every group in turn.
@@ -181,19 +188,21 @@ def audio_folder(
     check_seconds(min_seconds, max_seconds)
     shortest = round(min_seconds * sample_rate)
 
-    def clips(folder: str, key: str, min_samples: int, names: tuple[str, ...] | None = None) -> AudioClips:
+    def clips(
+        folder: str, key: str, min_samples: int, held_out: str | None = None, names: tuple[str, ...] | None = None
+    ) -> AudioClips:
         base = require_folder(folder, key)
-        listed, contents = audio_listing(folder, key)
+        listed, contents = audio_listing(folder, key, held_out)
         return AudioClips(
             partial(_below, base), listed, sample_rate, min_samples, label_pattern, group_pattern, names,
             f"{key}={folder}", contents,
         )  # fmt: skip
 
-    train = clips(root, "data.root", shortest)
+    train = clips(root, "data.root", shortest, val_root)
     return SpeechData(
         train=train,
         probe_train=train if label_pattern is not None else None,
-        val=None if val_root is None else clips(val_root, "data.val_root", 1, train.class_names),
+        val=None if val_root is None else clips(val_root, "data.val_root", 1, None, train.class_names),
         sample_rate=sample_rate,
         min_seconds=min_seconds,
         max_seconds=max_seconds,

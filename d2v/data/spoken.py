@@ -6,6 +6,7 @@ Speech is fine-tuned on them.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise, zip_longest
@@ -18,7 +19,7 @@ from torch import Tensor
 from d2v.data.audio_sources import MAX_SAMPLES, AudioClips, Clip, num_resampled, sampling_rate
 from d2v.data.bad_samples import TOO_SHORT
 from d2v.data.datasets import Source
-from d2v.data.files import home_path
+from d2v.data.files import Listing, home_path, list_files
 from d2v.data.finetune import Part
 from d2v.data.letters import spell
 from d2v.data.plain_text import utf8_of
@@ -182,29 +183,70 @@ def name_unlearnable(clips: Source, lengths: np.ndarray, conv_layers: ConvLayers
         )  # fmt: skip
 
 
+def librispeech_parts(root: str, parts: Sequence[str], key: str) -> tuple[list[Clip], Counter[str], tuple[str, ...]]:
+    """The utterances of parts of LibriSpeech, numbers of other files by their endings, and notes for the summary.
+
+    Raises:
+        FileNotFoundError: a part is not there.
+        PermissionError: a folder in it cannot be read.
+        ValueError: an utterance has no transcript, or a transcript is not UTF-8.
+    """
+    clips, left_out, silent = [], Counter[str](), 0
+    for part in parts:
+        listing = _librispeech_files(root, part, key)
+        texts = _librispeech_texts(listing, f"{key}={part}")
+        for path in listing.paths:
+            if not path.lower().endswith(".flac"):
+                continue
+            file = listing.root / path
+            if (file.parent, file.stem) not in texts:
+                raise ValueError(
+                    f"{file}: no transcript in {file.parent}/*.trans.txt; the copy of LibriSpeech is damaged"
+                )
+            name = str(file.relative_to(home_path(root, "data.root")))
+            clips.append(Clip(name, None, *texts.pop((file.parent, file.stem))))
+        left_out += listing.left_out
+        silent += len(texts)
+    damaged = f"{silent:,} transcripts without their .flac: the copy of LibriSpeech is damaged"
+    return clips, left_out, (damaged,) if silent else ()
+
+
 def librispeech_clips(root: str, split: str, key: str) -> Iterator[Clip]:
     """The utterances of one part of LibriSpeech, with their transcripts: split/<speaker>/<chapter>/*.flac, *.trans.txt.
 
     Raises:
-        FileNotFoundError: the part is not there.
-        ValueError: an utterance has no transcript, or a transcript is not UTF-8.
+        FileNotFoundError, PermissionError, ValueError: as :func:`librispeech_parts`.
     """
+    return iter(librispeech_parts(root, [split], key)[0])
+
+
+def _librispeech_files(root: str, split: str, key: str) -> Listing:
     folder = librispeech_folder(root, split)
     if folder is None:
         raise FileNotFoundError(
             f"{key}={split}: {root} holds neither {split} nor LibriSpeech/{split}; correct data.root, or fetch it with "
             "data.download=true"
         )
-    for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
-        texts = {}
-        for file in chapter.glob("[!.]*.trans.txt"):
-            for number, line in enumerate(_lines(file, f"{key}={split}"), 1):
-                name, _, text = line.strip().partition(" ")
-                texts[name] = text, f"{file}:{number}"
-        for path in sorted(chapter.glob("[!.]*.flac")):
-            if path.stem not in texts:
-                raise ValueError(f"{path}: no transcript in {chapter}/*.trans.txt; the copy of LibriSpeech is damaged")
-            yield Clip(str(path.relative_to(home_path(root, "data.root"))), None, *texts[path.stem])
+    try:
+        listing = list_files(folder, (".flac", ".trans.txt"))
+    except OSError as error:
+        raise PermissionError(f"{key}={split}: {folder} cannot be read ({error.strerror}); make it readable") from error
+    listing.refuse_unreadable(f"{key}={split}")
+    return listing
+
+
+def _librispeech_texts(listing: Listing, key: str) -> dict[tuple[Path, str], tuple[str, str]]:
+    """Transcript and its file and line, by folder and name of the utterance."""
+    texts = {}
+    for path in listing.paths:
+        file = listing.root / path
+        if not path.lower().endswith(".trans.txt"):
+            continue
+        for number, line in enumerate(_lines(file, key), 1):
+            name, _, text = line.strip().partition(" ")
+            if name:
+                texts[file.parent, name] = text, f"{file}:{number}"
+    return texts
 
 
 def librispeech_folder(root: str, split: str) -> Path | None:
@@ -236,6 +278,8 @@ def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, lis
         content = utf8_of(path).decode("utf-8", "surrogateescape")
     except ValueError as error:
         raise ValueError(f"{key}={manifest}: {error}") from error
+    if "\n" not in content.strip():
+        raise ValueError(f"{key}={manifest}: lists no file; give a root line, then path<TAB>samples of every file")
     root_line, *lines = content.removesuffix("\n").split("\n")
     root = home_path(root_line.strip(), f"{manifest}:1")
     if not root.is_absolute():

@@ -96,7 +96,8 @@ class TokenBlocks:
         self.bad: tuple[str, ...] = tuple(meta["bad"])
         self._dtype = meta["dtype"]
         notes = (f"{self.num_documents:,} documents, {self.num_tokens:,} tokens",)
-        self.contents = replace(contents or Contents(), unit="blocks", notes=notes)
+        contents = contents or Contents()
+        self.contents = replace(contents, unit="blocks", notes=(*contents.notes, *notes))
         self._tokens: np.ndarray | None = None
 
     def check_not_empty(self) -> None:

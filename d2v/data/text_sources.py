@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from d2v.data.contents import Contents, in_words
-from d2v.data.files import Listing, home_path, list_files, printable
+from d2v.data.files import Listing, home_path, list_files, printable, splits_read
 from d2v.data.hf import find_column, hf_fingerprint, load_hf
 from d2v.data.plain_text import TextStream, not_plain_text, open_text
 from d2v.data.text_tables import Labelled
@@ -153,11 +153,11 @@ class TextFiles:
     def contents(self) -> Contents:
         """Of the root, and files with other endings below it."""
         root = home_path(self.root, self.key)
-        left_out: dict[str, int] = {}
-        if root.is_dir():
-            listing = self._listing(root)
-            left_out = dict(listing.left_out) | ({"broken links": len(listing.broken)} if listing.broken else {})
-        return Contents(printable(self.root), "documents", left_out)
+        if not root.is_dir():
+            return Contents(printable(self.root), "documents")
+        listing = self._listing(root)
+        left_out = dict(listing.left_out) | ({"broken links": len(listing.broken)} if listing.broken else {})
+        return Contents(printable(self.root), "documents", left_out, splits_read(listing))
 
     @property
     def fingerprint(self) -> str:

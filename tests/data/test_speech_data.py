@@ -486,6 +486,28 @@ def test_folders_have_labels_and_groups_if_asked(folder, tmp_path):
         speech(folder, val_root=str(tmp_path / "val"), label_pattern=r"_([abc])")
 
 
+def test_clips_to_evaluate_on_are_not_trained_on(folder, tmp_path):
+    save(tmp_path / "a" / "0_a.wav", 1600)
+    save(tmp_path / "held" / "1_a.wav", 1600, 1)
+    (tmp_path / "linked").symlink_to(tmp_path / "held")
+    for val_root in ("held", "linked"):
+        data = speech(tmp_path, val_root=str(tmp_path / val_root), label_pattern=r"_([ab])")
+        assert [data.train.name(i) for i in range(len(data.train))] == ["a/0_a.wav"]
+        assert len(data.val) == 1
+        assert any(
+            line.endswith(f"both here and in {tmp_path / val_root}: only evaluated on") for line in data.describe()
+        )
+    with pytest.raises(ValueError, match=r"data\.val_root=.*: holds all clips of data\.root=.* too"):
+        speech(folder, val_root=str(folder))
+
+
+def test_folders_named_as_splits_are_named_where_all_is_read(tmp_path):
+    for name in ("train", "Valid", "test"):
+        save(tmp_path / name / "0.wav", 1600)
+    assert any("read as all the others: Valid, test; " in line for line in speech(tmp_path).describe())
+    assert len(speech(tmp_path / "train").describe()) == 1
+
+
 def test_librispeech_takes_a_part_or_a_list_of_parts(tmp_path):
     for part, speaker in (("train-a", 1), ("train-b", 2), ("dev", 3)):
         chapter = tmp_path / "LibriSpeech" / part / str(speaker) / "7"
@@ -565,7 +587,7 @@ def test_manifest(folder, tmp_path):
     assert_same_batches(list(loader(data, steps=3)), list(loader(speech(folder), steps=3)))
     assert (data.probe_train, data.val) == (None, None)
     (tmp_path / "empty.tsv").write_text(".\n")
-    with pytest.raises(FileNotFoundError, match=r"data\.manifest=.*empty\.tsv: no audio file there"):
+    with pytest.raises(ValueError, match=r"data\.manifest=.*empty\.tsv: lists no file"):
         audio_manifest(str(tmp_path / "empty.tsv"), **options)
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,6 +252,39 @@ def test_librispeech_errors(tmp_path: Path) -> None:
         list(librispeech_clips(str(tmp_path), "dev-clean", "data.train"))
 
 
+def test_librispeech_counts_what_is_left_out_or_missing(tmp_path: Path) -> None:
+    librispeech_part(tmp_path, "dev", TEXTS)
+    chapter = tmp_path / "dev" / "19" / "198"
+    (chapter / "19-198-0000.flac").rename(chapter / "19-198-0000.FLAC")
+    (chapter / "19-198-0001.flac").rename(chapter / "19-198-0001.wav")
+    (tmp_path / "dev" / "103" / "5" / "103-5-0000.flac").unlink()
+    data = librispeech(
+        str(tmp_path), train="dev", val="dev", min_seconds=0.01, max_seconds=1, conv_layers=[[8, 10, 5], [8, 8, 4]]
+    )
+    assert "\n".join(data.describe()).split("\n")[:3] == [
+        f"train     2 clips from {tmp_path} (dev)",
+        "          left out: 1 with other endings (1 .wav)",
+        "          2 transcripts without their .flac: the copy of LibriSpeech is damaged",
+    ]
+    assert data.describe()[-1] == "          trained on, too: dev"
+
+
+def test_folders_of_librispeech_that_cannot_be_read_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    librispeech_part(tmp_path, "dev", TEXTS)
+    scandir = os.scandir
+
+    def locked(path: str) -> Any:
+        if str(path).endswith("198"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(PermissionError, match=r"data\.train=dev: 1 folders cannot be read: .*dev/19/198 \(Permission"):
+        list(librispeech_clips(str(tmp_path), "dev", "data.train"))
+
+
 # --- manifests
 
 
@@ -314,6 +348,13 @@ def test_a_length_that_no_file_has_is_named(tmp_path: Path, count: str) -> None:
     path = write_manifest(tmp_path / "train.tsv", ".", "a.wav\t640", f"b.wav\t{count}")
     with pytest.raises(ValueError, match=r"train\.tsv:3: 9*\d* samples are longer than any file; correct the number"):
         manifest_clips(path, 16000, "data.manifest")
+
+
+@pytest.mark.parametrize("content", ["", "/tmp\n", "\n\n"])
+def test_a_manifest_without_files_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "m.tsv").write_text(content)
+    with pytest.raises(ValueError, match=r"data\.manifest=.*m\.tsv: lists no file; give a root line"):
+        manifest_clips(str(tmp_path / "m.tsv"), RATE, "data.manifest")
 
 
 def test_manifest_errors(tmp_path: Path) -> None:

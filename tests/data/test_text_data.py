@@ -801,6 +801,12 @@ def test_the_summary_says_what_was_packed_and_left_out(root):
     assert note == f"          300 documents, {data.train.num_tokens:,} tokens"
 
 
+def test_text_files_named_as_splits_are_named(root):
+    for name in ("train.txt", "valid.txt"):
+        (Path(root) / name).write_text("x\n")
+    assert any("read as all the others: valid.txt; " in line for line in files(root).describe())
+
+
 def test_a_folder_without_text_says_what_it_holds(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n")
     with pytest.raises(
