@@ -410,8 +410,8 @@ def test_marked_classes_are_built_in_their_own_place_only(name: str, canary: Can
         sketch(node, {})
     refused(make.run_file(canary.folder / "evil.ckpt", lambda config: config.update(model=node)))
     refused(make.export_folder(canary.folder / "evil", lambda config: config.update(encoder=node)))
-    with pytest.raises(ValueError, match="is no data set: refused"):
-        loading._built_data(node, canary.folder)
+    with pytest.raises(ValueError, match=r"refused: a file may name only .* in d2v\.data here"):
+        loading._built_data(node, {}, canary.folder)
 
 
 def test_values_of_files_among_the_users_words_are_inert(canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
