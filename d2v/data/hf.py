@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from d2v.data.files import files_below, home_path
+from d2v.data.contents import first_of
+from d2v.data.files import TEST, TRAIN, VAL, Listing, files_below, home_path, list_files, printable
+from d2v.data.text_tables import quotes_mean_something
 from d2v.errors import how_to_install
 from d2v.lfs import refuse_lfs_pointer
 
@@ -81,15 +85,43 @@ def load_hf(
         raise ValueError(f"{no_split} ({error})") from error
 
 
-# What a file is read by, and how.
-_BUILDERS: dict[str, tuple[str, dict[str, str]]] = {
+def folder_notes(path: str, endings: tuple[str, ...], labelled: bool) -> tuple[Listing | None, tuple[str, ...]]:
+    """What Hugging Face makes of a local folder of samples in files of their own, where that is not what it looks like.
+
+    Args:
+        path: of the data set.
+        endings: of the samples.
+        labelled: whether Hugging Face found classes.
+
+    Returns:
+        The folder's files, and notes for the summary; None for everything but such a folder.
+    """
+    local = home_path(path, "data.path")
+    tables = tuple(ending for ending in _TABLES if ending != ".txt")
+    if not local.is_dir() or next(iter(files_below(local, tables)), None) is not None:
+        return None, ()
+    listing = list_files(local, endings)
+    folders = sorted({name.split(os.sep, 1)[0] for name in listing.paths if os.sep in name})
+    others = [name for name in folders if name.lower() not in (*TRAIN, *VAL, *TEST)]
+    notes = []
+    instead = f"data=image_folder data.root={printable(path)} reads folders as docs/data.md says"
+    if others and len(others) < len(folders):
+        names = first_of((f"{printable(name)}/" for name in others), 5)
+        notes.append(f"Hugging Face takes folders with names of splits as splits and leaves out {names}; {instead}")
+    elif not labelled and len({os.path.dirname(name) for name in listing.paths}) > 1:
+        notes.append(f"Hugging Face finds no labels in these folders; {instead}")
+    return listing, tuple(notes)
+
+
+# What a file is read by, and how. Words such as NA are texts.
+_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".ndjson": ("json", {}),
     ".json": ("json", {}),
     ".parquet": ("parquet", {}),
     ".arrow": ("arrow", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
     ".txt": ("text", {}),
 }
 
@@ -104,18 +136,31 @@ def _load_file(file: Path, path: str, split: str, streaming: bool, no_split: str
     if split != "train":
         raise ValueError(f"{no_split}: one file has the split train alone")
     refuse_lfs_pointer(file, f"data.path={path}")
+    if file.stat().st_size == 0:
+        raise ValueError(f"data.path={path}: an empty file")
     builder, options = _BUILDERS[ending]
+    if ending == ".tsv" and not quotes_mean_something(file):
+        options = options | {"quoting": csv.QUOTE_NONE}
     try:
         return datasets.load_dataset(builder, data_files=str(file), split=split, streaming=streaming, **options)
     except Exception as error:  # datasets has many of its own, and those of the formats' libraries
-        raise ValueError(f"data.path={path}: cannot be read as {builder} ({error.__cause__ or error})") from error
+        raise ValueError(
+            f"data.path={path}: cannot be read as {builder} ({str(error.__cause__ or error).strip()}); repair the "
+            "file, or convert it to UTF-8"
+        ) from error
 
 
 def _load_saved(path: str, split: str, streaming: bool, no_split: str) -> Any:
     """What ``save_to_disk`` wrote: one data set, or one for each split."""
     import datasets
 
-    data = datasets.load_from_disk(str(home_path(path, "data.path")))
+    try:
+        data = datasets.load_from_disk(str(home_path(path, "data.path")))
+    except Exception as error:  # datasets has many of its own, and those of its libraries
+        raise ValueError(
+            f"data.path={path}: cannot be read as what save_to_disk wrote ({type(error).__name__}: {error}); it is "
+            "empty or damaged: save it again"
+        ) from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise ValueError(f"{no_split}; it has {', '.join(data)}")

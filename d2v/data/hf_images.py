@@ -15,9 +15,9 @@ from PIL import Image
 from d2v.data.bad_samples import BadSample
 from d2v.data.contents import Contents, first_of
 from d2v.data.fingerprint import file_mark
-from d2v.data.hf import features_of, load_hf
+from d2v.data.hf import features_of, folder_notes, load_hf
 from d2v.data.hf_labels import find_label_column, match_classes, plain_columns, read_labels
-from d2v.data.image_decoding import decode_image, deep_pixels
+from d2v.data.image_decoding import decode_image, deep_pixels, image_endings
 from d2v.data.pixel_levels import Levels, choose_levels
 
 _FIRST_ROWS = 16  # of a stream, looked at for their bit depth
@@ -60,6 +60,11 @@ class HFImages:
         notes: tuple[str, ...] = ()
         if label_column is not None:
             self._labels, self.class_names = read_labels(data, label_column)
+            if not self.class_names:
+                raise ValueError(
+                    f"data.label_column={label_column}: no row of {key}={split} of data.path={path} has a label; set "
+                    "it to null or another column"
+                )
             if class_names is not None:
                 stated = hasattr(data.features[label_column], "names")
                 where = f"{key}={split} of data.path={path}"
@@ -71,7 +76,7 @@ class HFImages:
             notes = (f"no column of class labels; data.label_column could be {first_of(candidates)}",)
         self._records = _undecoded(data, self._image_column)
         self._name = f"{path}/{split}"
-        self.contents = Contents(self._name, "images", notes=notes)
+        self.contents = _contents(path, split, notes, self.class_names is not None)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -129,7 +134,7 @@ class HFImageStream:
         self._name = f"{path}/{split}"
         first = islice(self, _FIRST_ROWS) if bit_depth is None else ()
         self.levels, notes = choose_levels(map(_deep, first), bit_depth)
-        self.contents = Contents(self._name, "images", notes=notes)
+        self.contents = _contents(path, split, notes, True)
 
     def __iter__(self) -> Iterator[Any]:
         # Not iter(self._records): inside a data worker that would give this worker's share of the files only.
@@ -143,6 +148,12 @@ class HFImageStream:
     def name(self, index: int) -> str:
         """The row's number."""
         return f"{self._name}[{index}]"
+
+
+def _contents(path: str, split: str, notes: tuple[str, ...], labelled: bool) -> Contents:
+    """With what Hugging Face leaves out of a local folder of images."""
+    listing, more = folder_notes(path, image_endings(), labelled)
+    return Contents(f"{path}/{split}", "images", {} if listing is None else listing.left_out, (*notes, *more))
 
 
 def _image_column(path: str, features: dict[str, Any], column: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import logging
 import re
@@ -95,6 +96,8 @@ def read_table(
     content = _content(file_path, f"{key}={path}")
     rows = _rows(content, "," if file_path.suffix.lower() == ".csv" else "\t", path)
     header = [cell.strip() for cell in next(rows, ([], 1))[0]]
+    if not header:
+        raise ValueError(f"{key}={path}: an empty table; give a .tsv or .csv file with a header")
     texts_at = _column(path, header, "data.text_column", text_column, ("sentence", "text"))
     labels_at = _column(path, header, "data.label_column", label_column, ("label",))
     found: list[tuple[str, str]] = []
@@ -148,6 +151,7 @@ def _rows(content: str, delimiter: str, path: str) -> Iterator[tuple[list[str], 
         delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
         strict=quoted,
+        skipinitialspace=delimiter == ",",
     )
     line = 1
     try:
@@ -159,6 +163,15 @@ def _rows(content: str, delimiter: str, path: str) -> Iterator[tuple[list[str], 
         raise ValueError(
             f"{path}:{line}: {error}; close the quotes, and write quotes within a quoted cell twice"
         ) from error
+
+
+def quotes_mean_something(path: Path, size: int = 2**22) -> bool:
+    """Whether quotes at the beginning of a file with tabs are those that csv writes: see :func:`_rows`."""
+    with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        head = file.read(size)
+    if len(head) == size:
+        head = head[: head.rfind(b"\n") + 1] or head
+    return _quotes_mean_something(head.decode("utf-8", "replace"))
 
 
 def _quotes_mean_something(content: str) -> bool:
@@ -179,7 +192,13 @@ def _column(path: str, header: list[str], key: str, name: str | None, defaults: 
             )
         if candidate in header:
             return header.index(candidate)
-    raise ValueError(f"{key}={name}: {path} has the columns {', '.join(header)}; set {key} to one of them")
+    value = "null" if name is None else name
+    if len(header) == 1:
+        raise ValueError(
+            f"{key}={value}: {path} has one column alone, {header[0][:100]!r}; separate its cells by "
+            f"{'commas' if path.lower().endswith('.csv') else 'tabs'}, or let its name end in .csv or .tsv as they are"
+        )
+    raise ValueError(f"{key}={value}: {path} has the columns {', '.join(header)}; set {key} to one of them")
 
 
 def _warn_of_look_alikes(path: str, names: Sequence[str]) -> None:

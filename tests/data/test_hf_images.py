@@ -94,6 +94,48 @@ def test_image_directories(tmp_path):
     assert source.load(1).size == (24, 20)
 
 
+def put(root: Path, *names: str) -> str:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(0))
+    return str(root)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folders_that_hugging_face_leaves_out_are_named(tmp_path, streaming):
+    path = put(tmp_path / "voc", "bus/0.png", "car/0.png", "train/0.png", "train/0.heic")
+    lines = hf_images(path, streaming=streaming).describe()
+    assert lines[1] == "          left out: 1 with other endings (1 .heic)"
+    assert lines[2].strip() == (
+        "Hugging Face takes folders with names of splits as splits and leaves out bus/, car/; data=image_folder "
+        f"data.root={path} reads folders as docs/data.md says"
+    )
+
+
+def test_folders_in_which_hugging_face_finds_no_labels_are_named(tmp_path):
+    stray = put(tmp_path / "stray", "a/0.png", "b/0.png", "0.png", "notes.txt")
+    assert "Hugging Face finds no labels in these folders; data=image_folder" in hf_images(stray).describe()[-1]
+    splits = put(tmp_path / "splits", *(f"{split}/{name}/0.png" for split in ("train", "test") for name in "ab"))
+    assert len(hf_images(splits).describe()) == 1
+
+
+def test_labels_that_no_row_has_are_refused(tmp_path):
+    datasets.Dataset.from_list([{"image": None, "kind": None}] * 2).cast_column(
+        "kind", datasets.Value("string")
+    ).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"data\.label_column=kind: no row of data\.split=train .* has a label"):
+        hf_images(str(tmp_path / "none"), label_column="kind")
+
+
+def test_damaged_saved_data_are_named(tmp_path):
+    table().save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "state.json").write_text("{")
+    with pytest.raises(
+        ValueError, match=r"data\.path=.*saved: cannot be read as what save_to_disk wrote .*save it again"
+    ):
+        HFImages(str(tmp_path / "saved"))
+
+
 def test_columns_are_found_or_asked_for(tmp_path):
     images = table(4)
     two = images.add_column("copy", images.cast_column("img", datasets.Image(decode=False))["img"][:])

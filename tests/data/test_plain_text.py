@@ -231,8 +231,25 @@ def test_hf_text_reads_one_file(tmp_path, name, content, streaming):
         HFTexts(str(path), "test", "text")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.tsv", 'text\tno\n"Stop, he said\t1\n"go\t2\n', ['"Stop, he said', '"go']),
+        ("a.tsv", 'text\tno\n"a\tb"\t1\n"a ""cat"""\t2\n', ["a\tb", 'a "cat"']),
+        ("a.csv", "text,no\nNA,1\nnull,2\nNone,3\n", ["NA", "null", "None"]),
+    ],
+)
+def test_hf_text_loses_no_row_of_a_table(tmp_path, name, content, expected):
+    pytest.importorskip("datasets")
+    (tmp_path / name).write_text(content)
+    assert [document.text for document in HFTexts(str(tmp_path / name), "train", "text").read()] == expected
+
+
 def test_files_that_hf_text_cannot_read_are_named(tmp_path):
     pytest.importorskip("datasets")
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"data\.path=.*a\.jsonl: an empty file"):
+        HFTexts(str(tmp_path / "a.jsonl"))
     (tmp_path / "a.xlsx").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"data\.path=.*a\.xlsx: give a file that ends in \.jsonl"):
         HFTexts(str(tmp_path / "a.xlsx"))

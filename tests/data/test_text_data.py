@@ -415,7 +415,7 @@ def test_columns_are_found_or_asked_for(tmp_path):
         read_table(path, "k", "body")
     with pytest.raises(ValueError, match=r"data\.label_column=class: .*; set data\.label_column to one of them"):
         read_table(path, "k", None, "class")
-    with pytest.raises(ValueError, match=r"data\.text_column=None: .*b\.tsv has the columns a, label"):
+    with pytest.raises(ValueError, match=r"data\.text_column=null: .*b\.tsv has the columns a, label"):
         read_table(table(tmp_path / "b.tsv", "a\tlabel\nx\ty\n"), "k")
 
 
@@ -469,7 +469,10 @@ def test_bare_quotes_in_a_tsv_are_letters(tmp_path):
         ("a.csv", "text,label\n\na,b,x\n", r"a\.csv:3: 3 columns, but the header has 2; put cells that hold"),
         ("a.csv", 'text,label\nfine,x\n"open,x\nmore,y\n', r"a\.csv:3: .*; close the quotes"),
         ("a.csv", 'text,label\n"a" b,x\n', r"a\.csv:2: .* expected after .*; close the quotes"),
-        ("a.csv", "text;label\na;x\n", r"data\.text_column=None: .*a\.csv has the columns text;label"),
+        ("a.csv", "text;label\na;x\n", r"=null: .*a\.csv has one column alone, 'text;label'; separate .* by commas"),
+        ("a.tsv", "text,label\na,x\n", r"=null: .*a\.tsv has one column alone, 'text,label'; separate .* by tabs"),
+        ("a.tsv", "", r"^k=.*a\.tsv: an empty table; give a \.tsv or \.csv file with a header"),
+        ("a.csv", "\n\n", r"^k=.*a\.csv: an empty table"),
         ("a.tsv", "text\ttext\tlabel\na\tb\tx\n", r"a\.tsv:1: the header has 2 columns 'text'; rename all but one"),
         ("a.tsv", "text\tlabel\na\t \n", r"a\.tsv:2: no label in column 'label'; add one, or remove the row"),
         ("a.tsv", "text\tlabel\na\0b\tx\n", r"a\.tsv:2: a NUL character"),
@@ -788,6 +791,13 @@ def test_blocks_and_files_are_what_the_trainer_expects(root):
     assert (data.split_batch(32, 8, 2).accumulate, data.bad_sample_counter().num_samples) == (2, len(data.train))
     assert files(root, streaming=True).bad_sample_counter().num_samples is None
     assert TextFiles(root).key == "data.root"
+
+
+def test_blanks_before_quotes_are_no_part_of_a_cell(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text, label\n"a, b", "1"\nc, 0\n')
+    rows = read_table(str(path), "k")
+    assert (rows.texts, rows.class_names, rows.labels) == (["a, b", "c"], ("0", "1"), [1, 0])
 
 
 def test_the_summary_says_what_was_packed_and_left_out(root):
