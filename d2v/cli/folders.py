@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from d2v.runs.lock import HOLDER, LOCK
+
 # What Hydra and the lock of a run write before the command begins.
-_BOOKKEEPING = {".hydra", ".lock", ".lock.json", "multirun.yaml"}
+_BOOKKEEPING = {".hydra", LOCK, HOLDER, "multirun.yaml"}
 
 _made: dict[Path, list[Path]] = {}  # folder -> those above it that were missing, too, lowest first
 

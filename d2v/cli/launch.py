@@ -35,6 +35,7 @@ from d2v.cli.words import check_words, is_multirun, read_text_as_typed
 from d2v.errors import UserError, without_stack
 from d2v.runs.listing import ENDED, TRAINING, note_end
 from d2v.runs.lock import is_first_process, unlock_folders
+from d2v.runs.record import RECORD
 from d2v.terminal import say
 
 TRACEBACK = "D2V_TRACEBACK"  # set to 1 to see where an error came from
@@ -150,7 +151,7 @@ class Task:
 
 def _note_end(folder: Path | None, error: BaseException) -> None:
     """Leave in the folder of a run that was begun how it ended; d2v runs shows it."""
-    if folder is not None and is_first_process() and (folder / "run.json").is_file():
+    if folder is not None and is_first_process() and (folder / RECORD).is_file():
         with suppress(OSError):
             note_end(folder, error)
 

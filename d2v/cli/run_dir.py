@@ -152,7 +152,7 @@ def results_parent(checkpoint: str | None, output_dir: str, overrides: Sequence[
     path = Path(checkpoint or "")
     folder = path.parent if path.is_file() else path
     folder = folder.parent if folder.name == FOLDER else folder
-    is_run = checkpoint is not None and ((folder / FOLDER).is_dir() or (folder / "run.json").is_file())
+    is_run = checkpoint is not None and ((folder / FOLDER).is_dir() or (folder / RECORD).is_file())
     given = any(override.startswith("output_dir=") for override in overrides)
     return str(folder) if is_run and not given and os.access(folder, os.W_OK) else output_dir
 

@@ -72,13 +72,6 @@ class ImageAugment:
     switch_prob: Fraction = 0.5
     label_smoothing: Rate = 0.1
 
-    def __post_init__(self) -> None:
-        for name in ("hflip", "erase_prob", "mix_prob", "switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"labels.augment.{name}={getattr(self, name)}: must be between 0 and 1")
-        if min(self.mixup, self.cutmix) < 0:
-            raise ValueError(f"labels.augment: mixup={self.mixup} and cutmix={self.cutmix} must not be negative")
-
     @property
     def mixes(self) -> bool:
         """Whether batches are mixed."""

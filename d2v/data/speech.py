@@ -23,8 +23,6 @@ from d2v.data.spoken import librispeech_folder, librispeech_parts, manifest_clip
 from d2v.data.streams import Stream
 from d2v.values import ConvLayers, Count, Fraction, Name, PathStr, PositiveInt, SampleRate, Seconds, buildable
 
-Convs = Sequence[Sequence[int]]
-
 
 @buildable
 def samples_speech(

@@ -23,6 +23,7 @@ from filelock import FileLock
 from d2v.data.contents import Contents
 from d2v.data.text_sources import Document, Documents, no_text, texts_of
 from d2v.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from d2v.runs.files import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +68,8 @@ def cached_tokenizer(documents: Documents, vocab_size: int, folder: Path) -> Tok
             except ValueError as error:
                 log.warning("%s; training it anew", error)
         log.info("training a tokenizer of %d tokens; it is kept as %s", vocab_size, path)
-        scratch = path.with_suffix(".tmp")
         tokenizer = train_tokenizer(islice(texts_of(documents), _MAX_TRAINING_DOCUMENTS), vocab_size)
-        scratch.write_text(tokenizer.to_json(), encoding="utf-8")
-        scratch.replace(path)
+        replace_text(path, tokenizer.to_json())
         return load_tokenizer(path)
 
 
@@ -191,7 +190,8 @@ def _pack(documents: Documents, tokenizer: Tokenizer, target: Path, dtype: np.dt
             _write(progress, done)
     entries = [json.loads(line) for line in bad_path.read_text().splitlines()]
     if done["tokens"] > 0:
-        _write(target / "packed.json", {key: done[key] for key in ("documents", "tokens", "dtype")} | {"bad": entries})
+        packed = {key: done[key] for key in ("documents", "tokens", "dtype")} | {"bad": entries}
+        _write(target / "packed.json", packed)
     progress.unlink(missing_ok=True)
     bad_path.unlink()
     if done["tokens"] == 0:
@@ -246,9 +246,7 @@ def _encode(documents: list[Document], tokenizer: Tokenizer, dtype: np.dtype) ->
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content))
-    scratch.replace(path)
+    replace_text(path, json.dumps(content))
 
 
 def _key(*parts: str) -> str:

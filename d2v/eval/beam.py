@@ -34,8 +34,8 @@ class BeamDecoder:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: torchaudio or flashlight-text is not installed, a number is out of range, a line of the lexicon
-            cannot be spelled, or KenLM cannot read the model.
+        ValueError: torchaudio or flashlight-text is not installed, a line of the lexicon cannot be spelled,
+            or KenLM cannot read the model.
     """
 
     def __init__(
@@ -48,8 +48,6 @@ class BeamDecoder:
         word_score: FiniteFloat = -1.0,
         boundary_score: FiniteFloat = 0.0,
     ) -> None:
-        if beam < 1:
-            raise ValueError(f"decoder.beam={beam}: must be at least 1")
         for key, path in (("lm", lm), ("lexicon", lexicon)):
             if path is not None and not Path(os.path.expanduser(path)).is_file():
                 raise FileNotFoundError(f"decoder.{key}={path}: no such file")

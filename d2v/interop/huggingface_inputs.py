@@ -21,7 +21,6 @@ PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG, VOCAB = (
 BLANK, WORD_BOUNDARY = "<pad>", "|"  # CTC's, as Hugging Face's tokenizers write them
 _SPECIALS = {"<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]"}
 _IMAGE_MEAN = _IMAGE_STD = 0.5  # BeitImageProcessor's defaults
-_MAX_TOKENS = 512
 
 # The names that a special token may have, by its role in transformers; the first that a tokenizer has is it.
 _ROLES = {

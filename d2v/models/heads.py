@@ -94,12 +94,6 @@ class FeatureMask(nn.Module):
         channel_length: PositiveInt = 64,
     ) -> None:
         super().__init__()
-        for name, prob in (("time_prob", time_prob), ("channel_prob", channel_prob)):
-            if not 0 <= prob <= 1:
-                raise ValueError(f"feature_mask.{name}={prob}: must be between 0 and 1")
-        for name, length in (("time_length", time_length), ("channel_length", channel_length)):
-            if length < 1:
-                raise ValueError(f"feature_mask.{name}={length}: must be at least 1")
         self.time_prob, self.time_length = time_prob, time_length
         self.channel_prob, self.channel_length = channel_prob, channel_length
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from d2v.errors import UserError
 from d2v.runs.checkpoints import FOLDER
+from d2v.runs.metrics import METRICS
+from d2v.runs.record import RECORD
 
-_OF_A_RUN = (FOLDER, ".hydra", "config.yaml", "run.json", "metrics.csv")
-
-
+_OF_A_RUN = (FOLDER, ".hydra", "config.yaml", RECORD, METRICS)
 _WANDB_LOG = "wandb/*run-*/logs/*.log"
 
 

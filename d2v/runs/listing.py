@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from d2v.bounds import read_json, read_yaml
+from d2v.runs.files import replace_text
+from d2v.runs.lock import is_locked
+from d2v.runs.metrics import METRICS
+from d2v.runs.record import RECORD
 
 ENDED = "ended.json"  # in a run's folder: how a command that failed there ended
 TRAINING = ("pretrain", "finetune")
@@ -71,7 +75,7 @@ def _runs(folder: Path, depth: int) -> Iterator[Path]:
 
 def command_of(folder: Path) -> str | None:
     """The command whose run this folder is; None if it is none's."""
-    record = _content(folder / "run.json")
+    record = _content(folder / RECORD)
     entry = record[-1] if isinstance(record, list) and record else None
     words = entry.get("command") if isinstance(entry, dict) else None
     if isinstance(words, list) and len(words) > 1:
@@ -94,14 +98,14 @@ def summarise(folder: Path) -> RunSummary:
     """Read what the files of a run say."""
     config = _content(folder / "config.yaml")
     config = config if isinstance(config, dict) else {}
-    rows = _metrics(folder / "metrics.csv")
+    rows = _metrics(folder / METRICS)
     saved = [int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.ckpt") if path.stem[5:].isdecimal()]
     steps = saved + [int(row["step"]) for row in rows[-1:]]
     step, max_steps = max(steps, default=None), _at(config, "trainer", "max_steps")
     max_steps = max_steps if isinstance(max_steps, int) else None
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     command = command_of(folder) or ""
-    files = [folder, folder / "metrics.csv", folder / "run.json", folder / "results.json", folder / "checkpoints"]
+    files = [folder, folder / METRICS, folder / RECORD, folder / "results.json", folder / "checkpoints"]
     return RunSummary(
         folder,
         command,
@@ -134,24 +138,10 @@ def _state(folder: Path, command: str, step: int | None, max_steps: int | None) 
     return state if state in ("failed", "diverged") else "stopped"
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a process writes to the run."""
-    try:
-        import fcntl  # not on Windows, where nothing is said
-
-        with (folder / ".lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        return False
-    return False
-
-
 def note_end(folder: Path, error: BaseException) -> None:
     """Leave in a run's folder that it failed, or how (``error.state``), and why."""
     record = {"state": getattr(error, "state", "failed"), "reason": str(error)}
-    (folder / ENDED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    replace_text(folder / ENDED, json.dumps(record, indent=2) + "\n")
 
 
 def _best(rows: list[dict[str, float]]) -> str | None:

@@ -89,6 +89,20 @@ def unlock_folders() -> None:
         lock.release(force=True)
 
 
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds a folder, without taking it."""
+    try:
+        import fcntl  # not on Windows, where nothing is said
+
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
+
+
 def _read_holder(folder: Path) -> dict[str, Any]:
     try:
         holder = read_json(folder / HOLDER)

@@ -41,8 +41,6 @@ class Classification:
             raise ValueError(f"the training data have {len(labels)} class: a classification needs at least two")
         if metric == "accuracy_f1" and len(labels) != 2:
             raise ValueError(f"task.metric=accuracy_f1: is of two classes, and there are {len(labels)}; choose top1")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"task.label_smoothing={label_smoothing}: must be at least 0 and below 1")
         self.class_names = tuple(labels)
         self.metric = metric
         self.label_smoothing = label_smoothing

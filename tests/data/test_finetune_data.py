@@ -12,6 +12,7 @@ from d2v.data.finetune import FinetuneData, Part, part
 from d2v.data.images import samples
 from d2v.data.letters import LETTERS, check_letters, spell, unspell
 from d2v.data.sampler import SampleKey
+from d2v.interop.build import build
 
 
 class Labels:
@@ -137,7 +138,7 @@ def test_without_mixing_labels_are_classes() -> None:
     assert len(data.labels) == 10
     for augment in ({"erase_prob": 1.5}, {"mixup": -1.0}):
         with pytest.raises(ValueError, match=r"labels\.augment"):
-            ImageAugment(**augment)  # type: ignore[arg-type]
+            build({"_target_": "d2v.data.augment.ImageAugment", **augment}, key="labels.augment")
 
 
 @pytest.mark.parametrize(("split", "kind"), [("train", "training"), ("val", "validation")])

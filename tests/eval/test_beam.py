@@ -5,6 +5,7 @@ import torch
 
 from d2v.data.letters import LETTERS
 from d2v.eval.beam import BeamDecoder
+from d2v.interop.build import build
 from d2v.tasks.transcription import Transcription
 
 pytest.importorskip("flashlight")
@@ -51,7 +52,7 @@ def test_a_lexicon_and_its_language_model_decide_between_words(tmp_path: Path) -
 
 def test_errors_name_the_key() -> None:
     with pytest.raises(ValueError, match=r"decoder\.beam=0"):
-        BeamDecoder(LETTERS, beam=0)
+        build({"_target_": "d2v.eval.beam.BeamDecoder", "beam": 0}, {"letters": LETTERS}, key="decoder")
     with pytest.raises(FileNotFoundError, match=r"decoder\.lm=/nowhere"):
         BeamDecoder(LETTERS, lm="/nowhere")
 

@@ -12,6 +12,7 @@ import torch
 from d2v.eval.features import extract
 from d2v.eval.health import effective_rank, relative_spread
 from d2v.eval.knn import knn_accuracy
+from d2v.interop.build import build
 from d2v.interop.doors import load_encoder
 from d2v.lit.callbacks import health
 from d2v.lit.callbacks.health import Collapse, HealthMonitor
@@ -149,8 +150,9 @@ def test_guard_goes_on_where_it_was() -> None:
 )
 def test_guard_options_out_of_range(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=rf"callbacks\.health\.{name}={value}.*must"):
-        HealthMonitor(**options)
+    node = {"_target_": "d2v.lit.callbacks.health.HealthMonitor", **options}
+    with pytest.raises(ValueError, match=rf"^callbacks\.health\.{name}={value}: give a "):
+        build(node, key="callbacks.health")
 
 
 def test_a_collapsed_run_ends_with_advice_not_a_stack_trace(

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from d2v.interop.build import build
 from d2v.models.heads import FeatureMask, FinetunedModel, FirstTokenHead, FrameHead, MeanPoolHead
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.speech import SpeechFrontend
@@ -62,7 +63,7 @@ def test_spans_of_time_and_channels_become_zero_in_training_only() -> None:
     assert channels.any()
     assert not channels.all()
     with pytest.raises(ValueError, match="time_prob=2"):
-        FeatureMask(time_prob=2)
+        build({"_target_": "d2v.models.heads.FeatureMask", "time_prob": 2}, key="feature_mask")
 
 
 def text_encoder() -> Encoder:

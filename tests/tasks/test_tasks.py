@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.data.letters import LETTERS, spell, unspell
+from d2v.interop.build import build
 from d2v.tasks.classification import Classification, Regression
 from d2v.tasks.results import scores_table, write_results
 from d2v.tasks.scoring import Diverged, judge, predict, score, write_predictions
@@ -176,7 +177,8 @@ def test_what_cannot_be_a_task() -> None:
     with pytest.raises(ValueError, match=r"task\.metric=accuracy_f1: is of two classes, and there are 3"):
         Classification(CLASSES, metric="accuracy_f1")
     with pytest.raises(ValueError, match=r"task\.label_smoothing=1"):
-        Classification(CLASSES, label_smoothing=1.0)
+        node = {"_target_": "d2v.tasks.classification.Classification", "label_smoothing": 1.0}
+        build(node, {"labels": CLASSES}, key="task")
     assert scores_table({"a": {"x": 0.5}, "b": {"y": np.float64(0.25)}}).splitlines()[2:] == [
         "| a | 50.0 | – |",
         "| b | – | 25.0 |",

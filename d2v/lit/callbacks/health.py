@@ -50,9 +50,6 @@ class HealthMonitor(L.Callback):
             never.
         min_frontend_spread: likewise for the frontend's, which in a healthy run may dip to a fifth while it warms up.
         patience: for this many looks in a row.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
     def __init__(
@@ -63,12 +60,6 @@ class HealthMonitor(L.Callback):
         min_frontend_spread: OpenFraction | None = 0.1,
         patience: PositiveInt = 3,
     ) -> None:
-        for name, value in (("window", window), ("check_every_n_steps", check_every_n_steps), ("patience", patience)):
-            if value < 1:
-                raise ValueError(f"callbacks.health.{name}={value}: must be at least 1")
-        for name, share in (("min_spread", min_spread), ("min_frontend_spread", min_frontend_spread)):
-            if share is not None and not 0 < share < 1:
-                raise ValueError(f"callbacks.health.{name}={share}: must lie between 0 and 1, or be null")
         self.window = window
         self.check_every_n_steps = check_every_n_steps
         self.limits = {"features": min_spread, "frontend": min_frontend_spread}

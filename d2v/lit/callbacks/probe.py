@@ -52,8 +52,6 @@ class OnlineKNN(L.Callback):
                 "callbacks=probe needs labelled training and validation samples: set data.val_root (or data.val_split, "
                 "or data.probe_train and data.probe_val), use class folders, or choose callbacks=default"
             )
-        if every_n_steps < 1:
-            raise ValueError(f"callbacks.probe.every_n_steps={every_n_steps}: must be at least 1")
         self.every_n_steps = every_n_steps
         self.layers, self.pool = layers, pool
         self._samples = {
