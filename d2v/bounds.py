@@ -28,7 +28,7 @@ _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class TooMuch(ValueError):
-    """What a file describes exceeds a bound."""
+    """Content of a file that exceeds a bound."""
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:

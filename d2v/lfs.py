@@ -10,7 +10,7 @@ IS_POINTER = "a Git LFS pointer, not the file itself: run `git lfs pull` in the 
 
 
 def is_lfs_pointer(file: str | os.PathLike[str] | bytes) -> bool:
-    """Whether a file holds a Git LFS pointer instead of data.
+    """Return whether a file holds a Git LFS pointer instead of data.
 
     Args:
         file: a path, or a file's content. A path that cannot be read is no pointer.

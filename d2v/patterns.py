@@ -33,7 +33,7 @@ class Endless(ValueError):
 
 
 class _Group:
-    """What a group holds so far.
+    """Content of a group so far.
 
     Attributes:
         ways: in which it can match, unbounded repetitions aside.

@@ -36,7 +36,7 @@ def drop_what_nobody_reads() -> None:
 
 
 def _is_gone(descriptor: int) -> bool:
-    """Whether the other side has hung up."""
+    """Return whether the other side has hung up."""
     if not hasattr(select, "poll"):
         return False
     poll = select.poll()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: recipes composed without the command line, facts about the machine, tables, files."""
+"""Parts that benchmarks share: recipes composed without the command line, facts about the machine, tables, files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def available_cores() -> int:
 
 
 def machine_facts(threads: int) -> dict[str, Any]:
-    """What a figure means nothing without.
+    """Facts that belong to every figure.
 
     Args:
         threads: of the process that measures.

@@ -77,7 +77,7 @@ SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the matrices that show what the 
 
 @dataclass(frozen=True)
 class Case:
-    """What one process measures.
+    """Measurements of one process.
 
     Attributes:
         recipe: name of an experiment.
@@ -310,7 +310,7 @@ class Run:
         return time.perf_counter()
 
     def shapes(self, batch: Batch) -> dict[str, int]:
-        """What the cost depends on."""
+        """Facts that the cost depends on."""
         assert batch.mask is not None
         encoder, sees_all = self.model.student, self.model.predictors_are == "heads"
         tokens, visible = batch.mask.mask.shape[1], batch.mask.ids_keep.shape[1]

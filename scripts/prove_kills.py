@@ -150,7 +150,7 @@ def _lives(pid: int) -> bool:
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    """What a run ends with: its last and its best checkpoint, and its scores if it was fine-tuned."""
+    """Return the end of a run: its last and its best checkpoint, and its scores if it was fine-tuned."""
     last, best = (
         torch.load(folder / "checkpoints" / name, map_location="cpu", weights_only=True)
         for name in (f"step-{STEPS:08d}.ckpt", "best.ckpt")
@@ -164,7 +164,7 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """Where two nested containers differ, tensors compared bit by bit."""
+    """Return where two nested containers differ, tensors compared bit by bit."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
     if isinstance(a, dict) and isinstance(b, dict):

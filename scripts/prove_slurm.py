@@ -39,7 +39,7 @@ Data2Vec2.forward = lambda self, batch: (time.sleep(seconds), forward(self, batc
 
 
 def shell(*command: str, **options: object) -> str:
-    """What a command prints; an error if it fails."""
+    """Return the output of a command."""
     result = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}: {result.stdout}{result.stderr}")
@@ -119,12 +119,12 @@ class Cluster:
         return out.strip()
 
     def state(self, job: str) -> str:
-        """What Slurm says of a job."""
+        """Return the state of a job by Slurm."""
         found = re.search(r"JobState=(\w+)", shell("scontrol", "show", "job", job, env=self.env))
         return found[1] if found else "UNKNOWN"
 
     def restarts(self, job: str) -> int:
-        """How often it was requeued."""
+        """Return the number of times that it was requeued."""
         found = re.search(r"Restarts=(\d+)", shell("scontrol", "show", "job", job, env=self.env))
         return int(found[1]) if found else 0
 
@@ -156,7 +156,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    """Whether all weights, the teacher's too, are equal to the last bit."""
+    """Return whether all weights, the teacher's too, are equal to the last bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 

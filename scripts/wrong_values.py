@@ -80,7 +80,7 @@ _MAY_BE: dict[str, tuple[str, ...]] = {
 
 
 class Answer(NamedTuple):
-    """How one value was answered.
+    """Answer to one value.
 
     Attributes:
         kind: of the value.

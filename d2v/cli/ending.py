@@ -1,4 +1,4 @@
-"""How a training command ends: with which exit status, and, if it was stopped, with which words."""
+"""End of a training command: its exit status and, if it was stopped, its message."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def stopped_early(trainer: L.Trainer, command: str, run_dir: Path, resume: str |
 
 
 def resume_command(command: str, run_dir: Path) -> str:
-    """What to type in a shell."""
+    """Return the words to type in a shell."""
     word = f"resume={run_dir}"
     is_plain = re.fullmatch(r"resume=[\w./+-]+", word)
     return f"d2v {command} {word if is_plain else for_the_shell(word)}"

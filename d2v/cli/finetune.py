@@ -201,7 +201,7 @@ def check_given(settings: Finetune) -> None:
 
 
 def _is_given(key: str) -> bool:
-    """Whether the command line says something of a key."""
+    """Return whether the command line says something of a key."""
     return key in {o.lstrip("+~").partition("=")[0] for o in HydraConfig.get().overrides.task}
 
 

@@ -1,4 +1,4 @@
-"""What evaluate, extract and export share: a trained encoder, and data prepared as it was trained."""
+"""Parts that evaluate, extract and export share: a trained encoder, and data prepared as it was trained."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def check_fits(data: Any, trained: Trained) -> None:
 
 
 def same_tokenizer(tokenizer: Tokenizer, stored: str) -> bool:
-    """Whether a tokenizer is the one that a checkpoint holds."""
+    """Return whether a tokenizer is the one that a checkpoint holds."""
     return tokenizer_digest(tokenizer) == tokenizer_digest(load_tokenizer(stored))
 
 

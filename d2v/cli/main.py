@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def general_help() -> str:
-    """What ``d2v --help`` prints."""
+    """Return the text of ``d2v --help``."""
     lines = [f"d2v {__version__}: pretrain data2vec encoders", "", "usage: d2v COMMAND [key=value ...]", ""]
     lines += [f"  {name:10} {row.about}" for name, row in COMMANDS.items()]
     lines += [
@@ -66,7 +66,7 @@ def general_help() -> str:
 
 
 def command_help(command: str) -> str:
-    """What ``d2v COMMAND --help`` prints: examples, experiments, groups and their options."""
+    """Return the text of ``d2v COMMAND --help``: examples, experiments, groups and their options."""
     row = COMMANDS[command]
     action = f" {row.actions[0]}" if row.actions else ""
     lines = [f"d2v {command}: {row.about}", "", f"usage: d2v {command}{action} [key=value ...]", "", "examples:"]

@@ -33,6 +33,6 @@ def loosened(command: str, arguments: Sequence[str]) -> list[str]:
 
 
 def names_a_run(arguments: Sequence[str]) -> bool:
-    """Whether the words say by a path which run to go on with."""
+    """Return whether the words say by a path which run to go on with."""
     given = [word.partition("=")[2].strip("'\"") for word in arguments if re.match(r"(\+\+?)?resume=", word)]
     return bool(given) and given[-1] not in ("", "auto", "null")

@@ -27,7 +27,7 @@ _ALIASES = {"data.label_fraction": "label_fraction"}  # of every kind of data: k
 
 
 def composed_of(cfg: DictConfig) -> dict[str, Any]:
-    """What the command line and the defaults make, as plain containers; "???" where a value is missing.
+    """Return the settings that the command line and the defaults make, plain; "???" where a value is missing.
 
     A reference to what is not there is left as it is: a run's own configuration takes its place.
     """
@@ -53,7 +53,7 @@ def _resolved_at(node: Any, key: Any) -> Any:
 def words_of(
     overrides: Sequence[str], choices: Mapping[str, Any], own_choices: Mapping[str, Any], own: Mapping[str, Any]
 ) -> Words:
-    """What overrides say that a run which goes on may not be.
+    """Return the overrides that a resumed run may not take.
 
     Args:
         overrides: the command line's.

@@ -1,4 +1,4 @@
-"""Where a run lives: ``outputs/NAME/TIME``, or the folder of the run that is being resumed.
+"""Folder of a run: ``outputs/NAME/TIME``, or that of the run that is being resumed.
 
 New folders are made here, before Hydra would, so that commands that start in the same second never share one. Processes
 that others start together (torchrun, srun) have clocks of their own and must agree on it: under torchrun the first of
@@ -103,7 +103,7 @@ def name_sweep(arguments: Sequence[str]) -> list[str]:
 
 
 def _values(arguments: Sequence[str], key: str) -> list[str]:
-    """What overrides of the command line say of a key, last first; what refers to other keys is left to Hydra."""
+    """Return the values of a key on the command line, last first, without those that refer to other keys."""
     given = [a for a in arguments if a.lstrip("+").startswith(f"{key}=")]
     try:
         values = [override.value() for override in OverridesParser.create().parse_overrides(given)]
@@ -113,7 +113,7 @@ def _values(arguments: Sequence[str], key: str) -> list[str]:
 
 
 def _first_ranks(choose: Callable[[], str]) -> str:
-    """What the first process of torchrun chooses, handed to all by the store where they will meet to train."""
+    """Return the choice of the first process of torchrun, handed to all by the store where they will meet to train."""
     from torch.distributed import TCPStore
 
     env = os.environ
@@ -161,7 +161,7 @@ _stores: list[object] = []
 
 
 def _slurm_step() -> str | None:
-    """What all tasks of a Slurm job step share, also when the job is requeued; None where there are not several."""
+    """Name that all tasks of a Slurm job step share, also when the job is requeued; None unless there are several."""
     env = os.environ
     if int(env.get("SLURM_NTASKS", 1)) < 2 or "SLURM_PROCID" not in env:
         return None
@@ -174,7 +174,7 @@ def _identity(overrides: Sequence[str]) -> list[str]:
 
 
 def _is_run_of(folder: Path, words: list[str]) -> bool:
-    """Whether a run was begun by these words, or gone on with by them (``resume=RUN trainer.max_steps=N``).
+    """Return whether a run was begun by these words, or gone on with by them (``resume=RUN trainer.max_steps=N``).
 
     A start that says less than the first one did (``resume=RUN`` alone) identifies no run.
     """
@@ -188,7 +188,7 @@ def _is_run_of(folder: Path, words: list[str]) -> bool:
 
 
 def _overrides_of(folder: Path) -> list[str] | None:
-    """What identifies a run; None, with a warning, where its file is damaged: it may be any run's."""
+    """Return the words that identify a run; None, with a warning, if their file is damaged."""
     overrides = read_overrides(folder)
     return None if overrides is None else _identity(overrides)
 

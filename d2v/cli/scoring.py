@@ -22,7 +22,7 @@ from d2v.tasks.transcription import Transcription
 
 
 def is_finetuned(path: str) -> bool:
-    """Whether there is a fine-tuned model in a checkpoint or run."""
+    """Return whether there is a fine-tuned model in a checkpoint or run."""
     found = recognise(path)
     return found.source == "run" and "task" in Checkpoint.load(found.path).config
 

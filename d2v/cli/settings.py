@@ -43,7 +43,7 @@ Schedule = Annotated[Any, NodeOf(defaults=("max_steps",))]
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """How a command uses the machine.
+    """Settings of a command about the machine.
 
     Attributes:
         num_workers: processes that load data.
@@ -148,7 +148,7 @@ class Finetune(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What is probed, and how; conf/probe/all.yaml says what the keys mean."""
+    """Settings of probes; conf/probe/all.yaml explains the keys."""
 
     knn: bool
     linear: bool

@@ -35,7 +35,7 @@ def quoted(text: str) -> str:
 
 
 def for_the_shell(word: str) -> str:
-    """How to type ``key=value`` in a shell so that the value arrives as it is, whatever its characters."""
+    """Return ``key=value`` as typed in a shell so that the value arrives as it is, whatever its characters."""
     key, _, value = word.partition("=")
     if re.search(r"""['"\\$`!]""", value):
         return shlex.quote(f"{key}={quoted(value)}")
@@ -43,7 +43,7 @@ def for_the_shell(word: str) -> str:
 
 
 def is_text_key(key: str) -> bool:
-    """Whether the values of a key are text, so that 2024, true or a,b are names there."""
+    """Return whether the values of a key are text, so that 2024, true or a,b are names there."""
     return key in _TEXT_KEYS_IN_FULL or key.rpartition(".")[2] in TEXT_KEYS
 
 
@@ -93,7 +93,7 @@ def _parse_rule(parser: OverridesParser, s: str, rule_name: str, multirun: bool 
 
 
 def is_multirun(arguments: list[str]) -> bool:
-    """Whether the command line asks for several runs."""
+    """Return whether the command line asks for several runs."""
     return any(a in ("-m", "--multirun", "hydra.mode=MULTIRUN", "launcher=slurm") for a in arguments)
 
 

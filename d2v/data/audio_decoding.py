@@ -255,7 +255,7 @@ def sampling_rate(file: str | os.PathLike[str] | bytes) -> int | None:
 
 
 def _opened(file: str | os.PathLike[str] | bytes) -> Any:
-    """What libsndfile opens: a file's content, or its name, in whatever encoding the file system has.
+    """Input of libsndfile: a file's content, or its name, in whatever encoding the file system has.
 
     An mp3 that does not say how many frames it has is told to: see :mod:`d2v.data.mp3_frames`.
     """

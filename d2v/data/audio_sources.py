@@ -1,4 +1,4 @@
-"""Where speech comes from: audio files, decoded and listed by folder, and the samples that ship.
+"""Sources of speech: audio files, decoded and listed by folder, and the samples that ship.
 
 A source hands out waveforms at one sampling rate, mono, and raises ``BadSample`` for what cannot be decoded. It knows
 the length of every clip without decoding it, so that batches can be made of clips of about the same length.
@@ -140,7 +140,7 @@ class AudioClips:
             self._labels = np.array([-1 if name is None else number[name] for name in names])
 
     def _search(self, clips: Sequence[Clip], pattern: str, key: str) -> list[str | None]:
-        """What a pattern finds in the paths of clips; None for those that cannot be read."""
+        """Return the first groups of a pattern in the paths of clips; None for clips that cannot be read."""
         readable = [clip for clip, length in zip(clips, self._all_lengths, strict=True) if length > 0]
         found = iter(_search(readable, pattern, key))
         return [next(found) if length > 0 else None for length in self._all_lengths]
@@ -211,12 +211,12 @@ class AudioClips:
 
     @property
     def has_labels(self) -> bool:
-        """Whether clips have classes."""
+        """Return whether clips have classes."""
         return self._labels is not None
 
     @property
     def has_transcripts(self) -> bool:
-        """Whether it is known what is said."""
+        """Return whether it is known what is said."""
         return self._transcripts is not None
 
     def label(self, index: int) -> int | None:
@@ -226,7 +226,7 @@ class AudioClips:
         return int(self._labels[self._ids[index]])
 
     def transcript(self, index: int) -> str | None:
-        """What is said in the clip, or None if it is not known."""
+        """Return the transcript of the clip, or None if it has none."""
         return None if self._transcripts is None else self._transcripts[self._ids[index]].decode() or None
 
     def transcript_place(self, index: int) -> str:
@@ -234,7 +234,7 @@ class AudioClips:
         return self._places[self._ids[index]].decode("utf-8", "surrogateescape")
 
     def rates(self) -> Counter[int]:
-        """How many files have which sampling rate, in Hz; those whose header cannot be read are not counted."""
+        """Number of files of each sampling rate, in Hz; files without a readable header are not counted."""
         rates = (sampling_rate(self._read(self.name(index))) for index in range(len(self)))
         return Counter(rate for rate in rates if rate is not None)
 

@@ -45,7 +45,7 @@ def seeded(rng: np.random.Generator) -> Iterator[None]:
 @buildable
 @dataclass(frozen=True, kw_only=True)
 class ImageAugment:
-    """How images are varied in fine-tuning; the published recipe's values are the defaults.
+    """Augmentation of images in fine-tuning; the published recipe's values are the defaults.
 
     Attributes:
         crop_scale: lowest and highest share of the area that a crop covers.
@@ -74,7 +74,7 @@ class ImageAugment:
 
     @property
     def mixes(self) -> bool:
-        """Whether batches are mixed."""
+        """Return whether batches are mixed."""
         return max(self.mixup, self.cutmix) > 0 and self.mix_prob > 0
 
 

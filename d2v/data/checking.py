@@ -25,7 +25,7 @@ _NAMED_CLASSES = 20
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a data set.
+    """Findings about a data set.
 
     Attributes:
         lines: the summary.
@@ -41,7 +41,7 @@ class Report:
 
     @property
     def too_many(self) -> bool:
-        """Whether a run would stop over the bad ones."""
+        """Return whether a run would stop over the bad ones."""
         return len(self.bad) > self.allowed
 
 

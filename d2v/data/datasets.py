@@ -58,7 +58,7 @@ class Source(Protocol):
         """The sample's label, or None if it has none; a class is an index into ``class_names``."""
 
     def name(self, index: int) -> str:
-        """What the sample is called in messages: a path relative to the root, or an id."""
+        """Return the name of the sample in messages: a path relative to the root, or an id."""
 
 
 # A random view of a decoded sample, drawn from its own generator; it may raise BadSample, too.
@@ -260,7 +260,7 @@ class PretrainCollate:
 
 
 class EqualSamples:
-    """What data have in common whose samples have equally many tokens: a batch is a number of samples.
+    """Base class of data whose samples have equally many tokens: a batch is a number of samples.
 
     Abstract: a data class inherits it and adds ``modality``, ``token_grid``, ``size`` and the data sets.
     """
@@ -271,7 +271,7 @@ class EqualSamples:
 
     @property
     def streaming(self) -> bool:
-        """Whether ``pretrain_stream`` is to be used, not ``pretrain_dataset``."""
+        """Return whether ``pretrain_stream`` is to be used, not ``pretrain_dataset``."""
         return False
 
     @property

@@ -121,7 +121,7 @@ def list_files(folder: str | os.PathLike[str], extensions: Iterable[str]) -> Lis
 
 
 def holds_file(folder: str | os.PathLike[str], extensions: Iterable[str]) -> bool:
-    """Whether a file with one of these endings lies in a folder or below it; true, too, if part of it is unreadable."""
+    """Return whether a folder holds a file with one of these endings at any depth; true, too, if part is unreadable."""
     listing = Listing(Path(folder))
     try:
         return next(_walk(listing, tuple(extensions)), None) is not None or bool(listing.unreadable)
@@ -196,7 +196,7 @@ def _enter(folder: str, below: str, ancestors: frozenset[tuple[int, int]]) -> _L
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or a link to one; a link to itself is not."""
+    """Return whether an entry is a folder, or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
     except OSError:

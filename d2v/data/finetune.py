@@ -52,7 +52,7 @@ class Part:
 
     @property
     def lengths(self) -> np.ndarray | None:
-        """Of these samples, where they differ."""
+        """Classes of these samples, where they differ."""
         lengths = getattr(self.source, "lengths", None)
         return None if lengths is None else np.asarray(lengths)[list(self.ids)]
 
@@ -74,7 +74,7 @@ class Part:
         return self.source.label(self.ids[index])
 
     def name(self, index: int) -> str:
-        """What the sample is called."""
+        """Return the name of the sample."""
         return self.source.name(self.ids[index])
 
     def mark(self, index: int) -> bytes:
@@ -165,7 +165,7 @@ class FinetuneData:
 
     @property
     def batch_unit(self) -> str:
-        """What ``global_batch_size`` counts."""
+        """Unit of ``global_batch_size``."""
         return "samples" if self.seconds is None else "seconds"
 
     @property

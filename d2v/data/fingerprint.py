@@ -22,7 +22,7 @@ _HEAD = 4096  # bytes of a file
 
 
 def fingerprint(data: Any) -> dict[str, Any]:
-    """What identifies data to train on, as plain containers that go into checkpoints.
+    """Fingerprint of data to train on, as plain containers that go into checkpoints.
 
     Args:
         data: a data set of any modality to pretrain on, or :class:`d2v.data.finetune.FinetuneData`; it may have its own
@@ -48,7 +48,7 @@ def fingerprint(data: Any) -> dict[str, Any]:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """What tells a tokenizer from another, however it was stored."""
+    """Fingerprint of a tokenizer, the same however it was stored."""
     return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16]
 
 
@@ -68,7 +68,7 @@ def file_mark(file: str | os.PathLike[str] | bytes) -> bytes:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], bool]:
-    """How data differ from those of before.
+    """Describe the differences of data from those of before.
 
     Returns:
         One phrase a difference, and whether it is of the samples alone: classes and tokenizer are the same.

@@ -199,7 +199,7 @@ class GlueData:
         return describe_sources({"train": self.train, **self.evals})
 
     def assets(self) -> dict[str, str]:
-        """What must go with a model."""
+        """Values that must go with a model."""
         return {"tokenizer": self.tokenizer.to_json()}
 
 

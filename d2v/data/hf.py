@@ -151,7 +151,7 @@ def _load_file(file: Path, path: str, split: str, streaming: bool, no_split: str
 
 
 def _load_saved(path: str, split: str, streaming: bool, no_split: str) -> Any:
-    """What ``save_to_disk`` wrote: one data set, or one for each split."""
+    """Return the content of ``save_to_disk``: one data set, or one for each split."""
     import datasets
 
     try:
@@ -215,7 +215,7 @@ def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequ
 
 
 def hf_fingerprint(data: Any, path: str, split: str) -> str:
-    """What changes when the data do, as far as one can tell: of what is streamed from the Hub it is the name alone."""
+    """Fingerprint of the data, as far as one can tell: of a stream from the Hub, the name alone."""
     local = home_path(path, "data.path")
     files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else []
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -91,7 +91,7 @@ class HFImages:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the data set has a column of labels."""
+        """Return whether the data set has a column of labels."""
         return self._labels is not None
 
     def label(self, index: int) -> int | None:

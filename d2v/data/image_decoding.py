@@ -166,7 +166,7 @@ def _lower_byte(image: Image.Image) -> str | None:
 
 
 def _states_its_range(image: Image.Image) -> bool:
-    """Whether a deep image has a highest value in its header, to which PIL has scaled it: PGM below 16 bits."""
+    """Return whether a deep image has a highest value in its header, to which PIL has scaled it: PGM below 16 bits."""
     tiles = getattr(image, "tile", None) or [("",)]
     return is_deep(image) and str(tiles[0][0]).startswith("ppm") and tiles[0][3][1] < 65535
 

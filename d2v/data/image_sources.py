@@ -1,4 +1,4 @@
-"""Where images come from: the samples that ship with the package, and folders (``hf_images`` holds Hugging Face's).
+"""Sources of images: the samples that ship with the package, and folders (``hf_images`` holds Hugging Face's).
 
 A source hands out decoded images, as they are stored, and raises ``BadSample`` for what cannot be decoded. What to do
 about that is for the data sets in ``image_datasets`` to decide.

@@ -47,7 +47,7 @@ UNSAMPLED = Levels(0, 65535, sampled=False)
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a grey image has more than 8 bits a pixel."""
+    """Return whether a grey image has more than 8 bits a pixel."""
     return image.mode.startswith(("I", "F"))
 
 

@@ -226,7 +226,7 @@ def _other_format(head: bytes, whole: bool, key: str = "", path: Path | None = N
 
 
 def _unreadable(head: bytes, whole: bool) -> str | None:
-    """Why a file that is of no known format cannot be read as text; None: it can."""
+    """Reason why a file of no known format cannot be read as text; None if it can."""
     if encoding_of(head) != "utf-8":
         return None
     if head.count(0) * 100 > len(head):
@@ -270,7 +270,7 @@ def _lines(head: bytes, whole: bool) -> list[bytes]:
 
 
 def _is_utf8(line: bytes) -> bool:
-    """Whether a line, or its beginning, is UTF-8."""
+    """Return whether a line, or its beginning, is UTF-8."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(line)
     except UnicodeDecodeError:

@@ -40,7 +40,7 @@ class Renumbered:
         return None if number is None else self.numbers[number]
 
     def name(self, index: int) -> str:
-        """What the sample is called."""
+        """Return the name of the sample."""
         return self.source.name(index)
 
     @property
@@ -51,7 +51,7 @@ class Renumbered:
 
     @property
     def left_out(self) -> Sequence[str]:
-        """What could not be used, as "name: reason"."""
+        """Samples that could not be used, as "name: reason"."""
         entries: Sequence[str] = getattr(self.source, "left_out", ())
         return entries
 

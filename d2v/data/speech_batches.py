@@ -30,7 +30,7 @@ def normalize(waveform: np.ndarray) -> Tensor:
 
 
 def crop_start(num_samples: int, length: int, rng: np.random.Generator) -> int:
-    """Where a random stretch of a clip begins.
+    """Return the start of a random stretch of a clip.
 
     Raises:
         BadSample: the clip is shorter than ``length``.

@@ -112,12 +112,12 @@ class SpeechData:
 
     @property
     def batch_unit(self) -> str:
-        """What batches are counted in: "seconds", or, of a stream, crops of ``crop_seconds``."""
+        """Unit of batches: "seconds", or, of a stream, crops of ``crop_seconds``."""
         return "crops" if self.streaming else "seconds"
 
     @property
     def streaming(self) -> bool:
-        """Whether to train on ``pretrain_stream`` and not on ``pretrain_dataset``."""
+        """Return whether to train on ``pretrain_stream`` and not on ``pretrain_dataset``."""
         return self.train is not None and not isinstance(self.train, AudioClips)
 
     @property

@@ -121,7 +121,7 @@ class SpokenClips:
         return self.clips.load(self.ids[index])
 
     def label(self, index: int) -> tuple[int, ...]:
-        """What is said, as numbers of letters."""
+        """Return the transcript, as numbers of letters."""
         return self._letters[index]
 
     def name(self, index: int) -> str:

@@ -33,7 +33,7 @@ _MAX_TRAINING_DOCUMENTS = 2_000_000  # that a tokenizer is trained on
 
 
 def cache_dir(folder: str | None) -> Path:
-    """Where packed text and trained tokenizers are kept: ``folder``, $D2V_CACHE or ~/.cache/d2v; made if need be.
+    """Return the folder of packed text and trained tokenizers: ``folder``, $D2V_CACHE or ~/.cache/d2v; made if need be.
 
     Raises:
         ValueError: it cannot be made or written to.
@@ -199,7 +199,7 @@ def _pack(documents: Documents, tokenizer: Tokenizer, target: Path, dtype: np.dt
 
 
 def _recorded(path: Path, dtype: np.dtype) -> dict[str, Any] | None:
-    """What ``packed.json`` or ``progress.json`` says is there; None if it says nothing, or not the truth."""
+    """Return the content of ``packed.json`` or ``progress.json``; None if it is missing, damaged or not true."""
     if not path.exists():
         return None
     try:

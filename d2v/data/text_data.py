@@ -147,7 +147,7 @@ class TextData(EqualSamples):
 
     @property
     def streaming(self) -> bool:
-        """Whether to train on ``pretrain_stream`` and not on ``pretrain_dataset``."""
+        """Return whether to train on ``pretrain_stream`` and not on ``pretrain_dataset``."""
         return isinstance(self.train, BlockStream)
 
     @property
@@ -211,7 +211,7 @@ class TextData(EqualSamples):
         return [text for text, _ in pairs], torch.tensor([label for _, label in pairs])
 
     def assets(self) -> dict[str, str]:
-        """What must go with an encoder: values that take the place of this data's keys wherever it is read again."""
+        """Values that must go with an encoder: they take the place of this data's keys wherever it is read again."""
         return {"tokenizer": self.tokenizer.to_json()}
 
     def bad_sample_counter(self) -> BadSampleCounter:

@@ -65,7 +65,7 @@ class PackedDocuments:
 
 
 def _ends(blocks: TokenBlocks, eos_id: int) -> Iterator[np.ndarray]:
-    """Where documents are closed, in parts."""
+    """Yield the positions of tokens that close documents, in parts."""
     for start in range(0, blocks.num_tokens, _CHUNK):
         part = blocks.tokens(start, min(start + _CHUNK, blocks.num_tokens))
         yield start + np.flatnonzero(part == eos_id)

@@ -1,4 +1,4 @@
-"""Where text comes from: documents in files, in Hugging Face data sets, in the samples that ship; labelled tables.
+"""Sources of text: documents in files, in Hugging Face data sets, in the samples that ship; labelled tables.
 
 A document is a ``str``. ``text_blocks`` packs documents into blocks of tokens.
 """
@@ -48,7 +48,7 @@ class Document(NamedTuple):
 
     @property
     def entry(self) -> str:
-        """How one that cannot be read is named: "name: reason"."""
+        """Name of one that cannot be read: "name: reason"."""
         return f"{self.name}: {self.reason}"
 
 
@@ -232,7 +232,7 @@ def pieces(stream: TextStream, document: Literal["line", "file"]) -> Iterator[tu
 
 
 def _cut(content: bytes) -> int:
-    """Where to part bytes in UTF-8: before the last blanks of their second half, else between two characters."""
+    """Return the place to part bytes in UTF-8: before the last blanks of their second half, else between characters."""
     blank = len(content.rstrip())
     if blank == len(content):
         blank = len(content[: max(0, content.rfind(b" "), content.rfind(b"\n"))].rstrip())

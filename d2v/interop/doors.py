@@ -1,4 +1,4 @@
-"""Whose checkpoint it is, told by its content, and the encoder in it: ours, the authors' (fairseq), Hugging Face's."""
+"""Checkpoints of every origin, told by content, and the encoder in each: ours, the authors' (fairseq), Hugging Face's."""
 
 from __future__ import annotations
 

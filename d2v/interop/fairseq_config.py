@@ -118,7 +118,7 @@ def _node_of_2(cfg: Mapping[str, Any], state: Mapping[str, Tensor], batch_size: 
 
 
 def _teacher_scope(cfg: Mapping[str, Any], own: Mapping[str, Any], modality: str) -> str:
-    """What a configuration says, and where it is silent the released recipe of the modality."""
+    """Return the values of a configuration, and where it is silent those of the modality's released recipe."""
     if "ema_encoder_only" not in cfg or "ema_local_encoder" not in own:
         return _TEACHER_SCOPES[modality]
     if cfg["ema_encoder_only"]:
@@ -300,7 +300,7 @@ def _head(dim: int, depth: int) -> Node:
 
 
 def _targets(cfg: Mapping[str, Any]) -> Node:
-    """What both versions say of targets and loss. A loss scale of -1 (1.0) is 1 / sqrt(D), too."""
+    """Return the settings of targets and loss in both versions. A loss scale of -1 (1.0) is 1 / sqrt(D), too."""
     scale = cfg.get("loss_scale")
     return {
         "average_top_k_layers": cfg["average_top_k_layers"],

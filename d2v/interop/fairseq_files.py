@@ -51,7 +51,7 @@ _HEAD_CLASSES = {"image": "MeanPoolHead", "speech": "FrameHead", "text": "FirstT
 
 @dataclass(frozen=True)
 class FairseqCheckpoint:
-    """What a file of the authors' holds of a model.
+    """Content of a file of the authors'.
 
     Attributes:
         path: the file.
@@ -220,7 +220,7 @@ class FairseqCheckpoint:
 
 
 def is_fairseq(content: Any) -> bool:
-    """Whether this is what fairseq saves."""
+    """Return whether this is what fairseq saves."""
     return (
         isinstance(content, Mapping)
         and isinstance(content.get("model"), Mapping)

@@ -185,7 +185,7 @@ def write_inputs(
 
 
 def label_config(modality: str, head: Node, labels: Sequence[str] | str | None) -> dict[str, Any]:
-    """How config.json counts and names a head's outputs."""
+    """Return the number and names of a head's outputs for config.json."""
     num_outputs = head["num_outputs"]
     if modality == "speech":
         return {"vocab_size": num_outputs, "ctc_zero_infinity": True}
@@ -198,7 +198,7 @@ def label_config(modality: str, head: Node, labels: Sequence[str] | str | None) 
 
 
 def problems(modality: str, own: Node, frontend: Node, head: Node | None) -> list[str]:
-    """What Hugging Face's classes have no place for, and what to do about it."""
+    """List settings that Hugging Face's classes have no place for, each with the only value that they take."""
     e, f = "model.encoder", f"model.encoder.frontends.{modality}"
     found = []
 
@@ -234,7 +234,7 @@ def problems(modality: str, own: Node, frontend: Node, head: Node | None) -> lis
 
 
 def has_final_norm(own: Node) -> bool:
-    """Whether an encoder ends with a LayerNorm."""
+    """Return whether an encoder ends with a LayerNorm."""
     return bool(own["norm_first"] if own["final_norm"] is None else own["final_norm"])
 
 

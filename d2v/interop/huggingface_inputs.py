@@ -56,7 +56,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def data_node(folder: Path, modality: str, encoder_node: Node) -> Node:
-    """What the files of a folder say of inputs, under the keys of our data configurations."""
+    """Return the inputs that the files of a folder describe, under the keys of our data configurations."""
     frontend = encoder_node["frontends"][modality]
     found = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
     if modality != "text" and found is None:

@@ -1,4 +1,4 @@
-"""What is read from other people's checkpoints: an encoder of ours, its weights, and what its inputs look like."""
+"""Content of other people's checkpoints: an encoder of ours, its weights, and the form of its inputs."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ WEIGHTS, CONFIG = "encoder.safetensors", "config.yaml"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a training checkpoint holds for its readers.
+    """Content of a training checkpoint for its readers.
 
     Attributes:
         config: the run's resolved configuration, plain containers.
@@ -102,7 +102,7 @@ def _described(config: Any) -> dict[str, Any]:
 
 
 def read_safely(path: Path) -> Any:
-    """What a file of ``torch.save`` holds: tensors and plain containers, mapped from the file where its format allows.
+    """Read a file of ``torch.save``: tensors and plain containers, mapped from the file where its format allows.
 
     A zip archive is compared with its checksums first; files from before PyTorch 1.6 have none.
 
@@ -187,7 +187,7 @@ def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path
 
 
 def write_config(config: Mapping[str, Any], folder: Path, card: str) -> None:
-    """What lies beside weights: the configuration that rebuilds an encoder, a tokenizer, the model card."""
+    """Write the files beside weights: the configuration that rebuilds an encoder, a tokenizer, the model card."""
     replace_yaml(folder / CONFIG, _write_files(dict(config), folder))
     replace_text(folder / CARD, card)
 
@@ -203,7 +203,7 @@ def _write_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def load_export_config(folder: Path) -> dict[str, Any]:
-    """What lies beside an export's weights: ``encoder``, the node that builds it, and ``data``, what it was trained on.
+    """Read the configuration beside an export's weights: ``encoder``, the node that builds it, and ``data``.
 
     The files of the export are compared with its checksums first.
 

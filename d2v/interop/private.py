@@ -1,4 +1,4 @@
-"""What an export says of the data: how inputs look, and nothing of where they lay.
+"""Data configuration of an export: the form of inputs, and nothing of the folders they lay in.
 
 An export is meant to be published. Folders, table and column names, patterns and names of data sets tell of their owner
 and of his machine; a run's own folder keeps them, since resuming needs them.

@@ -1,4 +1,4 @@
-"""How checkpoints come to the disk: whole or not at all."""
+"""Writing of checkpoints to the disk: whole or not at all."""
 
 from __future__ import annotations
 

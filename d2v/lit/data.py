@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 
 class PretrainData(Protocol):
-    """What the trainer needs of a data set, whatever its modality (see :class:`d2v.data.images.ImageData`)."""
+    """Protocol of a data set to pretrain on, whatever its modality (see :class:`d2v.data.images.ImageData`)."""
 
     @property
     def batch_unit(self) -> str:
-        """What ``global_batch_size`` counts: "samples", or "seconds" of audio."""
+        """Unit of ``global_batch_size``: "samples", or "seconds" of audio."""
 
     @property
     def size(self) -> float | None:
@@ -35,15 +35,15 @@ class PretrainData(Protocol):
 
     @property
     def token_grid(self) -> tuple[int, ...]:
-        """How the tokens of one sample lie, of the longest where lengths differ."""
+        """Shape in which the tokens of one sample lie, of the longest where lengths differ."""
 
     @property
     def tokens_are(self) -> str:
-        """What ``token_grid`` says, in words for a summary: "each", or "up to"."""
+        """Words for ``token_grid`` in a summary: "each", or "up to"."""
 
     @property
     def streaming(self) -> bool:
-        """Whether ``pretrain_stream`` is to be used, not ``pretrain_dataset``."""
+        """Return whether ``pretrain_stream`` is to be used, not ``pretrain_dataset``."""
 
     def split_batch(self, global_batch_size: float, micro_batch_size: float | None, world_size: int) -> BatchSplit:
         """Derive accumulation; ValueError naming key, value and fix."""

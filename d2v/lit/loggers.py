@@ -1,4 +1,4 @@
-"""Where metrics go: a CSV file that survives resuming, and Weights & Biases with a run that goes on."""
+"""Loggers: a CSV file that survives resuming, and Weights & Biases with a run that goes on."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def check_login(offline: bool) -> None:
 
 
 def _knows(path: str | None, host: str) -> bool:
-    """Whether a netrc file has a password for a host."""
+    """Return whether a netrc file has a password for a host."""
     if not path:
         return False
     try:

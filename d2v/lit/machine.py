@@ -106,7 +106,7 @@ def keep_freed_memory() -> bool:
 
 
 def describe_run(seed: int) -> dict[str, Any]:
-    """What one needs to repeat a run: command, code revision, versions, machine, seed."""
+    """Return the facts to repeat a run by: command, code revision, versions, machine, seed."""
     packages = ("torch", "torchvision", "timm", "lightning", "hydra-core", "omegaconf", "numpy")
     return {
         "d2v": __version__,

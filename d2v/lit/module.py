@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning share under Lightning: the optimizer, seeds, logging by step, checkpoints."""
+"""Base of pretraining and fine-tuning under Lightning: the optimizer, seeds, logging by step, checkpoints."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class TrainingModule(L.LightningModule):
         super().log(name, value, *args, **{**kwargs, "logger": False})
 
     def has_just_logged(self, name: str) -> bool:
-        """Whether the metric is of the step that is ending, and not of one before; for callbacks."""
+        """Return whether the metric is of the step that is ending, and not of one before; for callbacks."""
         return name in self._logged
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -134,7 +134,7 @@ class TrainingModule(L.LightningModule):
 
     @property
     def should_log(self) -> bool:
-        """Whether the metrics of the optimizer step under way are logged."""
+        """Return whether the metrics of the optimizer step under way are logged."""
         return is_logged(self.trainer, self.trainer.global_step + 1)
 
     def _log_loss(self, loss: Tensor, batch_idx: int) -> None:
@@ -186,7 +186,7 @@ class TrainingModule(L.LightningModule):
 
 
 def _batch_counts(checkpoint: dict[str, Any]) -> list[dict[str, int]]:
-    """Where Lightning's loops count micro-batches."""
+    """Return the place where Lightning's loops count micro-batches."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return [progress["total"], progress["current"]]
 

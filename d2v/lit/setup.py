@@ -107,7 +107,7 @@ def check_compile(trainer: L.Trainer) -> None:
 def summary(
     model: Any, data: Any, mask: Any, split: BatchSplit, trainer: L.Trainer, threads: int, workers: int, run_dir: Path
 ) -> str:
-    """What is about to run, in a few lines: sizes, data, batch arithmetic, epochs, masks, CLS weight, machine."""
+    """Describe a run in a few lines: sizes, data, batch arithmetic, epochs, masks, CLS weight, machine."""
 
     def millions(module: torch.nn.Module) -> str:
         return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f}M"

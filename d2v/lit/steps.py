@@ -6,13 +6,13 @@ import lightning as L
 
 
 def is_logged(trainer: L.Trainer, step: int) -> bool:
-    """Whether optimizer step ``step`` (from 1) is logged: the first, every ``log_every_n_steps``-th and the last."""
+    """Return whether step ``step`` (from 1) is logged: the first, every ``log_every_n_steps``-th and the last."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by Lightning's logger connector
     return step == 1 or step % every == 0 or step == trainer.max_steps
 
 
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Whether micro-batch ``batch_idx`` was the last of its optimizer step."""
+    """Return whether micro-batch ``batch_idx`` was the last of its optimizer step."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 

@@ -1,4 +1,4 @@
-"""What data2vec 1.0 (arXiv:2202.03555) and 2.0 (arXiv:2212.07525) share: a student, its teacher, and the targets.
+"""Base of data2vec 1.0 (arXiv:2202.03555) and 2.0 (arXiv:2212.07525): a student, its teacher, and the targets.
 
 B samples, T tokens, P prefix tokens, D features
 """
@@ -81,7 +81,7 @@ class SelfDistillation(MaskedModel):
 
     @torch.no_grad()
     def targets(self, batch: Batch, features_BTD: Tensor | None = None) -> Tensor:
-        """What the student is to predict, at every token, from the teacher on the whole input.
+        """Return the targets of the student at every token, from the teacher on the whole input.
 
         Args:
             batch: its mask is ignored.
@@ -103,11 +103,11 @@ class SelfDistillation(MaskedModel):
         return normalize_targets(total / self.average_top_k_layers, self.target_norms)
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What enters the teacher's shared blocks, and the bias of its attention logits."""
+        """Return the inputs of the teacher's shared blocks, and the bias of its attention logits."""
         raise NotImplementedError("an algorithm defines what its teacher sees")
 
     def is_averaged(self, name: str) -> bool:
-        """Whether the teacher averages its parameter of this name; the others it takes from the student."""
+        """Return whether the teacher averages its parameter of this name; the others it takes from the student."""
         local_parts = {modality: self.student.frontend(modality).local_parts for modality in self.student.frontends}
         return averages(self.teacher_scope, name, local_parts)
 
@@ -129,7 +129,7 @@ class SelfDistillation(MaskedModel):
 
 
 def averages(scope: TeacherScope, name: str, local_parts: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a teacher of this scope averages an encoder's parameter of this name.
+    """Return whether a teacher of this scope averages an encoder's parameter of this name.
 
     Args:
         scope: as in :class:`SelfDistillation`.

@@ -102,7 +102,7 @@ class MaskedAutoencoder(MaskedModel):
         )
 
     def targets(self, batch: Batch) -> Tensor:
-        """What every token was made of, (B, T, V) float32."""
+        """Return the input values of every token, (B, T, V) float32."""
         patches = self.student.frontend(batch.modality).patches(batch.inputs).float()
         if self.norm_patches:
             var, mean = torch.var_mean(patches, dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Which tokens the student has to predict: data2vec 2.0 (arXiv:2212.07525), sec. 3.3.
+"""Masks of the tokens to predict: data2vec 2.0 (arXiv:2212.07525), sec. 3.3.
 
 Masks are drawn on the CPU, in the data workers, from a generator of their own for every (seed, epoch, sample), so a
 run's masks do not depend on the number of workers, devices or micro-batches.

@@ -1,4 +1,4 @@
-"""What the student predicts: the mean of the teacher's top-K layers, data2vec 2.0 (arXiv:2212.07525), sec. 3.1."""
+"""Targets of the student: the mean of the teacher's top-K layers, data2vec 2.0 (arXiv:2212.07525), sec. 3.1."""
 
 from __future__ import annotations
 

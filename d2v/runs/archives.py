@@ -28,13 +28,13 @@ class Damaged(ValueError):
 
 
 def identity(path: Path) -> Identity:
-    """What changes when a file does: its path, time of change, size and inode."""
+    """Return the stamp of a file, which changes when it does: its path, time of change, size and inode."""
     status = path.stat()
     return str(path.resolve()), status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file has the format of ``torch.save`` since PyTorch 1.6."""
+    """Return whether a file has the format of ``torch.save`` since PyTorch 1.6."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
@@ -81,7 +81,7 @@ def _check_sizes(entries: list[zipfile.ZipInfo], size: int) -> None:
 
 
 class _Header(NamedTuple):
-    """What stands before a record: its fixed fields, its extra field, and where the record begins."""
+    """Return the header of a record: its fixed fields, its extra field, and where the record begins."""
 
     fixed: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -121,7 +121,7 @@ def _check_between(file: BinaryIO, entries: list[zipfile.ZipInfo], headers: list
 
 
 def _date_time(clock: int, date: int) -> tuple[int, ...]:
-    """As in :class:`zipfile.ZipInfo`."""
+    """Return a date and time as in :class:`zipfile.ZipInfo`."""
     return (date >> 9) + 1980, date >> 5 & 15, date & 31, clock >> 11, clock >> 5 & 63, (clock & 31) * 2
 
 

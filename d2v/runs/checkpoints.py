@@ -28,7 +28,7 @@ def newest_intact_checkpoint(dirpath: Path) -> Path | None:
 
 
 def find_damage(path: Path) -> str | None:
-    """Why a checkpoint cannot be read, or is not the one that was written; None if its checksums match."""
+    """Reason why a checkpoint cannot be read, or is not the one that was written; None if its checksums match."""
     try:
         check_archive(path)
     except (OSError, Damaged) as error:

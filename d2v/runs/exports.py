@@ -37,7 +37,7 @@ _known: dict[Identity, str] = {}  # digests of files that this process has read
 
 @dataclass(frozen=True)
 class Sums:
-    """What ``SHA256SUMS`` says.
+    """Content of ``SHA256SUMS``.
 
     Attributes:
         format: of the export, as in ``d2v export format=...``.
@@ -112,7 +112,7 @@ def check_export(folder: Path, needed: Iterable[str] = ()) -> bool:
 
 
 def read_sums(folder: Path) -> Sums | None:
-    """What ``SHA256SUMS`` says; None: there is none.
+    """Read ``SHA256SUMS``; None if there is none.
 
     Raises:
         Damaged: it is cut short or otherwise changed.
@@ -202,7 +202,7 @@ def _make_part(place: Path) -> Path:
 
 
 def _remove_leftovers(place: Path, name: str) -> None:
-    """What processes of this machine left that were killed while they exported to the same folder."""
+    """Remove leftovers of processes of this machine that were killed while they exported to the same folder."""
     pattern = f".{glob.escape(name)}-*.part"
     for path in [*place.parent.glob(pattern), *place.glob(pattern)]:
         pid = path.stem.rpartition("-")[2]

@@ -28,7 +28,7 @@ class NotWritten(UserError):
 
 
 def part_of_file(path: Path) -> Path:
-    """Where a file is written before it takes its place: beside it, hidden."""
+    """Return the path of a file before it takes its place: beside it, hidden."""
     return path.with_name(f".{path.name}.part")
 
 
@@ -74,7 +74,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def settled(mtime_ns: int) -> bool:
-    """Whether a file that shows this time of change would show another one if it changed now."""
+    """Return whether a file that shows this time of change would show another one if it changed now."""
     return time.time_ns() - mtime_ns > _TICK
 
 
@@ -104,7 +104,7 @@ def replace_yaml(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def read_json_or_none(path: Path) -> Any:
-    """What a JSON file holds; None without one, and with a warning if it is damaged."""
+    """Read a JSON file; None without one, and with a warning if it is damaged."""
     try:
         return read_json(path)
     except FileNotFoundError:

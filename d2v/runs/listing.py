@@ -182,7 +182,7 @@ def _at(node: Any, *keys: str) -> Any:
 
 
 def _content(path: Path) -> Any:
-    """Of a JSON or YAML file; None if it is missing or damaged."""
+    """Read a JSON or YAML file; None if it is missing or damaged."""
     try:
         return read_json(path) if path.suffix == ".json" else read_yaml(path)
     except (OSError, ValueError, RecursionError):

@@ -36,7 +36,7 @@ class InUse(UserError):
 
 
 def is_first_process() -> bool:
-    """Whether this is rank 0 of its job, or a job of one process."""
+    """Return whether this is rank 0 of its job, or a job of one process."""
     return all(os.environ.get(key, "0") == "0" for key in _RANKS)
 
 
@@ -112,7 +112,7 @@ def _read_holder(folder: Path) -> dict[str, Any]:
 
 
 def _patience(holder: dict[str, Any]) -> float:
-    """How long to wait: none for a process that lives; on other machines nobody can tell."""
+    """Seconds to wait: none for a process that lives; on other machines nobody can tell."""
     pid = holder.get("pid")
     if not isinstance(pid, int) or pid < 1:
         return _PATIENCE

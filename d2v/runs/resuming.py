@@ -1,4 +1,4 @@
-"""What a resumed run is: its own configuration, changed by what the command line says and may say.
+"""Configuration of a resumed run: its own, changed by what the command line may change.
 
 A run goes on with the configuration in its checkpoint, not with the command's defaults. Of the words on the command
 line that say otherwise, some may change at any time (``FREE``), some are applied and named in the log (``APPLIED``),
@@ -45,7 +45,7 @@ class OtherRun(ValueError):
 
 @dataclass(frozen=True)
 class Words:
-    """What a command line says of its configuration.
+    """Configuration by the words of a command line.
 
     Attributes:
         keys: dotted keys that it gives a value.
@@ -111,7 +111,7 @@ def resumed(own: Mapping[str, Any], composed: Mapping[str, Any], words: Words, r
 
 
 def changes(own: Mapping[str, Any], composed: Mapping[str, Any], words: Words) -> list[Change]:
-    """Where the command line's words differ from the run's own configuration, each key once, in their order."""
+    """Return the keys where the command line differs from the run's own configuration, each once, in their order."""
     found: dict[str, Change] = {}
     for group in words.groups:
         for change in _differences(_get(own, group), _get(composed, group), group):
@@ -141,7 +141,7 @@ def _differences(before: Any, now: Any, key: str) -> list[Change]:
 
 
 def same(before: Any, now: Any) -> bool:
-    """Whether two plain values mean the same: 1 and 1.0 do, 1 and true do not."""
+    """Return whether two plain values mean the same: 1 and 1.0 do, 1 and true do not."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return before.keys() == now.keys() and all(same(before[key], now[key]) for key in before)
     if isinstance(before, list | tuple) and isinstance(now, list | tuple):

@@ -1,4 +1,4 @@
-"""What a fine-tuned model leaves behind: scores, predictions, reports, pictures, submissions."""
+"""Results of a fine-tuned model: scores, predictions, reports, pictures, submissions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said: letters and word boundaries by CTC (Graves et al. 2006), word and letter error rates.
+"""Transcripts: letters and word boundaries by CTC (Graves et al. 2006), word and letter error rates.
 
 The released recipes for LibriSpeech spell with 26 letters, an apostrophe and a word boundary.
 """
@@ -69,7 +69,7 @@ class Transcription:
         return Loss(total, real.sum())
 
     def predict(self, outputs: Tensor, batch: Batch) -> list[str]:
-        """What was said."""
+        """Return the transcript."""
         log_probs = outputs.float().log_softmax(-1).cpu()
         return [self.decoder(x[:n]) for x, n in zip(log_probs, _num_frames(outputs, batch).tolist(), strict=True)]
 
@@ -82,7 +82,7 @@ class Transcription:
         return prediction
 
     def cells(self, prediction: str, label: Sequence[int] | None) -> tuple[str, ...]:
-        """What was decoded, and what was said."""
+        """Return the decoded text, and the transcript."""
         return prediction, "" if label is None else unspell(label, self.letters)
 
     def report(self, predictions: Sequence[str], labels: Sequence[Sequence[int]], names: Sequence[str]) -> str:

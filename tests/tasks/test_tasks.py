@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,14 @@ def test_shares_are_judged_together() -> None:
         judge(task, [*parts, diverged])
 
 
+class Batches(list[Batch]):
+    """A loader of an evaluation set: batches, and the samples in them."""
+
+    @property
+    def dataset(self) -> list[Any]:
+        return [sample_id for batch in self for sample_id in batch.sample_ids]
+
+
 class TwoSets:
     """An evaluation set with labels, and one without."""
 
@@ -133,8 +142,8 @@ class TwoSets:
         self.evals = dict.fromkeys(batches, self)
         self.submitted: dict[str, list[int]] = {}
 
-    def eval_loader(self, name: str, num_workers: int) -> list[Batch]:
-        return self.batches[name]
+    def eval_loader(self, name: str, num_workers: int) -> Batches:
+        return Batches(self.batches[name])
 
     def __len__(self) -> int:
         return 3
@@ -176,8 +185,8 @@ def test_what_cannot_be_a_task() -> None:
         Classification(CLASSES, metric="best")
     with pytest.raises(ValueError, match=r"task\.metric=accuracy_f1: is of two classes, and there are 3"):
         Classification(CLASSES, metric="accuracy_f1")
+    node = {"_target_": "d2v.tasks.classification.Classification", "label_smoothing": 1.0}
     with pytest.raises(ValueError, match=r"task\.label_smoothing=1"):
-        node = {"_target_": "d2v.tasks.classification.Classification", "label_smoothing": 1.0}
         build(node, {"labels": CLASSES}, key="task")
     assert scores_table({"a": {"x": 0.5}, "b": {"y": np.float64(0.25)}}).splitlines()[2:] == [
         "| a | 50.0 | – |",

@@ -76,7 +76,7 @@ class CheckpointEvery(Checkpoint):
         self._monitor_is_known = monitor is None
 
     def state_dict(self) -> dict[str, Any]:
-        """Which checkpoints are the best, and by what."""
+        """State of the best checkpoints, and their metric."""
         return {"monitor": self._best_by[0], "mode": self._best_by[1], "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

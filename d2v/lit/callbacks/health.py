@@ -70,7 +70,7 @@ class HealthMonitor(L.Callback):
         self._num_below: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run judges by: finished optimizer steps."""
+        """State by which a resumed run judges: finished optimizer steps."""
         num_finished = len(self._features) - self._num_pending
         return {
             "best_spread": dict(self._best_spread),

@@ -1,4 +1,4 @@
-"""What a person watches: loss, samples per second, share of time waiting for data, time left."""
+"""Progress for a person: loss, samples per second, share of time waiting for data, time left."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class ProgressReport(ProgressBar):
             say(f"step {step}/{trainer.max_steps}  {self._status(trainer, measured)}")
 
     def _status(self, trainer: L.Trainer, metrics: dict[str, float]) -> str:
-        """What has been measured at this very step, and the time left."""
+        """Return the values that were measured at this very step, and the time left."""
         parts = [f"loss {metrics['train/loss']:.3f}"] if "train/loss" in metrics else []
         if "perf/samples_per_s" in metrics:
             parts.append(f"{metrics['perf/samples_per_s']:,.0f} samples/s")

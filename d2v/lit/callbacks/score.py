@@ -84,7 +84,7 @@ class ScoreEvery(L.Callback):
             self._compare(trainer, pl_module, scores)
 
     def _find_problem(self, step: int) -> str | None:
-        """Why the best of before cannot be compared with; None if it is there, or if there was none."""
+        """Reason why there is no best of before to compare with; None if there is one, or if there never was."""
         if not self.path.is_file():
             return None if self.best is None else f"the best checkpoint, step {self.best_step}, is lost"
         try:

@@ -99,7 +99,7 @@ class StopWhenTold(L.Callback):
         trainer.should_stop = True
 
     def is_told(self) -> bool:
-        """Whether this process has been told to stop, or its time is up."""
+        """Return whether this process has been told to stop, or its time is up."""
         return self._signals is not None and (self._signals.received is not None or self._is_late())
 
     def _is_late(self) -> bool:

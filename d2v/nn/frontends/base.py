@@ -1,4 +1,4 @@
-"""What every modality provides: local features with positions, and how masked ones are left out."""
+"""Base class of frontends: local features with positions, and the omission of masked ones."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ class Frontend(nn.Module):
         return 0
 
     def patches(self, inputs: Tensor) -> Tensor:
-        """What each token is made of, where ``patch_values`` is not 0: inputs -> (B, T, V)."""
+        """Return the input values of each token, where ``patch_values`` is not 0: inputs -> (B, T, V)."""
         raise NotImplementedError("a frontend of patches defines patches")
 
     @property
     def can_hide(self) -> bool:
-        """Whether :meth:`hide` works."""
+        """Return whether :meth:`hide` works."""
         return self.mask_token is not None
 
     def token_grid(self, inputs: Tensor) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ class Frontend(nn.Module):
         return torch.where(mask.mask.unsqueeze(-1), token, views_NTD), features_BTD
 
     def tokens(self, x_BTD: Tensor, mask: TokenMask | None, padding_mask: Tensor | None = None) -> Tensor:
-        """What enters the Transformer: prefix tokens, then all tokens, or the visible ones of every mask.
+        """Return the inputs of the Transformer: prefix tokens, then all tokens, or the visible ones of every mask.
 
         Args:
             x_BTD: (B, T, D) local features.

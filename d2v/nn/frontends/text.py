@@ -96,7 +96,7 @@ class TextFrontend(Frontend):
 
     @property
     def can_hide(self) -> bool:
-        """Whether :meth:`hide` works."""
+        """Return whether :meth:`hide` works."""
         return self.mask_id is not None
 
     def hide(self, inputs: Tensor, mask: TokenMask) -> tuple[Tensor, Tensor | None]:
