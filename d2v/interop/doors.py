@@ -1,4 +1,4 @@
-"""Checkpoints of every origin, told by content, and the encoder in each: ours, the authors' (fairseq), Hugging Face's."""
+"""Checkpoints of every origin, told by their content: ours, the authors' (fairseq), Hugging Face's; their encoders."""
 
 from __future__ import annotations
 
