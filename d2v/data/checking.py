@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from d2v.data.bad_samples import BadSample, tolerated
-from d2v.data.contents import in_words
+from d2v.data.contents import first_of, in_words, visible
+from d2v.data.image_decoding import to_channels
 from d2v.data.pixel_levels import evenly_spaced
 from d2v.data.transforms import Normalize
 
 _MEASURED = 1000  # images whose pixels are averaged, evenly spaced
 _NAMED_CLASSES = 20
+_LENGTH_ERROR = 0.01  # share that a clip may be longer or shorter than was listed
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def check_data(data: Any, max_bad_fraction: float) -> Report:
     for name, source in _sources(data):
         found = _Found(data, source)
         found.read()
-        lines += [f"{name:<9} {line}" for line in found.lines()]
+        lines += [visible(f"{name:<9} {line}") for line in found.lines()]
         total += found.total
         bad += found.bad
     bad = list(dict.fromkeys(bad))
@@ -84,7 +86,9 @@ class _Found:
         self.data, self.source = data, source
         known = tuple(getattr(source, "bad", ()))  # of recordings and documents, found when they were listed
         self.bad = [str(entry) for entry in known]
-        self.total = len(source) + (len(known) if hasattr(source, "too_short") else 0)
+        # Of text a run counts documents, which are more or fewer than blocks.
+        self.total = getattr(source, "num_documents", len(source) + (len(known) if hasattr(source, "too_short") else 0))
+        self.other_lengths: list[str] = []
         self.endings: Counter[str] = Counter()
         self.modes: Counter[str] = Counter()
         self.classes: Counter[str] = Counter()
@@ -100,9 +104,17 @@ class _Found:
             except BadSample as error:
                 self.bad.append(f"{name}: {error}")
                 continue
+            try:
+                self._note_size(sample, index in measured)
+            except BadSample as error:
+                self.bad.append(f"{name}: {error}")
+                continue
+            if hasattr(self.data, "sample_rate") and abs(
+                len(sample) - self.source.lengths[index]
+            ) > _LENGTH_ERROR * len(sample):
+                self.other_lengths.append(name)
             self.endings[os.path.splitext(name)[1].lower() or "no ending"] += 1
             self._note_class(self.source.label(index))
-            self._note_size(sample, index in measured)
 
     def _note_class(self, label: Any) -> None:
         names = self.source.class_names
@@ -111,10 +123,11 @@ class _Found:
 
     def _note_size(self, sample: Any, measured: bool) -> None:
         if hasattr(sample, "mode"):  # a picture
+            converted = to_channels(sample, len(self.data.mean))
             self.sizes.append((sample.width, sample.height))
             self.modes[sample.mode] += 1
             if measured:
-                pixels = _pixels(sample, len(self.data.mean))
+                pixels = _pixels(converted)
                 self.moments.append((pixels.mean((1, 2)), (pixels**2).mean((1, 2))))
         elif hasattr(self.data, "sample_rate"):
             self.sizes.append((len(sample) / self.data.sample_rate,))
@@ -136,6 +149,8 @@ class _Found:
             rates = self.source.rates() if hasattr(self.source, "rates") else None
             hours = sum(columns[0]) / 3600
             yield f"durations {_spread(columns[0])} s, {hours:.2f} h in all, read at {self.data.sample_rate:,} Hz"
+            if self.other_lengths:
+                yield f"not as long as listed: {len(self.other_lengths):,} clips ({first_of(self.other_lengths, 3)})"
             if rates:
                 yield f"rates of the files: {in_words({f'at {rate:,} Hz': count for rate, count in rates.items()})}"
         else:
@@ -148,10 +163,9 @@ class _Found:
             yield f"suggested: data.mean={mean} data.std={std} (of {len(self.moments):,} images)"
 
 
-def _pixels(image: Any, channels: int) -> np.ndarray:
-    """(C, H, W) in [0, 1], converted as in training."""
-    mode = "L" if channels == 1 else "RGB"
-    image = image if image.mode == mode else image.convert(mode)
+def _pixels(image: Any) -> np.ndarray:
+    """(C, H, W) in [0, 1]."""
+    channels = len(image.getbands())
     pixels: np.ndarray = Normalize((0.0,) * channels, (1.0,) * channels)(image).double().numpy()
     return pixels
 

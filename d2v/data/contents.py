@@ -49,7 +49,12 @@ def describe_sources(sources: Mapping[str, Any]) -> list[str]:
         if contents.left_out:
             lines.append(f"{_INDENT}left out: {_left_out(contents.left_out)}")
         lines += [_INDENT + note for note in contents.notes]
-    return lines
+    return [visible(line) for line in lines]
+
+
+def visible(line: str) -> str:
+    """One line, whatever names are in it: line ends and what steers a terminal are spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def in_words(counts: Mapping[str, int]) -> str:

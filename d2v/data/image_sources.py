@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -20,7 +21,7 @@ from PIL import Image
 
 from d2v.data.bad_samples import BadSample
 from d2v.data.contents import Contents, first_of, in_words
-from d2v.data.files import Listing, list_files, printable
+from d2v.data.files import TEST, TRAIN, VAL, Listing, list_files, printable
 from d2v.data.fingerprint import file_mark
 from d2v.data.image_decoding import decode_image, deep_pixels, image_endings, to_channels
 from d2v.data.pixel_levels import Levels, choose_levels, evenly_spaced
@@ -34,6 +35,10 @@ __all__ = [
     "set_levels",
     "to_channels",
 ]
+
+
+# Names such as train2017, val_256 and test-images, which name a split and something else.
+_LIKE_A_SPLIT = re.compile(rf"(?:{'|'.join((*TRAIN, *VAL, *TEST, 'eval'))})(?![a-z])", re.IGNORECASE)
 
 
 @cache
@@ -233,8 +238,25 @@ def _notes(listing: Listing, folders: list[str], beside: set[int], labelled: boo
         yield f"no classes: all images are in one folder; data.root=.../{folders[0]} for what is in that"
     if labelled and (empty := sorted(set(map(printable, listing.folders)) - set(folders))):
         yield f"no image in the folders {first_of(empty)}"
+    if labelled:
+        yield from _doubtful_classes(folders)
+    if twice := len(listing.ids) - len(set(listing.ids)) - max(0, listing.ids.count(0) - 1):
+        yield f"{twice:,} images are here twice or more, by links"
     if listing.broken:
         yield f"broken links: {first_of(listing.broken)}"
+
+
+def _doubtful_classes(folders: Sequence[str]) -> Iterator[str]:
+    """Words about classes that are perhaps one, or none."""
+    alike: dict[str, list[str]] = {}
+    for name in folders:
+        alike.setdefault("".join(name.split()).casefold(), []).append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            yield f"the classes {first_of(group)} differ only in blanks or case"
+    splits = [name for name in folders if _LIKE_A_SPLIT.match(name)]
+    if len(splits) > 1:
+        yield f"{first_of(splits)} are read as classes; if they are splits, set data.root and data.val_root to them"
 
 
 def require_directory(root: str | os.PathLike[str], key: str) -> Path:

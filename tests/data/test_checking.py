@@ -10,7 +10,7 @@ from PIL import Image
 
 from d2v.data.checking import check_data
 from d2v.data.images import image_folder
-from d2v.data.speech import audio_folder
+from d2v.data.speech import audio_folder, audio_manifest
 from d2v.data.texts import text_files
 
 
@@ -47,6 +47,30 @@ def test_all_bad_images_are_found(tmp_path: Path) -> None:
     assert (len(report.bad), report.num_samples, report.too_many) == (30, 35, True)
     assert report.bad[0].startswith("dark/bad00.png: ")
     assert not check_data(data, 0.9).too_many
+
+
+def test_transparent_images_are_measured_as_they_are_trained_on(tmp_path: Path) -> None:
+    Image.new("RGBA", (28, 28), (0, 0, 0, 0)).save(tmp_path / "clear.png")  # composed over white
+    data = image_folder(str(tmp_path), img_size=14, patch_size=7, max_bad_fraction=1.0)
+    assert "data.mean=[1.0000,1.0000,1.0000] data.std=[0.0000,0.0000,0.0000]" in "\n".join(check_data(data, 0).lines)
+
+
+def test_clips_that_are_not_as_long_as_listed_are_named(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    pytest.importorskip("torchaudio")
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.full(16000, 0.1), 16000)
+    (tmp_path / "m.tsv").write_text(".\na.wav\t160000\nb.wav\t16000\n")
+    data = audio_manifest(str(tmp_path / "m.tsv"), conv_layers=[[8, 10, 5]], min_seconds=0.5, max_bad_fraction=1.0)
+    assert "not as long as listed: 1 clips (a.wav)" in "\n".join(check_data(data, 0).lines)
+
+
+def test_bad_documents_are_a_share_of_documents_not_of_blocks(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "a.txt").write_bytes(b"a b\n" * 980 + b"\xe9\n" * 20)
+    options = {"vocab_size": 300, "block_size": 128, "cache": str(tmp_path / "cache")}
+    report = check_data(text_files(str(tmp_path), max_bad_fraction=1.0, **options), 0.05)
+    assert (len(report.bad), report.num_samples, report.allowed, report.too_many) == (20, 1000, 50, False)
 
 
 def test_recordings(tmp_path: Path) -> None:

@@ -53,3 +53,8 @@ def test_every_kind_of_data_describes_itself():
         "train     8,000 samples; 10 classes: T-shirt/top, Trouser, Pullover, Dress, Coat, ...",
         "val       2,000 samples; 10 classes: T-shirt/top, Trouser, Pullover, Dress, Coat, ...",
     ]
+
+
+def test_names_cannot_break_lines_or_steer_a_terminal():
+    (line,) = describe_sources({"train": Three(("a\nb", "\x1b[2Jc", "größer 猫"))})
+    assert line.endswith("3 classes: a\\nb, \\x1b[2Jc, größer 猫")

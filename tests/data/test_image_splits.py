@@ -188,6 +188,25 @@ def test_images_linked_into_both_splits_are_only_evaluated_on(tmp_path):
 # --- files that are not read
 
 
+def test_classes_that_are_perhaps_one_or_splits_are_named(tmp_path):
+    put(tmp_path / "a", Cat=1, cat=1, dog=1)
+    assert "the classes Cat, cat differ only in blanks or case" in summary(read(tmp_path / "a"))
+    put(tmp_path / "b", train2017=1, val2017=1)
+    assert "train2017, val2017 are read as classes; if they are splits, set data.root and" in summary(
+        read(tmp_path / "b")
+    )
+    put(tmp_path / "c", trainer=1, valley=1, testament=1, device=1)
+    assert len(summary(read(tmp_path / "c")).splitlines()) == 1
+
+
+def test_images_that_are_there_twice_by_links_are_counted(tmp_path):
+    put(tmp_path, a=2, b=2)
+    first = next(file for file in sorted((tmp_path / "a").iterdir()) if file.is_file())
+    (tmp_path / "b" / "same.png").symlink_to(first)
+    (tmp_path / "b" / "hard.png").hardlink_to(first)
+    assert "2 images are here twice or more, by links" in summary(read(tmp_path))
+
+
 def test_left_out_files_are_counted_by_ending(tmp_path):
     put(tmp_path, **CLASSES)
     for name in ("x.heic", "y.HEIC", "notes.txt", ".DS_Store", "README"):
