@@ -24,7 +24,7 @@ FREE = (
     *("callbacks", "logger", "decoder", "sweep"),
     *("resume", "resume_with_other_data", "init_from", "checkpoint", "network"),
     *("output_dir", "name", "run_dir", "task_name"),
-    *("data.cache", "data.download", "data.max_bad_fraction", "data.max_bad"),
+    *("data.cache", "data.download", "data.max_bad_fraction"),
     # Where the data lie: the fingerprint tells whether they are the same.
     *("data.root", "data.val_root", "data.path", "data.manifest", "data.transcripts"),
     *("data.val_manifest", "data.val_transcripts", "data.tokenizer", "data.probe_train", "data.probe_val"),
