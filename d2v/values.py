@@ -45,7 +45,7 @@ class Range:
         return not (self.above and value == self.low) and not (self.below and value == self.high)
 
     def __str__(self) -> str:
-        lowest, highest = (f"{x:,.0f}" if float(x).is_integer() else f"{x:g}" for x in (self.low, self.high))
+        lowest, highest = (f"{int(x):,}" if float(x).is_integer() else f"{x:g}" for x in (self.low, self.high))
         low = f"above {lowest}" if self.above else f"of at least {lowest}"
         high = f"below {highest}" if self.below else f"at most {highest}"
         if math.isinf(self.low):

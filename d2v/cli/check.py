@@ -9,10 +9,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from d2v.cli.commands import options
-from d2v.cli.launch import configuring, run
+from d2v.cli.launch import configuring, run, running
 from d2v.cli.settings import Check, checked, plain
 from d2v.data.checking import check_data
 from d2v.interop.build import build
+from d2v.runs.files import writing
 from d2v.values import shown
 
 
@@ -39,7 +40,8 @@ def check(cfg: DictConfig) -> None:
     if hidden > 0:
         print(f"... and {hidden:,} more" + ("; report=FILE writes all of them" if settings.report is None else ""))
     if settings.report is not None:
-        Path(settings.report).write_text("".join(f"{entry}\n" for entry in report.bad), encoding="utf-8")
+        with running(), writing("report", settings.report):
+            Path(settings.report).write_text("".join(f"{entry}\n" for entry in report.bad), encoding="utf-8")
         print(f"all bad samples: {settings.report}")
     print(f"{report.num_samples:,} samples, {len(report.bad):,} bad; a run tolerates {int(report.allowed):,}")
     if report.too_many:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import best_device, load_data, load_trained
+from d2v.cli.loading import best_device, check_layers, load_data, load_trained
 from d2v.cli.scoring import is_finetuned, score_finetuned
 from d2v.cli.settings import Evaluate, checked, plain
 from d2v.data.datasets import eval_loader
@@ -37,6 +37,9 @@ def evaluate(cfg: DictConfig) -> None:
             score_finetuned(cfg, settings, run_dir, num_workers)
             return
         trained = load_trained(settings.checkpoint, settings.network)
+        check_layers(settings.probe.layers, trained, "probe.layers")
+        if settings.decoder is not None:
+            raise ValueError("decoder=...: only what a fine-tuned model transcribes is decoded; remove it")
         data = load_data(cfg, trained)
         print("\n".join([f"checkpoint: {trained.path}", *data.describe()]), flush=True)
         prober = Prober(data, settings, num_workers)

@@ -112,8 +112,10 @@ def _explain_key(unknown: str, arguments: list[str], command: str) -> str:
         return f" {elsewhere[0].upper()}{elsewhere[1:]}."
     others = _options_with(group, leaf)
     known = _known_keys(command, arguments)
+    if unknown in known:
+        return f" d2v {command} takes no options of it: leave it out."
     same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
-    if others and not same_leaf:
+    if others and not same_leaf and _has_group(command, group, others[0]):
         target = _target_of(composed(command, chosen(command, arguments)).get(group))
         alike = [name for name in others if _target_of(_option(group, name)) == target] or others
         return f" It is a key of other {group}: choose {' or '.join(f'{group}={name}' for name in alike)}."
@@ -127,6 +129,16 @@ def _explain_key(unknown: str, arguments: list[str], command: str) -> str:
     if close:
         return f" Did you mean {' or '.join(close)}?"
     return f" d2v {command} --cfg job lists the known ones."
+
+
+def _has_group(command: str, group: str, option: str) -> bool:
+    """Whether a command's options of a group can be chosen at all."""
+    with initialize_config_module("d2v.conf", version_base="1.3"):
+        try:
+            compose(command, overrides=chosen(command, [f"{group}={option}"]))
+        except HydraException as error:
+            return "Could not override" not in str(error)
+    return True
 
 
 def _options_with(group: str, leaf: str) -> list[str]:

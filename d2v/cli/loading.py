@@ -166,6 +166,15 @@ def check_fits(data: Any, trained: Trained) -> None:
         )
 
 
+def check_layers(layers: Any, trained: Trained, key: str) -> None:
+    """Raise ValueError, before anything is computed, if an encoder has no block of the index that is asked for."""
+    depth = trained.encoder_node["depth"]
+    if isinstance(layers, int) and layers >= depth:
+        raise ValueError(
+            f"{key}={layers}: the encoder of checkpoint={trained.path} has {depth} blocks; choose 0 to {depth - 1}"
+        )
+
+
 def same_tokenizer(tokenizer: Tokenizer, stored: str) -> bool:
     """Return whether a tokenizer is the one that a checkpoint holds."""
     return tokenizer_digest(tokenizer) == tokenizer_digest(load_tokenizer(stored))

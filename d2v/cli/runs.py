@@ -9,11 +9,13 @@ from omegaconf import DictConfig
 
 from d2v.cli.launch import configuring, run
 from d2v.runs.listing import find_runs, summarise, table_of_runs
+from d2v.values import PathStr, check
 
 
 def runs(cfg: DictConfig) -> None:
     """Print a table of runs, the newest last."""
     with configuring():
+        check(cfg.output_dir, PathStr, "output_dir")
         root = Path(str(cfg.output_dir))
         if not root.is_dir():
             raise FileNotFoundError(f"output_dir={root}: no such folder; runs are written to outputs by default")

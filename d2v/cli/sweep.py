@@ -43,6 +43,11 @@ def sweep(cfg: DictConfig, run_dir: Path) -> None:
         if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
             raise ValueError("sweep.*: runs follow one another, started by one process; give this job one task")
         check_sweep(checked(Sweep, plain(cfg.sweep), "sweep"))
+        if cfg.resume not in (None, "auto"):
+            raise ValueError(
+                f"resume={cfg.resume}: a sweep is many runs; leave resume out, and give hydra.run.dir=SWEEP with the "
+                "same words to go on with one"
+            )
         for key, one in (("lrs", "optim.lr="), ("seeds", "seed=")):
             if cfg.sweep[key] is not None and any(o.startswith(one) for o in given):
                 raise ValueError(f"{one}... and sweep.{key}={list(cfg.sweep[key])}: give one of them")

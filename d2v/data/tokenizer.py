@@ -331,7 +331,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, key: str = "data.voca
     """
     smallest = len(SPECIALS) + 256
     if vocab_size < smallest:
-        raise ValueError(f"{key}={vocab_size}: {len(SPECIALS)} special tokens and 256 bytes need {smallest}")
+        raise ValueError(
+            f"{key}={vocab_size}: {len(SPECIALS)} special tokens and 256 bytes need {smallest}; give at least {smallest}"
+        )
     library = _library()
     backend = library.Tokenizer(library.models.BPE())
     backend.pre_tokenizer = library.pre_tokenizers.Sequence(

@@ -6,6 +6,7 @@ N views, T tokens on a grid, K visible, D encoder features, E decoder features
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import ClassVar
 
@@ -74,11 +75,14 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"decoder kernel_size={kernel_size}: must be odd; try {kernel_size + 1}")
+            raise ValueError(f"model.decoders.*.kernel_size={kernel_size}: must be odd; try {kernel_size + 1}")
         if depth < 1 or proj_depth < 1:
             raise ValueError(f"decoder depth={depth}, proj_depth={proj_depth}: both must be at least 1")
         if embed_dim % groups or decoder_dim % groups:
-            raise ValueError(f"decoder groups={groups} must divide embed_dim={embed_dim} and decoder_dim={decoder_dim}")
+            raise ValueError(
+                f"model.decoders.*.groups={groups} must divide model.encoder.embed_dim={embed_dim} and decoder_dim="
+                f"{decoder_dim}; set groups={math.gcd(embed_dim, decoder_dim)} or a divisor of it"
+            )
         self.mask_noise_std = mask_noise_std
         self.residual = residual
         self.input_drop = nn.Dropout(input_drop_rate)

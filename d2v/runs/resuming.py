@@ -36,6 +36,8 @@ APPLIED = (
 )
 # Of this command, whatever the run's was.
 _THE_COMMANDS = ("resume", "resume_with_other_data", "output_dir", "run_dir")
+# Of the run's start: repeated words may name a place that moved, and what the run began with stays on record.
+_OF_THE_START = ("init_from", "checkpoint", "network")
 _MAX_DEPTH, _MAX_VALUES = 40, 1_000_000
 
 
@@ -102,6 +104,12 @@ def resumed(own: Mapping[str, Any], composed: Mapping[str, Any], words: Words, r
             "run's own, or start another run from its weights (init_from= in pretraining, checkpoint= in fine-tuning)"
         )
     for change in found:
+        if change.key in _OF_THE_START:
+            log.warning(
+                "%s=%s is ignored: the run began with %s, and goes on from its own checkpoint",
+                *(change.key, _shown(change.now), _shown(change.before)),
+            )
+            continue
         _put(config, change.key, change.now)
         if _within(change.key, APPLIED):
             log.warning("%s=%s from now on; it was %s", change.key, _shown(change.now), _shown(change.before))

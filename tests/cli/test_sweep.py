@@ -161,6 +161,8 @@ def test_other_settings_that_do_not_fit(
     command = ["finetune", f"task={TASK}", *options, "sweep.seeds=[0,1]", f"hydra.run.dir={tmp_path}"]
     assert "choose mean or median" in runs.d2v_command(*command, "sweep.report=best").err
     assert "seed=... and sweep.seeds=[0, 1]: give one of them" in runs.d2v_command(*command, "seed=1").err
+    resumed = runs.d2v_command(*command, f"resume={tmp_path}")
+    assert f"resume={tmp_path}: a sweep is many runs; leave resume out" in resumed.err
     monkeypatch.setenv("SLURM_NTASKS", "2")
     assert "give this job one task" in runs.d2v_command(*command).err
 

@@ -82,6 +82,14 @@ def test_what_changes_learning_is_taken_and_said(caplog: pytest.LogCaptureFixtur
     assert caplog.messages == ["optim.lr=0.002 from now on; it was 0.001"]  # the betas are the same
 
 
+def test_what_the_run_began_with_stays_on_record(caplog: pytest.LogCaptureFixture) -> None:
+    own = {**OWN, "init_from": None, "checkpoint": "/a", "network": "student"}
+    other = composed(init_from="/c", checkpoint="/b", network="teacher")
+    config = resumed(own, other, Words(["init_from", "checkpoint", "network"]), "RUN")
+    assert [config[key] for key in ("init_from", "checkpoint", "network")] == [None, "/a", "student"]
+    assert "checkpoint=/b is ignored: the run began with /a" in caplog.text
+
+
 def test_a_schedule_of_another_kind_is_taken_whole(caplog: pytest.LogCaptureFixture) -> None:
     given = composed(schedule={"_target_": "T", "hold_fraction": 0.4})
     assert resumed(OWN, given, Words(groups=["schedule"]), "RUN")["schedule"] == given["schedule"]
