@@ -332,7 +332,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, key: str = "data.voca
     smallest = len(SPECIALS) + 256
     if vocab_size < smallest:
         raise ValueError(
-            f"{key}={vocab_size}: {len(SPECIALS)} special tokens and 256 bytes need {smallest}; give at least {smallest}"
+            f"{key}={vocab_size}: {len(SPECIALS)} special tokens and 256 bytes need {smallest}; give that or more"
         )
     library = _library()
     backend = library.Tokenizer(library.models.BPE())

@@ -131,9 +131,9 @@ def test_only_divergence_is_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("sweep.tasks=glue/rte", "sweep.tasks=glue/rte: give a list, such as [glue/rte,glue/cola]"),
-        ("sweep.lrs=1e-4", "sweep.lrs=0.0001: give a list, such as [1e-5,2e-5]"),
-        ("sweep.seeds=3", "sweep.seeds=3: give a list, such as [0,1,2]"),
+        ("sweep.tasks=glue/rte", "sweep.tasks=glue/rte: give a list, each a text"),
+        ("sweep.lrs=1e-4", "sweep.lrs=0.0001: give a list, each a number"),
+        ("sweep.seeds=3", "sweep.seeds=3: give a list, each a whole number"),
         ("sweep.lrs=[]", "sweep.lrs=[]: give a list"),
         ("sweep.lrs=[1e-4,fast]", "sweep.lrs[1]=fast: give a number above 0"),
         ("sweep.lrs=[-1e-4]", "sweep.lrs[0]=-0.0001: give a number above 0"),
@@ -159,7 +159,7 @@ def test_other_settings_that_do_not_fit(
     runs: ModuleType, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["finetune", f"task={TASK}", *options, "sweep.seeds=[0,1]", f"hydra.run.dir={tmp_path}"]
-    assert "choose mean or median" in runs.d2v_command(*command, "sweep.report=best").err
+    assert "choose one of mean, median" in runs.d2v_command(*command, "sweep.report=best").err
     assert "seed=... and sweep.seeds=[0, 1]: give one of them" in runs.d2v_command(*command, "seed=1").err
     resumed = runs.d2v_command(*command, f"resume={tmp_path}")
     assert f"resume={tmp_path}: a sweep is many runs; leave resume out" in resumed.err
