@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -29,6 +30,11 @@ _EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "F
 _EXACT_SAMPLES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 
 _MAX_RATIO = 1000  # of two rates: at 441 : 640 15 s take 0.01 s, at 5,507 : 2,000 0.6 s
+_LOWEST_RATE = 100  # Hz
+# What libsndfile says of a file that is shorter than its header: bytes of sound stated, and there. A recorder that
+# writes to a pipe states 2 or 4 GB.
+_BROKEN_OFF = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN_SIZE = 0x7FFF0000
 _TOLERANCE = Fraction(1, 10000)  # how far a ratio that is easier to resample by may be off
 _FILTER_WIDTH, _ROLLOFF = 6, 0.99  # torchaudio's defaults
 
@@ -204,9 +210,19 @@ def _reading(file: str | os.PathLike[str] | bytes) -> Iterator[Any]:
     errors = (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError, MemoryError)
     try:
         with sound_file(_opened(file)) as sound:
+            _check_header(sound)
             yield sound
     except errors as error:
         raise BadSample(_reason(error)) from error
+
+
+def _check_header(sound: Any) -> None:
+    """Raise BadSample for a file that breaks off, and for a rate at which a small file lasts for days."""
+    if sound.samplerate < _LOWEST_RATE:
+        raise BadSample(f"a sampling rate of {sound.samplerate} Hz, below {_LOWEST_RATE}")
+    broken = _BROKEN_OFF.search(sound.extra_info)
+    if broken and int(broken[2]) + 1 < int(broken[1]) < _UNKNOWN_SIZE:
+        raise BadSample(f"truncated: {int(broken[2]):,} of {int(broken[1]):,} bytes of sound are there")
 
 
 @cache

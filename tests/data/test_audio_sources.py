@@ -212,6 +212,30 @@ def test_bad_files_raise_bad_sample_with_a_reason(tmp_path, kind, reason):
             audio_length(path, 16000)
 
 
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU"])
+def test_files_that_break_off_are_bad_and_pipes_without_a_size_are_not(kind):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(8000), 16000, format=kind)
+    whole = buffer.getvalue()
+    reason = r"truncated: [\d,]+ of 16,0\d\d bytes of sound are there"
+    for read in (decode_audio, audio_length):
+        with pytest.raises(BadSample, match=reason):
+            read(whole[:9000], 16000)
+    if kind == "AIFF":  # has no way to say so
+        return
+    size = 8 if kind == "AU" else whole.index(b"data") + 4
+    for unknown in (b"\xff\xff\xff\xff", b"\x7f\xff\xf0\x00"):
+        stated = unknown[::-1] if kind == "WAV" else unknown
+        assert audio_length(whole[:size] + stated + whole[size + 4 :], 16000) == 8000
+
+
+def test_a_rate_at_which_a_small_file_lasts_for_hours_is_refused():
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(8000), 1, format="WAV")
+    with pytest.raises(BadSample, match="a sampling rate of 1 Hz, below 100"):
+        audio_length(buffer.getvalue(), 16000)
+
+
 def test_bytes_flipped_behind_the_header_decode_or_raise_bad_sample():
     rng = np.random.default_rng(0)
     reasons: list[str | None] = []
