@@ -18,7 +18,7 @@ from d2v.cli.launch import configuring, run, running
 from d2v.cli.loading import Trained, best_device, check_fits, data_node, load_trained
 from d2v.cli.paths import absolute
 from d2v.cli.pretrain import find_checkpoint
-from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable
+from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable, write_configuration
 from d2v.cli.run_dir import claim
 from d2v.cli.scoring import set_decoder
 from d2v.cli.settings import Finetune, build_each, build_schedule, checked, plain
@@ -31,7 +31,7 @@ from d2v.lit.callbacks.score import ScoreEvery
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.models.heads import FinetunedModel
 from d2v.nn.block import checkpoint_activations
-from d2v.runs.files import replace_text, replace_yaml
+from d2v.runs.files import replace_text
 from d2v.runs.record import RECORD, write_run_record
 from d2v.tasks.base import Task
 from d2v.tasks.results import write_results
@@ -106,10 +106,10 @@ def finetune(cfg: DictConfig) -> None:
         module.configure_optimizers()  # only to see that it can be done
     if trainer.is_global_zero:
         assets = dataset.assets()
-        replace_yaml(run_dir / "config.yaml", readable(config, assets, run_dir))
+        write_configuration(run_dir / "config.yaml", readable(config, assets, run_dir), before)
         for name, content in assets.items():
             replace_text(run_dir / f"{name}.json", content)
-        write_run_record(run_dir / RECORD, machine.describe_run(settings.seed))
+        write_run_record(run_dir / RECORD, {**machine.describe_run(settings.seed), "max_steps": max_steps})
         with running():
             for logger in loggers:
                 logger.log_hyperparams(config)

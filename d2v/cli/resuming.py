@@ -17,7 +17,8 @@ from d2v.cli.paths import absolute
 from d2v.data.fingerprint import differences, fingerprint
 from d2v.interop.build import check_file_pattern, part_of
 from d2v.interop.native import Checkpoint
-from d2v.runs.resuming import OtherRun, Words, resumed
+from d2v.runs.files import replace_yaml
+from d2v.runs.resuming import OtherRun, Words, resumed, trains_otherwise
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +161,20 @@ def readable(config: dict[str, Any], assets: Mapping[str, str], run_dir: Path) -
     """A configuration for ``config.yaml``: what a checkpoint holds as text (a tokenizer) is named by its file."""
     files = {name: str(run_dir / f"{name}.json") for name in assets if str(config["data"].get(name)).startswith("{")}
     return {**config, "data": {**config["data"], **files}}
+
+
+def write_configuration(path: Path, config: dict[str, Any], before: Checkpoint | None) -> None:
+    """Write ``config.yaml``: what the run is. A resume rewrites it only where what is learned changes.
+
+    What is of one start alone (steps, devices, workers, where it was started) stands in ``run.json``.
+
+    Args:
+        path: of the file.
+        config: plain containers.
+        before: checkpoint of the run that goes on; None for a new one.
+    """
+    if before is None or not path.is_file() or trains_otherwise(before.config, config):
+        replace_yaml(path, config)
 
 
 def check_same_data(

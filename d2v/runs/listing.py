@@ -101,7 +101,7 @@ def summarise(folder: Path) -> RunSummary:
     rows = _metrics(folder / METRICS)
     saved = [int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.ckpt") if path.stem[5:].isdecimal()]
     steps = saved + [int(row["step"]) for row in rows[-1:]]
-    step, max_steps = max(steps, default=None), _at(config, "trainer", "max_steps")
+    step, max_steps = max(steps, default=None), _last_max_steps(folder) or _at(config, "trainer", "max_steps")
     max_steps = max_steps if isinstance(max_steps, int) else None
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     command = command_of(folder) or ""
@@ -123,6 +123,13 @@ def _name(config: dict[str, Any], folder: Path) -> str:
     frontends = _at(config, "model", "encoder", "frontends")
     modalities = f" ({', '.join(map(str, frontends))})" if isinstance(frontends, dict) else ""
     return f"{config.get('task_name') or config.get('name') or folder.parent.name}{modalities}"
+
+
+def _last_max_steps(folder: Path) -> Any:
+    """Steps that the last start was to end at: a resumed run may have others than its configuration."""
+    record = _content(folder / RECORD)
+    last = record[-1] if isinstance(record, list) and record else {}
+    return last.get("max_steps") if isinstance(last, dict) else None
 
 
 def _state(folder: Path, command: str, step: int | None, max_steps: int | None) -> str:

@@ -157,6 +157,11 @@ def same(before: Any, now: Any) -> bool:
     return isinstance(before, bool) == isinstance(now, bool) and bool(before == now)
 
 
+def trains_otherwise(own: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Return whether a resumed run goes on with another setting than its own that changes what is learned."""
+    return any(not same(_get(own, key), _get(config, key)) for key in APPLIED)
+
+
 def check_plain(value: Any, resume: str) -> None:
     """Raise ValueError unless a run's configuration is a mapping of texts to plain values, and of a size to be one."""
     budget = [_MAX_VALUES]

@@ -100,3 +100,10 @@ def test_the_table_has_the_newest_last(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines[1:]] == [str(tmp_path / name) for name in ("old", "mid", "new")]
     assert [line.split("  ")[-1].strip() for line in lines[1:]] == ["2 d", "2 h", "2 min"]
     assert "3/10  0.3333  knn 0.5" in lines[1]
+
+
+def test_a_resumed_run_ends_at_the_steps_of_its_last_start(tmp_path: Path) -> None:
+    run = _run(tmp_path / "image_tiny" / "a", steps=3, max_steps=10)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps([*record, {**record[-1], "max_steps": 20}]))
+    assert summarise(run).max_steps == 20
