@@ -232,6 +232,8 @@ def glue(
     """
     if (root is None) == (path is None):
         raise ValueError(f"data.root={root}, data.path={path}: give the folder of GLUE's files, or nyu-mll/glue")
+    if task not in TASKS:
+        raise ValueError(f"data.task={task}: choose one of {', '.join(TASKS)}")
     chosen = TASKS[task]
     skip = on_bad_row == "skip"
     read = (
