@@ -55,6 +55,18 @@ def repo() -> Path:
 
 
 @pytest.fixture(scope="session")
+def runs() -> ModuleType:
+    """Tiny runs of the trainer and of commands, ``tests/lit/tiny_runs.py``."""
+    return load_module(TESTS / "lit" / "tiny_runs.py", "tiny_runs")
+
+
+@pytest.fixture(scope="session")
+def images(runs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 training and 12 validation images of two classes."""
+    return runs.image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """What the authors' code computed."""
     return TESTS / "golden"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from d2v.runs.lock import HOLDER, LOCK
 
-# What Hydra and the lock of a run write before the command begins.
+# Files that Hydra and the lock of a run write before the command begins.
 _BOOKKEEPING = {".hydra", LOCK, HOLDER, "multirun.yaml"}
 
 _made: dict[Path, list[Path]] = {}  # folder -> those above it that were missing, too, lowest first

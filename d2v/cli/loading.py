@@ -24,7 +24,7 @@ from d2v.models.heads import FinetunedModel
 from d2v.nn.encoder import Encoder
 from d2v.values import returned_by
 
-# What inputs look like is the encoder's to say: of images, of speech, of text.
+# Keys of data that the encoder decides: of images, of speech, of text.
 _INPUT_KEYS = (
     *("img_size", "in_chans", "mean", "std", "crop_pct"),
     "sample_rate",

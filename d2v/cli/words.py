@@ -22,7 +22,6 @@ TEXT_KEYS = {
     *("root", "val_root", "path", "manifest", "val_manifest", "transcripts", "val_transcripts", "files", "file"),
     *("checkpoint", "resume", "init_from", "output", "output_dir", "name", "tokenizer", "cache", "lm", "lexicon"),
     *("label_pattern", "group_pattern", "text_column", "label_column", "image_column", "audio_column", "column"),
-    *("save_dir", "dirpath"),
 }
 _TEXT_KEYS_IN_FULL = {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "data.probe_train", "data.probe_val"}
 _KEY = re.compile(r"(\+\+?)?([\w./@-]+)=(.*)", re.DOTALL)

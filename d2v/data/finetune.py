@@ -52,13 +52,13 @@ class Part:
 
     @property
     def lengths(self) -> np.ndarray | None:
-        """Classes of these samples, where they differ."""
+        """Lengths of these samples, where they differ."""
         lengths = getattr(self.source, "lengths", None)
         return None if lengths is None else np.asarray(lengths)[list(self.ids)]
 
     @property
     def contents(self) -> Contents:
-        """Of the source, and the number of its samples of which these are a part."""
+        """Contents of the source, and the number of its samples of which these are a part."""
         contents: Contents = getattr(self.source, "contents", None) or Contents()
         return replace(contents, notes=(f"of {len(self.source):,} labelled", *contents.notes))
 
@@ -78,7 +78,7 @@ class Part:
         return self.source.name(self.ids[index])
 
     def mark(self, index: int) -> bytes:
-        """As the source's (see :mod:`d2v.data.fingerprint`)."""
+        """Return the source's mark (see :mod:`d2v.data.fingerprint`)."""
         mark = getattr(self.source, "mark", None)
         return b"" if mark is None else bytes(mark(self.ids[index]))
 

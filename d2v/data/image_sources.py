@@ -21,7 +21,7 @@ from PIL import Image
 
 from d2v.data.bad_samples import BadSample
 from d2v.data.contents import Contents, first_of, in_words
-from d2v.data.files import TEST, TRAIN, VAL, Listing, list_files, printable
+from d2v.data.files import TEST, TRAIN, VAL, Listing, home_path, list_files, printable
 from d2v.data.fingerprint import file_mark
 from d2v.data.image_decoding import decode_image, deep_pixels, image_endings, to_channels
 from d2v.data.pixel_levels import Levels, choose_levels, evenly_spaced
@@ -261,7 +261,7 @@ def _doubtful_classes(folders: Sequence[str]) -> Iterator[str]:
 
 def require_directory(root: str | os.PathLike[str], key: str) -> Path:
     """``root`` as a path, after checking that it is a directory; errors name the config key."""
-    path = Path(root).expanduser()
+    path = home_path(root, key)
     if not path.exists():
         raise FileNotFoundError(f"{key}={printable(root)}: no such directory; set {key} to a folder of images")
     if not path.is_dir():

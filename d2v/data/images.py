@@ -6,7 +6,6 @@ the keys of ``conf/data/<factory>.yaml``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from d2v.data.hf import check_other_split
@@ -143,9 +142,9 @@ def imagenet(
         FileNotFoundError: a directory does not exist or holds no image.
         ValueError: a directory has no class directories, or a value is out of its range.
     """
-    require_directory(root, "data.root")
+    folder = require_directory(root, "data.root")
     for split in ("train", "val"):
-        if not os.path.isdir(os.path.join(os.path.expanduser(root), split)):
+        if not (folder / split).is_dir():
             raise FileNotFoundError(
                 f"data.root={root}: holds no directory {split!r}; data=imagenet needs train and val"
             )

@@ -45,7 +45,7 @@ class Renumbered:
 
     @property
     def lengths(self) -> np.ndarray | None:
-        """Of the samples, where they differ."""
+        """Lengths of the samples, where they differ."""
         lengths: np.ndarray | None = getattr(self.source, "lengths", None)
         return lengths
 
@@ -57,7 +57,7 @@ class Renumbered:
 
     @property
     def contents(self) -> Contents:
-        """Of the source."""
+        """Contents of the source."""
         contents: Contents = getattr(self.source, "contents", None) or Contents()
         return contents
 

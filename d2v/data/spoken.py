@@ -250,7 +250,7 @@ def _librispeech_texts(listing: Listing, key: str) -> dict[tuple[Path, str], tup
 
 
 def librispeech_folder(root: str, split: str) -> Path | None:
-    """Where ``split`` lies: directly below ``root``, or below its folder LibriSpeech, as torchaudio unpacks it."""
+    """Return the folder of ``split``: below ``root``, or below its folder LibriSpeech, as torchaudio unpacks it."""
     base = home_path(root, "data.root")
     for parent in (base, base / "LibriSpeech"):
         if (parent / split).is_dir():

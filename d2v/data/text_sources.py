@@ -151,7 +151,7 @@ class TextFiles:
 
     @property
     def contents(self) -> Contents:
-        """Of the root, and files with other endings below it."""
+        """Contents of the root: its documents, and files with other endings below it."""
         root = home_path(self.root, self.key)
         if not root.is_dir():
             return Contents(printable(self.root), "documents")
@@ -161,7 +161,7 @@ class TextFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Of names, sizes and times of the files."""
+        """Names, sizes and times of the files."""
         return repr(([_stamp(path) for path in self.files()], self.document, _READING))
 
     def check(self) -> None:

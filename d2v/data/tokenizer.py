@@ -155,7 +155,7 @@ def _roles(backend: Any, config: Mapping[str, str] | None = None) -> dict[str, i
 
 
 def _own_roles(backend: Any) -> dict[str, int]:
-    """As a tokenizer uses them when it encodes for itself."""
+    """Return the special tokens that a tokenizer uses when it encodes for itself."""
     roles: dict[str, int] = {}
     if backend.post_processor is not None:
         library = _library()

@@ -36,7 +36,7 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 _MAX_SIDE = 1024  # patches: positions that no file holds are computed for so many
 
-# What fine-tuned models put before an encoder's names, and the names of their heads: theirs, ours.
+# Prefixes of an encoder's names in fine-tuned models, and the names of their heads: theirs, ours.
 _WRAPPERS = ("w2v_encoder.w2v_model.", "model.")
 _HEADS: dict[str, dict[str, str]] = {
     "image": {"fc_norm": "norm", "head": "proj"},
@@ -144,7 +144,7 @@ class FairseqCheckpoint:
         return state | {f"teacher.{name}": value for name, value in own.items()} | teacher
 
     def _averaged(self, names: Iterable[str]) -> list[str]:
-        """Of an encoder's parameters, those that the teacher of this recipe averages."""
+        """Names of an encoder's parameters that the teacher of this recipe averages."""
         node = self.model_node()
         frontends = node["encoder"]["frontends"]
         local_parts = {modality: part_of(f["_target_"]).local_parts for modality, f in frontends.items()}
@@ -264,7 +264,7 @@ def save_fairseq(model: nn.Module, node: Node, path: str | Path, data: Mapping[s
 
 
 def _model_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the pretrained model: a fine-tuned one's configuration holds it in some other place."""
+    """Configuration of the pretrained model: a fine-tuned one's holds it in some other place."""
     model: dict[str, Any] = dict(cfg.get("model") or {})
     for key in ("pretrained_model_args", "w2v_args"):
         inner = model.get(key) or cfg.get(key)

@@ -99,7 +99,7 @@ def _images(found: Mapping[str, Any], img_size: int, in_chans: int) -> Node:
 
 
 def spelling(folder: Path, num_outputs: int, pad_id: int | None) -> tuple[list[int], str | None]:
-    """How the outputs of CTC there become ours: the blank first, and then the letters.
+    """Return the order in which outputs of CTC there become ours: the blank first, then the letters.
 
     Args:
         folder: with vocab.json, and maybe tokenizer_config.json.
@@ -139,12 +139,12 @@ def spelling(folder: Path, num_outputs: int, pad_id: int | None) -> tuple[list[i
 
 
 def _content(token: Any) -> str | None:
-    """Of a special token, which may be written with its properties."""
+    """Return the text of a special token, which may be written with its properties."""
     return token.get("content") if isinstance(token, dict) else token if isinstance(token, str) else None
 
 
 def write_feature_extractor(folder: Path, data: Mapping[str, Any], padding_value: float = 0.0) -> None:
-    """What turns clips into inputs: zero mean and unit variance, and a mask of what is padding."""
+    """Write the processor of clips: zero mean and unit variance, and a mask of what is padding."""
     content = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "processor_class": "Wav2Vec2Processor",
@@ -159,7 +159,7 @@ def write_feature_extractor(folder: Path, data: Mapping[str, Any], padding_value
 
 
 def write_image_processor(folder: Path, data: Mapping[str, Any], img_size: int, in_chans: int) -> None:
-    """What turns images into inputs, as in our evaluation: resize the shorter side, center crop, normalise."""
+    """Write the processor of images, as in our evaluation: resize the shorter side, center crop, normalise."""
     shorter = max(img_size, round(img_size / float(data.get("crop_pct") or 1.0)))
     content = {
         "image_processor_type": "BeitImageProcessorFast",  # transformers 4 has another, which cannot resize one side
@@ -199,7 +199,7 @@ def write_letters(folder: Path, letters: str) -> None:
 
 
 def write_tokenizer(folder: Path, data: Mapping[str, Any], max_positions: int) -> dict[str, int]:
-    """What AutoTokenizer reads; texts become ``<s> a </s>``, pairs ``<s> a </s></s> b </s>``.
+    """Write the files of AutoTokenizer; texts become ``<s> a </s>``, pairs ``<s> a </s></s> b </s>``.
 
     Args:
         folder: to write to.
@@ -268,7 +268,7 @@ def _added(name: str, number: int) -> dict[str, Any]:
 
 
 def _template(bos: str, eos: str, numbers: Mapping[str, int]) -> dict[str, Any]:
-    """As our data are packed."""
+    """Return the template by which our data are packed."""
 
     def special(name: str) -> dict[str, Any]:
         return {"SpecialToken": {"id": name, "type_id": 0}}

@@ -67,7 +67,7 @@ class Checkpoint:
             raise ValueError(f"checkpoint={path}: not written by a d2v run (no 'd2v' entry)")
         try:
             config, step = _described(content["d2v"]["config"]), int(content["global_step"])
-            # Of a fine-tuned model whose weights were averaged, the average is what was scored.
+            # A fine-tuned model whose weights were averaged was scored by the average.
             prefix = "average." if any(key.startswith("average.") for key in content["state_dict"]) else "model."
             state = {
                 key.removeprefix(prefix): value

@@ -104,7 +104,7 @@ class TrainingModule(L.LightningModule):
         scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's, but loggers get a step's metrics once, at its end, under its own number (the first is 1)."""
+        """Log as Lightning does, but loggers get a step's metrics once, at its end, under its number, from 1."""
         self._logged.add(name)
         super().log(name, value, *args, **{**kwargs, "logger": False})
 

@@ -118,7 +118,7 @@ class Data2Vec2(SelfDistillation):
         )
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the teacher does not average, it takes from the student: local features, or all before the blocks."""
+        """Take what the teacher does not average from the student: local features, or all before the blocks."""
         if self.teacher_scope == "encoder":
             features_BTD = self.teacher.frontend(batch.modality).embed(batch.inputs)
         elif features_BTD is None:

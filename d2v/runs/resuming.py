@@ -34,7 +34,7 @@ APPLIED = (
     *("optim.lr", "optim.weight_decay", "optim.betas", "optim.eps", "schedule", "ema"),
     *("trainer.gradient_clip_val", "trainer.precision", "freeze_steps"),
 )
-# Of this command, whatever the run's was.
+# Keys of this command, not of the run.
 _THE_COMMANDS = ("resume", "resume_with_other_data", "output_dir", "run_dir")
 # Of the run's start: repeated words may name a place that moved, and what the run began with stays on record.
 _OF_THE_START = ("init_from", "checkpoint", "network")

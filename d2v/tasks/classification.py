@@ -88,7 +88,7 @@ class Classification:
         return "\n".join(lines) + "\n"
 
     def confusion(self, predictions: Sequence[np.ndarray], labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """As :func:`d2v.eval.scores.per_class`."""
+        """Return the table of :func:`d2v.eval.scores.per_class`."""
         predicted = np.stack(predictions).argmax(1)
         return scores.per_class(predicted, np.asarray(labels), self.num_outputs)
 

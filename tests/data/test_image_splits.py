@@ -269,3 +269,9 @@ def test_names_that_are_not_utf_8(tmp_path):
     assert [data.train.label(i) for i in range(2)] == [0, 1]
     assert data.train.load(1).size == (8, 8)
     assert summary(data).encode()
+
+
+def test_a_root_below_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(ValueError, match=r"data\.root=~/x: this user has no home folder for ~; give the whole path"):
+        read(Path("~/x"))
