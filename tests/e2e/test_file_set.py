@@ -71,12 +71,12 @@ def test_other_commands_leave_only_what_was_asked_for(
     ):
         result = runs.d2v_command(*arguments, f"checkpoint={run}")
         assert result.status in (0, None), result.err
-    left = _files(tmp_path / "here")
-    evaluated = {name for name in left if name.startswith("outputs/evaluate/")}
+    evaluated = {name for name in _files(run) - before if name.startswith("evaluate/")}
     assert {name.partition("/.hydra/")[2] or name.rpartition("/")[2] for name in evaluated} == {
         "results.json", "results.md", "evaluate.log", "config.yaml", "hydra.yaml", "overrides.yaml",
     }  # fmt: skip
-    assert left - evaluated == {
-        "f.safetensors", "encoder/README.md", "encoder/config.yaml", "encoder/encoder.safetensors",
+    assert _files(tmp_path / "here") == {
+        "f.safetensors", "encoder/README.md", "encoder/SHA256SUMS", "encoder/config.yaml",
+        "encoder/encoder.safetensors",
     }  # fmt: skip
-    assert _files(run) == before
+    assert _files(run) - evaluated == before
