@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import best_device, check_layers, load_data, load_trained
+from d2v.cli.loading import best_device, check_probed, load_data, load_trained
 from d2v.cli.scoring import is_finetuned, score_finetuned
 from d2v.cli.settings import Evaluate, checked, plain
 from d2v.data.datasets import eval_loader
@@ -22,7 +22,7 @@ from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, sa
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
 from d2v.lit.machine import choose_precision, choose_workers, set_threads
 from d2v.nn.encoder import Encoder
-from d2v.runs.files import replace_text
+from d2v.runs.files import replace_text, writing
 from d2v.terminal import watched
 
 
@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig) -> None:
             score_finetuned(cfg, settings, run_dir, num_workers)
             return
         trained = load_trained(settings.checkpoint, settings.network)
-        check_layers(settings.probe.layers, trained, "probe.layers")
+        check_probed(settings.probe.layers, settings.probe.pool, trained, "probe.")
         if settings.decoder is not None:
             raise ValueError("decoder=...: only what a fine-tuned model transcribes is decoded; remove it")
         data = load_data(cfg, trained)
@@ -51,8 +51,9 @@ def evaluate(cfg: DictConfig) -> None:
         rows.append(prober.probe(name, trained.encoder))
         table = probe_table(rows)
         print(table)
-        replace_text(run_dir / "results.md", table)
-        path = save_results(run_dir / "results.json", rows, checkpoint=str(trained.path), step=trained.step)
+        with writing("output_dir", run_dir):
+            replace_text(run_dir / "results.md", table)
+            path = save_results(run_dir / "results.json", rows, checkpoint=str(trained.path), step=trained.step)
         print(f"results: {path}")
 
 

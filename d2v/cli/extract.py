@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import best_device, check_layers, load_data, load_trained
+from d2v.cli.loading import best_device, check_probed, load_data, load_trained
 from d2v.cli.settings import Extract, checked, plain
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import Features
@@ -35,7 +35,7 @@ def extract(cfg: DictConfig) -> None:
         if output.parent.exists() and not output.parent.is_dir():
             raise ValueError(f"output={output}: {output.parent} is a file, not a folder")
         trained = load_trained(settings.checkpoint, settings.network)
-        check_layers(settings.layers, trained, "layers")
+        check_probed(settings.layers, settings.pool, trained, "")
         data = load_data(cfg, trained)
         print("\n".join(data.describe()), flush=True)
         split = ("train" if data.val is None else "val") if settings.split == "auto" else settings.split

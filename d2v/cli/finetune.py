@@ -31,7 +31,7 @@ from d2v.lit.callbacks.score import ScoreEvery
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.models.heads import FinetunedModel
 from d2v.nn.block import checkpoint_activations
-from d2v.runs.files import replace_text
+from d2v.runs.files import replace_text, writing
 from d2v.runs.record import RECORD, write_run_record
 from d2v.tasks.base import Task
 from d2v.tasks.results import write_results
@@ -106,10 +106,11 @@ def finetune(cfg: DictConfig) -> None:
         module.configure_optimizers()  # only to see that it can be done
     if trainer.is_global_zero:
         assets = dataset.assets()
-        write_configuration(run_dir / "config.yaml", readable(config, assets, run_dir), before)
-        for name, content in assets.items():
-            replace_text(run_dir / f"{name}.json", content)
-        write_run_record(run_dir / RECORD, {**machine.describe_run(settings.seed), "max_steps": max_steps})
+        with running(), writing("output_dir", run_dir):
+            write_configuration(run_dir / "config.yaml", readable(config, assets, run_dir), before)
+            for name, content in assets.items():
+                replace_text(run_dir / f"{name}.json", content)
+            write_run_record(run_dir / RECORD, {**machine.describe_run(settings.seed), "max_steps": max_steps})
         with running():
             for logger in loggers:
                 logger.log_hyperparams(config)
@@ -133,7 +134,8 @@ def finetune(cfg: DictConfig) -> None:
     if stopped_early(trainer, "finetune", run_dir, settings.resume, scores=True):
         return
     if trainer.is_global_zero:
-        score_best(run_dir, module, data, trainer, num_workers)
+        with running():
+            score_best(run_dir, module, data, trainer, num_workers)
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:

@@ -157,6 +157,12 @@ def check_fits(data: Any, trained: Trained) -> None:
             f"data.block_size={data.block_size}: the encoder of checkpoint={trained.path} has {positions} positions; "
             f"set data.block_size={positions} or less"
         )
+    rate, wanted = getattr(data, "sample_rate", None), trained.data_node.get("sample_rate")
+    if None not in (rate, wanted) and rate != wanted:
+        raise ValueError(
+            f"data.sample_rate={rate}: the encoder of checkpoint={trained.path} was trained at {wanted} Hz; leave "
+            "data.sample_rate out, and recordings of any rate are resampled to it"
+        )
     theirs = trained.data_node.get("tokenizer")
     own = getattr(data, "tokenizer", None)
     if theirs is not None and own is not None and not same_tokenizer(own, theirs):
@@ -166,12 +172,24 @@ def check_fits(data: Any, trained: Trained) -> None:
         )
 
 
-def check_layers(layers: Any, trained: Trained, key: str) -> None:
-    """Raise ValueError, before anything is computed, if an encoder has no block of the index that is asked for."""
+def check_probed(layers: Any, pool: str, trained: Trained, key: str) -> None:
+    """Raise ValueError, before anything is computed, if an encoder lacks the block or the token that is asked for.
+
+    Args:
+        layers: a block's index, or a word that fits every encoder.
+        pool: how tokens are pooled.
+        trained: the encoder.
+        key: what stands before the names of both in the configuration.
+    """
+    if pool == "cls" and not any(f.num_prefix_tokens for f in trained.encoder.frontends.values()):
+        raise ValueError(
+            f"{key}pool=cls: the encoder of checkpoint={trained.path} has no CLS token; set {key}pool=mean"
+        )
     depth = trained.encoder_node["depth"]
     if isinstance(layers, int) and layers >= depth:
         raise ValueError(
-            f"{key}={layers}: the encoder of checkpoint={trained.path} has {depth} blocks; choose 0 to {depth - 1}"
+            f"{key}layers={layers}: the encoder of checkpoint={trained.path} has {depth} blocks; choose 0 to "
+            f"{depth - 1}"
         )
 
 

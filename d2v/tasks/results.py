@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from d2v.eval.figures_scores import plot_confusion
-from d2v.runs.files import replace_json, replace_text
+from d2v.runs.files import replace_json, replace_text, writing
 from d2v.tasks.classification import MAX_CLASSES_SHOWN, Classification
 from d2v.tasks.scoring import Scored, score, write_predictions
 from d2v.terminal import watched
@@ -42,7 +42,8 @@ def write_results(
     for name, source in data.evals.items():
         batches = watched(data.eval_loader(name, num_workers), f"scoring {name}")
         found = scored[name] = score(model, task, batches, device)
-        write_predictions(folder / f"predictions_{name}.tsv", found, task, source.name)
+        with writing("output_dir", folder):
+            write_predictions(folder / f"predictions_{name}.tsv", found, task, source.name)
         if found.labels is None:
             if len(found.predictions) < len(source):
                 log.warning("no submission of %s: %d of its samples cannot be read", name, len(found.skipped))
@@ -62,9 +63,10 @@ def write_results(
         for name, found in scored.items()
     }
     results = {"metric": task.metric, **context, "sets": sets}
-    replace_json(folder / "results.json", results)
     table = scores_table({name: found.scores for name, found in scored.items() if found.scores})
-    replace_text(folder / "results.md", table)
+    with writing("output_dir", folder):
+        replace_json(folder / "results.json", results)
+        replace_text(folder / "results.md", table)
     if isinstance(task, Classification) and task.num_outputs <= MAX_CLASSES_SHOWN:
         _draw(folder, task, scored)
     return table

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+
+from d2v.cli.loading import check_fits, check_probed
 
 
 def _assert_fails(runs: ModuleType, arguments: list[str], words: list[str]) -> None:
@@ -209,6 +214,45 @@ def test_other_commands(
     _assert_fails(runs, arguments, words)
     assert not (tmp_path / "new").exists()
     assert not list(tmp_path.rglob("results.json"))
+
+
+def test_what_the_encoder_lacks_is_said_before_anything_is_computed() -> None:
+    encoder = SimpleNamespace(frontends={"speech": SimpleNamespace(num_prefix_tokens=0)})
+    trained: Any = SimpleNamespace(
+        path="R", encoder=encoder, encoder_node={"depth": 2}, data_node={"sample_rate": 16000}
+    )
+    check_probed(1, "mean", trained, "probe.")
+    with pytest.raises(ValueError, match=r"^probe.layers=2: .* has 2 blocks; choose 0 to 1"):
+        check_probed(2, "mean", trained, "probe.")
+    with pytest.raises(ValueError, match=r"^pool=cls: .* has no CLS token; set pool=mean"):
+        check_probed("last", "cls", trained, "")
+
+
+def test_another_sample_rate_than_the_encoders_is_refused() -> None:
+    frontend = SimpleNamespace(num_prefix_tokens=0)
+    encoder = SimpleNamespace(frontends={"speech": frontend}, frontend=lambda modality: frontend)
+    trained: Any = SimpleNamespace(path="R", encoder=encoder, data_node={"sample_rate": 16000})
+    check_fits(SimpleNamespace(modality="speech", sample_rate=16000), trained)
+    with pytest.raises(ValueError, match=r"data.sample_rate=8000: .* was trained at 16000 Hz; leave data.sample_rate"):
+        check_fits(SimpleNamespace(modality="speech", sample_rate=8000), trained)
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [("pretrain", "d2v.cli.pretrain.write_configuration"), ("evaluate", "d2v.cli.evaluate.replace_text")],
+)
+def test_a_full_disk_is_one_message(
+    runs: ModuleType, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, place: str
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(place, full)
+    words = runs.TINY if command == "pretrain" else [f"checkpoint={run}", "probe=knn", "num_workers=1"]
+    result = runs.d2v_command(command, f"output_dir={tmp_path}", *words)
+    assert result.status == 1
+    assert f"d2v: error: output_dir={tmp_path}" in result.err
+    assert "could not be written ([Errno 28] No space left on device); make room there" in result.err
 
 
 def test_too_many_bad_files_are_told_as_they_are(runs: ModuleType, tmp_path: Path) -> None:
