@@ -142,3 +142,8 @@ def make_batch() -> Callable[..., Batch]:
         return Batch("image", torch.from_numpy(inputs).float(), torch.tensor(ids), mask)
 
     return make
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument: what is compressed holds the time, and every process must collect the same."""
+    return argname if isinstance(val, bytes) else None

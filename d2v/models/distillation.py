@@ -16,6 +16,7 @@ from d2v.nn.encoder import Encoder
 from d2v.objective.targets import TargetNorm, normalize_targets
 from d2v.objective.teacher import make_teacher, update_teacher
 from d2v.types import Batch
+from d2v.values import check
 
 TeacherScope = Literal["encoder", "context", "transformer", "blocks"]
 
@@ -69,6 +70,12 @@ class SelfDistillation(MaskedModel):
                 f"model.average_top_k_layers={average_top_k_layers}: targets come from the {len(encoder.blocks)} "
                 f"shared blocks (model.encoder.depth); choose 1 to {len(encoder.blocks)}"
             )
+        for name, value, annotation in (
+            ("layer_norms", layer_norms, Sequence[TargetNorm]),
+            ("target_norms", target_norms, Sequence[TargetNorm]),
+            ("teacher_scope", teacher_scope, TeacherScope),
+        ):
+            check(value, annotation, f"model.{name}")  # another word would train something else
         self.student = encoder
         self.teacher = make_teacher(encoder)
         self.average_top_k_layers = average_top_k_layers

@@ -73,7 +73,7 @@ def test_failed_commands_leave_nothing(runs: ModuleType, tmp_path: Path, where: 
 def test_a_folder_below_a_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
-        new_folder(tmp_path / "file")
+        new_folder(tmp_path / "file" / "run")
 
 
 def test_results_lie_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

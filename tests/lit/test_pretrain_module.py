@@ -180,10 +180,10 @@ def test_what_is_logged(runs: ModuleType, tmp_path: Path) -> None:
 
 
 def test_first_and_every_nth_step_are_logged(runs: ModuleType, tmp_path: Path) -> None:
-    """Steps are counted as everywhere else: the first is 1."""
+    """Steps are counted as everywhere else: the first is 1; the last is logged, too."""
     run = runs.pretrain(tmp_path, "trainer.max_steps=7", "trainer.log_every_n_steps=3", "micro_batch_size=2")
     rows = runs.metrics(run)
-    assert [int(row["step"]) for row in rows] == [1, 3, 6]
+    assert [int(row["step"]) for row in rows] == [1, 3, 6, 7]
     assert all(row["train/loss"] and row["train/grad_norm"] and row["train/effective_rank"] for row in rows)
 
 
