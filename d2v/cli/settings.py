@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -76,7 +77,11 @@ class Training(Machine):
     run_dir: PathStr
 
     def check(self) -> None:
-        """Raise ValueError for a setting of the trainer that does not do here what it says."""
+        """Raise ValueError for settings of the trainer that do not do here what they say, and a name that is a path."""
+        if self.name is not None and (PurePath(self.name).is_absolute() or ".." in PurePath(self.name).parts):
+            raise ValueError(
+                f"name={self.name}: leads out of output_dir; give a plain name, and the folder by output_dir"
+            )
         from d2v.lit.trainer import check_trainer  # only commands that train import Lightning
 
         check_trainer(self.trainer)

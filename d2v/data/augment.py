@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import auto_augment_transform
 from torch import Tensor
 
 from d2v.data.datasets import Sample
@@ -59,6 +60,9 @@ class ImageAugment:
         mix_prob: probability of mixing a batch at all.
         switch_prob: of cutmix instead of mixup, where both are on.
         label_smoothing: of mixed labels.
+
+    Raises:
+        ValueError: a crop whose lowest share is above its highest, or a policy that timm does not know.
     """
 
     crop_scale: CropScale = (0.08, 1.0)
@@ -71,6 +75,20 @@ class ImageAugment:
     mix_prob: Fraction = 0.9
     switch_prob: Fraction = 0.5
     label_smoothing: Rate = 0.1
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if low > high:
+            raise ValueError(f"labels.augment.crop_scale={list(self.crop_scale)}: give [low, high] with low <= high")
+        if self.auto_augment is None:
+            return
+        try:
+            auto_augment_transform(self.auto_augment, {})
+        except (AssertionError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"labels.augment.auto_augment={self.auto_augment}: timm knows no such policy ({error or 'unknown'}); "
+                "give one such as rand-m9-mstd0.5-inc1, augmix-m3-w3 or original, or null"
+            ) from error
 
     @property
     def mixes(self) -> bool:

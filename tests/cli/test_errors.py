@@ -86,6 +86,7 @@ UNKNOWN = [
 ]
 VALUES = [
     (["trainer.max_steps=many"], ["trainer.max_steps=many"]),
+    (["name=../x"], ["name=../x", "leads out of output_dir"]),
     (["trainer.max_steps=0"], ["trainer.max_steps=0: give a whole number from 1"]),
     (["trainer.max_steps=1.5"], ["trainer.max_steps=1.5"]),
     (["trainer.max_steps=null"], ["trainer.max_steps"]),

@@ -180,3 +180,15 @@ def test_shares_of_an_evaluation_set(num_workers: int) -> None:
 
 def _numbers(samples: Sequence[Sample]) -> list[int]:
     return [sample.key.index for sample in samples]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_scale": (1.0, 0.1)}, r"labels\.augment\.crop_scale=\[1\.0, 0\.1\]: give \[low, high\]"),
+        ({"auto_augment": "nope"}, r"labels\.augment\.auto_augment=nope: timm knows no such policy"),
+    ],
+)
+def test_augmentation_that_cannot_be_is_named_before_training(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageAugment(**values)  # type: ignore[arg-type]
