@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from d2v.cli.run_dir import claim_given, name_sweep, new_folder, run_dir
+from d2v.runs import lock
 from d2v.runs.links import LeadsElsewhere
 from d2v.runs.lock import InUse, unlock_folders
 from d2v.runs.record import write_run_record
@@ -89,7 +90,8 @@ def test_auto_takes_the_run_begun_last_whatever_its_name_says(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("how", ["auto", "folder", "checkpoint", "hydra.run.dir"])
-def test_a_run_that_is_being_trained_is_not_touched(tmp_path: Path, how: str) -> None:
+def test_a_run_that_is_being_trained_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(lock, "_PATIENCE", 0.5)
     run = make_run(tmp_path / "run" / "a")
     given = {"auto": "auto", "folder": str(run), "checkpoint": str(run / "checkpoints" / "step-00000001.ckpt")}
 
@@ -103,9 +105,11 @@ def test_a_run_that_is_being_trained_is_not_touched(tmp_path: Path, how: str) ->
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(InUse, match=f"{run}: process {process.pid} on "):
-            ask()
-        process.kill()
+        try:
+            with pytest.raises(InUse, match=f"{run}: process {process.pid} on "):
+                ask()
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "config.yaml", ".hydra/overrides.yaml"])
