@@ -9,7 +9,7 @@ SEED ?= 0
 JOBS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-distributed test-faults test-compiled test-lowest parity bench lint format type wheel-test clean
+.PHONY: help install demo test test-slow test-distributed test-faults test-compiled test-lowest parity bench lint format type wheel-test clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,8 +33,8 @@ demo: $(VENV)/.demo ## pretrain for minutes on samples that ship, probe, draw pi
 test: $(VENV)/.dev ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
-test-fast: $(VENV)/.dev ## run the tests that take no longer than a few seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu and not net and not distributed and not faults and not compiled'
+test-slow: $(VENV)/.dev ## run the tests that take many seconds: whole commands, programs in documents, installed wheels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'slow and not gpu and not net'
 
 test-distributed: $(VENV)/.dev ## run the tests that start several processes at once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed
@@ -66,7 +66,7 @@ type: $(VENV)/.dev ## check types
 	$(BIN)/mypy
 
 wheel-test: $(VENV)/.dev ## build the wheel, install it elsewhere, use it there
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_wheel.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/test_wheel.py
 
 clean: ## remove what building and testing leave behind
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -123,7 +123,7 @@ def draw(run_dir: Path) -> list[Path]:
     """The run's curves, and samples with their masks and features."""
     trained = load_trained(str(run_dir), "student")
     config = Checkpoint.load(trained.path).config
-    data, mask = build(config["data"]), build(config["mask"])
+    data, mask = (build(config[key], key=key) for key in ("data", "mask"))
     draw_samples = {"image": draw_images, "speech": draw_clips, "text": draw_texts}[data.modality]
     pictures = run_dir / "pictures"
     curves = plot_curves(run_dir / "metrics.csv", pictures / "curves.png")

@@ -56,7 +56,7 @@ def new_folder(parent: str | Path) -> Path:
     parent = Path(parent)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     names = (stamp if attempt == 1 else f"{stamp}.{attempt}" for attempt in count(1))
-    if any(argument in _LOOKS for argument in sys.argv):
+    if any(argument in _LOOKS for argument in sys.argv[1:]):
         return next(parent / name for name in names if not (parent / name).exists())
     note_making(parent / stamp)
     parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def claim(folder: str | Path) -> Path:
         LeadsElsewhere: it holds links that lead out of it.
     """
     check_links(folder)
-    if not any(argument in _LOOKS for argument in sys.argv):
+    if not any(argument in _LOOKS for argument in sys.argv[1:]):
         lock_folder(folder)
     return Path(folder)
 

@@ -168,6 +168,7 @@ def test_slips_are_answered_by_light_modules(words: list[str], said: str, tmp_pa
     assert done.stdout == "HEAVY\n"
 
 
+@pytest.mark.slow
 def test_lightning_is_the_trainers_alone() -> None:
     """Of all commands, only those that train import it."""
     modules = [COMMAND for COMMAND in COMMANDS if COMMAND not in ("pretrain", "finetune")]

@@ -231,6 +231,7 @@ def test_other_settings_of_an_encoder_with_equal_shapes_are_said(
     assert "num_heads=2 there, 4 here" in (tmp_path / "pretrain.log").read_text() + caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["safetensors", "huggingface", "onnx"])
 @pytest.mark.parametrize("modality", ["image", "audio", "text"])
 def test_the_code_of_a_card_runs(

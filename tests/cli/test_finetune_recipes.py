@@ -102,6 +102,7 @@ TASKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_a_recipe_takes_a_step(
     runs: ModuleType, overrides_for: Callable[[str], list[str]], tmp_path: Path, task: str

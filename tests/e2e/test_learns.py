@@ -58,7 +58,7 @@ def test_a_short_run_learns(runs: ModuleType, tmp_path: Path) -> None:
     model = checkpoint.build_model()
     torch.manual_seed(0)
     untrained = build(checkpoint.config["model"]["encoder"]).eval()
-    data = build(checkpoint.config["data"])
+    data = build(checkpoint.config["data"], key="data")
     accuracies = {
         name: _knn(data, encoder) for name, encoder in (("untrained", untrained), ("student", model.student.eval()))
     }

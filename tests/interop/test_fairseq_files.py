@@ -233,6 +233,7 @@ def test_a_fine_tuned_file_gives_encoder_and_head(files: Path, tmp_path: Path, n
     assert_equal(model.teacher.state_dict(), imported.encoder_state)
 
 
+@pytest.mark.slow
 def test_reading_needs_no_fairseq_and_little_memory(tmp_path: Path) -> None:
     """Far less than twice the file, whatever lies beside the model in it."""
     program = f"""
