@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import Mixup, create_transform
-from timm.data.auto_augment import auto_augment_transform
 from torch import Tensor
 
 from d2v.data.datasets import Sample
@@ -83,7 +82,7 @@ class ImageAugment:
         if self.auto_augment is None:
             return
         try:
-            auto_augment_transform(self.auto_augment, {})
+            create_transform((3, 32, 32), is_training=True, auto_augment=self.auto_augment)
         except (AssertionError, ValueError, KeyError) as error:
             raise ValueError(
                 f"labels.augment.auto_augment={self.auto_augment}: timm knows no such policy ({error or 'unknown'}); "

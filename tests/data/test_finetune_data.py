@@ -192,3 +192,8 @@ def _numbers(samples: Sequence[Sample]) -> list[int]:
 def test_augmentation_that_cannot_be_is_named_before_training(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageAugment(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-mmax9-inc1", "augmix-m3-w3", "original", "v0", None])
+def test_policies_of_timm_are_taken(policy: str | None) -> None:
+    assert ImageAugment(auto_augment=policy).auto_augment == policy
