@@ -328,9 +328,9 @@ def test_processes_that_skip_different_blocks(
     [
         ("ddp", ["trainer.devices=1"]),
         ("ddp", ["trainer.devices=4", "trainer.strategy=fsdp"]),
-        ("fsdp", ["trainer.devices=1"]),
+        ("fsdp", ["trainer.devices=1", "trainer.strategy=auto"]),
         ("one", WAYS["fsdp"]),
-        ("fsdp", ["trainer.devices=4"]),
+        ("fsdp", ["trainer.devices=4", "trainer.strategy=auto"]),
     ],
     ids=["ddp2-one", "ddp2-fsdp4", "fsdp2-one", "one-fsdp2", "fsdp2-ddp4"],
 )
