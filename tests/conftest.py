@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,11 @@ from d2v.types import Batch, TokenMask
 
 TESTS = Path(__file__).parent
 REPO = TESTS.parent
+
+# Whoever starts the tests by nohup or in the background has signals ignored, and every child inherits that.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 def load_module(path: Path, name: str) -> ModuleType:

@@ -1,8 +1,8 @@
 """Plain text, recognised before it is read: its encoding, and files that are something else.
 
-UTF-8 is the rule. UTF-16 and UTF-32, by their byte order mark or by the zeros between the letters, are read as if they
-were UTF-8. Everything else that is no text (archives, tables of numbers, markup, JSON) is refused by name: as text it
-would be trained on, syntax and all.
+A text to train on is UTF-8. Files in another encoding and files that are no text (archives, tables of numbers, markup,
+JSON) are refused by name: as text they would be trained on, zeros and syntax and all. Small files that are read whole
+(tables, transcripts, manifests) may be UTF-16 or UTF-32, told by the byte order mark or by the zeros between letters.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
-import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, cast
 
 from d2v.lfs import IS_POINTER, is_lfs_pointer
 
@@ -72,46 +69,13 @@ _COLUMNS = {"text", "sentence", "sentence1", "content", "document", "label", "id
 _MOST = 0.9  # share of a file's lines that tells what it is
 
 
-class TextStream(Protocol):
-    """Bytes in UTF-8."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most so many bytes, fewer only at the end."""
-
-    def readline(self, size: int, /) -> bytes:
-        """A line with its end, or its next bytes if it has more than ``size``."""
-
-
-class _Transcoded:
-    """A stream in another encoding as UTF-8."""
-
-    def __init__(self, stream: Any, encoding: str) -> None:
-        self._text = io.TextIOWrapper(stream, encoding=encoding, newline="\n")
-
-    def read(self, size: int, /) -> bytes:
-        return self._text.read(size).encode()
-
-    def readline(self, size: int, /) -> bytes:
-        return self._text.readline(size).encode()
-
-
-@contextmanager
-def open_text(path: Path) -> Iterator[TextStream]:
-    """A text file, gzipped or not, as a stream of UTF-8; a byte order mark comes through.
+def open_text(path: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked if its name ends in .gz, in any case, as a listing of files takes it.
 
     Raises:
-        ValueError: in a stream of UTF-16 or UTF-32, something that is neither.
-        OSError, EOFError, zlib.error: it cannot be read.
+        OSError: it cannot be opened.
     """
-    with _binary(path) as file:
-        encoding = encoding_of(_head(file)[0])
-        file.seek(0)
-        yield file if encoding == "utf-8" else _Transcoded(file, encoding)
-
-
-def _binary(path: Path) -> Any:
-    """The bytes of a file, unpacked if its name ends in .gz, in any case, as a listing of files takes it."""
-    return gzip.open(path, "rb") if _packing(path.name) else path.open("rb")
+    return cast("IO[bytes]", gzip.open(path, "rb")) if _packing(path.name) else path.open("rb")
 
 
 def _packing(name: str) -> str:
@@ -193,15 +157,14 @@ def not_plain_text(path: Path, key: str) -> str | None:
         key: the config key that it comes from.
     """
     try:
-        with _binary(path) as file:
+        with open_text(path) as file:
             head, whole = _head(file)
     except OSError:
         return None
     if reason := _other_format(head, whole, key, path) or _unreadable(head, whole):
         return reason
-    utf8 = _decoded(head, encoding_of(head)).encode() if encoding_of(head) != "utf-8" else head
     ending = Path(_unpacked(path.name)).suffix.lower()
-    kind = _markup(utf8.removeprefix(codecs.BOM_UTF8), whole) or _ENDINGS.get(ending)
+    kind = _markup(head.removeprefix(codecs.BOM_UTF8), whole) or _ENDINGS.get(ending)
     return kind and _refusal(kind, key, path)
 
 
@@ -227,8 +190,10 @@ def _other_format(head: bytes, whole: bool, key: str = "", path: Path | None = N
 
 def _unreadable(head: bytes, whole: bool) -> str | None:
     """Reason why a file of no known format cannot be read as text; None if it can."""
-    if encoding_of(head) != "utf-8":
-        return None
+    encoding = encoding_of(head)
+    if encoding != "utf-8":
+        name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+        return f"text in {name}, not in UTF-8: convert it, as by iconv -f {name} -t UTF-8"
     if head.count(0) * 100 > len(head):
         return "a binary file, not text: move it away"
     if head.count(b"\r") > 1 and b"\n" not in head:

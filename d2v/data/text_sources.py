@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import IO, Any, Literal, NamedTuple, Protocol
 
 from d2v.data.contents import Contents, in_words
 from d2v.data.files import Listing, home_path, list_files, printable, splits_read
 from d2v.data.hf import find_column, hf_fingerprint, load_hf
-from d2v.data.plain_text import TextStream, not_plain_text, open_text
+from d2v.data.plain_text import not_plain_text, open_text
 from d2v.data.text_tables import Labelled
 from d2v.data.text_tables import read_table as read_table
 
@@ -100,8 +100,8 @@ def no_text(bad: Sequence[str]) -> ValueError:
 class TextFiles:
     """Documents in text files, also gzipped: one a line, or one a file.
 
-    They are in UTF-8, or in UTF-16 or UTF-32 that can be told (:mod:`d2v.data.plain_text`). Documents longer than
-    ``PIECE`` bytes are read in pieces, cut before a blank where there is one.
+    They are in UTF-8 (:mod:`d2v.data.plain_text`). Documents longer than ``PIECE`` bytes are read in pieces, cut before
+    a blank where there is one.
 
     Attributes:
         root: a file, or a folder that is searched recursively; hidden files are ignored.
@@ -215,7 +215,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     return str(path), stat.st_size, stat.st_mtime_ns
 
 
-def pieces(stream: TextStream, document: Literal["line", "file"]) -> Iterator[tuple[bytes, bool, bool]]:
+def pieces(stream: IO[bytes], document: Literal["line", "file"]) -> Iterator[tuple[bytes, bool, bool]]:
     """The documents of a stream, long ones in pieces: bytes, and whether a document starts and ends with them."""
     read = stream.readline if document == "line" else stream.read
     rest, starts = b"", True
