@@ -81,7 +81,17 @@ def claim(folder: str | Path) -> Path:
     check_links(folder)
     if not any(argument in _LOOKS for argument in sys.argv[1:]):
         lock_folder(folder)
+        _make_way(Path(folder) / ".hydra")
     return Path(folder)
+
+
+def _make_way(folder: Path) -> None:
+    """Move aside what is no file and stands where Hydra writes its files."""
+    for path in (folder, *(folder / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml"))):
+        if path.exists() and path.is_dir() != (path == folder):
+            aside = path.with_name(f"{path.name}.damaged")
+            log.warning("%s is damaged (%s): kept as %s", path, "a file" if path == folder else "a folder", aside.name)
+            path.replace(aside)
 
 
 def claim_given(arguments: Sequence[str]) -> None:

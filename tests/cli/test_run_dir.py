@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from d2v.cli.run_dir import claim_given, name_sweep, new_folder, run_dir
+from d2v.cli.run_dir import claim, claim_given, name_sweep, new_folder, run_dir
 from d2v.runs import lock
 from d2v.runs.links import LeadsElsewhere
 from d2v.runs.lock import InUse, unlock_folders
@@ -81,6 +81,21 @@ def test_overrides_that_may_not_be_read_are_survived(tmp_path: Path, caplog: pyt
     other.mkdir()  # root may read any file
     assert run_dir(str(tmp_path), None, "auto", ["seed=1"]) == str(mine)
     assert str(other) in caplog.text
+
+
+@pytest.mark.parametrize("name", [".hydra", ".hydra/config.yaml", ".hydra/hydra.yaml"])
+def test_what_stands_where_hydra_writes_is_moved_aside(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / name
+    if name == ".hydra":
+        path.write_text("no folder")
+    else:
+        path.mkdir(parents=True)
+    claim(tmp_path)
+    assert f"{path} is damaged" in caplog.text
+    assert not path.exists()
+    assert path.with_name(f"{path.name}.damaged").exists()
 
 
 def test_auto_takes_the_run_begun_last_whatever_its_name_says(tmp_path: Path) -> None:
