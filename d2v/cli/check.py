@@ -12,9 +12,12 @@ from d2v.cli.commands import options
 from d2v.cli.launch import configuring, run, running
 from d2v.cli.settings import Check, checked, plain
 from d2v.data.checking import check_data
+from d2v.data.contents import visible
 from d2v.interop.build import build
-from d2v.runs.files import writing
+from d2v.runs.files import refuse_foreign, replace_text, writing
 from d2v.values import shown
+
+_FIRST_LINE = "# d2v check: samples that cannot be read, as name: reason"
 
 
 def check(cfg: DictConfig) -> None:
@@ -23,6 +26,8 @@ def check(cfg: DictConfig) -> None:
         if cfg.get("data") is None:
             raise ValueError(f"choose data=...: one of {', '.join(options('data'))}")
         settings = checked(Check, plain(cfg))
+        if settings.report is not None:
+            refuse_foreign(settings.report, "report", _is_report, "report of d2v check")
         node: dict[str, Any] = dict(settings.data)
         allowed = node.get("max_bad_fraction", 0.0)
         if not isinstance(allowed, int | float) or not 0 <= allowed <= 1:
@@ -35,17 +40,22 @@ def check(cfg: DictConfig) -> None:
         report = check_data(data, float(allowed))
     print("\n".join(report.lines))
     for entry in report.bad[: settings.show]:
-        print(f"bad: {entry}")
+        print(visible(f"bad: {entry}"))
     hidden = len(report.bad) - settings.show
     if hidden > 0:
         print(f"... and {hidden:,} more" + ("; report=FILE writes all of them" if settings.report is None else ""))
     if settings.report is not None:
         with running(), writing("report", settings.report):
-            Path(settings.report).write_text("".join(f"{entry}\n" for entry in report.bad), encoding="utf-8")
+            replace_text(settings.report, "".join(f"{visible(line)}\n" for line in (_FIRST_LINE, *report.bad)))
         print(f"all bad samples: {settings.report}")
     print(f"{report.num_samples:,} samples, {len(report.bad):,} bad; a run tolerates {int(report.allowed):,}")
-    if report.too_many:
+    if report.too_many or report.num_samples == 0:
         raise SystemExit(1)
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_FIRST_LINE) + 1) == f"{_FIRST_LINE}\n".encode()
 
 
 if __name__ == "__main__":

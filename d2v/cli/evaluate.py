@@ -17,6 +17,7 @@ from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, check_probed, load_data, load_trained
 from d2v.cli.scoring import is_finetuned, score_finetuned
 from d2v.cli.settings import Evaluate, checked, plain
+from d2v.data.contents import visible
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, save_results
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
@@ -155,7 +156,7 @@ class Prober:
 
 def _name_skipped(skipped: Sequence[str]) -> None:
     for entry in skipped:
-        print(f"skipped {entry}")
+        print(visible(f"skipped {entry}"))
 
 
 if __name__ == "__main__":

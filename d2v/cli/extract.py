@@ -7,19 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 from omegaconf import DictConfig
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, check_probed, load_data, load_trained
 from d2v.cli.settings import Extract, checked, plain
+from d2v.data.contents import visible
 from d2v.data.datasets import eval_loader
 from d2v.eval.features import Features
 from d2v.eval.features import extract as extract_features
 from d2v.lit.machine import choose_workers, set_threads
-from d2v.runs.files import replacing, writing, written_beside
+from d2v.runs.files import refuse_foreign, replacing, writing, written_beside
 from d2v.terminal import watched
 
 
@@ -34,6 +37,7 @@ def extract(cfg: DictConfig) -> None:
             raise ValueError(f"output={output}: the name must end in .safetensors or .npz")
         if output.parent.exists() and not output.parent.is_dir():
             raise ValueError(f"output={output}: {output.parent} is a file, not a folder")
+        refuse_foreign(output, "output", _holds_features, "file of features")
         trained = load_trained(settings.checkpoint, settings.network)
         check_probed(settings.layers, settings.pool, trained, "")
         data = load_data(cfg, trained)
@@ -48,7 +52,7 @@ def extract(cfg: DictConfig) -> None:
         write(output, features, names, getattr(source.source, "class_names", None))
         print(f"{tuple(features.features.shape)} features, {len(features.skipped)} samples skipped: {output}")
         for entry in features.skipped:
-            print(f"skipped {entry}")
+            print(visible(f"skipped {entry}"))
 
 
 def write(path: Path, features: Features, names: list[str], class_names: Sequence[str] | None) -> None:
@@ -74,6 +78,16 @@ def write(path: Path, features: Features, names: list[str], class_names: Sequenc
         else:
             with written_beside(path) as part:
                 save_file(tensors, part, metadata={key: json.dumps(values) for key, values in texts.items()})
+
+
+def _holds_features(path: Path) -> bool:
+    if path.suffix == ".npz":
+        return is_zipfile(path) and {"features.npy", "sample_ids.npy"} <= set(ZipFile(path).namelist())
+    try:
+        with safe_open(path, "pt") as file:
+            return {"features", "sample_ids"} <= set(file.keys())
+    except SafetensorError:
+        return False
 
 
 if __name__ == "__main__":

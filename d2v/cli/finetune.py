@@ -35,7 +35,7 @@ from d2v.runs.files import replace_text, writing
 from d2v.runs.record import RECORD, write_run_record
 from d2v.tasks.base import Task
 from d2v.tasks.results import write_results
-from d2v.values import PositiveFraction, check, shown
+from d2v.values import PositiveFraction, check, parameters, shown
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +163,13 @@ def prepare_data(node: dict[str, Any], settings: Finetune, trained: Trained | No
     if not hasattr(dataset, "finetune"):
         raise ValueError(f"data of this kind ({node['_target_']}) cannot be fine-tuned on: choose another data=...")
     labels = build(settings.labels, key="labels", trusted=True)
+    known = parameters(type(dataset).finetune)
+    unknown = [key for key in labels if key not in known]
+    if unknown:
+        raise ValueError(
+            f"labels.{unknown[0]}={shown(labels[unknown[0]])}: is not for data of the kind {dataset.modality}; choose "
+            "another task=... or data=..."
+        )
     seed = settings.seed if settings.label_seed is None else settings.label_seed
     return dataset.finetune(**labels, seed=seed, label_fraction=settings.label_fraction), dataset
 

@@ -46,7 +46,7 @@ read_text_as_typed()
 
 _CANNOT_WRITE = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENAMETOOLONG, errno.ESTALE, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ESTALE, errno.EIO, errno.ENOENT, errno.ELOOP, errno.EINVAL, errno.EISDIR),
 }
 _MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError, UserError)
 

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from d2v.bounds import read_yaml
 from d2v.cli.folders import forget_making, note_making
 from d2v.cli.words import is_multirun, quoted
+from d2v.errors import UserError
 from d2v.runs.checkpoints import FOLDER
 from d2v.runs.links import check_links
 from d2v.runs.lock import lock_folder
@@ -97,6 +98,8 @@ def _make_way(folder: Path) -> None:
 def claim_given(arguments: Sequence[str]) -> None:
     """:func:`claim` the folder of ``hydra.run.dir=DIR``, which Hydra writes to without asking ``d2v.run_dir``."""
     for value in _values(arguments, "hydra.run.dir"):
+        if not value.strip():
+            raise UserError("hydra.run.dir=: an empty path; give a folder, or leave it out")
         if Path(value).is_dir() and Path(value).resolve() != Path.cwd():
             claim(value)
 

@@ -156,6 +156,8 @@ def _walk(listing: Listing, endings: tuple[str, ...]) -> Iterator[str]:
                     listing.left_out[path] += 1
                 else:
                     listing.unreadable.append(f"{printable(entry.path)} ({error.strerror})")
+        elif _is_special(entry):
+            listing.left_out["pipes and devices"] += 1
         elif entry.name.strip().lower().endswith(endings):
             listing.paths.append(path)
             listing.ids.append(_identity(entry, device))
@@ -199,6 +201,14 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a folder, or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is, or leads to, a pipe, a socket or a device: reading it may never end."""
+    try:
+        return not entry.is_file() and os.path.exists(entry.path)
     except OSError:
         return False
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -112,6 +112,29 @@ def read_json_or_none(path: Path) -> Any:
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read (%s): taken as if it were not there", path, error)
         return None
+
+
+def refuse_foreign(path: str | Path, key: str, is_ours: Callable[[Path], bool], what: str) -> None:
+    """Refuse an output that would replace a file which the command has not written.
+
+    Args:
+        path: where the output is to go.
+        key: of the configuration, by which the path was given.
+        is_ours: tells by its content a file that the command may replace; ValueError or OSError mean no.
+        what: the command writes, in words.
+
+    Raises:
+        ValueError: there is such a file, or a folder or a device.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    ours = False
+    if path.is_file():
+        with suppress(ValueError, OSError):
+            ours = is_ours(path)
+    if not ours:
+        raise ValueError(f"{key}={path}: is there already and is no {what}: choose another name, or move it away")
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import d2v
 from d2v.cli.export import _answering_head
@@ -134,6 +135,22 @@ def _poisoned(run: Path, path: Path, change: Callable[[dict[str, Any]], None]) -
     change(content["d2v"]["config"])
     torch.save(content, path)
     return path
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+def test_features_replace_nothing_but_features(runs: ModuleType, files: Path, tmp_path: Path, ending: str) -> None:
+    output = tmp_path / f"mine{ending}"
+    output.write_text("my thesis")
+    words = ("extract", f"checkpoint={files / 'image.pt'}", "data=samples", f"output={output}")
+    result = runs.d2v_command(*words)
+    assert f"output={output}: is there already and is no file of features" in result.err
+    assert output.read_text() == "my thesis"
+    tensors = {"features": torch.zeros(1, 2), "sample_ids": torch.zeros(1, dtype=torch.int64)}
+    if ending == ".npz":
+        np.savez(output, **{name: value.numpy() for name, value in tensors.items()})
+    else:
+        save_file(tensors, output)
+    assert "is there already" not in runs.d2v_command(*words, "batch_size=0").err  # another error ends it
 
 
 @pytest.mark.parametrize("command", ["extract", "evaluate", "finetune"])
@@ -317,3 +334,10 @@ def test_an_exported_regression_puts_out_scores(files: Path) -> None:
     torch.testing.assert_close(found.squeeze(-1), torch.tensor(expected))
     classes = replace(trained, label_names=["no", "yes"])
     assert _answering_head(classes) is head
+
+
+def test_a_task_of_another_modality_is_named(runs: ModuleType, files: Path, tmp_path: Path) -> None:
+    words = ("finetune", "task=ctc", f"checkpoint={files / 'image.pt'}", "data=samples", "epochs=1")
+    result = runs.d2v_command(*words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert "labels.letters=" in result.err
+    assert "is not for data of the kind image; choose another task=... or data=..." in result.err

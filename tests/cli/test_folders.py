@@ -70,6 +70,21 @@ def test_failed_commands_leave_nothing(runs: ModuleType, tmp_path: Path, where: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("hydra.run.dir=", "hydra.run.dir=: an empty path; give a folder"), ("hydra.run.dir=/proc/x/y", "/proc/x")],
+)
+def test_a_run_folder_that_cannot_be_had_is_one_message(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = runs.d2v_command("pretrain", *runs.TINY, word)
+    assert result.status == 1
+    assert message in result.err
+    assert "Traceback" not in result.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_below_a_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError):

@@ -117,3 +117,22 @@ def test_errors(
         assert word in result.err
     assert "Traceback" not in result.err + result.out
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_it_replaces_nothing_but_a_tokenizer(runs: ModuleType, text: Path, tmp_path: Path) -> None:
+    arguments = ("tokenizer", "train", f"files={text}", "vocab_size=280")
+    corpus = (text / "a.txt").read_bytes()
+    result = runs.d2v_command(*arguments, f"output={text / 'a.txt'}")
+    assert f"output={text / 'a.txt'}: the name must end in .json" in result.err
+    assert (text / "a.txt").read_bytes() == corpus
+    thesis = tmp_path / "thesis.json"
+    thesis.write_text('{"chapters": 7}')
+    assert (
+        f"output={thesis}: is there already and is no tokenizer" in runs.d2v_command(*arguments, f"output={thesis}").err
+    )
+    assert thesis.read_text() == '{"chapters": 7}'
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("[]")
+    result = runs.d2v_command(*arguments, f"output={run / 'tokenizer.json'}")
+    assert f"{run} is a run or an export; choose another folder" in result.err

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from d2v.runs.files import (
     NotWritten,
+    refuse_foreign,
     replace_bytes,
     replace_json,
     replace_text,
@@ -97,3 +98,18 @@ def test_other_errors_are_left_alone(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, writing("output", "x"):
         raise error
     assert caught.value is error
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    def begins_with_ours(path: Path) -> bool:
+        return path.read_text().startswith("ours")
+
+    mine, others, folder = tmp_path / "mine", tmp_path / "others", tmp_path / "folder"
+    mine.write_text("ours, too")
+    others.write_bytes(b"\xff is no text")
+    folder.mkdir()
+    refuse_foreign(mine, "output", begins_with_ours, "report")
+    refuse_foreign(tmp_path / "new", "output", begins_with_ours, "report")
+    for path in (others, folder):
+        with pytest.raises(ValueError, match=f"^output={path}: is there already and is no report: choose another name"):
+            refuse_foreign(path, "output", begins_with_ours, "report")
