@@ -52,7 +52,7 @@ parity: $(VENV)/.dev ## compare with what the authors' code computed (GOLDEN=tes
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/check_parity.py $(or $(GOLDEN),tests/golden)
 
 bench: $(VENV)/.dev ## has anything become slower? every benchmark in short, against the committed figures
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/bench.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python scripts/bench/run.py
 
 lint: $(VENV)/.dev ## check style
 	$(BIN)/ruff check .

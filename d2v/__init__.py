@@ -14,7 +14,7 @@ _LAZY = {
     "Encoder": "d2v.nn.encoder",
     "TokenMask": "d2v.types",
     "buildable": "d2v.values",
-    "load_encoder": "d2v.interop.doors",
+    "load_encoder": "d2v.interop.checkpoints",
 }
 
 __all__ = ["Batch", "Data2Vec", "Data2Vec2", "Encoder", "TokenMask", "__version__", "buildable", "load_encoder"]

@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from d2v.interop.build import build, load_exactly
-from d2v.interop.fairseq import MODALITIES, Layout, to_d2v_state, to_d2v_teacher
-from d2v.interop.fairseq_config import PAD_ID, model_node
-from d2v.interop.fairseq_files import FairseqCheckpoint, save_fairseq
+from d2v.interop.fairseq.config import PAD_ID, model_node
+from d2v.interop.fairseq.files import FairseqCheckpoint, save_fairseq
+from d2v.interop.fairseq.names import MODALITIES, Layout, to_d2v_state, to_d2v_teacher
 from d2v.models.data2vec import Data2Vec
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.frontends.base import Frontend

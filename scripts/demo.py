@@ -21,10 +21,11 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Subset
 
 from d2v.cli.loading import load_trained
-from d2v.data.sampler import RandomStream, SampleKey, sample_rng
+from d2v.data.keys import RandomStream, SampleKey, sample_rng
 from d2v.eval.features import extract, extract_frames
-from d2v.eval.figures import plot_curves, plot_masks, plot_pca
-from d2v.eval.figures_sequences import plot_clips, plot_texts
+from d2v.eval.figures.curves import plot_curves
+from d2v.eval.figures.images import plot_masks, plot_pca
+from d2v.eval.figures.sequences import plot_clips, plot_texts
 from d2v.interop.build import build
 from d2v.interop.native import Checkpoint
 from d2v.nn.encoder import Encoder

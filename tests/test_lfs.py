@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from d2v.bounds import read_text
-from d2v.data.audio_sources import decode_audio
 from d2v.data.bad_samples import BadSample
-from d2v.data.image_decoding import decode_image
-from d2v.data.text_sources import TextFiles, read_table
-from d2v.data.tokenizer import load_tokenizer
-from d2v.interop import huggingface_import, native
+from d2v.data.images.decoding import decode_image
+from d2v.data.speech.clips import decode_audio
+from d2v.data.texts.documents import TextFiles, read_table
+from d2v.data.texts.tokenizer import load_tokenizer
+from d2v.interop import exports, native
+from d2v.interop.huggingface import reading as huggingface_import
 from d2v.lfs import is_lfs_pointer, refuse_lfs_pointer
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"6" * 64 + b"\nsize 146946961\n"
@@ -40,7 +41,7 @@ def test_the_error_names_key_file_and_fix(tmp_path):
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a checkpoint": ("model.ckpt", native.read_safely),
-    "weights of an export": ("encoder.safetensors", native._load_weights),
+    "weights of an export": ("encoder.safetensors", exports._load_weights),
     "weights of Hugging Face's": ("model.safetensors", huggingface_import._load_file),
     "older weights of Hugging Face's": ("pytorch_model.bin", huggingface_import._load_file),
     "configurations": ("config.json", read_text),

@@ -19,8 +19,9 @@ from d2v.cli.scoring import is_finetuned, score_finetuned
 from d2v.cli.settings import Evaluate, checked, plain
 from d2v.data.contents import visible
 from d2v.data.datasets import eval_loader
-from d2v.eval.features import ProbeRow, extract, extract_frames, probe_table, save_results
+from d2v.eval.features import extract, extract_frames
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
+from d2v.eval.results import ProbeRow, probe_table, save_results
 from d2v.lit.machine import choose_precision, choose_workers, set_threads
 from d2v.nn.encoder import Encoder
 from d2v.runs.files import replace_text, writing

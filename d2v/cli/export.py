@@ -15,9 +15,10 @@ from d2v.cli.cards import model_card
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import Trained, load_trained
 from d2v.cli.settings import Export, checked, plain
-from d2v.interop.fairseq_files import save_fairseq
+from d2v.interop.exports import save_encoder
+from d2v.interop.fairseq.files import save_fairseq
 from d2v.interop.huggingface import huggingface_problems, save_custom_huggingface, save_huggingface
-from d2v.interop.native import Checkpoint, save_encoder
+from d2v.interop.native import Checkpoint
 from d2v.runs.exports import export_folder
 from d2v.version import __version__
 

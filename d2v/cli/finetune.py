@@ -23,7 +23,7 @@ from d2v.cli.run_dir import claim
 from d2v.cli.scoring import set_decoder
 from d2v.cli.settings import Finetune, build_each, build_schedule, checked, plain
 from d2v.cli.sweep import sweep
-from d2v.data.finetune import FinetuneData
+from d2v.data.labelled import FinetuneData
 from d2v.interop.build import build, check_node, load_exactly
 from d2v.interop.native import Checkpoint
 from d2v.lit import machine, setup

@@ -11,7 +11,7 @@ from d2v.cli.cards import model_card
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import WHOSE, load_trained
 from d2v.cli.settings import Import, checked, plain
-from d2v.interop.native import save_encoder
+from d2v.interop.exports import save_encoder
 from d2v.version import __version__
 
 

@@ -16,10 +16,11 @@ from torch import nn
 
 from d2v.cli.settings import plain_value
 from d2v.data.fingerprint import tokenizer_digest
-from d2v.data.tokenizer import Tokenizer, load_tokenizer
+from d2v.data.texts.tokenizer import Tokenizer, load_tokenizer
 from d2v.interop.build import build, part_named
-from d2v.interop.doors import Found, Source, read_foreign, recognise
-from d2v.interop.native import Checkpoint, Network, load_export, load_export_config
+from d2v.interop.checkpoints import Found, Source, read_foreign, recognise
+from d2v.interop.exports import load_export, load_export_config
+from d2v.interop.native import Checkpoint, Network
 from d2v.models.heads import FinetunedModel
 from d2v.nn.encoder import Encoder
 from d2v.values import returned_by

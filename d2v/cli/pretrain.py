@@ -17,9 +17,9 @@ from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable, write_configuration
 from d2v.cli.run_dir import claim
 from d2v.cli.settings import Pretrain, build_each, build_schedule, checked, plain
-from d2v.data.tokenizer import load_tokenizer
+from d2v.data.texts.tokenizer import load_tokenizer
 from d2v.interop.build import build
-from d2v.interop.doors import init_from
+from d2v.interop.checkpoints import init_from
 from d2v.interop.native import Checkpoint
 from d2v.lit import machine, setup
 from d2v.lit.data import PretrainDataModule

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.cli.settings import Evaluate
 from d2v.data.contents import describe_sources
-from d2v.data.finetune import FinetuneData
+from d2v.data.labelled import FinetuneData
 from d2v.data.scored import whole_as_val, with_known_labels
 from d2v.interop.build import build
-from d2v.interop.doors import recognise
+from d2v.interop.checkpoints import recognise
 from d2v.interop.native import Checkpoint, resolve_checkpoint
 from d2v.tasks.results import write_results
 from d2v.tasks.transcription import Transcription

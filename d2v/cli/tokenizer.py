@@ -11,8 +11,8 @@ from d2v.bounds import read_json
 from d2v.cli.launch import configuring, run
 from d2v.cli.settings import Tokenizer, checked, plain
 from d2v.data.contents import visible
-from d2v.data.text_sources import TextFiles, texts_of
-from d2v.data.tokenizer import train_tokenizer
+from d2v.data.texts.documents import TextFiles, texts_of
+from d2v.data.texts.tokenizer import train_tokenizer
 from d2v.runs.exports import SUMS
 from d2v.runs.files import refuse_foreign, replace_text, writing
 from d2v.runs.record import RECORD

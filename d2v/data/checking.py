@@ -16,9 +16,9 @@ import numpy as np
 
 from d2v.data.bad_samples import BadSample, tolerated
 from d2v.data.contents import first_of, in_words, visible
-from d2v.data.image_decoding import to_channels
-from d2v.data.pixel_levels import evenly_spaced
-from d2v.data.transforms import Normalize
+from d2v.data.images.decoding import to_channels
+from d2v.data.images.levels import evenly_spaced
+from d2v.data.images.views import Normalize
 
 _MEASURED = 1000  # images whose pixels are averaged, evenly spaced
 _NAMED_CLASSES = 20

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from d2v.data.contents import Contents, first_of
-from d2v.data.datasets import Source
-from d2v.data.finetune import FinetuneData
+from d2v.data.labelled import FinetuneData
+from d2v.data.source import Source
 
 
 @dataclass(frozen=True)

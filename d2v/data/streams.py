@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from d2v.data.bad_samples import NoSamples
-from d2v.data.datasets import MAX_TRIES, RandomView, Sample, first_good
-from d2v.data.sampler import BatchPlan, RandomStream, SampleKey, sample_rng
+from d2v.data.keys import RandomStream, SampleKey, sample_rng
+from d2v.data.samplers import BatchPlan
+from d2v.data.source import MAX_TRIES, RandomView, Sample, first_good
 from d2v.types import Batch
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from d2v.eval.ctc import ctc_probe
-from d2v.eval.features import ProbeRow
 from d2v.eval.knn import knn_accuracy
 from d2v.eval.linear import linear_probe
+from d2v.eval.results import ProbeRow
 from d2v.eval.tfidf import tfidf_knn, tfidf_linear
 
 

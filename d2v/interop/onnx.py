@@ -22,7 +22,7 @@ from torch.export import Dim
 from torch.onnx import ONNXProgram
 
 from d2v.errors import how_to_install
-from d2v.interop.native import write_config
+from d2v.interop.exports import write_config
 from d2v.nn.attention import Attention
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.base import Frontend
@@ -58,7 +58,7 @@ def save_onnx(
         encoder: of one modality, on any device, in any precision; stays as it is.
         folder: made if need be.
         card: Markdown.
-        config: plain containers, as for :func:`d2v.interop.native.save_encoder`.
+        config: plain containers, as for :func:`d2v.interop.exports.save_encoder`.
         head: reads the encoder's output and the padding mask, as those of :mod:`d2v.models.heads` do; or None.
 
     Returns:

@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.batching import BatchSplit
 from d2v.data.datasets import leave_interrupts_to_the_parent
-from d2v.data.sampler import BatchPlan, BatchSplit, StepPlan
+from d2v.data.samplers import BatchPlan, StepPlan
 from d2v.errors import UserError, without_stack
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class PretrainData(Protocol):
-    """Protocol of a data set to pretrain on, whatever its modality (see :class:`d2v.data.images.ImageData`)."""
+    """Protocol of a data set to pretrain on, whatever its modality (see :class:`d2v.data.images.data.ImageData`)."""
 
     @property
     def batch_unit(self) -> str:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from d2v.data.finetune import FinetuneData
-from d2v.data.sampler import BatchSplit
+from d2v.data.batching import BatchSplit
+from d2v.data.labelled import FinetuneData
 from d2v.lit.data import ResumableDataModule, TimedLoader
 from d2v.lit.module import TrainingModule
 from d2v.lit.strategies import FullyShardedStrategy, shard

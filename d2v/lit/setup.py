@@ -14,7 +14,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
-from d2v.data.sampler import BatchSplit
+from d2v.data.batching import BatchSplit
 from d2v.lit.callbacks.stop import StopWhenTold, parse_time
 from d2v.lit.checkpoint_io import AtomicCheckpointIO
 from d2v.lit.machine import available_cores, choose_precision, keep_freed_memory

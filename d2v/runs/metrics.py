@@ -95,3 +95,17 @@ def parse_metrics(content: bytes) -> tuple[list[str], list[dict[str, str]]]:
     if any(None in row for row in rows):
         raise ValueError("has rows of more cells than columns")
     return columns, rows
+
+
+def read_metrics(path: Path) -> dict[str, list[float | None]]:
+    """The columns of a CSV of numbers; empty cells are None, as is what a killed run left off its last line."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns: dict[str, list[float | None]] = {name: [] for name in reader.fieldnames or ()}
+        for row in reader:
+            for name, values in columns.items():
+                try:
+                    values.append(float(row[name]) if row[name] else None)
+                except ValueError:
+                    raise ValueError(f"{path}, line {reader.line_num}: {name}={row[name]!r} is no number") from None
+    return columns

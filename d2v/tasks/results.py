@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2v.eval.figures_scores import plot_confusion
+from d2v.eval.figures.confusion import plot_confusion
 from d2v.runs.files import replace_json, replace_text, writing
 from d2v.tasks.classification import MAX_CLASSES_SHOWN, Classification
 from d2v.tasks.scoring import Scored, score, write_predictions

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from d2v.interop.doors import init_from, load_encoder
+from d2v.interop.checkpoints import init_from, load_encoder
 from d2v.interop.native import Checkpoint
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.models.mae import MaskedAutoencoder

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import d2v
 from d2v.cli.export import _answering_head
 from d2v.cli.loading import Trained
-from d2v.interop.fairseq_files import FairseqCheckpoint
+from d2v.interop.fairseq.files import FairseqCheckpoint
 from d2v.models.heads import FirstTokenHead
 from d2v.tasks.classification import Regression
 

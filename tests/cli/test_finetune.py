@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from d2v.interop.doors import load_encoder
+from d2v.interop.checkpoints import load_encoder
 from d2v.interop.native import Checkpoint
 from d2v.lit.callbacks import score
 

@@ -14,7 +14,7 @@ import yaml
 
 from d2v.cli.resume_words import loosened, names_a_run
 from d2v.cli.resuming import composed_of, leave_words_of_writing, words_of
-from d2v.data.tokenizer import train_tokenizer
+from d2v.data.texts.tokenizer import train_tokenizer
 from d2v.runs.listing import ENDED
 from d2v.runs.resuming import Words
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from d2v.data.tokenizer import load_tokenizer, train_tokenizer
+from d2v.data.texts.tokenizer import load_tokenizer, train_tokenizer
 
 pytest.importorskip("tokenizers")
 

@@ -204,7 +204,7 @@ IMAGES = {
     "model.decoders.image.mask_noise_std": 0.01, "model.decoders.image.input_drop_rate": 0.0, "data.img_size": 224,
     "data.in_chans": 3, "data.crop_scale": [0.2, 1.0], "data.hflip": 0.5, "data.mean": [0.485, 0.456, 0.406],
     "data.std": [0.229, 0.224, 0.225], "schedule.min_factor": 0.0,
-    "mask._target_": "d2v.objective.masking.InverseBlockMask", "data._target_": "d2v.data.images.imagenet",
+    "mask._target_": "d2v.objective.masking.InverseBlockMask", "data._target_": "d2v.data.images.factories.imagenet",
     "optim._target_": "d2v.lit.optim.adamw", "schedule._target_": "d2v.objective.schedules.warmup_cosine",
     "ema._target_": "d2v.objective.schedules.ema_decay",
 }  # fmt: skip

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from d2v.data.checking import check_data
-from d2v.data.images import image_folder
-from d2v.data.speech import audio_folder, audio_manifest
-from d2v.data.texts import text_files
+from d2v.data.images.factories import image_folder
+from d2v.data.speech.factories import audio_folder, audio_manifest
+from d2v.data.texts.factories import text_files
 
 
 def _images(root: Path) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from d2v.data.contents import Contents, describe_sources, in_words
-from d2v.data.finetune import Part
-from d2v.data.images import samples
+from d2v.data.images.factories import samples
+from d2v.data.labelled import Part
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from d2v.data.fingerprint import differences, fingerprint
-from d2v.data.images import image_folder
-from d2v.data.texts import text_files
-from d2v.data.tokenizer import load_tokenizer, train_tokenizer
+from d2v.data.images.factories import image_folder
+from d2v.data.texts.factories import text_files
+from d2v.data.texts.tokenizer import load_tokenizer, train_tokenizer
 
 SIZE: dict[str, Any] = {"img_size": 28, "in_chans": 1, "mean": [0.5], "std": [0.5], "patch_size": 7}
 
@@ -70,7 +70,7 @@ def test_classes_in_another_order(images: Path) -> None:
 
 
 def test_what_is_scored_while_fine_tuning_counts(images: Path) -> None:
-    from d2v.data.augment import ImageAugment
+    from d2v.data.images.augment import ImageAugment
 
     augment = ImageAugment(mixup=0, cutmix=0)
     before = fingerprint(image_folder(str(images), **SIZE).finetune(augment))

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v.data.sampler import ClipKey, LengthSampler, StepPlan
+from d2v.data.keys import ClipKey
+from d2v.data.length_sampler import LengthSampler
+from d2v.data.samplers import StepPlan
 
 SPLITS = [(1, 1), (2, 1), (1, 4), (4, 1), (2, 2)]  # world_size, accumulate
 LENGTHS = st.builds(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from d2v.data.plain_text import encoding_of, not_plain_text, utf8_of
-from d2v.data.text_sources import HFTexts, TextFiles
+from d2v.data.texts.documents import HFTexts, TextFiles
 
 LINES = [f"Zeile {i}: größer, 猫 und 𝄞" for i in range(40)]
 TEXT = "\n".join(LINES)

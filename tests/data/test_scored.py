@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from d2v.data.finetune import FinetuneData
-from d2v.data.images import image_folder
+from d2v.data.images.factories import image_folder
+from d2v.data.labelled import FinetuneData
 from d2v.data.scored import whole_as_val, with_known_labels
 
 

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import pytest
 
-from d2v.interop.doors import load_encoder
+from d2v.interop.checkpoints import load_encoder
 from d2v.runs.exports import check_export
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]

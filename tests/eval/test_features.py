@@ -5,16 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from d2v.eval.features import (
-    ProbeRow,
-    check_probe_data,
-    eval_mode,
-    extract,
-    pool_tokens,
-    probe_table,
-    save_results,
-    standardize,
-)
+from d2v.eval.features import check_probe_data, eval_mode, extract, pool_tokens, standardize
+from d2v.eval.results import ProbeRow, probe_table, save_results
 from d2v.types import Batch, EncoderOutput, TokenMask
 
 DEPTH, DIM = 3, 8

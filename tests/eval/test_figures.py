@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from d2v.eval import figures
-from d2v.eval.figures import plot_curves, plot_masks, plot_pca
+from d2v.eval.figures import canvas, curves
+from d2v.eval.figures import images as figures
+from d2v.eval.figures.curves import plot_curves
+from d2v.eval.figures.images import plot_masks, plot_pca
+from d2v.runs.metrics import read_metrics
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -49,11 +52,11 @@ def random_images(num_images: int, channels: int = 1, size: int = 28) -> Tensor:
 
 
 def test_series_skip_empty_cells_and_a_resumed_run_overrules_what_it_repeats(metrics_csv: Path) -> None:
-    columns = figures._read_csv(metrics_csv)
-    steps, values = figures._series(columns, "train/loss")
+    columns = read_metrics(metrics_csv)
+    steps, values = curves._series(columns, "train/loss")
     assert steps.tolist() == [0, 10, 20, 25]
     assert values.tolist() == [1.5, 1.2, 1.0, 0.9]
-    steps, values = figures._series(columns, "probe/knn")
+    steps, values = curves._series(columns, "probe/knn")
     assert steps.tolist() == [10, 20]
     assert values.tolist() == [0.71, 0.75]
 
@@ -61,13 +64,13 @@ def test_series_skip_empty_cells_and_a_resumed_run_overrules_what_it_repeats(met
 def test_curves_from_a_csv_and_from_its_columns_are_the_same_picture(metrics_csv: Path, tmp_path: Path) -> None:
     path = plot_curves(metrics_csv, tmp_path / "figures" / "csv.png")
     assert path == tmp_path / "figures" / "csv.png"
-    same = plot_curves(figures._read_csv(metrics_csv), tmp_path / "columns.png")
+    same = plot_curves(read_metrics(metrics_csv), tmp_path / "columns.png")
     np.testing.assert_array_equal(read_png(path), read_png(same))
 
 
 def test_curves_leave_out_panels_without_values(metrics_csv: Path, tmp_path: Path) -> None:
     four = read_png(plot_curves(metrics_csv, tmp_path / "4.png")).shape
-    columns = figures._read_csv(metrics_csv)
+    columns = read_metrics(metrics_csv)
     del columns["probe/knn"]
     three = read_png(plot_curves(columns, tmp_path / "3.png")).shape
     columns["train/effective_rank"] = [None] * len(columns["step"])
@@ -85,7 +88,7 @@ def test_curves_of_a_long_run_with_a_gap(tmp_path: Path) -> None:
 def test_smoothing_is_a_mean_over_what_is_there() -> None:
     values = np.arange(120.0)
     values[60] = np.nan
-    smooth = figures._smooth(values)
+    smooth = curves._smooth(values)
     width = 2 * (120 // 60) + 1
     for i in range(120):
         window = values[max(0, i - width // 2) : i + width // 2 + 1]
@@ -96,7 +99,7 @@ def test_smoothing_is_a_mean_over_what_is_there() -> None:
 def test_a_truncated_last_line_is_read_and_a_bad_cell_named(metrics_csv: Path, tmp_path: Path) -> None:
     with metrics_csv.open("a") as file:
         file.write("1,,35")
-    assert figures._read_csv(metrics_csv)["train/loss"][-1] is None
+    assert read_metrics(metrics_csv)["train/loss"][-1] is None
     with metrics_csv.open("a") as file:
         file.write("\n1,,40,,oops,,\n")
     with pytest.raises(ValueError, match="line 11: train/loss='oops' is no number"):
@@ -120,7 +123,7 @@ def test_greyed_out_pixels_are_exactly_the_masked_patches(size: int) -> None:
     for row in range(size):
         for column in range(size):
             masked = mask[row * 7 // size, column * 7 // size]
-            expected = figures.MASKED_COLOUR if masked else image[row, column]
+            expected = canvas.MASKED_COLOUR if masked else image[row, column]
             np.testing.assert_allclose(greyed[row, column], expected)
 
 
@@ -132,7 +135,7 @@ def test_masks_picture_shows_the_masked_share(tmp_path: Path, num_masks: int, ch
     half[:, :28] = True
     full = read_png(plot_masks(random_images(2, channels), ~mask, (7, 7), num_masks, tmp_path / "2.png"))
     part = read_png(plot_masks(random_images(2, channels), half, (7, 7), num_masks, tmp_path / "1.png"))
-    masked = [count_pixels(picture, figures.MASKED_COLOUR) for picture in (empty, part, full)]
+    masked = [count_pixels(picture, canvas.MASKED_COLOUR) for picture in (empty, part, full)]
     assert masked[0] < 100
     assert masked[1] / masked[2] == pytest.approx(28 / 49, abs=0.02)
     assert masked[2] > 2 * min(num_masks, 4) * 100**2
@@ -153,19 +156,19 @@ def test_mask_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_features", [1, 2, 3, 20])
 def test_principal_components_match_svd(num_features: int) -> None:
     x = torch.randn(60, num_features, generator=torch.Generator().manual_seed(0)) + 3
-    components, explained = figures.principal_components(x)
+    components, explained = canvas.principal_components(x)
     u, sigma, _ = np.linalg.svd((x - x.mean(0)).double().numpy(), full_matrices=False)
     expected = np.zeros((60, 3))
     expected[:, :num_features] = (u * sigma)[:, :3]
     np.testing.assert_allclose(np.abs(components), np.abs(expected), atol=1e-5)
     assert explained == pytest.approx((sigma[:3] ** 2).sum() / (sigma**2).sum())
     # The sign does not depend on the order of the patches, so neither do the colours.
-    np.testing.assert_allclose(figures.principal_components(x.flip(0))[0], components[::-1], atol=1e-5)
+    np.testing.assert_allclose(canvas.principal_components(x.flip(0))[0], components[::-1], atol=1e-5)
 
 
 def test_scaling_is_robust_to_outliers_and_constants() -> None:
     components = np.stack([np.arange(100.0), np.zeros(100), np.r_[1e6, np.arange(99.0)]], axis=1)
-    scaled = figures.scale_robustly(components)
+    scaled = canvas.scale_robustly(components)
     assert scaled.min() == 0
     assert scaled.max() == 1
     assert (scaled[:, 1] == 0.5).all()
@@ -200,7 +203,7 @@ def test_drawing_touches_no_global_state(metrics_csv: Path, tmp_path: Path) -> N
 
 
 def test_matplotlib_is_optional(metrics_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = "import sys, d2v.eval.figures; sys.exit('matplotlib' in sys.modules)"
+    check = "import sys, d2v.eval.figures.images; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install matplotlib"):

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from d2v.eval import probes
-from d2v.eval.features import ProbeRow, extract_frames, probe_table
+from d2v.eval.features import extract_frames
 from d2v.eval.knn import knn_accuracy
 from d2v.eval.linear import linear_probe
 from d2v.eval.probes import Labelled, Settings, classify, hold_out_groups, transcribe
+from d2v.eval.results import ProbeRow, probe_table
 from d2v.eval.tfidf import tfidf_knn, tfidf_linear
 from d2v.types import Batch, EncoderOutput, TokenMask
 

@@ -17,11 +17,11 @@ from d2v.values import is_buildable
 # All that a checkpoint, an export or a run may name. Add a name here only with the mark's own rule in mind
 # (d2v.values.buildable): nothing listed here may write, execute or import what its arguments name.
 MARKED = {
-    "d2v.data.augment": {"ImageAugment"},
-    "d2v.data.glue": {"glue"},
-    "d2v.data.images": {"hf_images", "image_folder", "imagenet", "samples"},
-    "d2v.data.speech": {"audio_folder", "audio_manifest", "hf_audio", "librispeech", "samples_speech"},
-    "d2v.data.texts": {"hf_text", "samples_text", "text_files"},
+    "d2v.data.images.augment": {"ImageAugment"},
+    "d2v.data.texts.glue": {"glue"},
+    "d2v.data.images.factories": {"hf_images", "image_folder", "imagenet", "samples"},
+    "d2v.data.speech.factories": {"audio_folder", "audio_manifest", "hf_audio", "librispeech", "samples_speech"},
+    "d2v.data.texts.factories": {"hf_text", "samples_text", "text_files"},
     "d2v.eval.beam": {"BeamDecoder"},
     "d2v.lit.callbacks.checkpoint": {"CheckpointEvery"},
     "d2v.lit.callbacks.finite": {"SkippedSteps"},
@@ -62,9 +62,9 @@ def test_the_list_of_what_a_file_may_name() -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "os.system", "builtins.eval", "torch.utils.collect_env.run", "d2v.data.text_blocks._write",
-        "d2v.data.text_blocks.cache_dir", "d2v.data.texts.text_files.__call__", "d2v.nn.encoder.Batch",
-        "d2v.data.images.ImageData", "d2v.nn.encoder.torch", "d2v.cli.main.main", "d2v.interop.build.build",
+        "os.system", "builtins.eval", "torch.utils.collect_env.run", "d2v.data.texts.blocks._write",
+        "d2v.data.texts.blocks.cache_dir", "d2v.data.texts.factories.text_files.__call__", "d2v.nn.encoder.Batch",
+        "d2v.data.images.factories.ImageData", "d2v.nn.encoder.torch", "d2v.cli.main.main", "d2v.interop.build.build",
         "d2v.models.data2vec2.SelfDistillation", "d2v.models.distillation.SelfDistillation", "d2v.nn.block.Block",
         "d2v", "d2v.nn", "", ".", "d2v..nn", "d2v.nn.encoder.Encoder ", "d2v.nn.encoder.Encoder.__init__",
         "d2v.data.__builtins__", "subprocess.Popen", "d2v.lit.data.Any",
@@ -123,8 +123,8 @@ def test_nothing_is_built_before_all_is_checked(monkeypatch: pytest.MonkeyPatch)
     ("key", "target"),
     [
         ("data", "d2v.lit.loggers.CSVLogger"), ("data.augment", "d2v.lit.loggers.CSVLogger"),
-        ("labels.augment", "d2v.lit.callbacks.score.ScoreEvery"), ("decoder", "d2v.data.texts.text_files"),
-        ("task", "d2v.lit.loggers.CSVLogger"), ("model.encoder", "d2v.data.texts.text_files"),
+        ("labels.augment", "d2v.lit.callbacks.score.ScoreEvery"), ("decoder", "d2v.data.texts.factories.text_files"),
+        ("task", "d2v.lit.loggers.CSVLogger"), ("model.encoder", "d2v.data.texts.factories.text_files"),
         ("", "d2v.lit.loggers.CSVLogger"), ("mask", "d2v.lit.loggers.CSVLogger"),
         ("encoder", "d2v.eval.beam.BeamDecoder"),
     ],

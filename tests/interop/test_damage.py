@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from d2v.interop.build import build
-from d2v.interop.doors import load_encoder
+from d2v.interop.checkpoints import load_encoder
+from d2v.interop.exports import load_export_config, save_encoder
 from d2v.interop.huggingface import save_custom_huggingface
-from d2v.interop.native import load_export_config, save_encoder
 from d2v.nn.encoder import Encoder
 
 NODE: dict[str, Any] = {

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from d2v.interop.build import build, load_exactly
-from d2v.interop.doors import init_from, load_encoder, read_foreign, recognise
-from d2v.interop.fairseq_files import FairseqCheckpoint, save_fairseq
+from d2v.interop.checkpoints import init_from, load_encoder, read_foreign, recognise
+from d2v.interop.fairseq.files import FairseqCheckpoint, save_fairseq
 from d2v.models.mae import MaskedAutoencoder
 from d2v.types import Batch
 
@@ -238,8 +238,8 @@ def test_reading_needs_no_fairseq_and_little_memory(tmp_path: Path) -> None:
     """Far less than twice the file, whatever lies beside the model in it."""
     program = f"""
 import resource, sys, torch
-from d2v.interop.doors import load_encoder
-from d2v.interop.fairseq_files import save_fairseq
+from d2v.interop.checkpoints import load_encoder
+from d2v.interop.fairseq.files import save_fairseq
 from d2v.interop.build import build
 path = {str(tmp_path / "large.pt")!r}
 if sys.argv[1] == "write":

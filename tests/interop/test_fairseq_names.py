@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from d2v.interop.fairseq import (
+from d2v.interop.fairseq.names import (
     MODALITIES,
     RENAMINGS,
     Layout,

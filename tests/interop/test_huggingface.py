@@ -18,12 +18,7 @@ from torch import Tensor, nn
 transformers = pytest.importorskip("transformers")
 
 from d2v.interop.build import build  # noqa: E402
-from d2v.interop.huggingface import (  # noqa: E402  # after the check that transformers is there
-    Imported,
-    load_huggingface,
-    save_custom_huggingface,
-    save_huggingface,
-)
+from d2v.interop.huggingface import Imported, load_huggingface, save_custom_huggingface, save_huggingface  # noqa: E402
 from d2v.nn.encoder import Encoder  # noqa: E402
 from d2v.types import Batch, EncoderOutput, num_frames  # noqa: E402
 
@@ -387,7 +382,7 @@ def node_of(modality: str, encoder: dict[str, Any] | None = None, **frontend: An
 
 
 def tokenizer_json() -> str:
-    from d2v.data.tokenizer import train_tokenizer
+    from d2v.data.texts.tokenizer import train_tokenizer
 
     return train_tokenizer(["a cat and a $dog", "two dogs"], 280).to_json()
 
@@ -515,7 +510,7 @@ def test_positions_and_heads_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 def test_their_tokenizer_gives_our_ids(tmp_path: Path) -> None:
-    from d2v.data.tokenizer import load_tokenizer
+    from d2v.data.texts.tokenizer import load_tokenizer
 
     text, node = tokenizer_json(), node_of("text")
     save_huggingface(build(node), node, tmp_path, {**DATA["text"], "tokenizer": text})
@@ -535,7 +530,7 @@ def test_their_tokenizer_gives_our_ids(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_whose_numbers_are_the_released_dictionarys(tmp_path: Path) -> None:
-    from d2v.data.tokenizer import load_tokenizer
+    from d2v.data.texts.tokenizer import load_tokenizer
 
     plain = json.loads(tokenizer_json())
     plain["added_tokens"] = []
@@ -555,7 +550,7 @@ def test_a_tokenizer_whose_numbers_are_the_released_dictionarys(tmp_path: Path) 
 
 
 def test_a_tokenizer_without_a_pad_token_gets_one(tmp_path: Path) -> None:
-    from d2v.data.tokenizer import load_tokenizer
+    from d2v.data.texts.tokenizer import load_tokenizer
 
     plain = json.loads(tokenizer_json().replace("<s>", "<|endoftext|>"))
     for name in ("<pad>", "</s>"):
@@ -592,7 +587,7 @@ def test_their_processor_of_speech_gives_our_inputs_and_reads_our_letters(tmp_pa
 def test_their_processor_of_images_gives_our_inputs(tmp_path: Path) -> None:
     from PIL import Image
 
-    from d2v.data.transforms import EvalTransform, Normalize
+    from d2v.data.images.views import EvalTransform, Normalize
 
     data = {"mean": [0.1, 0.2, 0.3], "std": [0.3, 0.4, 0.5], "crop_pct": 0.75}
     node = node_of("image", in_chans=3)

@@ -13,10 +13,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
-from d2v.interop import native
+from d2v.interop import exports
 from d2v.interop.build import build, load_exactly
-from d2v.interop.doors import init_from, load_encoder
-from d2v.interop.native import Checkpoint, resolve_checkpoint, save_encoder
+from d2v.interop.checkpoints import init_from, load_encoder
+from d2v.interop.exports import save_encoder
+from d2v.interop.native import Checkpoint, resolve_checkpoint
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.encoder import Encoder
 from d2v.runs.exports import CARD, SUMS
@@ -181,9 +182,9 @@ def test_load_exactly_checks_buffers() -> None:
 def test_an_export_is_bit_equal(tmp_path: Path, make_batch: MakeBatch, network: str) -> None:
     encoder = getattr(make_model(), network)
     folder = save_encoder(encoder, {"encoder": ENCODER_NODE, "data": {"mean": [0.5]}}, tmp_path / "a" / "b", "# Card\n")
-    assert sorted(p.name for p in folder.iterdir()) == sorted([native.WEIGHTS, native.CONFIG, CARD, SUMS])
+    assert sorted(p.name for p in folder.iterdir()) == sorted([exports.WEIGHTS, exports.CONFIG, CARD, SUMS])
     assert (folder / CARD).read_text() == "# Card\n"
-    assert OmegaConf.to_container(OmegaConf.load(folder / native.CONFIG)) == {
+    assert OmegaConf.to_container(OmegaConf.load(folder / exports.CONFIG)) == {
         "encoder": ENCODER_NODE,
         "data": {"mean": [0.5]},
     }
@@ -219,7 +220,7 @@ def test_an_export_that_names_a_foreign_class_is_refused(tmp_path: Path) -> None
 
 def test_damaged_weights_of_an_export_are_a_value_error(tmp_path: Path) -> None:
     save_encoder(make_model().student, {"encoder": ENCODER_NODE}, tmp_path, "")
-    (tmp_path / native.WEIGHTS).write_bytes(b"not safetensors at all")
+    (tmp_path / exports.WEIGHTS).write_bytes(b"not safetensors at all")
     with pytest.raises(ValueError):
         load_encoder(tmp_path)
 
@@ -377,5 +378,5 @@ def test_init_from_refuses_what_does_not_fit(tmp_path: Path) -> None:
 def test_saved_weights_are_plain_safetensors(tmp_path: Path) -> None:
     encoder = make_model().student
     save_encoder(encoder, {"encoder": ENCODER_NODE}, tmp_path, "")
-    state = load_file(tmp_path / native.WEIGHTS)
+    state = load_file(tmp_path / exports.WEIGHTS)
     assert state.keys() == encoder.state_dict().keys()

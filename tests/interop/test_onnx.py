@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v.interop import onnx as interop
-from d2v.interop.native import load_export_config
+from d2v.interop.exports import load_export_config
 from d2v.interop.onnx import save_onnx
 from d2v.models.heads import FirstTokenHead, FrameHead, MeanPoolHead
 from d2v.nn.encoder import Encoder

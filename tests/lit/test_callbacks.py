@@ -13,7 +13,7 @@ from d2v.eval.features import extract
 from d2v.eval.health import effective_rank, relative_spread
 from d2v.eval.knn import knn_accuracy
 from d2v.interop.build import build
-from d2v.interop.doors import load_encoder
+from d2v.interop.checkpoints import load_encoder
 from d2v.lit.callbacks import health
 from d2v.lit.callbacks.health import Collapse, HealthMonitor
 from d2v.lit.callbacks.probe import OnlineKNN

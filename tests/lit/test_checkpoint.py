@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from d2v.interop.build import build
-from d2v.interop.doors import load_encoder
+from d2v.interop.checkpoints import load_encoder
 from d2v.interop.native import resolve_checkpoint
 from d2v.lit.checkpoint_io import AtomicCheckpointIO, make_room
 from d2v.runs.checkpoints import list_checkpoints

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from d2v.interop.fairseq import to_d2v_state, to_d2v_teacher
+from d2v.interop.fairseq.names import to_d2v_state, to_d2v_teacher
 
 GOLDEN_OF_1 = ["v1_audio", "v1_image", "v1_text"]
 GOLDEN = ["audio_base", "audio_padded", "image_base", "image_variant", "text_base", "text_padded", *GOLDEN_OF_1]

@@ -12,7 +12,7 @@ import pytest
 from d2v.runs.resuming import APPLIED, FREE, OtherRun, Words, resumed
 
 OWN: dict[str, Any] = {
-    "data": {"_target_": "d2v.data.images.image_folder", "root": "/a", "img_size": 28, "mean": [0.5]},
+    "data": {"_target_": "d2v.data.images.factories.image_folder", "root": "/a", "img_size": 28, "mean": [0.5]},
     "model": {"_target_": "M", "encoder": {"depth": 2}},
     "optim": {"_target_": "d2v.lit.optim.adamw", "lr": 1e-3, "betas": (0.9, 0.95)},
     "schedule": {"_target_": "S", "warmup_steps": 1},
@@ -28,7 +28,7 @@ OWN: dict[str, Any] = {
 def composed(**other: Any) -> dict[str, Any]:
     """What other defaults and some words make."""
     return {
-        "data": {"_target_": "d2v.data.images.samples", "img_size": 32},
+        "data": {"_target_": "d2v.data.images.factories.samples", "img_size": 32},
         "model": {"_target_": "N"},
         "optim": {"_target_": "d2v.lit.optim.adamw", "lr": 2e-3, "betas": [0.9, 0.95]},
         "schedule": {"_target_": "S", "warmup_steps": 100},
@@ -102,7 +102,10 @@ def test_a_schedule_of_another_kind_is_taken_whole(caplog: pytest.LogCaptureFixt
         (Words(["seed"]), ["seed=1: the run that is resumed has 0"]),
         (Words(["global_batch_size"]), ["global_batch_size=64: the run that is resumed has 8"]),
         (Words(["data.img_size", "seed"]), ["data.img_size=32: the run that is resumed has 28", "seed=1"]),
-        (Words(groups=["data"]), ["data=d2v.data.images.samples: the run that is resumed has d2v.data.images.image_f"]),
+        (
+            Words(groups=["data"]),
+            ["data=d2v.data.images.factories.samples: the run that is resumed has d2v.data.images.factories.image_f"],
+        ),
         (Words(groups=["model"]), ["model=N: the run that is resumed has M"]),
         (Words(groups=[""]), ["model=N", "seed=1", "data="]),
         (Words(deleted=["data.mean"]), ["data.mean=nothing: the run that is resumed has [0.5]"]),

@@ -14,17 +14,18 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 @pytest.fixture(scope="session", autouse=True)
 def _scripts_can_be_imported() -> None:
-    if str(SCRIPTS) not in sys.path:
-        sys.path.append(str(SCRIPTS))
+    for folder in (SCRIPTS, SCRIPTS / "bench"):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 @pytest.fixture(scope="session")
 def bench_step() -> ModuleType:
-    """``scripts/bench_step.py``."""
-    return importlib.import_module("bench_step")
+    """``scripts/bench/step.py``."""
+    return importlib.import_module("step")
 
 
 @pytest.fixture(scope="session")
 def bench_data() -> ModuleType:
-    """``scripts/bench_data.py``."""
-    return importlib.import_module("bench_data")
+    """``scripts/bench/data.py``."""
+    return importlib.import_module("data")

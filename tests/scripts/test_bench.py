@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    return importlib.import_module("bench")
+    return importlib.import_module("run")
 
 
 def test_what_is_slower_is_named(bench: Any) -> None:
@@ -48,6 +48,6 @@ def test_committed_figures_are_of_the_cases_that_are_measured(bench: Any) -> Non
             assert 0 < committed["figures"][f"{recipe} {precision} step"] < 1.5
             assert committed["figures"][f"{recipe} {precision} updates, parameters a kFLOP"]
     assert committed["figures"][f"{bench.PRETRAINED}, points gained in {bench.LEARNING_STEPS} steps"]
-    for recipe in bench.bench_data.DEFAULT_RECIPES:
+    for recipe in bench.data.DEFAULT_RECIPES:
         assert committed["figures"][f"{recipe} samples loaded, one core"]
     assert all(value > 0 for value in committed["figures"].values())

@@ -28,7 +28,7 @@ def test_a_folder_of_images_from_the_command_line(
     for number in range(4):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f"{number}.png")
     words = ["--images", str(tmp_path), "global_batch_size=4", "--workers", "0", "1", "--seconds", "0.1"]
-    monkeypatch.setattr("sys.argv", ["bench_data.py", *words, "--json", str(tmp_path / "out" / "data.json")])
+    monkeypatch.setattr("sys.argv", ["data.py", *words, "--json", str(tmp_path / "out" / "data.json")])
     bench_data.main()
     (result,) = json.loads((tmp_path / "out" / "data.json").read_text())["results"]
     assert result["inputs"] == [4, 3, 224, 224]

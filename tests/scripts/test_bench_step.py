@@ -158,7 +158,7 @@ def test_the_command_writes_tables_pictures_and_files(
 ) -> None:
     pytest.importorskip("matplotlib")
     tiny = [
-        "bench_step.py",
+        "step.py",
         "image_tiny",
         *SMALL_2,
         "--batch",
@@ -228,7 +228,7 @@ def test_what_cannot_be_measured_is_named(
     words: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["bench_step.py", *words])
+    monkeypatch.setattr("sys.argv", ["step.py", *words])
     with pytest.raises(SystemExit) as stop:
         bench_step.main()
     assert message in capsys.readouterr().err + str(stop.value)
@@ -237,7 +237,7 @@ def test_what_cannot_be_measured_is_named(
 def test_settings_of_which_nothing_can_be_built_are_named(
     bench_step: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["bench_step.py", "image_tiny", "--steps", "1", "model.encoder.embed_dim=30"])
+    monkeypatch.setattr("sys.argv", ["step.py", "image_tiny", "--steps", "1", "model.encoder.embed_dim=30"])
     with pytest.raises(SystemExit) as stop:
         bench_step.main()
     assert stop.value.code == 1

@@ -15,7 +15,7 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    return importlib.import_module("bench_time_to_accuracy")
+    return importlib.import_module("time_to_accuracy")
 
 
 def _squeezed(text: str) -> str:
@@ -46,7 +46,7 @@ def test_tables_have_means_over_seeds(bench: Any) -> None:
 
 @pytest.mark.parametrize("study", ["methods", "masks", "layers", "widths"])
 def test_studies_compose(bench: Any, study: str) -> None:
-    from bench_common import compose_recipe
+    from common import compose_recipe
 
     for name, overrides in bench.STUDIES[study].items():
         assert bench.slug(name).isidentifier() or bench.slug(name)[0].isdigit()  # a comma would end the folder's name

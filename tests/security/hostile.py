@@ -13,11 +13,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from d2v.data.tokenizer import train_tokenizer
+from d2v.data.texts.tokenizer import train_tokenizer
 from d2v.interop.build import build
-from d2v.interop.fairseq_files import save_fairseq
-from d2v.interop.huggingface_export import save_huggingface
-from d2v.interop.native import save_encoder
+from d2v.interop.exports import save_encoder
+from d2v.interop.fairseq.files import save_fairseq
+from d2v.interop.huggingface.writing import save_huggingface
 from d2v.runs.exports import SUMS
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -53,7 +53,7 @@ MODEL: dict[str, Any] = {
     "teacher_scope": "encoder",
 }
 DATA: dict[str, Any] = {
-    "_target_": "d2v.data.images.samples",
+    "_target_": "d2v.data.images.factories.samples",
     "img_size": 28,
     "patch_size": 7,
     "in_chans": 1,

@@ -26,9 +26,9 @@ from d2v.cli.loading import load_trained
 from d2v.cli.pretrain import keep_tokenizer
 from d2v.cli.resuming import check_words_of_file
 from d2v.interop.build import build, check_node
-from d2v.interop.doors import init_from
+from d2v.interop.checkpoints import init_from
 from d2v.interop.fitting import sketch
-from d2v.interop.huggingface_inputs import write_tokenizer
+from d2v.interop.huggingface.inputs import write_tokenizer
 
 SECRET = "secret-of-the-environment"
 
@@ -68,13 +68,13 @@ def nodes(canary: Canary) -> dict[str, dict[str, Any]]:
         "a builtin": {"_target_": "builtins.eval", "_args_": [f"open({path!r}, 'w')"]},
         "an alias in our modules": {"_target_": "d2v.interop.native.os.system", "command": evil},
         "a module that ours imports": {"_target_": "d2v.nn.encoder.torch.load", "f": path},
-        "a name that ours imports": {"_target_": "d2v.data.text_blocks.Path", "_args_": [path]},
+        "a name that ours imports": {"_target_": "d2v.data.texts.blocks.Path", "_args_": [path]},
         "a library's function": {"_target_": "torch.utils.collect_env.run", "command": evil},
         "a library's class": {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1},
         "hydra itself": {"_target_": "hydra.utils.call", "config": {"_target_": "os.system"}},
-        "our private function": {"_target_": "d2v.data.text_blocks._write", "path": path, "content": "x"},
-        "our public function": {"_target_": "d2v.data.text_blocks.cache_dir", "folder": f"{canary.folder}/EXECUTED"},
-        "our function that writes": {"_target_": "d2v.interop.native.save_encoder"},
+        "our private function": {"_target_": "d2v.data.texts.blocks._write", "path": path, "content": "x"},
+        "our public function": {"_target_": "d2v.data.texts.blocks.cache_dir", "folder": f"{canary.folder}/EXECUTED"},
+        "our function that writes": {"_target_": "d2v.interop.exports.save_encoder"},
         "our command": {"_target_": "d2v.cli.launch.run", "command": "info"},
         "a class without a mark": {"_target_": "d2v.nn.block.Block", "dim": 16, "num_heads": 2},
         "a method": {"_target_": "d2v.nn.encoder.Encoder.load_state_dict"},
@@ -161,7 +161,7 @@ def test_values_are_checked_before_anything_is_built(form: str, name: str, canar
 
 
 def test_patterns_of_files_are_checked() -> None:
-    node = {"_target_": "d2v.data.speech.audio_folder", "root": "/nowhere", "conv_layers": [[8, 10, 5]]}
+    node = {"_target_": "d2v.data.speech.factories.audio_folder", "root": "/nowhere", "conv_layers": [[8, 10, 5]]}
     for key in ("label_pattern", "group_pattern"):
         with pytest.raises(ValueError, match=rf"data\.{key}: the pattern .* repeats a group"):
             check_node({**node, key: "(a+)+$"}, key="data")
@@ -170,7 +170,7 @@ def test_patterns_of_files_are_checked() -> None:
 
 
 def test_words_of_a_run_that_is_resumed_are_checked() -> None:
-    data = {"_target_": "d2v.data.speech.audio_folder", "label_pattern": "(a+)+$"}
+    data = {"_target_": "d2v.data.speech.factories.audio_folder", "label_pattern": "(a+)+$"}
     check_words_of_file({"data": data}, {"data": data})  # the user's own
     with pytest.raises(ValueError, match=r"data\.label_pattern: the pattern .* repeats a group"):
         check_words_of_file({"data": data}, {"data": {**data, "label_pattern": "a"}})
@@ -278,7 +278,7 @@ def test_files_of_fairseq(name: str, canary: Canary) -> None:
 
 
 def test_convolutions_of_fairseq_are_counted_before_they_are_repeated() -> None:
-    from d2v.interop.fairseq_config import parse_convs
+    from d2v.interop.fairseq.config import parse_convs
 
     start = time.process_time()
     for spec in ("[(512,10,5)] * 10000000000", "[(1,1,1)]" + "+[(1,1,1)]" * 1000, f"[({'9' * 5000},1,1)]"):
@@ -366,16 +366,21 @@ DATA_NODES: dict[str, Any] = {
     "a mean that is code": {**make.DATA, "mean": [{"_target_": "os.system", "command": "x"}]},
     "a text to resolve": {**make.DATA, "crop_pct": "${oc.env:D2V_CANARY}"},
     "an endless pattern": {
-        "_target_": "d2v.data.speech.audio_folder", "root": "/tmp", "label_pattern": "(a+)+$",
+        "_target_": "d2v.data.speech.factories.audio_folder", "root": "/tmp", "label_pattern": "(a+)+$",
         "conv_layers": [[8, 10, 5]],
     },
     "a part of the trainer": {"_target_": "d2v.lit.loggers.CSVLogger", "run_dir": "EXECUTED"},
     "a logger in the user's folder": {"_target_": "d2v.lit.loggers.CSVLogger", "run_dir": "home"},
-    "what makes no data": {"_target_": "d2v.data.augment.ImageAugment"},
+    "what makes no data": {"_target_": "d2v.data.images.augment.ImageAugment"},
     "a promise of data": {**make.DATA, "_partial_": True},
-    "a cache in the user's folder": {"_target_": "d2v.data.texts.samples_text", "vocab_size": 300, "cache": "home"},
+    "a cache in the user's folder": {
+        "_target_": "d2v.data.texts.factories.samples_text",
+        "vocab_size": 300,
+        "cache": "home",
+    },
     "a download to the user's folder": {
-        "_target_": "d2v.data.speech.librispeech", "root": "home", "train": "dev-clean", "val": None, "download": True,
+        "_target_": "d2v.data.speech.factories.librispeech", "root": "home", "train": "dev-clean",
+        "val": None, "download": True,
         "conv_layers": [[8, 10, 5]],
     },
     "a huge image": {**make.DATA, "img_size": 10**9},

@@ -13,7 +13,7 @@ import pytest
 
 from d2v.cli import export
 from d2v.cli.loading import Trained, load_trained
-from d2v.interop.native import load_export_config
+from d2v.interop.exports import load_export_config
 from d2v.interop.private import public_data
 
 OWNER = "alice-q7x"  # appears in every path and text of the run
@@ -77,12 +77,12 @@ def test_inputs_stay(trained: Trained, tmp_path: Path) -> None:
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "samples": (
-        {"_target_": "d2v.data.images.samples", "img_size": 28, "mean": [0.5], "hflip": 0.5, "cache": None},
-        {"_target_": "d2v.data.images.samples", "img_size": 28, "mean": [0.5], "hflip": 0.5, "cache": None},
+        {"_target_": "d2v.data.images.factories.samples", "img_size": 28, "mean": [0.5], "hflip": 0.5, "cache": None},
+        {"_target_": "d2v.data.images.factories.samples", "img_size": 28, "mean": [0.5], "hflip": 0.5, "cache": None},
     ),
     "a tokenizer": (
-        {"_target_": "d2v.data.texts.samples_text", "tokenizer": TOKENIZER},
-        {"_target_": "d2v.data.texts.samples_text", "tokenizer": TOKENIZER},
+        {"_target_": "d2v.data.texts.factories.samples_text", "tokenizer": TOKENIZER},
+        {"_target_": "d2v.data.texts.factories.samples_text", "tokenizer": TOKENIZER},
     ),
     "a tokenizer's path": ({"_target_": "x", "tokenizer": "/home/a/t.json"}, {"tokenizer": None}),
     "a folder": ({"_target_": "x", "root": "a", "conv_layers": [[1, 2, 3]]}, {"conv_layers": [[1, 2, 3]]}),

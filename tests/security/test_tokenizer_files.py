@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from d2v.data.tokenizer import load_tokenizer, train_tokenizer
+from d2v.data.texts.tokenizer import load_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ class OnlineKNN(L.Callback):
     """Logs ``probe/knn`` (0 to 1) every so many optimizer steps; rank 0 computes it and tells the others.
 
     Args:
-        data: where the labelled images come from (:class:`d2v.data.images.ImageData`).
+        data: where the labelled images come from (:class:`d2v.data.images.factories.ImageData`).
         every_n_steps: optimizer steps between two probes.
         max_train: training images the neighbours are looked for in, spread evenly over the data set.
         max_val: images to classify, likewise.

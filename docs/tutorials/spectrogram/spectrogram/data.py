@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torchaudio.transforms import MelSpectrogram
 
-from d2v.data.audio_sources import AudioClips, prompt_clips, read_prompt
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples, Sample, labels_of, skipped_in
+from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples
+from d2v.data.source import Sample, labels_of, skipped_in
+from d2v.data.speech.clips import AudioClips, prompt_clips, read_prompt
 from d2v.types import Batch
 from d2v.values import buildable
 

@@ -1,0 +1,247 @@
+"""``ImageData``: a data set of images and how they become batches; the only part of image data the trainer sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples
+from d2v.data.images.augment import AugmentedView, ImageAugment, MixCollate
+from d2v.data.images.batches import MODALITY, EvalCollate, EvalView, PretrainView
+from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform
+from d2v.data.labelled import FinetuneData, part
+from d2v.data.samplers import BatchPlan
+from d2v.data.source import Source
+from d2v.data.streams import Stream, StreamBatches
+from d2v.objective.masking import MaskGenerator
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+EvalSplit = Literal["train", "val"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData(EqualSamples):
+    """One data set of images, and how its images become batches.
+
+    Attributes:
+        train: images to pretrain on; a stream has no labels, no length and no access by number.
+        probe_train: labelled images to train probes on, or None.
+        val: labelled images to evaluate probes on, or None.
+        img_size: side of the inputs, pixels.
+        patch_size: side of a token, pixels.
+        in_chans: 1 (grey) or 3 (RGB); other images are converted.
+        mean: of every channel, pixel values in [0, 1].
+        std: of every channel, in the same unit.
+        crop_scale: lowest and highest share of an image's area that a training crop covers.
+        crop_pct: share of the shorter side that the evaluation's center crop keeps.
+        hflip: probability of a horizontal flip in training.
+        max_bad_fraction: highest tolerated share of images that cannot be read.
+        shuffle_buffer: rows that every worker holds to shuffle a stream; unused otherwise.
+
+    Raises:
+        ValueError: a value is out of its range, or ``img_size`` is no multiple of ``patch_size``.
+    """
+
+    modality: ClassVar[str] = MODALITY
+    input_name: ClassVar[str] = "raw pixels"
+    eval_batch_size: ClassVar[int] = 256
+
+    train: Source | Stream
+    probe_train: Source | None = None
+    val: Source | None = None
+    img_size: int = 224
+    patch_size: int = 16
+    in_chans: int = 3
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    crop_scale: Sequence[float] = (0.2, 1.0)
+    crop_pct: float = 0.875
+    hflip: float = 0.5
+    max_bad_fraction: float = 0.01
+    shuffle_buffer: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std", "crop_scale"):  # configuration files give lists of their own kind
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        self._check_sizes()
+        self._check_ranges()
+
+    def _check_sizes(self) -> None:
+        if self.patch_size < 1 or self.img_size < 1 or self.img_size % self.patch_size:
+            multiple = max(1, round(self.img_size / max(1, self.patch_size))) * max(1, self.patch_size)
+            raise ValueError(
+                f"data.img_size={self.img_size} is no positive multiple of patch_size={self.patch_size} "
+                f"(data.patch_size, model.encoder.frontends.image.patch_size); set data.img_size={multiple} "
+                "or another patch_size"
+            )
+        if self.in_chans not in (1, 3):
+            raise ValueError(f"data.in_chans={self.in_chans}: choose 1 (grey) or 3 (RGB)")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.in_chans:
+                raise ValueError(
+                    f"data.{name}={list(getattr(self, name))}: give one number a channel, data.in_chans={self.in_chans}"
+                )
+
+    def _check_ranges(self) -> None:
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std={list(self.std)}: every channel's must be above 0")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"data.crop_scale={list(self.crop_scale)}: give [low, high] with 0 < low <= high <= 1")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"data.crop_pct={self.crop_pct}: must be above 0 and at most 1")
+        for name in ("hflip", "max_bad_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be between 0 and 1")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"data.shuffle_buffer={self.shuffle_buffer}: must be at least 1 (1 keeps the order)")
+
+    @property
+    def streaming(self) -> bool:
+        """Whether to train on ``pretrain_stream`` and not on ``pretrain_dataset``."""
+        return not hasattr(self.train, "__len__")
+
+    @property
+    def size(self) -> float | None:
+        """Images to pretrain on; None for a stream."""
+        return self.num_samples
+
+    @property
+    def num_samples(self) -> int | None:
+        """Images to pretrain on; None for a stream."""
+        return None if self.streaming else len(self._train_images())
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens of one image."""
+        side = self.img_size // self.patch_size
+        return side, side
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of every label, or None where there are none."""
+        labelled = self.probe_train or self.val
+        return None if labelled is None else labelled.class_names
+
+    def pretrain_dataset(self, seed: int) -> PretrainSamples:
+        """Random views by SampleKey, for a ``DataLoader`` with a ``StreamSampler`` and ``pretrain_collate``.
+
+        Raises:
+            ValueError: the data is a stream.
+        """
+        return PretrainSamples(self._train_images(), self._pretrain_view(), seed)
+
+    def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
+        """Batches of random views with masks, for a ``DataLoader`` with ``batch_size=None``.
+
+        Raises:
+            ValueError: the data is not a stream, or no such masks exist on the token grid.
+        """
+        if not self.streaming:
+            raise ValueError("data.streaming=false: use pretrain_dataset")
+        stream: Stream = self.train  # type: ignore[assignment]  # what ``streaming`` has just told
+        collate = self.pretrain_collate(mask, seed)
+        return StreamBatches(stream, self._pretrain_view(), collate, seed, plan, self.shuffle_buffer)
+
+    def eval_dataset(self, split: EvalSplit, img_size: int | None = None) -> EvalSamples:
+        """The evaluation view of every image, for a ``DataLoader`` with ``eval_collate``.
+
+        Args:
+            split: "train" (``probe_train``, or all training images if none has a label) or "val".
+            img_size: side of the views, pixels; the data's own if None.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        unlabelled = None if self.streaming else self._train_images()
+        source = {"train": self.probe_train or unlabelled, "val": self.val}.get(split)
+        if source is None:
+            raise ValueError(
+                f"split={split!r}: this data has no such labelled images; set data.val_root or data.val_split, and for "
+                '"train" give the training images labels (class directories, data.label_column, no streaming)'
+            )
+        size = self.img_size if img_size is None else img_size
+        return EvalSamples(source, EvalView(self.in_chans, EvalTransform(size, self.crop_pct, self._normalize())))
+
+    @property
+    def eval_collate(self) -> EvalCollate:
+        """Evaluation views to a batch without masks."""
+        return EvalCollate((self.in_chans, self.img_size, self.img_size))
+
+    def finetune(self, augment: ImageAugment, label_fraction: float = 1.0, seed: int = 0) -> FinetuneData:
+        """The labelled images, to train on and to score.
+
+        Args:
+            augment: how images are varied in training.
+            label_fraction: train on this share of every class only.
+            seed: decides which, and how batches are mixed.
+
+        Raises:
+            ValueError: training or validation images have no labels, or the fraction is out of range.
+        """
+        if self.probe_train is None or self.val is None or self.probe_train.class_names is None:
+            raise ValueError(
+                "fine-tuning needs labelled training and validation images: class directories in data.root's train and "
+                "val, data.val_root, or data.label_column and data.val_split"
+            )
+        classes = self.probe_train.class_names
+        image_shape = (self.in_chans, self.img_size, self.img_size)
+        return FinetuneData(
+            modality=MODALITY,
+            train=part(self.probe_train, label_fraction, seed),
+            evals={"val": self.val},
+            labels=classes,
+            train_view=AugmentedView(image_shape, self.mean, self.std, augment),
+            eval_view=EvalView(self.in_chans, EvalTransform(self.img_size, self.crop_pct, self._normalize())),
+            collate=self.eval_collate,
+            train_collate=MixCollate(self.eval_collate, len(classes), augment, seed) if augment.mixes else None,
+            eval_batch_size=self.eval_batch_size,
+            max_bad_fraction=self.max_bad_fraction,
+        )
+
+    def raw(self, split: EvalSplit, max_samples: int | None = None, size: int = 32) -> tuple[Tensor, Tensor]:
+        """Pixels as features, the baseline that a representation has to beat.
+
+        Args:
+            split: "train" or "val".
+            max_samples: how many images, evenly spaced over the split; all if None.
+            size: highest side of the images, pixels; they are resized to it, but never above ``img_size``.
+
+        Returns:
+            Features (N, C * size * size) float32, normalised, and labels (N,) int64. Images that cannot be read or have
+            no label are left out.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        size = min(size, self.img_size)
+        images = self.eval_dataset(split, size)
+        count = len(images) if max_samples is None else min(max_samples, len(images))
+        chosen = (images[i * len(images) // count] for i in range(count))
+        pairs = [(sample.inputs.flatten(), sample.label) for sample in chosen if sample.inputs is not None]
+        labelled = [(pixels, label) for pixels, label in pairs if label is not None]
+        if not labelled:
+            return torch.empty(0, self.in_chans * size * size), torch.empty(0, dtype=torch.int64)
+        return torch.stack([pixels for pixels, _ in labelled]), torch.tensor([label for _, label in labelled])
+
+    def bad_sample_counter(self) -> BadSampleCounter:
+        """A counter for ``Batch.skipped`` with this data's limit."""
+        return BadSampleCounter(self.max_bad_fraction, self.num_samples)
+
+    def _train_images(self) -> Source:
+        if self.streaming:
+            raise ValueError("data.streaming=true: use pretrain_stream")
+        return self.train  # type: ignore[return-value]  # what ``streaming`` has just told
+
+    def _normalize(self) -> Normalize:
+        return Normalize(tuple(self.mean), tuple(self.std))
+
+    def _pretrain_view(self) -> PretrainView:
+        low, high = self.crop_scale
+        return PretrainView(self.in_chans, PretrainTransform(self.img_size, (low, high), self.hflip, self._normalize()))

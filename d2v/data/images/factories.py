@@ -1,0 +1,249 @@
+"""Image data sets by configuration: one factory for each kind, all of them making an ``ImageData``.
+
+A factory checks everything it can, so that a wrong path, size or column fails before training starts. Its keywords are
+the keys of ``conf/data/<factory>.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from d2v.data.hub import check_other_split
+from d2v.data.images.data import IMAGENET_MEAN, IMAGENET_STD, ImageData
+from d2v.data.images.hub import HFImages, HFImageStream
+from d2v.data.images.levels import Levels
+from d2v.data.images.sources import SampleImages, require_directory, set_levels
+from d2v.data.images.splits import read_splits
+from d2v.values import (
+    BitDepth,
+    Channels,
+    CropScale,
+    FiniteFloat,
+    Fraction,
+    ImageSize,
+    Name,
+    PathStr,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    buildable,
+)
+
+
+@buildable
+def samples(
+    *,
+    img_size: ImageSize = 28,
+    patch_size: ImageSize = 4,
+    in_chans: Channels = 1,
+    mean: Sequence[FiniteFloat] = (0.2860,),
+    std: Sequence[PositiveFloat] = (0.3530,),
+    crop_scale: CropScale = (0.4, 1.0),
+    crop_pct: PositiveFraction = 1.0,
+    hflip: Fraction = 0.5,
+    max_bad_fraction: Fraction = 0.01,
+) -> ImageData:
+    """The Fashion-MNIST images that ship with the package: 8,000 to train on, 2,000 to evaluate.
+
+    Args:
+        img_size: as in ImageData, like all that follow; mean and std are those of the original's training images.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    train = SampleImages("train")
+    return ImageData(
+        train=train,
+        probe_train=train,
+        val=SampleImages("val"),
+        img_size=img_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        mean=mean,
+        std=std,
+        crop_scale=crop_scale,
+        crop_pct=crop_pct,
+        hflip=hflip,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+@buildable
+def image_folder(
+    root: PathStr,
+    val_root: PathStr | None = None,
+    *,
+    bit_depth: BitDepth | None = None,
+    img_size: ImageSize = 224,
+    patch_size: ImageSize = 16,
+    in_chans: Channels = 3,
+    mean: Sequence[FiniteFloat] = IMAGENET_MEAN,
+    std: Sequence[PositiveFloat] = IMAGENET_STD,
+    crop_scale: CropScale = (0.2, 1.0),
+    crop_pct: PositiveFraction = 0.875,
+    hflip: Fraction = 0.5,
+    max_bad_fraction: Fraction = 0.01,
+) -> ImageData:
+    """Images in a folder, with class directories or without.
+
+    Args:
+        root: holds images, class directories or splits, by the rules in docs/data.md.
+        val_root: class directories to evaluate on, instead of those below ``root``.
+        bit_depth: bits that are used in images of more than 8, from 8 to 16; None to infer them from a sample.
+        img_size: as in ImageData, like all that follow.
+
+    Raises:
+        FileNotFoundError: a directory does not exist or holds no image.
+        PermissionError: a directory cannot be read.
+        ValueError: a directory is none, validation has no classes or others than training, all training images are
+            validation images, or a value is out of its range.
+    """
+    train, val = read_splits(root, val_root)
+    set_levels(train, val, bit_depth)
+    return ImageData(
+        train=train,
+        probe_train=None if train.class_names is None else train,
+        val=val,
+        img_size=img_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        mean=mean,
+        std=std,
+        crop_scale=crop_scale,
+        crop_pct=crop_pct,
+        hflip=hflip,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+@buildable
+def imagenet(
+    root: PathStr,
+    *,
+    bit_depth: BitDepth | None = None,
+    img_size: ImageSize = 224,
+    patch_size: ImageSize = 16,
+    in_chans: Channels = 3,
+    mean: Sequence[FiniteFloat] = IMAGENET_MEAN,
+    std: Sequence[PositiveFloat] = IMAGENET_STD,
+    crop_scale: CropScale = (0.2, 1.0),
+    crop_pct: PositiveFraction = 0.875,
+    hflip: Fraction = 0.5,
+    max_bad_fraction: Fraction = 0.01,
+) -> ImageData:
+    """ImageNet as its training recipes lay it out: ``root/train/<class>/*`` and ``root/val/<class>/*``.
+
+    Args:
+        root: the directory that holds ``train`` and ``val``.
+        bit_depth: as in :func:`image_folder`.
+        img_size: as in ImageData, like all that follow.
+
+    Raises:
+        FileNotFoundError: a directory does not exist or holds no image.
+        ValueError: a directory has no class directories, or a value is out of its range.
+    """
+    folder = require_directory(root, "data.root")
+    for split in ("train", "val"):
+        if not (folder / split).is_dir():
+            raise FileNotFoundError(
+                f"data.root={root}: holds no directory {split!r}; data=imagenet needs train and val"
+            )
+    data = image_folder(
+        root,
+        bit_depth=bit_depth,
+        img_size=img_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        mean=mean,
+        std=std,
+        crop_scale=crop_scale,
+        crop_pct=crop_pct,
+        hflip=hflip,
+        max_bad_fraction=max_bad_fraction,
+    )
+    for split, source in (("train", data.probe_train), ("val", data.val)):
+        if source is None or source.class_names is None:
+            raise ValueError(
+                f"data.root={root}: {split} has no class directories; sort its images into one directory a class, or "
+                "use data=image_folder, which needs none"
+            )
+    return data
+
+
+@buildable
+def hf_images(
+    path: Name,
+    split: Name = "train",
+    val_split: Name | None = None,
+    image_column: Name | None = None,
+    label_column: Name | None = None,
+    *,
+    streaming: bool = False,
+    shuffle_buffer: PositiveInt = 1000,
+    bit_depth: BitDepth | None = None,
+    img_size: ImageSize = 224,
+    patch_size: ImageSize = 16,
+    in_chans: Channels = 3,
+    mean: Sequence[FiniteFloat] = IMAGENET_MEAN,
+    std: Sequence[PositiveFloat] = IMAGENET_STD,
+    crop_scale: CropScale = (0.2, 1.0),
+    crop_pct: PositiveFraction = 0.875,
+    hflip: Fraction = 0.5,
+    max_bad_fraction: Fraction = 0.01,
+) -> ImageData:
+    """A Hugging Face data set.
+
+    Args:
+        path: name on the Hub, or a local directory of parquet files, images, or what ``save_to_disk`` wrote.
+        split: to train on.
+        val_split: to evaluate on, or None; never streamed.
+        image_column: found from the features if None.
+        label_column: found from the features if None.
+        streaming: read while training instead of downloading first; then there are no labelled training images.
+        shuffle_buffer: rows that every worker holds, still encoded, to shuffle a stream. Files are read in their order:
+            choose it well above the rows of a class if those are stored together.
+        bit_depth: as in :func:`image_folder`.
+        img_size: as in ImageData, like all that follow.
+
+    Raises:
+        FileNotFoundError: no such data set.
+        ValueError: ``datasets`` is not installed, split or columns do not exist or are ambiguous, or a value is out of
+            its range.
+    """
+    train: HFImages | HFImageStream
+    levels: Levels | None
+    probe_train: HFImages | None = None
+    if streaming:
+        train = HFImageStream(path, split, image_column, bit_depth)
+        levels = train.levels
+    else:
+        train = images = HFImages(path, split, image_column, label_column)
+        set_levels(images, None, bit_depth)
+        levels = images.levels
+        probe_train = images if images.has_labels else None
+    val = None
+    if val_split is not None:
+        check_other_split(split, val_split)
+        classes = None if probe_train is None else probe_train.class_names
+        val = HFImages(path, val_split, image_column, label_column, classes, "data.val_split")
+        val.levels = levels
+    if val is not None and not val.has_labels:
+        raise ValueError(
+            f"data.val_split={val_split}: {path} has no column of class labels, but evaluation needs labels; "
+            "set data.label_column, or data.val_split=null"
+        )
+    return ImageData(
+        train=train,
+        probe_train=probe_train,
+        val=val,
+        img_size=img_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        mean=mean,
+        std=std,
+        crop_scale=crop_scale,
+        crop_pct=crop_pct,
+        hflip=hflip,
+        max_bad_fraction=max_bad_fraction,
+        shuffle_buffer=shuffle_buffer,
+    )

@@ -1,0 +1,52 @@
+"""Keys of samples: which sample, in which epoch, with which randomness."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+
+class RandomStream(IntEnum):
+    """What a random generator is for: generators of different streams are independent."""
+
+    ORDER = 1
+    VIEW = 2  # a sample's augmentation: crop, flip
+    MASK = 3
+
+
+def sample_rng(seed: int, epoch: int, index: int, stream: RandomStream) -> np.random.Generator:
+    """A generator of its own for one sample in one epoch, whichever process asks for it.
+
+    Args:
+        seed: the run's data seed, >= 0.
+        epoch: passes over the data set completed before this one.
+        index: the sample's number in the data set.
+        stream: what the numbers are drawn for.
+    """
+    # The stream goes first: it is never 0, and SeedSequence takes trailing zeros for absent.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((int(stream), seed, epoch, index))))
+
+
+class SampleKey(NamedTuple):
+    """What a map-style data set needs to know to make one sample: which one, and in which epoch."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+
+
+class ClipKey(NamedTuple):
+    """What a data set of samples of different lengths needs to know to make one.
+
+    Attributes:
+        epoch: passes over the data set completed before this one.
+        index: the sample's number in the data set.
+        length: what the sample is to be cropped to, the same for all of an optimizer step.
+        step_size: samples, or the sum of their weights, of that optimizer step.
+    """
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+    length: int
+    step_size: int

@@ -1,0 +1,217 @@
+"""Labelled data to fine-tune on, and to score: the same for every modality.
+
+A modality says how its samples are seen in training and in evaluation, and how they are collated; what a label is
+(a class, a score, letters) is the source's to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.batching import BatchSplit, split_batch, split_seconds
+from d2v.data.contents import Contents, describe_sources
+from d2v.data.datasets import EvalSamples, PretrainSamples, sorted_loader
+from d2v.data.keys import ClipKey, RandomStream, SampleKey, sample_rng
+from d2v.data.length_sampler import LengthSampler
+from d2v.data.samplers import StepPlan, StreamSampler
+from d2v.data.source import FixedView, RandomView, Sample, Source
+from d2v.types import Batch
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some samples of a source, as a source.
+
+    Attributes:
+        source: all of them.
+        ids: which.
+    """
+
+    source: Source
+    ids: Sequence[int]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of every label, or None."""
+        return self.source.class_names
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Lengths of these samples, where they differ."""
+        lengths = getattr(self.source, "lengths", None)
+        return None if lengths is None else np.asarray(lengths)[list(self.ids)]
+
+    @property
+    def contents(self) -> Contents:
+        """Contents of the source, and the number of its samples of which these are a part."""
+        contents: Contents = getattr(self.source, "contents", None) or Contents()
+        return replace(contents, notes=(f"of {len(self.source):,} labelled", *contents.notes))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def load(self, index: int) -> Any:
+        """The decoded sample. Raises BadSample."""
+        return self.source.load(self.ids[index])
+
+    def label(self, index: int) -> Any:
+        """The sample's label."""
+        return self.source.label(self.ids[index])
+
+    def name(self, index: int) -> str:
+        """Return the name of the sample."""
+        return self.source.name(self.ids[index])
+
+    def mark(self, index: int) -> bytes:
+        """Return the source's mark (see :mod:`d2v.data.fingerprint`)."""
+        mark = getattr(self.source, "mark", None)
+        return b"" if mark is None else bytes(mark(self.ids[index]))
+
+
+def part(source: Source, fraction: float, seed: int, stratify: bool = True) -> Source:
+    """A random part of a source, for runs with few labels: the same for a seed, and a larger one holds a smaller one.
+
+    Args:
+        source: labelled samples.
+        fraction: of the samples, above 0 and at most 1.
+        seed: decides which.
+        stratify: take this share of every class, at least one sample each; else of all.
+
+    Raises:
+        ValueError: ``fraction`` is out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"data.label_fraction={fraction}: must be above 0 and at most 1")
+    if fraction == 1:
+        return source
+    order = sample_rng(seed, 0, 0, RandomStream.ORDER).permutation(len(source)).tolist()
+    groups: dict[Any, list[int]] = {}
+    for i in order:
+        groups.setdefault(source.label(i) if stratify else None, []).append(i)
+    chosen = [i for group in groups.values() for i in group[: max(1, math.ceil(fraction * len(group) - 1e-9))]]
+    return Part(source, sorted(chosen))
+
+
+class LabelledSamples(PretrainSamples):
+    """One random view of every sample, with its label, by the keys of a sampler."""
+
+    def __getitem__(self, key: SampleKey | ClipKey) -> Sample:
+        """The view of this sample, or of the next good one, and its label."""
+        sample = super().__getitem__(key)
+        step_size = key.step_size if isinstance(key, ClipKey) else None
+        return sample._replace(label=self.source.label(sample.key.index), step_size=step_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneData:
+    """Labelled samples, how they are seen, and how they become batches.
+
+    Attributes:
+        modality: of the batches.
+        train: to train on.
+        evals: to score, by name; the first one, "val", chooses the best checkpoint. "test" sets may lack labels.
+        labels: what labels mean: names of classes, letters, or the lowest and the highest score.
+        train_view: makes a random view of a decoded sample.
+        eval_view: makes the one view for evaluation.
+        collate: makes a batch of samples.
+        train_collate: likewise in training; None for ``collate``.
+        eval_batch_size: samples scored at a time.
+        seconds: where batches are counted in seconds: units of ``train.lengths`` in one. None: counted in samples.
+        pool_size: of a ``LengthSampler``, where batches are counted in seconds.
+        max_bad_fraction: highest tolerated share of samples that cannot be read.
+        submission: writes answers for a set without labels into a folder, for whoever scores them; or None.
+
+    Raises:
+        ValueError: a sample to train on or to choose by has no label.
+    """
+
+    modality: str
+    train: Source
+    evals: Mapping[str, Source]
+    labels: Any
+    train_view: RandomView
+    eval_view: FixedView
+    collate: Callable[[Sequence[Sample]], Batch]
+    train_collate: Callable[[Sequence[Sample]], Batch] | None = None
+    eval_batch_size: int
+    seconds: int | None = None
+    pool_size: int = 0
+    max_bad_fraction: float = 0.01
+    submission: Callable[[Path, str, Sequence[Any]], Path] | None = None
+
+    def __post_init__(self) -> None:
+        for kind, source in (("training", self.train), ("validation", self.evals["val"])):
+            bare = [i for i in range(len(source)) if source.label(i) is None]
+            if bare:
+                raise ValueError(
+                    f"{len(bare)} of {len(source)} {kind} samples have no label, {source.name(bare[0])} is the first: "
+                    "label them, or leave them out"
+                )
+
+    @property
+    def batch_unit(self) -> str:
+        """Unit of ``global_batch_size``."""
+        return "samples" if self.seconds is None else "seconds"
+
+    @property
+    def size(self) -> float:
+        """The data to train on, in ``batch_unit``."""
+        return len(self.train) if self.seconds is None else float(self._lengths.sum()) / self.seconds
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        return np.asarray(self.train.lengths)  # type: ignore[attr-defined]  # sources counted in seconds have it
+
+    def split_batch(self, global_batch_size: float, micro_batch_size: float | None, world_size: int) -> BatchSplit:
+        """Derive gradient accumulation.
+
+        Raises:
+            ValueError: the global batch cannot be spread.
+        """
+        if self.seconds is None:
+            return split_batch(global_batch_size, micro_batch_size, world_size)  # type: ignore[arg-type]  # it checks
+        longest = float(self._lengths.max()) / self.seconds
+        return split_seconds(global_batch_size, micro_batch_size, world_size, longest)
+
+    def train_dataset(self, seed: int) -> LabelledSamples:
+        """Random views with labels, by the keys of ``train_sampler``."""
+        return LabelledSamples(self.train, self.train_view, seed)
+
+    def train_sampler(self, seed: int, split: BatchSplit, **plan: Any) -> StepPlan:
+        """Batches of keys; ``plan`` are the arguments of a :class:`StepPlan`."""
+        if self.seconds is None:
+            return StreamSampler(
+                micro_batch_size=int(split.micro_batch_size), num_samples=len(self.train), seed=seed, **plan
+            )
+        seconds = split.micro_batch_size * split.accumulate * split.world_size
+        letters = [len(self.train.label(i)) for i in range(len(self.train))]  # type: ignore[arg-type]  # of transcripts
+        return LengthSampler(
+            lengths=self._lengths,
+            step_length=round(seconds * self.seconds),
+            seed=seed,
+            pool_size=self.pool_size,
+            crop=False,
+            weights=np.array(letters),
+            **plan,
+        )
+
+    def eval_loader(self, name: str, num_workers: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
+        """Every sample of an evaluation set once, or a process's share: see :func:`d2v.data.datasets.sorted_loader`."""
+        samples = EvalSamples(self.evals[name], self.eval_view)
+        return sorted_loader(samples, self.eval_batch_size, self.collate, num_workers, rank, world_size)
+
+    def describe(self) -> list[str]:
+        """Lines of the summary before a run: splits, sizes, classes, files left out."""
+        return [*describe_sources({"train": self.train, **self.evals}), "best      by the score on val"]
+
+    def bad_sample_counter(self) -> BadSampleCounter:
+        """Counts and limits what cannot be read."""
+        return BadSampleCounter(self.max_bad_fraction, len(self.train))

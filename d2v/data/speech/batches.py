@@ -1,0 +1,180 @@
+"""From clips of speech to batches: random crops to pretrain on, whole clips, padded, to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from d2v.data.bad_samples import TOO_SHORT, BadSample
+from d2v.data.datasets import PretrainCollate
+from d2v.data.keys import ClipKey, RandomStream, SampleKey, sample_rng
+from d2v.data.source import MAX_TRIES, Sample, first_good, labels_of, skipped_in
+from d2v.data.speech.clips import AudioClips
+from d2v.types import Batch, num_frames
+
+MODALITY = "speech"
+
+ConvLayers = tuple[tuple[int, ...], ...]
+
+
+def normalize(waveform: np.ndarray) -> Tensor:
+    """(S,) float32 of zero mean and unit variance."""
+    x = torch.from_numpy(waveform)
+    return F.layer_norm(x, x.shape)
+
+
+def crop_start(num_samples: int, length: int, rng: np.random.Generator) -> int:
+    """Return the start of a random stretch of a clip.
+
+    Raises:
+        BadSample: the clip is shorter than ``length``.
+    """
+    if num_samples < length:
+        raise BadSample(f"holds {num_samples} samples, fewer than the {length} it was listed for")
+    return int(rng.integers(num_samples - length + 1))
+
+
+def crop(waveform: np.ndarray, length: int, rng: np.random.Generator) -> Tensor:
+    """A random stretch of a clip, which is normalised as a whole.
+
+    Raises:
+        BadSample: the clip is shorter than ``length``.
+    """
+    start = crop_start(len(waveform), length, rng)
+    return normalize(waveform)[start : start + length]
+
+
+class PretrainClips(Dataset[Sample]):
+    """A random crop of every clip, by ClipKey.
+
+    Of recordings too long to be decoded for a crop (``AudioClips.recording``), only the stretch is read; it is
+    normalised by itself. It begins where the crop of the whole would.
+
+    Args:
+        clips: the clips.
+        seed: the run's data seed.
+    """
+
+    def __init__(self, clips: AudioClips, seed: int) -> None:
+        self.clips = clips
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key: ClipKey) -> Sample:
+        """A crop of this clip, or of the next good one that is long enough."""
+
+        def make(candidate: int) -> Tensor:
+            rng = sample_rng(self.seed, key.epoch, candidate, RandomStream.VIEW)
+            recording = self.clips.recording(candidate)
+            if recording is None or recording.num_samples is None:
+                return crop(self.clips.load(candidate), key.length, rng)
+            start = crop_start(recording.num_samples, key.length, rng)
+            return normalize(recording.read(start, start + key.length))
+
+        def make_longer(candidate: int) -> Tensor:
+            waveform = self.clips.load(candidate)
+            repeated = np.resize(waveform, max(len(waveform), key.length))
+            return crop(repeated, key.length, sample_rng(self.seed, key.epoch, candidate, RandomStream.VIEW))
+
+        lengths = self.clips.lengths
+        turn = ((key.index + i) % len(self) for i in range(len(self)))
+        long_enough = (candidate for candidate in turn if lengths[candidate] >= key.length)
+        try:
+            found, view, skipped = first_good(islice(long_enough, MAX_TRIES), make, self.clips.name)
+        except BadSample:  # of the longest clips every one is bad: a shorter one, repeated
+            shorter = [int(i) for i in np.argsort(-lengths, kind="stable") if lengths[i] < key.length][:MAX_TRIES]
+            if not shorter:
+                raise
+            found, view, skipped = first_good(shorter, make_longer, self.clips.name)
+            skipped = (f"{self.clips.name(key.index)}: cannot be read", *skipped)
+        return Sample(view, SampleKey(key.epoch, found), skipped=skipped, step_size=key.step_size)
+
+
+@dataclass(frozen=True)
+class CropView:
+    """A random crop of a fixed length, for streams.
+
+    Attributes:
+        length: samples.
+    """
+
+    length: int
+
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """(length,) float32. Raises BadSample for shorter clips."""
+        if len(waveform) < self.length:
+            raise BadSample(f"{TOO_SHORT}: {len(waveform)} samples, data.crop_seconds takes {self.length}")
+        return crop(waveform, self.length, rng)
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """A whole clip.
+
+    Attributes:
+        min_samples: the least that holds a frame.
+        max_samples: longer clips are bad samples: what is said in them would not be cut with them.
+    """
+
+    min_samples: int
+    max_samples: int
+
+    def __call__(self, waveform: np.ndarray) -> Tensor:
+        """(S,) float32. Raises BadSample for clips that are too short or too long."""
+        if len(waveform) < self.min_samples:
+            raise BadSample(f"{len(waveform)} samples do not hold one frame")
+        if len(waveform) > self.max_samples:
+            raise BadSample(f"{len(waveform)} samples, more than data.eval_max_seconds allows")
+        return normalize(waveform)
+
+
+@dataclass(frozen=True)
+class ClipCollate(PretrainCollate):
+    """Crops of one length to a batch; the length is another in every step.
+
+    Attributes:
+        conv_layers: of the encoder: what a frame is.
+    """
+
+    conv_layers: ConvLayers
+
+    def grid(self, inputs: Tensor) -> tuple[int]:
+        """Frames of these crops."""
+        return (num_frames(inputs.shape[1], self.conv_layers),)
+
+
+@dataclass(frozen=True)
+class EvalCollate:
+    """Clips to a batch, padded with zeros to the longest.
+
+    Attributes:
+        conv_layers: of the encoder: what a frame is.
+    """
+
+    conv_layers: ConvLayers
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of up to ``len(samples)`` clips, in order; labels None if any clip lacks one."""
+        good = [sample for sample in samples if sample.inputs is not None]
+        clips = [sample.inputs for sample in samples if sample.inputs is not None]
+        inputs = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True) if clips else torch.empty(0, 1)
+        frames = torch.tensor([num_frames(len(clip), self.conv_layers) for clip in clips])
+        padding_mask = torch.arange(num_frames(inputs.shape[1], self.conv_layers)) >= frames.unsqueeze(1)
+        return Batch(
+            modality=MODALITY,
+            inputs=inputs,
+            sample_ids=torch.tensor([sample.key.index for sample in good], dtype=torch.int64),
+            padding_mask=padding_mask if bool(padding_mask.any()) else None,
+            labels=labels_of(good),
+            skipped=skipped_in(samples),
+            step_size=samples[0].step_size,
+        )

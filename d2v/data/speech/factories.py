@@ -1,0 +1,332 @@
+"""Speech by configuration: one factory for each kind, all of them making a ``SpeechData``.
+
+A factory checks everything it can, so that a wrong path, length or pattern fails before training starts. Its keywords
+are the keys of ``conf/data/<factory>.yaml``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock
+
+from d2v.data.contents import Contents
+from d2v.data.files import home_path, printable
+from d2v.data.hub import check_other_split
+from d2v.data.speech.clips import AudioClips, audio_listing, prompt_clips, read_prompt, require_folder
+from d2v.data.speech.corpora import librispeech_folder, librispeech_parts, manifest_clips, with_transcripts
+from d2v.data.speech.data import SpeechData, check_seconds
+from d2v.data.speech.hub import HFAudioStream, hf_clips
+from d2v.data.streams import Stream
+from d2v.values import ConvLayers, Count, Fraction, Name, PathStr, PositiveInt, SampleRate, Seconds, buildable
+
+
+@buildable
+def samples_speech(
+    *,
+    conv_layers: ConvLayers,
+    sample_rate: SampleRate = 16000,
+    min_seconds: Seconds = 0.5,
+    max_seconds: Seconds = 4.0,
+    eval_max_seconds: Seconds = 60.0,
+    pool_size: Count = 0,
+    max_bad_fraction: Fraction = 0.01,
+) -> SpeechData:
+    """The spoken prompts that ship with the package: 24 minutes of one speaker, with transcripts.
+
+    Args:
+        conv_layers: as in SpeechData, like all that follow.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    check_seconds(min_seconds, max_seconds)
+    min_samples = round(min_seconds * sample_rate)
+    train = AudioClips(read_prompt, prompt_clips("train"), sample_rate, min_samples)
+    return SpeechData(
+        train=train,
+        probe_train=train,
+        val=AudioClips(read_prompt, prompt_clips("val"), sample_rate, min_samples),
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        eval_max_seconds=eval_max_seconds,
+        conv_layers=conv_layers,
+        pool_size=pool_size,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+@buildable
+def librispeech(
+    root: PathStr,
+    *,
+    train: Sequence[str] | str,
+    val: Sequence[str] | str | None,
+    probe_train: Sequence[str] | str | None = None,
+    download: bool = False,
+    conv_layers: ConvLayers,
+    sample_rate: SampleRate = 16000,
+    min_seconds: Seconds = 2.0,
+    max_seconds: Seconds = 20.0,
+    eval_max_seconds: Seconds = 60.0,
+    pool_size: Count = 0,
+    max_bad_fraction: Fraction = 0.01,
+) -> SpeechData:
+    """LibriSpeech as its site and torchaudio give it: part/<speaker>/<chapter>/*.flac with *.trans.txt.
+
+    Args:
+        root: the folder that holds the parts, or LibriSpeech/ with the parts.
+        train: parts to pretrain on, such as "train-clean-100".
+        val: parts to evaluate probes on, or None.
+        probe_train: parts to train probes on; ``train`` if None.
+        download: fetch parts that are missing, by torchaudio.
+        conv_layers: as in SpeechData, like all that follow.
+
+    Raises:
+        FileNotFoundError: a part is not there, or could not be fetched.
+        ValueError: an utterance has no transcript, one is not UTF-8, or a value is out of its range.
+    """
+    check_seconds(min_seconds, max_seconds)
+    if not download:
+        require_folder(root, "data.root")
+
+    def clips(parts: Sequence[str] | str, key: str, min_samples: int) -> AudioClips:
+        names = _as_list(parts)
+        if download:
+            _download(root, [name for name in names if librispeech_folder(root, name) is None], key)
+        listed, left_out, notes = librispeech_parts(root, names, key)
+        trained_on = [name for name in names if key == "data.val" and name in _as_list(train)]
+        if trained_on:
+            notes = (*notes, f"trained on, too: {', '.join(trained_on)}")
+        contents = Contents(f"{printable(root)} ({', '.join(names)})", "clips", left_out, notes)
+        base = home_path(root, "data.root")
+        return AudioClips(partial(_below, base), listed, sample_rate, min_samples, key=key, contents=contents)
+
+    shortest = round(min_seconds * sample_rate)
+    pretrained_on = clips(train, "data.train", shortest)
+    return SpeechData(
+        train=pretrained_on,
+        probe_train=pretrained_on if probe_train is None else clips(probe_train, "data.probe_train", 1),
+        val=None if val is None else clips(val, "data.val", 1),
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        eval_max_seconds=eval_max_seconds,
+        conv_layers=conv_layers,
+        pool_size=pool_size,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+def _as_list(parts: Sequence[str] | str) -> list[str]:
+    return [parts] if isinstance(parts, str) else list(parts)
+
+
+def _below(root: Path, name: str) -> Path:
+    return root / name
+
+
+def _download(root: str, parts: Sequence[str], key: str) -> None:
+    """Fetch parts; one is there only when it is complete, and other processes wait for the first."""
+    from torchaudio.datasets import LIBRISPEECH
+
+    target = home_path(root, "data.root") / "LibriSpeech"
+    target.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        with FileLock(target / f".{part}.lock"):
+            if librispeech_folder(root, part) is not None:
+                continue
+            scratch = target / f".{part}.download"
+            shutil.rmtree(scratch / "LibriSpeech", ignore_errors=True)  # half unpacked; the archive may be whole
+            scratch.mkdir(exist_ok=True)
+            try:
+                LIBRISPEECH(scratch, url=part, download=True)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise FileNotFoundError(
+                    f"{key}={part}: could not be fetched ({error}); check the name and the network, or unpack it below "
+                    f"data.root={root} yourself"
+                ) from error
+            (scratch / "LibriSpeech" / part).rename(target / part)
+            shutil.rmtree(scratch)
+
+
+@buildable
+def audio_folder(
+    root: PathStr,
+    *,
+    val_root: PathStr | None = None,
+    label_pattern: str | None = None,
+    group_pattern: str | None = None,
+    conv_layers: ConvLayers,
+    sample_rate: SampleRate = 16000,
+    min_seconds: Seconds = 2.0,
+    max_seconds: Seconds = 20.0,
+    eval_max_seconds: Seconds = 60.0,
+    pool_size: Count = 0,
+    max_bad_fraction: Fraction = 0.01,
+) -> SpeechData:
+    """Any tree of audio files: wav, flac, ogg, mp3 and what else libsndfile reads.
+
+    Args:
+        root: the folder.
+        val_root: a folder to evaluate probes on, or None. Clips that are in both are only evaluated on.
+        label_pattern: regular expression whose group is a clip's label, searched in its path below ``root``; None for
+            no labels.
+        group_pattern: likewise for its group, such as the speaker; probes then hold out every group in turn.
+        conv_layers: as in SpeechData, like all that follow.
+
+    Raises:
+        FileNotFoundError: there is no folder, or no audio file in it.
+        ValueError: a pattern does not match, or a value is out of its range.
+    """
+    check_seconds(min_seconds, max_seconds)
+    shortest = round(min_seconds * sample_rate)
+
+    def clips(
+        folder: str, key: str, min_samples: int, held_out: str | None = None, names: tuple[str, ...] | None = None
+    ) -> AudioClips:
+        base = require_folder(folder, key)
+        listed, contents = audio_listing(folder, key, held_out)
+        return AudioClips(
+            partial(_below, base), listed, sample_rate, min_samples, label_pattern, group_pattern, names,
+            f"{key}={folder}", contents,
+        )  # fmt: skip
+
+    train = clips(root, "data.root", shortest, val_root)
+    return SpeechData(
+        train=train,
+        probe_train=train if label_pattern is not None else None,
+        val=None if val_root is None else clips(val_root, "data.val_root", 1, None, train.class_names),
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        eval_max_seconds=eval_max_seconds,
+        conv_layers=conv_layers,
+        pool_size=pool_size,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+@buildable
+def audio_manifest(
+    manifest: PathStr,
+    *,
+    transcripts: PathStr | None = None,
+    val_manifest: PathStr | None = None,
+    val_transcripts: PathStr | None = None,
+    conv_layers: ConvLayers,
+    sample_rate: SampleRate = 16000,
+    min_seconds: Seconds = 2.0,
+    max_seconds: Seconds = 20.0,
+    eval_max_seconds: Seconds = 60.0,
+    pool_size: Count = 0,
+    max_bad_fraction: Fraction = 0.01,
+) -> SpeechData:
+    """Audio files listed with their lengths, so that none need be opened before it is used.
+
+    Args:
+        manifest: a tsv as fairseq has them: the root folder on the first line, then path<TAB>number of samples. A root
+            that is not absolute is looked for beside the manifest.
+        transcripts: a text file with what is said in each of them, a line a clip, in their order; or None.
+        val_manifest: likewise, of the clips to evaluate on, or None.
+        val_transcripts: of these.
+        conv_layers: as in SpeechData, like all that follow.
+
+    Raises:
+        FileNotFoundError: no such manifest, root or file of transcripts.
+        ValueError: a line or a value is not as it should be, or there are fewer or more transcripts than clips.
+    """
+    check_seconds(min_seconds, max_seconds)
+    if val_transcripts is not None and val_manifest is None:
+        raise ValueError(f"data.val_transcripts={val_transcripts}: set data.val_manifest, the clips they belong to")
+
+    def clips(path: str, texts: str | None, prefix: str, min_samples: int) -> AudioClips:
+        root, listed = manifest_clips(path, sample_rate, f"data.{prefix}manifest")
+        if texts is not None:
+            listed = with_transcripts(listed, texts, f"data.{prefix}transcripts")
+        key = f"data.{prefix}manifest={path}"
+        contents = Contents(printable(path), "clips")
+        return AudioClips(partial(_below, root), listed, sample_rate, min_samples, key=key, contents=contents)
+
+    train = clips(manifest, transcripts, "", round(min_seconds * sample_rate))
+    return SpeechData(
+        train=train,
+        probe_train=None if transcripts is None else train,
+        val=None if val_manifest is None else clips(val_manifest, val_transcripts, "val_", 1),
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        eval_max_seconds=eval_max_seconds,
+        conv_layers=conv_layers,
+        pool_size=pool_size,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+@buildable
+def hf_audio(
+    path: Name,
+    split: Name = "train",
+    *,
+    val_split: Name | None = None,
+    audio_column: Name | None = None,
+    text_column: Name | None = None,
+    streaming: bool = False,
+    shuffle_buffer: PositiveInt = 1000,
+    crop_seconds: Seconds = 10.0,
+    conv_layers: ConvLayers,
+    sample_rate: SampleRate = 16000,
+    min_seconds: Seconds = 2.0,
+    max_seconds: Seconds = 20.0,
+    eval_max_seconds: Seconds = 60.0,
+    pool_size: Count = 0,
+    max_bad_fraction: Fraction = 0.01,
+) -> SpeechData:
+    """A Hugging Face data set of audio.
+
+    Args:
+        path: name on the Hub, or a local directory of parquet files, or what ``save_to_disk`` wrote; for a directory of
+            audio files use :func:`audio_folder`.
+        split: to train on.
+        val_split: to evaluate probes on, or None; never streamed.
+        audio_column: the only column of audio if None.
+        text_column: of transcripts; None for none.
+        streaming: read while training instead of downloading first. Lengths are not known then: every clip is cropped
+            to ``crop_seconds``, and shorter ones are skipped.
+        shuffle_buffer: rows that every worker holds, still encoded, to shuffle a stream.
+        crop_seconds: of a stream.
+        conv_layers: as in SpeechData, like all that follow.
+
+    Raises:
+        FileNotFoundError: no such data set.
+        ValueError: ``datasets`` is not installed, split or columns do not exist, or a value is out of its range.
+    """
+    check_seconds(min_seconds, max_seconds, crop_seconds)
+    shortest = round(min_seconds * sample_rate)
+    train: AudioClips | Stream
+    if streaming:
+        train = HFAudioStream(path, split, audio_column, sample_rate)
+    else:
+        train = hf_clips(path, split, audio_column, text_column, sample_rate, shortest)
+    val = None
+    if val_split is not None:
+        check_other_split(split, val_split)
+        val = hf_clips(path, val_split, audio_column, text_column, sample_rate, 1, "data.val_split")
+    return SpeechData(
+        train=train,
+        probe_train=train if isinstance(train, AudioClips) and train.has_transcripts else None,
+        val=val,
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        crop_seconds=crop_seconds,
+        eval_max_seconds=eval_max_seconds,
+        conv_layers=conv_layers,
+        pool_size=pool_size,
+        max_bad_fraction=max_bad_fraction,
+        shuffle_buffer=shuffle_buffer,
+    )

@@ -1,0 +1,246 @@
+"""``TextData``: text and how it becomes batches; the only part of text data the trainer sees."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.datasets import EqualSamples, EvalSamples, PretrainCollate, PretrainSamples
+from d2v.data.samplers import BatchPlan
+from d2v.data.source import Sample, labels_of, skipped_in
+from d2v.data.streams import StreamBatches
+from d2v.data.texts.blocks import BlockStream, TokenBlocks
+from d2v.data.texts.documents import Documents
+from d2v.data.texts.tables import Labelled
+from d2v.data.texts.tokenizer import Tokenizer
+from d2v.data.texts.whole_documents import PackedDocuments
+from d2v.objective.masking import MaskGenerator
+from d2v.types import Batch
+
+log = logging.getLogger(__name__)
+
+MODALITY = "text"
+
+
+def _block_view(block: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """A block as it is: text has no augmentation."""
+    return torch.from_numpy(block)
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """A text between the tokens that open and close one, cut to what the encoder can read.
+
+    Attributes:
+        tokenizer: encodes it.
+        max_tokens: longest text, tokens, the opening and closing ones included.
+    """
+
+    tokenizer: Tokenizer
+    max_tokens: int
+
+    def __call__(self, text: str) -> Tensor:
+        """(T,) int64."""
+        (ids,) = self.tokenizer.encode([text])
+        return torch.tensor([self.tokenizer.bos_id, *ids[: self.max_tokens - 2].tolist(), self.tokenizer.eos_id])
+
+
+@dataclass(frozen=True)
+class DocumentView:
+    """Tokens between the ones that open and close a text.
+
+    Attributes:
+        bos_id: opens it.
+        eos_id: closes it.
+    """
+
+    bos_id: int
+    eos_id: int
+
+    def __call__(self, ids: np.ndarray) -> Tensor:
+        """(T + 2,) int64."""
+        return torch.from_numpy(np.concatenate([[self.bos_id], ids, [self.eos_id]]))
+
+
+@dataclass(frozen=True)
+class EvalCollate:
+    """Texts to a batch, padded to the longest.
+
+    Attributes:
+        pad_id: fills the shorter ones.
+    """
+
+    pad_id: int
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of up to ``len(samples)`` texts, in order; labels None if any text lacks one."""
+        good = [sample for sample in samples if sample.inputs is not None]
+        texts = [sample.inputs for sample in samples if sample.inputs is not None]
+        inputs = torch.nn.utils.rnn.pad_sequence(texts, True, self.pad_id) if texts else torch.empty(0, 1).long()
+        padding_mask = inputs == self.pad_id
+        return Batch(
+            modality=MODALITY,
+            inputs=inputs,
+            sample_ids=torch.tensor([sample.key.index for sample in good], dtype=torch.int64),
+            padding_mask=padding_mask if bool(padding_mask.any()) else None,
+            labels=labels_of(good),
+            skipped=skipped_in(samples),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData(EqualSamples):
+    """Text, and how it becomes batches.
+
+    Attributes:
+        train: blocks to pretrain on; a stream has no length; None where there is only text to probe with.
+        tokenizer: what made their ids.
+        documents: what ``train`` was packed from, or None.
+        probe_train: labelled texts to train probes on, or None.
+        val: labelled texts to evaluate probes on, or None.
+        block_size: tokens a block, and at most of a text to evaluate.
+        max_bad_fraction: highest tolerated share of documents that cannot be read.
+        shuffle_buffer: blocks that every worker holds to shuffle a stream; unused otherwise.
+
+    Raises:
+        ValueError: a value is out of its range.
+        TooManyBadSamples: more documents cannot be read than ``max_bad_fraction`` allows.
+    """
+
+    modality: ClassVar[str] = MODALITY
+    input_name: ClassVar[str] = "TF-IDF of words"
+    eval_batch_size: ClassVar[int] = 64
+
+    train: TokenBlocks | BlockStream | None
+    tokenizer: Tokenizer
+    documents: Documents | None = None
+    probe_train: Labelled | None = None
+    val: Labelled | None = None
+    block_size: int = 512
+    max_bad_fraction: float = 0.01
+    shuffle_buffer: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.block_size < 4:
+            raise ValueError(f"data.block_size={self.block_size}: must be at least 4 tokens")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}: must be between 0 and 1")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"data.shuffle_buffer={self.shuffle_buffer}: must be at least 1 (1 keeps the order)")
+        if isinstance(self.train, TokenBlocks):
+            for entry in BadSampleCounter(self.max_bad_fraction, self.train.num_documents).update(self.train.bad):
+                log.warning("skipped %s", entry)
+
+    @property
+    def streaming(self) -> bool:
+        """Return whether to train on ``pretrain_stream`` and not on ``pretrain_dataset``."""
+        return isinstance(self.train, BlockStream)
+
+    @property
+    def size(self) -> float | None:
+        """Blocks to pretrain on; None for a stream."""
+        return None if self.streaming else len(self._blocks())
+
+    @property
+    def token_grid(self) -> tuple[int]:
+        """Tokens of a block."""
+        return (self.block_size,)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of every label, or None where there are none."""
+        labelled = self.probe_train or self.val
+        return None if labelled is None else labelled.class_names
+
+    def pretrain_dataset(self, seed: int) -> PretrainSamples:
+        """Blocks by SampleKey. Raises ValueError if the data is a stream."""
+        return PretrainSamples(self._blocks(), _block_view, seed)
+
+    def pretrain_collate(self, mask: MaskGenerator, seed: int) -> PretrainCollate:
+        """Blocks to a batch with masks. Raises ValueError if no such masks exist, or there is no block."""
+        if self.train is None:
+            raise ValueError("data.root=null: there is no text to pretrain on; give a file or a folder")
+        if not self.streaming:
+            self._blocks()
+        return super().pretrain_collate(mask, seed)
+
+    def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
+        """Batches of blocks with masks, for a ``DataLoader`` with ``batch_size=None``."""
+        if not isinstance(self.train, BlockStream):
+            raise ValueError("data.streaming=false: use pretrain_dataset")
+        collate = self.pretrain_collate(mask, seed)
+        return StreamBatches(self.train, _block_view, collate, seed, plan, self.shuffle_buffer)
+
+    def eval_dataset(self, split: Literal["train", "val"]) -> EvalSamples:
+        """Texts for a ``DataLoader`` with ``eval_collate``.
+
+        Args:
+            split: "train" (``probe_train``, or all documents of the training text where there is none) or "val".
+                Texts longer than ``block_size`` are cut to it.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split == "train" and self.probe_train is None and self.train is not None:
+            return EvalSamples(self._documents(), DocumentView(self.tokenizer.bos_id, self.tokenizer.eos_id))
+        return EvalSamples(self._labelled(split), EvalView(self.tokenizer, self.block_size))
+
+    @property
+    def eval_collate(self) -> EvalCollate:
+        """Texts to a padded batch."""
+        return EvalCollate(self.tokenizer.pad_id)
+
+    def raw(self, split: Literal["train", "val"]) -> tuple[list[str], Tensor]:
+        """Texts and their labels, for the baseline that a representation has to beat; empty texts are left out."""
+        source = self._labelled(split)
+        pairs = [(text, label) for text, label in zip(source.texts, source.labels, strict=True) if text.strip()]
+        return [text for text, _ in pairs], torch.tensor([label for _, label in pairs])
+
+    def assets(self) -> dict[str, str]:
+        """Values that must go with an encoder: they take the place of this data's keys wherever it is read again."""
+        return {"tokenizer": self.tokenizer.to_json()}
+
+    def bad_sample_counter(self) -> BadSampleCounter:
+        """A counter for ``Batch.skipped`` with this data's limit."""
+        return BadSampleCounter(self.max_bad_fraction, None if self.streaming else len(self._blocks()))
+
+    def _blocks(self) -> TokenBlocks:
+        if not isinstance(self.train, TokenBlocks):
+            what = (
+                "streaming=true: use pretrain_stream" if self.streaming else "root=null: there is no text to train on"
+            )
+            raise ValueError(f"data.{what}")
+        self.train.check_not_empty()
+        return self.train
+
+    def _documents(self) -> PackedDocuments:
+        """The training text by document."""
+        if not isinstance(self.train, TokenBlocks):
+            raise ValueError("data.streaming=true: a stream is read in blocks; set data.streaming=false for documents")
+        if self.documents is None:
+            raise ValueError("split='train': this data does not know its documents; set data.probe_train to a table")
+        documents = PackedDocuments(self.train, self.documents, self.tokenizer.eos_id, self.block_size)
+        if documents.num_cut:
+            log.warning(
+                "cut %d of %d documents to data.block_size=%d tokens",
+                documents.num_cut,
+                len(documents),
+                self.block_size,
+            )
+        return documents
+
+    def _labelled(self, split: str) -> Labelled:
+        source: Any = {"train": self.probe_train, "val": self.val}.get(split)
+        if source is None:
+            raise ValueError(
+                f"split={split!r}: this data has no such labelled texts; set data.probe_train and data.probe_val to "
+                "tables with a header"
+            )
+        return source

@@ -1,0 +1,140 @@
+"""GLUE (arXiv:1804.07461): its tasks, its files as they are distributed, and its submissions.
+
+Pairs of sentences are packed as the released models expect them: ``<s> a </s></s> b </s>``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2v.data.contents import describe_sources
+from d2v.data.labelled import FinetuneData, part
+from d2v.data.texts.data import MODALITY, EvalCollate
+from d2v.data.texts.factories import fitting_tokenizer
+from d2v.data.texts.glue_files import read_file, read_hub, write_submission
+from d2v.data.texts.glue_tasks import TASKS, GlueTask, Sentences, TaskName
+from d2v.values import BlockSize, Count, Name, PathStr, VocabSize, buildable
+
+
+@dataclass(frozen=True)
+class PairView:
+    """Sentences as ``<s> a </s></s> b </s>``; where they are too long together, the longer one is cut first.
+
+    Attributes:
+        tokenizer: encodes them.
+        max_tokens: longest sample, the tokens around sentences included.
+    """
+
+    tokenizer: Any
+    max_tokens: int
+
+    def __call__(self, texts: tuple[str, ...], rng: np.random.Generator | None = None) -> Tensor:
+        """(T,) int64."""
+        first, *rest = (ids.tolist() for ids in self.tokenizer.encode(texts))
+        room = self.max_tokens - 2 * (1 + len(rest))
+        for other in rest:
+            while len(first) + len(other) > room:
+                (first if len(first) > len(other) else other).pop()
+        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
+        tail = [token for other in rest for token in (eos, *other, eos)]
+        return torch.tensor([bos, *first[:room], eos, *tail])
+
+
+@dataclass(frozen=True)
+class GlueData:
+    """A task of GLUE and a tokenizer.
+
+    Attributes:
+        task: which.
+        train: to train on.
+        evals: development and test sets by name.
+        tokenizer: encodes them.
+        block_size: tokens that the encoder can read.
+    """
+
+    task: GlueTask
+    train: Sentences
+    evals: dict[str, Sentences]
+    tokenizer: Any
+    block_size: int
+
+    modality = MODALITY
+
+    def finetune(self, label_fraction: float = 1.0, seed: int = 0) -> FinetuneData:
+        """The sentences, to train on and to score.
+
+        Args:
+            label_fraction: train on this share of the samples only, of every class if there are classes.
+            seed: decides which.
+        """
+        view = PairView(self.tokenizer, self.block_size)
+        return FinetuneData(
+            modality=MODALITY,
+            train=part(self.train, label_fraction, seed, stratify=bool(self.task.classes)),
+            evals=self.evals,
+            labels=self.task.classes or (0.0, 5.0),
+            train_view=view,
+            eval_view=view,
+            collate=EvalCollate(self.tokenizer.pad_id),
+            eval_batch_size=64,
+            submission=partial(write_submission, self.task),
+        )
+
+    def describe(self) -> list[str]:
+        """Lines of the summary before a run: splits, sizes, classes."""
+        return describe_sources({"train": self.train, **self.evals})
+
+    def assets(self) -> dict[str, str]:
+        """Values that must go with a model."""
+        return {"tokenizer": self.tokenizer.to_json()}
+
+
+@buildable
+def glue(
+    task: TaskName,
+    root: PathStr | None = None,
+    path: Name | None = None,
+    *,
+    tokenizer: PathStr | None = None,
+    vocab_size: VocabSize = 50265,
+    pad_id: Count = 1,
+    block_size: BlockSize = 512,
+    on_bad_row: Literal["error", "skip"] = "error",
+) -> GlueData:
+    """A task of GLUE from the original files, or from the Hugging Face Hub.
+
+    Args:
+        task: one of ``TASKS``.
+        root: the folder that holds CoLA, MRPC, ...; or
+        path: a Hugging Face data set with a configuration for every task, ``nyu-mll/glue``.
+        tokenizer: as in :func:`d2v.data.texts.factories.text_files`, like the next three.
+        on_bad_row: what to do with a row to train on or to choose by that is bad, "error" or "skip". Bad are other
+            columns than the header's, bytes that are not UTF-8, no text, and a label that is missing or unknown.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: an unknown task, another task's data, a bad row, or a test set whose rows are not numbered from 0 in
+            order; it names file and line, or split and row.
+    """
+    if (root is None) == (path is None):
+        raise ValueError(f"data.root={root}, data.path={path}: give the folder of GLUE's files, or nyu-mll/glue")
+    if task not in TASKS:
+        raise ValueError(f"data.task={task}: choose one of {', '.join(TASKS)}")
+    chosen = TASKS[task]
+    skip = on_bad_row == "skip"
+    read = partial(read_hub, chosen, task, str(path), skip) if root is None else partial(read_file, chosen, root, skip)
+    train = read("train")
+    dev = dict(zip(("val", "val_mismatched"), map(read, chosen.dev), strict=False))
+    return GlueData(
+        chosen,
+        train,
+        dev | {split: read(split) for split in chosen.test},
+        fitting_tokenizer(None, tokenizer, vocab_size, pad_id, None),
+        block_size,
+    )

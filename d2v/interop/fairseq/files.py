@@ -1,0 +1,281 @@
+"""The authors' checkpoint files (fairseq, examples/data2vec), read and written without fairseq; nothing is executed.
+
+``model`` holds the parameters, the teacher's under ``_ema`` among them, and ``cfg`` plain containers. What lies beside
+them (optimizer, meters) is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2v.interop.build import check_node, part_of
+from d2v.interop.fairseq.config import Node, model_node, recipe_of
+from d2v.interop.fairseq.names import (
+    MODALITIES,
+    Layout,
+    layout_of,
+    to_d2v_state,
+    to_d2v_teacher,
+    to_fairseq_state,
+    to_fairseq_teacher,
+)
+from d2v.interop.imported import Imported
+from d2v.interop.native import Network, read_safely
+from d2v.models.distillation import SelfDistillation, averages
+from d2v.nn.positions import sincos_2d
+from d2v.runs.files import replacing
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+_MAX_SIDE = 1024  # patches: positions that no file holds are computed for so many
+
+# Prefixes of an encoder's names in fine-tuned models, and the names of their heads: theirs, ours.
+_WRAPPERS = ("w2v_encoder.w2v_model.", "model.")
+_HEADS: dict[str, dict[str, str]] = {
+    "image": {"fc_norm": "norm", "head": "proj"},
+    "speech": {"w2v_encoder.proj": "proj"},
+    "text": {
+        "classification_heads.sentence_classification_head.dense": "dense",
+        "classification_heads.sentence_classification_head.out_proj": "proj",
+    },
+}
+_HEAD_CLASSES = {"image": "MeanPoolHead", "speech": "FrameHead", "text": "FirstTokenHead"}
+
+
+@dataclass(frozen=True)
+class FairseqCheckpoint:
+    """Content of a file of the authors'.
+
+    Attributes:
+        path: the file.
+        layout: whose names its parameters have.
+        cfg: the configuration of the (pretrained) model.
+        task: that of its task: what inputs look like.
+        student: parameters under the authors' names.
+        teacher: those that the teacher averages; {} if the file has none.
+        head: parameters of a fine-tuned model's head, under our names; {} if it has none.
+    """
+
+    path: Path
+    layout: Layout
+    cfg: dict[str, Any]
+    task: dict[str, Any]
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+    head: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, path: str | Path) -> FairseqCheckpoint:
+        """Read a file, weights only.
+
+        Raises:
+            ValueError: it is damaged, would execute code, or holds no data2vec model.
+        """
+        path = Path(path)
+        content = read_safely(path)
+        if not is_fairseq(content):
+            raise ValueError(f"checkpoint={path}: not a checkpoint of fairseq's (no 'model' beside 'cfg' or 'args')")
+        odd = [name for name in content["model"] if not isinstance(name, str)]
+        if odd:
+            raise ValueError(f"checkpoint={path}: its model has an entry named {odd[0]!r}: names are strings")
+        cfg = _plain(content.get("cfg")) or {"model": _plain(content.get("args")) or {}}
+        state = {name: value for name, value in content["model"].items() if isinstance(value, Tensor)}
+        teacher: Mapping[str, Tensor] = next(
+            (value for name, value in content["model"].items() if name.rpartition(".")[2] == "_ema"), {}
+        )
+        wrapper = next((w for w in _WRAPPERS if any(name.startswith(w) for name in state)), "")
+        if not isinstance(teacher, Mapping):
+            raise ValueError(f"checkpoint={path}: its teacher ('_ema') is no dictionary of parameters")
+        heads, own = {}, {}
+        names = {theirs: ours for group in _HEADS.values() for theirs, ours in group.items()}
+        for name, value in state.items():
+            module, _, parameter = name.rpartition(".")
+            if module in names:
+                heads[f"{names[module]}.{parameter}"] = value
+            else:
+                own[name.removeprefix(wrapper)] = value
+        try:
+            layout = layout_of(own)
+        except ValueError as error:
+            raise ValueError(f"checkpoint={path}: {error}") from error
+        return cls(path, layout, _model_cfg(cfg), cfg.get("task") or {}, own, dict(teacher), heads)
+
+    @property
+    def modality(self) -> str:
+        """Ours, of the model."""
+        if self.layout != "2.0":
+            return self.layout
+        return next(
+            ours
+            for theirs, ours in MODALITIES.items()
+            if any(name.startswith(f"modality_encoders.{theirs}.") for name in self.student)
+        )
+
+    def model_node(self, batch_size: int = 1) -> Node:
+        """Builds the pretrained model: :class:`d2v.models.data2vec2.Data2Vec2` or 1.0's."""
+        try:
+            return model_node(self.cfg, self.student, self.layout, batch_size)
+        except ValueError as error:
+            raise ValueError(f"checkpoint={self.path}: {error}") from error
+        except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"checkpoint={self.path}: its configuration is not whole ({error!r})") from error
+
+    def model_state(self) -> dict[str, Tensor]:
+        """All of a pretrained model's parameters under our names: student, teacher, and what predicts.
+
+        What the teacher does not average it takes from the student; in a file without a teacher, everything.
+
+        Raises:
+            ValueError: a parameter is missing, or left over.
+        """
+        state = self._read(self.student)
+        own = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
+        teacher = self._teacher()
+        lacking = [name for name in self._averaged(own) if f"teacher.{name}" not in teacher] if teacher else []
+        if lacking:
+            raise ValueError(f"checkpoint={self.path}: its teacher ('_ema') lacks {', '.join(lacking[:3])}")
+        return state | {f"teacher.{name}": value for name, value in own.items()} | teacher
+
+    def _averaged(self, names: Iterable[str]) -> list[str]:
+        """Names of an encoder's parameters that the teacher of this recipe averages."""
+        node = self.model_node()
+        frontends = node["encoder"]["frontends"]
+        local_parts = {modality: part_of(f["_target_"]).local_parts for modality, f in frontends.items()}
+        learned = (name for name in names if not name.endswith(".positions"))
+        return [name for name in learned if averages(node["teacher_scope"], name, local_parts)]
+
+    def encoder_state(self, network: Network) -> dict[str, Tensor]:
+        """The student's or the teacher's parameters, as those of an encoder.
+
+        Raises:
+            ValueError: a teacher is asked for, and the file has none.
+        """
+        if network == "teacher" and not self.teacher:
+            raise ValueError(f"checkpoint={self.path}: holds no teacher (no '_ema'): set network=student")
+        state = self.model_state()
+        return {
+            name.removeprefix(f"{network}."): value for name, value in state.items() if name.startswith(f"{network}.")
+        }
+
+    def to_imported(self, network: Network = "student") -> Imported:
+        """The encoder, and the head of a fine-tuned model."""
+        encoder = self.model_node()["encoder"]
+        head_node = None
+        if self.head:
+            outputs = len(self.head["proj.bias"])
+            head_node = {
+                "_target_": f"d2v.models.heads.{_HEAD_CLASSES[self.modality]}",
+                "embed_dim": encoder["embed_dim"],
+                "num_outputs": outputs,
+            }
+        return Imported(encoder, self.encoder_state(network), self._data(encoder), head_node, self.head or None, None)
+
+    def _data(self, encoder: Node) -> Node:
+        frontend = encoder["frontends"][self.modality]
+        if self.modality == "image":
+            return {
+                "img_size": frontend["img_size"],
+                "in_chans": frontend["in_chans"],
+                "mean": IMAGENET_MEAN,
+                "std": IMAGENET_STD,
+            }
+        if self.modality == "speech":
+            return {"sample_rate": int(self.task.get("sample_rate") or 16_000)}
+        keys = {"pad_id": "pad_id", "vocab_size": "vocab_size", "max_positions": "block_size"}
+        return {ours: frontend[key] for key, ours in keys.items()} | {"tokenizer": None}
+
+    def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Under our names; constant positions are computed where a file lacks them."""
+        try:
+            found = to_d2v_state(state, self.layout)
+        except KeyError as error:
+            raise ValueError(f"checkpoint={self.path}: {error.args[0]}") from error
+        if self.layout == "2.0" and self.modality == "image":
+            weight = found["student.frontends.image.proj.weight"]
+            frontend = self.model_node()["encoder"]["frontends"]["image"]
+            side = self._side(frontend)
+            found.setdefault("student.frontends.image.positions", sincos_2d((side, side), len(weight)))
+        return found
+
+    def _side(self, frontend: Node) -> int:
+        """Return the patches in a row of an image."""
+        check_node(frontend, key="model.encoder.frontends.image")
+        side: int = frontend["img_size"] // frontend["patch_size"]
+        if side > _MAX_SIDE:
+            raise ValueError(f"checkpoint={self.path}: images of {side} x {side} patches; at most {_MAX_SIDE} are read")
+        return side
+
+    def _teacher(self) -> dict[str, Tensor]:
+        try:
+            return to_d2v_teacher(self.teacher, self.layout) if self.teacher else {}
+        except KeyError as error:
+            raise ValueError(f"checkpoint={self.path}: of the teacher, {error.args[0]}") from error
+
+
+def is_fairseq(content: Any) -> bool:
+    """Return whether this is what fairseq saves."""
+    return (
+        isinstance(content, Mapping)
+        and isinstance(content.get("model"), Mapping)
+        and ("cfg" in content or "args" in content)
+    )
+
+
+def save_fairseq(model: nn.Module, node: Node, path: str | Path, data: Mapping[str, Any]) -> Path:
+    """Write a pretrained model as a file of the authors' 2.0.
+
+    Args:
+        model: a :class:`d2v.models.data2vec2.Data2Vec2`.
+        node: builds it.
+        path: of the file.
+        data: what inputs look like.
+
+    Raises:
+        ValueError: the authors' code has no such model.
+    """
+    if not node.get("_target_", "").endswith(".Data2Vec2"):
+        raise ValueError(
+            "format=fairseq: is for pretrained data2vec 2.0 models with their decoder: give a run of d2v pretrain"
+        )
+    assert isinstance(model, SelfDistillation)
+    cfg = recipe_of(node)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("teacher.")}
+    averaged = {name for name in model.teacher.state_dict() if model.is_averaged(name)}
+    teacher = {f"student.{n}": value for n, value in model.teacher.state_dict().items() if n in averaged}
+    try:
+        content = to_fairseq_state(state) | {
+            "_ema": to_fairseq_teacher(teacher, blocks_only=model.teacher_scope == "blocks")
+        }
+    except KeyError as error:
+        raise ValueError(f"format=fairseq: {error.args[0]}") from error
+    task: dict[str, Any] = {"sample_rate": data["sample_rate"]} if "sample_rate" in data else {}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        torch.save({"args": None, "cfg": {"model": cfg, "task": task}, "model": content}, file)
+    return path
+
+
+def _model_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Configuration of the pretrained model: a fine-tuned one's holds it in some other place."""
+    model: dict[str, Any] = dict(cfg.get("model") or {})
+    for key in ("pretrained_model_args", "w2v_args"):
+        inner = model.get(key) or cfg.get(key)
+        if inner:
+            inner = _plain(inner) or {}
+            return dict(inner.get("model") or inner)
+    return model
+
+
+def _plain(value: Any) -> dict[str, Any] | None:
+    """Containers of a configuration; of an ``argparse.Namespace`` its values."""
+    if isinstance(value, argparse.Namespace):
+        return dict(vars(value))
+    return dict(value) if isinstance(value, Mapping) else None

@@ -1,0 +1,16 @@
+"""Hugging Face's doors: models of transformers become ours, ours become models of transformers."""
+
+from __future__ import annotations
+
+from d2v.interop.huggingface.custom import save_custom_huggingface
+from d2v.interop.huggingface.reading import load_huggingface
+from d2v.interop.huggingface.writing import arguments, only_frontend, problems, save_huggingface
+from d2v.interop.imported import Imported, Node
+
+__all__ = ["Imported", "huggingface_problems", "load_huggingface", "save_custom_huggingface", "save_huggingface"]
+
+
+def huggingface_problems(encoder_node: Node, head_node: Node | None = None) -> list[str]:
+    """Why :func:`save_huggingface` cannot write a model, for which :func:`save_custom_huggingface` is; [] if it can."""
+    modality, frontend = only_frontend(encoder_node)
+    return problems(modality, arguments(encoder_node), frontend, None if head_node is None else arguments(head_node))

@@ -1,0 +1,295 @@
+"""Hugging Face's files that say what inputs look like: of feature extractors, image processors and tokenizers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from d2v import bounds
+from d2v.interop.imported import Node
+from d2v.runs.files import replace_json
+
+log = logging.getLogger(__name__)
+
+PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG, VOCAB = (
+    *("preprocessor_config.json", "tokenizer.json"),
+    *("tokenizer_config.json", "vocab.json"),
+)
+BLANK, WORD_BOUNDARY = "<pad>", "|"  # CTC's, as Hugging Face's tokenizers write them
+_SPECIALS = {"<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]"}
+_IMAGE_MEAN = _IMAGE_STD = 0.5  # BeitImageProcessor's defaults
+
+# The names that a special token may have, by its role in transformers; the first that a tokenizer has is it.
+_ROLES = {
+    "bos_token": ("<s>", "[CLS]", "<|startoftext|>", "<|begin_of_text|>"),
+    "pad_token": ("<pad>", "[PAD]"),
+    "eos_token": ("</s>", "[SEP]", "<|endoftext|>", "<|end_of_text|>"),
+    "unk_token": ("<unk>", "[UNK]"),
+    "mask_token": ("<mask>", "[MASK]"),
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = bounds.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds no object")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """An object as a file."""
+    replace_json(path, content)
+
+
+def data_node(folder: Path, modality: str, encoder_node: Node) -> Node:
+    """Return the inputs that the files of a folder describe, under the keys of our data configurations."""
+    frontend = encoder_node["frontends"][modality]
+    found = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
+    if modality != "text" and found is None:
+        log.warning("%s has no %s: inputs as by transformers' defaults", folder, PREPROCESSOR)
+    found = found or {}
+    if modality == "speech":
+        if not found.get("do_normalize", True):
+            log.warning("%s: do_normalize=false, but d2v gives every clip zero mean and unit variance", PREPROCESSOR)
+        return {"sample_rate": int(found.get("sampling_rate", 16000))}
+    if modality == "image":
+        return _images(found, frontend["img_size"], frontend["in_chans"])
+    node = {
+        "pad_id": frontend["pad_id"],
+        "vocab_size": frontend["vocab_size"],
+        "block_size": frontend["max_positions"],
+        "tokenizer": None,
+    }
+    if (folder / TOKENIZER).is_file():
+        content = json.dumps(read_json(folder / TOKENIZER), ensure_ascii=False)
+        # "${" would be an interpolation to whoever puts the text into a configuration.
+        node["tokenizer"] = content.replace("$", "\\u0024")
+    else:
+        log.warning("%s has no %s: a tokenizer has to be found elsewhere", folder, TOKENIZER)
+    return node
+
+
+def _images(found: Mapping[str, Any], img_size: int, in_chans: int) -> Node:
+    node: Node = {"img_size": img_size, "in_chans": in_chans}
+    plain = not found.get("do_normalize", True)
+    for key, theirs, default, none in (("mean", "image_mean", _IMAGE_MEAN, 0.0), ("std", "image_std", _IMAGE_STD, 1.0)):
+        value = none if plain else found.get(theirs, default)
+        values = list(value) if isinstance(value, list) else [value] * in_chans
+        if len(values) != in_chans:
+            raise ValueError(f"{PREPROCESSOR}: {theirs}={values}, but images have {in_chans} channels")
+        node[key] = [float(v) for v in values]
+    size = found.get("size")
+    if isinstance(size, dict) and "shortest_edge" in size and found.get("do_center_crop"):
+        node["crop_pct"] = img_size / size["shortest_edge"]
+    return node
+
+
+def spelling(folder: Path, num_outputs: int, pad_id: int | None) -> tuple[list[int], str | None]:
+    """Return the order in which outputs of CTC there become ours: the blank first, then the letters.
+
+    Args:
+        folder: with vocab.json, and maybe tokenizer_config.json.
+        num_outputs: of the head.
+        pad_id: the blank's number there.
+
+    Returns:
+        The numbers there, in our order, and the letters; None, and all numbers: there is no vocab.json.
+
+    Raises:
+        ValueError: outputs that are not letters.
+    """
+    blank = pad_id or 0
+    if not (folder / VOCAB).is_file():
+        log.warning("%s has no %s: what letters the outputs stand for is not known", folder, VOCAB)
+        return [blank, *(i for i in range(num_outputs) if i != blank)], None
+    config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+    boundary = _content(config.get("word_delimiter_token")) or WORD_BOUNDARY
+    specials = _SPECIALS | {_content(value) for key, value in config.items() if key.endswith("_token")} - {boundary}
+    rows, letters, dropped = [blank], "", []
+    for token, number in sorted(read_json(folder / VOCAB).items(), key=lambda item: str(item[1]).zfill(9)):
+        if not isinstance(number, int) or not 0 <= number < num_outputs:
+            raise ValueError(f"{folder / VOCAB}: {token!r} is number {number!r}, but there are {num_outputs} outputs")
+        if number == blank:
+            continue
+        if token in specials:
+            dropped.append(token)
+            continue
+        letter = " " if token == boundary else token
+        if len(letter) != 1:
+            raise ValueError(f"{folder / VOCAB}: {token!r} is no letter, and d2v transcribes by letters only")
+        rows.append(number)
+        letters += letter
+    if dropped:
+        log.info("left out the outputs of %s: no transcript has them", ", ".join(dropped))
+    return rows, letters
+
+
+def _content(token: Any) -> str | None:
+    """Return the text of a special token, which may be written with its properties."""
+    return token.get("content") if isinstance(token, dict) else token if isinstance(token, str) else None
+
+
+def write_feature_extractor(folder: Path, data: Mapping[str, Any], padding_value: float = 0.0) -> None:
+    """Write the processor of clips: zero mean and unit variance, and a mask of what is padding."""
+    content = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "processor_class": "Wav2Vec2Processor",
+        "feature_size": 1,
+        "sampling_rate": int(data.get("sample_rate", 16000)),
+        "padding_side": "right",
+        "padding_value": padding_value,
+        "do_normalize": True,
+        "return_attention_mask": True,
+    }
+    write_json(folder / PREPROCESSOR, content)
+
+
+def write_image_processor(folder: Path, data: Mapping[str, Any], img_size: int, in_chans: int) -> None:
+    """Write the processor of images, as in our evaluation: resize the shorter side, center crop, normalise."""
+    shorter = max(img_size, round(img_size / float(data.get("crop_pct") or 1.0)))
+    content = {
+        "image_processor_type": "BeitImageProcessorFast",  # transformers 4 has another, which cannot resize one side
+        "do_resize": True,
+        "size": {"shortest_edge": shorter},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": img_size, "width": img_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(data.get("mean") or [_IMAGE_MEAN] * in_chans),
+        "image_std": list(data.get("std") or [_IMAGE_STD] * in_chans),
+    }
+    write_json(folder / PREPROCESSOR, content)
+
+
+def write_letters(folder: Path, letters: str) -> None:
+    """The tokenizer of CTC: number 0 is the blank, letter i is number i + 1.
+
+    Raises:
+        ValueError: a letter is what stands for the boundary of words.
+    """
+    if WORD_BOUNDARY in letters:
+        raise ValueError(f"labels={letters!r}: {WORD_BOUNDARY!r} stands for the boundary of words in {VOCAB}")
+    tokens = [BLANK, *(WORD_BOUNDARY if letter == " " else letter for letter in letters)]
+    write_json(folder / VOCAB, {token: number for number, token in enumerate(tokens)})
+    content = {
+        "tokenizer_class": "Wav2Vec2CTCTokenizer",
+        "processor_class": "Wav2Vec2Processor",
+        "pad_token": BLANK,
+        "word_delimiter_token": WORD_BOUNDARY,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token")),  # letters have none
+        "do_lower_case": False,
+    }
+    write_json(folder / TOKENIZER_CONFIG, content)
+
+
+def write_tokenizer(folder: Path, data: Mapping[str, Any], max_positions: int) -> dict[str, int]:
+    """Write the files of AutoTokenizer; texts become ``<s> a </s>``, pairs ``<s> a </s></s> b </s>``.
+
+    Args:
+        folder: to write to.
+        data: pad_id, and tokenizer: the content of a tokenizer.json or of one of ours
+            (:mod:`d2v.data.texts.tokenizer`).
+        max_positions: longest input, tokens.
+
+    Returns:
+        The numbers of the special tokens by their role in transformers, "bos_token" and so on; {}: ``data`` has no
+        tokenizer's content.
+    """
+    text = data.get("tokenizer")
+    if not isinstance(text, str) or not text.lstrip().startswith("{"):
+        log.warning("data.tokenizer is no tokenizer's content: none is written to %s", folder)
+        return {}
+    try:
+        return _write_tokenizer(folder, text, data, max_positions)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # a file may hold anything there
+        raise ValueError(f"data.tokenizer: not the content of a tokenizer.json ({error!r})") from error
+
+
+def _write_tokenizer(folder: Path, text: str, data: Mapping[str, Any], max_positions: int) -> dict[str, int]:
+    content = bounds.parse_json(text)
+    if "ids" in content and "tokenizer" in content:
+        content = _renumbered(content["tokenizer"], content["ids"], content["vocab_size"])
+    added: list[dict[str, Any]] = content.setdefault("added_tokens", [])
+    numbers = {token["content"]: int(token["id"]) for token in added}
+    vocab = content["model"].get("vocab")
+    if isinstance(vocab, dict):
+        numbers |= {name: int(vocab[name]) for names in _ROLES.values() for name in names if name in vocab}
+    roles = {role: next((name for name in names if name in numbers), None) for role, names in _ROLES.items()}
+    between = roles["eos_token"] or roles["bos_token"]  # one token may both open and close
+    roles["bos_token"], roles["eos_token"] = roles["bos_token"] or between, roles["eos_token"] or between
+    if roles["pad_token"] is None and data.get("pad_id") is not None:
+        roles["pad_token"] = BLANK
+        numbers[BLANK] = int(data["pad_id"])
+        if isinstance(vocab, dict):
+            vocab[BLANK] = numbers[BLANK]  # or it would be numbered as if there were no gaps
+    found = {role: name for role, name in roles.items() if name is not None}
+    known = {token["content"] for token in added}
+    added += [_added(name, numbers[name]) for name in dict.fromkeys(found.values()) if name not in known]
+    added.sort(key=lambda token: token["id"])
+    content["truncation"] = content["padding"] = None
+    if found.get("bos_token") and found.get("eos_token"):
+        content["post_processor"] = _template(found["bos_token"], found["eos_token"], numbers)
+    write_json(folder / TOKENIZER, content)
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **found,
+        "model_max_length": max_positions,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+    }
+    config |= {
+        theirs: found[ours]
+        for theirs, ours in (("cls_token", "bos_token"), ("sep_token", "eos_token"))
+        if ours in found
+    }
+    write_json(folder / TOKENIZER_CONFIG, config)
+    return {role: numbers[name] for role, name in found.items()}
+
+
+def _added(name: str, number: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": name, **flags, "special": True}
+
+
+def _template(bos: str, eos: str, numbers: Mapping[str, int]) -> dict[str, Any]:
+    """Return the template by which our data are packed."""
+
+    def special(name: str) -> dict[str, Any]:
+        return {"SpecialToken": {"id": name, "type_id": 0}}
+
+    def sequence(name: str) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": 0}}
+
+    single = [special(bos), sequence("A"), special(eos)]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, special(eos), sequence("B"), special(eos)],
+        "special_tokens": {name: {"id": name, "ids": [numbers[name]], "tokens": [name]} for name in (bos, eos)},
+    }
+
+
+def _renumbered(content: dict[str, Any], ids: list[int], vocab_size: int) -> dict[str, Any]:
+    """The released models' tokenizer: GPT-2's, but every token has the number that their dictionary gives it."""
+    vocab = {token: ids[number] for token, number in content["model"]["vocab"].items()}
+    specials = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": vocab_size - 1}
+    model = {**content["model"], "vocab": {**vocab, **specials}}
+    added = [_added(name, number) for name, number in specials.items()]
+    return {**content, "model": model, "added_tokens": added}
