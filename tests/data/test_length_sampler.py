@@ -137,6 +137,20 @@ def test_steps_and_the_clips_in_them_are_shuffled_anew_in_every_pool():
     assert sum(step == sorted(step) for step in first) < 3
 
 
+def test_the_order_within_a_step_depends_on_the_seed():
+    """Lengths that differ leave one way to fill the only step: what is left to the seed is the order in it."""
+    lengths = np.arange(100, 116)
+
+    def step(seed: int) -> list[int]:
+        (keys,) = LengthSampler(lengths=lengths, step_length=16 * 100, pool_size=16, seed=seed, num_batches=1)
+        return [key.index for key in keys]
+
+    assert step(0) == step(0)
+    orders = [step(seed) for seed in range(4)]
+    assert all(sorted(order) == list(range(16)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+
+
 def test_larger_pools_crop_less():
     lengths = np.random.default_rng(0).integers(100, 1000, 2000)
 

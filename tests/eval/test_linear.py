@@ -40,6 +40,21 @@ def test_chooses_c_without_the_validation_set() -> None:
     assert probe.c == min(ties)
 
 
+def test_c_is_chosen_without_a_look_at_the_held_out_part() -> None:
+    """The held-out samples are much larger than the others: a scale that saw them would change every accuracy."""
+    (train_x, train_y), (val_x, val_y) = blobs(300, 1), blobs(50, 2)
+    held_out = linear.split_stratified(train_y.numpy(), seed=5)
+    train_x[held_out] = 3 + 20 * train_x[held_out]
+    probe = linear_probe(train_x, train_y, val_x, val_y, (1e-3, 1e-2), seed=5)
+    fit_x, fit_y = train_x[~held_out].double().numpy(), train_y[~held_out].numpy()
+    scaler = StandardScaler().fit(fit_x)
+    expected = {}
+    for c in (1e-3, 1e-2):
+        oracle = LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(fit_x), fit_y)
+        expected[c] = oracle.score(scaler.transform(train_x[held_out].double().numpy()), train_y[held_out].numpy())
+    assert probe.inner_accuracies == pytest.approx(expected, abs=1e-9)
+
+
 def test_repeats_for_a_seed_and_does_not_depend_on_the_order_of_the_grid() -> None:
     (train_x, train_y), (val_x, val_y) = blobs(200, 1), blobs(100, 2)
     assert linear_probe(train_x, train_y, val_x, val_y, (1, 0.01)) == linear_probe(

@@ -63,7 +63,8 @@ def test_options_reach_adamw() -> None:
 
 
 def _named(depth: int = 3) -> dict[str, nn.Parameter]:
-    names = ["encoder.frontends.image.proj.weight", "encoder.prenets.image.0.mlp.weight", "head.proj.weight"]
+    names = ["encoder.frontends.image.proj.weight", "encoder.input_norms.image.weight"]
+    names += ["encoder.prenets.image.0.mlp.weight", "head.proj.weight"]
     names += [f"encoder.blocks.{i}.attn.qkv.{kind}" for i in range(depth) for kind in ("weight", "bias")]
     return {name: nn.Parameter(torch.zeros(2, 2) if name.endswith("weight") else torch.zeros(2)) for name in names}
 
@@ -80,6 +81,7 @@ def test_layer_decay_lowers_learning_rates_towards_the_input() -> None:
         "blocks.1.": 0.25,
         "blocks.0.": 0.125,
         "frontends.": 1 / 32,
+        "input_norms.": 1 / 32,
         "prenets.": 1 / 16,
     }
     for name, parameter in parameters.items():

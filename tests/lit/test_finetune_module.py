@@ -1,0 +1,55 @@
+"""The fine-tuning step: the average of the weights."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from d2v.lit.finetune import FinetuneModule
+from d2v.lit.module import TrainingModule
+
+
+def average_after(steps: range, ema_decay: float, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
+    """The average of a weight that is 1 after step 1, 2 after step 2 and so on, and the same from the formula.
+
+    Args:
+        steps: optimizer steps that are taken; before the first, weight and average are 0.
+        ema_decay: of the module.
+        monkeypatch: replaces the optimizer's own step.
+    """
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+
+    def optimizer_step(self: Any, *args: Any) -> None:
+        with torch.no_grad():
+            model.weight += 1
+
+    monkeypatch.setattr(TrainingModule, "optimizer_step", optimizer_step)
+    module = FinetuneModule(model, None, lambda named: None, lambda step: 1.0, ema_decay=ema_decay)  # type: ignore[arg-type, return-value]
+    expected = 0.0
+    for value, step in enumerate(steps, start=1):
+        module.trainer = SimpleNamespace(global_step=step)  # type: ignore[assignment]
+        module.optimizer_step(0, step - 1, None)  # type: ignore[arg-type]
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    return module.scored.weight.item(), expected  # type: ignore[union-attr, operator]
+
+
+def test_a_young_average_forgets_its_start_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 1 moves it by 9/11, as in TensorFlow's averages, though the decay is 0.999."""
+    found, expected = average_after(range(1, 2), 0.999, monkeypatch)
+    assert found == pytest.approx(1 - 2 / 11)
+    assert found == pytest.approx(expected)
+    found, expected = average_after(range(1, 30), 0.999, monkeypatch)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_old_average_moves_by_its_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From step 80 on, (1 + step) / (10 + step) is above 0.9."""
+    found, expected = average_after(range(90, 92), 0.9, monkeypatch)
+    assert found == pytest.approx(0.9 * 0.1 + 0.1 * 2)
+    assert found == pytest.approx(expected)
