@@ -18,7 +18,7 @@ from d2v.cli.loading import best_device, check_probed, load_data, load_trained
 from d2v.cli.scoring import is_finetuned, score_finetuned
 from d2v.cli.settings import Evaluate, checked, plain
 from d2v.data.contents import visible
-from d2v.data.datasets import eval_loader
+from d2v.data.eval_loader import eval_loader
 from d2v.eval.features import extract, extract_frames
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
 from d2v.eval.results import ProbeRow, probe_table, save_results

@@ -18,7 +18,7 @@ from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, check_probed, load_data, load_trained
 from d2v.cli.settings import Extract, checked, plain
 from d2v.data.contents import visible
-from d2v.data.datasets import eval_loader
+from d2v.data.eval_loader import eval_loader
 from d2v.eval.features import Features
 from d2v.eval.features import extract as extract_features
 from d2v.lit.machine import choose_workers, set_threads

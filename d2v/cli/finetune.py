@@ -23,7 +23,7 @@ from d2v.cli.run_dir import claim
 from d2v.cli.scoring import set_decoder
 from d2v.cli.settings import Finetune, build_each, build_schedule, checked, plain
 from d2v.cli.sweep import sweep
-from d2v.data.labelled import FinetuneData
+from d2v.data.protocol import FinetuneData
 from d2v.interop.build import build, check_node, load_exactly
 from d2v.interop.native import Checkpoint
 from d2v.lit import machine, setup
@@ -84,7 +84,7 @@ def finetune(cfg: DictConfig) -> None:
         loggers = build_each(settings.logger, "logger", {"run_dir": run_dir})
         trainer = setup.make_trainer(trainer_settings, callbacks, loggers)
         split = data.split_batch(settings.global_batch_size, settings.micro_batch_size, trainer.world_size)
-        if data.train_collate is not None and split.micro_batch_size % 2:
+        if data.mixes and split.micro_batch_size % 2:
             raise ValueError(f"global_batch_size={settings.global_batch_size}: mixing takes an even number a device")
         trainer.accumulate_grad_batches = split.accumulate
         num_workers = machine.choose_workers(

@@ -50,12 +50,13 @@ def pretrain(cfg: DictConfig) -> None:
             build(node, key=key, trusted=True)
             for key, node in (("data", settings.data), ("mask", settings.mask), ("model", settings.model))
         )
-        if not hasattr(data, "pretrain_dataset"):
+        if not hasattr(data, "loader"):
             raise ValueError(
                 f"data of this kind ({settings.data['_target_']}) are for fine-tuning: choose another data=..."
             )
-        if data.modality not in model.student.frontends:
-            raise ValueError(f"the data are {data.modality}, but the model reads {', '.join(model.student.frontends)}")
+        for modality in data.modalities:
+            if modality not in model.student.frontends:
+                raise ValueError(f"the data are {modality}, but the model reads {', '.join(model.student.frontends)}")
         found = check_same_data(data, before, settings.resume, settings.resume_with_other_data)
         assets = data.assets()
         if settings.init_from and checkpoint is not None:

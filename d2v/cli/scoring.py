@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from d2v.cli.loading import best_device, load_data, load_trained
 from d2v.cli.settings import Evaluate
 from d2v.data.contents import describe_sources
-from d2v.data.labelled import FinetuneData
+from d2v.data.labelled import FinetuneSet
 from d2v.data.scored import whole_as_val, with_known_labels
 from d2v.interop.build import build
 from d2v.interop.checkpoints import recognise
@@ -45,7 +45,7 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, run_dir: Path, num_work
     dataset = whole_as_val(load_data(cfg, load_trained(settings.checkpoint, "student")), settings.checkpoint)
     # Which part of the labels was trained on is of no interest here.
     labels = build(config["labels"], key="labels")
-    data: FinetuneData = dataset.finetune(**{key: value for key, value in labels.items() if key != "hours"})
+    data: FinetuneSet[Any] = dataset.finetune(**{key: value for key, value in labels.items() if key != "hours"})
     if settings.batch_size != "auto":
         data = replace(data, eval_batch_size=settings.batch_size)
     known = config["label_names"]

@@ -26,7 +26,7 @@ class BatchSplit:
         return self.micro_batch_size * self.accumulate * self.world_size
 
 
-def split_batch(global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchSplit:
+def split_batch(global_batch_size: float, micro_batch_size: float | None, world_size: int) -> BatchSplit:
     """Derive gradient accumulation for batches that are counted in samples.
 
     Args:

@@ -7,27 +7,26 @@ reported in ``Batch.skipped``.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Generic
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, IterableDataset
 
-from d2v.data.bad_samples import BadSample
+from d2v.data.bad_samples import BadSample, BadSampleCounter
 from d2v.data.batching import BatchSplit, split_batch
 from d2v.data.contents import describe_sources
 from d2v.data.keys import ClipKey, RandomStream, SampleKey, sample_rng
-from d2v.data.samplers import StreamSampler
-from d2v.data.source import MAX_TRIES, FixedView, RandomView, Sample, Source, first_good, skipped_in
+from d2v.data.loading import TrainLoader, Workers, sample_loader, stream_loader
+from d2v.data.samplers import BatchPlan, StepPlan, StreamSampler
+from d2v.data.source import MAX_TRIES, FixedView, RandomView, Sample, Source, T, first_good, skipped_in
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch, TokenMask
 
 
-class PretrainSamples(Dataset[Sample]):
+class PretrainSamples(Dataset[Sample], Generic[T]):
     """One random view of every sample, by the keys of a sampler.
 
     Args:
@@ -36,7 +35,7 @@ class PretrainSamples(Dataset[Sample]):
         seed: the run's data seed.
     """
 
-    def __init__(self, source: Source, view: RandomView, seed: int) -> None:
+    def __init__(self, source: Source[T], view: RandomView[T], seed: int) -> None:
         self.source = source
         self.view = view
         self.seed = seed
@@ -53,11 +52,11 @@ class PretrainSamples(Dataset[Sample]):
             return self.view(self.source.load(candidate), rng)
 
         turn = ((index + i) % len(self) for i in range(min(len(self), MAX_TRIES)))
-        found, view, skipped = first_good(turn, make, self.source.name)
-        return Sample(view, SampleKey(epoch, found), skipped=skipped)
+        good, view, skipped = first_good(turn, make, self.source.name)
+        return Sample(view, SampleKey(epoch, good), skipped=skipped)
 
 
-class EvalSamples(Dataset[Sample]):
+class EvalSamples(Dataset[Sample], Generic[T]):
     """The one evaluation view of every sample, with its label, by number.
 
     Args:
@@ -65,7 +64,7 @@ class EvalSamples(Dataset[Sample]):
         view: makes the view.
     """
 
-    def __init__(self, source: Source, view: FixedView) -> None:
+    def __init__(self, source: Source[T], view: FixedView[T]) -> None:
         self.source = source
         self.view = view
 
@@ -81,104 +80,106 @@ class EvalSamples(Dataset[Sample]):
         return Sample(view, key, self.source.label(index))
 
 
-def eval_loader(data: Any, split: str, batch_size: int | None = None, num_workers: int = 0) -> DataLoader[Any]:
-    """Every sample of a split of a data set, once: see :func:`sorted_loader`.
-
-    Args:
-        data: with ``eval_dataset``, ``eval_collate`` and ``eval_batch_size``.
-        split: of ``eval_dataset``.
-        batch_size: samples a batch; None for the data's own.
-        num_workers: processes that load.
-    """
-    size = data.eval_batch_size if batch_size is None else batch_size
-    return sorted_loader(data.eval_dataset(split), size, data.eval_collate, num_workers)
-
-
-def sorted_loader(
-    samples: EvalSamples,
-    batch_size: int,
-    collate: Callable[[Sequence[Sample]], Batch],
-    num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DataLoader[Any]:
-    """Batches of every sample, once, or of one process's share of them: every ``world_size``-th batch.
-
-    Where samples differ in length, a batch holds samples of about the same, or most of the work would be on padding:
-    they come sorted by it. ``Batch.sample_ids`` tells which is which.
-
-    Raises:
-        ValueError: ``batch_size`` is no whole number from 1 on.
-    """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: give a whole number of samples, at least 1, or auto")
-    lengths = getattr(samples.source, "lengths", None)
-    order = list(range(len(samples))) if lengths is None else np.argsort(lengths, kind="stable").tolist()
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return DataLoader(
-        samples,
-        batch_sampler=batches[rank::world_size],
-        collate_fn=collate,
-        num_workers=num_workers,
-        worker_init_fn=leave_interrupts_to_the_parent,
-    )
-
-
-def leave_interrupts_to_the_parent(_worker: int) -> None:
-    """For data workers: a Ctrl-C reaches every process of the group, and the parent still needs its batches."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @dataclass(frozen=True)
 class PretrainCollate:
     """Views of one shape to a batch, with every sample's masks.
 
     Attributes:
         modality: of the batch.
-        mask_generator: draws the masks.
+        mask_generator: draws the masks; None for batches without.
         token_grid: the shape in which the tokens of a sample lie.
         seed: the run's data seed.
     """
 
     modality: str
-    mask_generator: MaskGenerator
+    mask_generator: MaskGenerator | None
     token_grid: tuple[int, ...]
     seed: int
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """A batch of B views with B * num_masks masks, sample-major."""
         inputs = torch.stack([sample.inputs for sample in samples if sample.inputs is not None])
-        rngs = [sample_rng(self.seed, *sample.key, RandomStream.MASK) for sample in samples]
-        mask = torch.from_numpy(self.mask_generator(self.grid(inputs), rngs))
         return Batch(
             modality=self.modality,
             inputs=inputs,
             sample_ids=torch.tensor([sample.key.index for sample in samples]),
-            mask=TokenMask.from_bool(mask, self.mask_generator.num_masks),
+            mask=self._mask(samples, inputs),
             skipped=skipped_in(samples),
             step_size=samples[0].step_size,
             num_read=None if samples[0].num_read is None else sum(sample.num_read or 0 for sample in samples),
         )
+
+    def _mask(self, samples: Sequence[Sample], inputs: Tensor) -> TokenMask | None:
+        if self.mask_generator is None:
+            return None
+        rngs = [sample_rng(self.seed, *sample.key, RandomStream.MASK) for sample in samples]
+        mask = torch.from_numpy(self.mask_generator(self.grid(inputs), rngs))
+        return TokenMask.from_bool(mask, self.mask_generator.num_masks)
 
     def grid(self, inputs: Tensor) -> tuple[int, ...]:
         """The shape in which the tokens of a sample of these inputs lie."""
         return self.token_grid
 
 
-class EqualSamples:
-    """Base class of data whose samples have equally many tokens: a batch is a number of samples.
+class PretrainSet:
+    """Base class of data to pretrain on: ``loader`` from the parts that a modality gives.
 
-    Abstract: a data class inherits it and adds ``modality``, ``token_grid``, ``size`` and the data sets.
+    Abstract: a data class adds ``modality`` and ``pretrain_dataset``, or, of a stream, ``pretrain_stream``; and the
+    rest of :class:`d2v.data.protocol.PretrainData`.
     """
 
     modality: ClassVar[str]
-    batch_unit: ClassVar[str] = "samples"
-    tokens_are: ClassVar[str] = "each"
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities of the batches."""
+        return (self.modality,)
 
     @property
     def streaming(self) -> bool:
-        """Return whether ``pretrain_stream`` is to be used, not ``pretrain_dataset``."""
+        """Return whether the data is read in the order in which it is stored, by ``pretrain_stream``."""
         return False
+
+    def loader(
+        self, mask: MaskGenerator | None, seed: int, split: BatchSplit, plan: StepPlan, workers: Workers
+    ) -> TrainLoader:
+        """Training batches of one rank (:meth:`d2v.data.protocol.PretrainData.loader`)."""
+        if self.streaming:
+            batches = BatchPlan(micro_batch_size=int(split.micro_batch_size), **asdict(plan))
+            return stream_loader(self.pretrain_stream(mask, seed, batches), workers, self.bad_sample_counter())
+        sampler = self.pretrain_sampler(seed, split, **asdict(plan))
+        collate = self.pretrain_collate(mask, seed)
+        return sample_loader(self.pretrain_dataset(seed), sampler, collate, workers, self.bad_sample_counter())
+
+    def pretrain_dataset(self, seed: int) -> Dataset[Sample]:
+        """Samples by the keys that ``pretrain_sampler`` gives."""
+        raise NotImplementedError("data define pretrain_dataset")
+
+    def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: int) -> Iterable[Sequence[object]]:
+        """Batches of keys; ``plan`` are the arguments of a :class:`StepPlan`."""
+        raise NotImplementedError("data define pretrain_sampler")
+
+    def pretrain_collate(self, mask: MaskGenerator | None, seed: int) -> Callable[[Sequence[Sample]], Batch]:
+        """Samples to a batch with masks."""
+        raise NotImplementedError("data define pretrain_collate")
+
+    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> IterableDataset[Batch]:
+        """Batches with masks, of data that is read in the order in which it is stored."""
+        raise NotImplementedError("data that stream define pretrain_stream")
+
+    def bad_sample_counter(self) -> BadSampleCounter:
+        """A counter for ``Batch.skipped`` with this data's limit."""
+        raise NotImplementedError("data define bad_sample_counter")
+
+
+class EqualSamples(PretrainSet):
+    """Base class of data whose samples have equally many tokens: a batch is a number of samples.
+
+    Abstract: a data class inherits it and adds ``token_grid``, ``size`` and the data sets.
+    """
+
+    batch_unit: ClassVar[str] = "samples"
+    tokens_are: ClassVar[str] = "each"
 
     @property
     def token_grid(self) -> tuple[int, ...]:
@@ -190,7 +191,7 @@ class EqualSamples:
         """Samples to pretrain on; None for a stream."""
         raise NotImplementedError("data define size")
 
-    def split_batch(self, global_batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchSplit:
+    def split_batch(self, global_batch_size: float, micro_batch_size: float | None, world_size: int) -> BatchSplit:
         """Derive accumulation (:func:`d2v.data.batching.split_batch`)."""
         return split_batch(global_batch_size, micro_batch_size, world_size)
 
@@ -200,9 +201,14 @@ class EqualSamples:
             num_samples=int(self.size or 0), seed=seed, micro_batch_size=int(split.micro_batch_size), **plan
         )
 
-    def pretrain_collate(self, mask: MaskGenerator, seed: int) -> PretrainCollate:
+    def check_mask(self, mask: MaskGenerator | None) -> None:
+        """Raise ValueError if no such masks exist on the token grid."""
+        if mask is not None:
+            mask.validate(self.token_grid)
+
+    def pretrain_collate(self, mask: MaskGenerator | None, seed: int) -> PretrainCollate:
         """Views to a batch with masks. Raises ValueError if no such masks exist on the token grid."""
-        mask.validate(self.token_grid)
+        self.check_mask(mask)
         return PretrainCollate(self.modality, mask, self.token_grid, seed)
 
     def describe(self) -> list[str]:

@@ -25,7 +25,7 @@ def fingerprint(data: Any) -> dict[str, Any]:
     """Fingerprint of data to train on, as plain containers that go into checkpoints.
 
     Args:
-        data: a data set of any modality to pretrain on, or :class:`d2v.data.labelled.FinetuneData`; it may have its own
+        data: a data set of any modality to pretrain on, or :class:`d2v.data.labelled.FinetuneSet`; it may have its own
             ``fingerprint()``.
 
     Returns:

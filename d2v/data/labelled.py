@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -18,16 +18,18 @@ from torch.utils.data import DataLoader
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.batching import BatchSplit, split_batch, split_seconds
 from d2v.data.contents import Contents, describe_sources
-from d2v.data.datasets import EvalSamples, PretrainSamples, sorted_loader
+from d2v.data.datasets import EvalSamples, PretrainSamples
+from d2v.data.eval_loader import sorted_loader
 from d2v.data.keys import ClipKey, RandomStream, SampleKey, sample_rng
 from d2v.data.length_sampler import LengthSampler
+from d2v.data.loading import TrainLoader, Workers, sample_loader
 from d2v.data.samplers import StepPlan, StreamSampler
-from d2v.data.source import FixedView, RandomView, Sample, Source
+from d2v.data.source import FixedView, Label, RandomView, Sample, Source, T, T_co
 from d2v.types import Batch
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Generic[T_co]):
     """Some samples of a source, as a source.
 
     Attributes:
@@ -35,7 +37,7 @@ class Part:
         ids: which.
     """
 
-    source: Source
+    source: Source[T_co]
     ids: Sequence[int]
 
     @property
@@ -58,11 +60,11 @@ class Part:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def load(self, index: int) -> Any:
+    def load(self, index: int) -> T_co:
         """The decoded sample. Raises BadSample."""
         return self.source.load(self.ids[index])
 
-    def label(self, index: int) -> Any:
+    def label(self, index: int) -> Label | None:
         """The sample's label."""
         return self.source.label(self.ids[index])
 
@@ -76,7 +78,7 @@ class Part:
         return b"" if mark is None else bytes(mark(self.ids[index]))
 
 
-def part(source: Source, fraction: float, seed: int, stratify: bool = True) -> Source:
+def part(source: Source[T], fraction: float, seed: int, stratify: bool = True) -> Source[T]:
     """A random part of a source, for runs with few labels: the same for a seed, and a larger one holds a smaller one.
 
     Args:
@@ -93,14 +95,14 @@ def part(source: Source, fraction: float, seed: int, stratify: bool = True) -> S
     if fraction == 1:
         return source
     order = sample_rng(seed, 0, 0, RandomStream.ORDER).permutation(len(source)).tolist()
-    groups: dict[Any, list[int]] = {}
+    groups: dict[Label | None, list[int]] = {}
     for i in order:
         groups.setdefault(source.label(i) if stratify else None, []).append(i)
     chosen = [i for group in groups.values() for i in group[: max(1, math.ceil(fraction * len(group) - 1e-9))]]
     return Part(source, sorted(chosen))
 
 
-class LabelledSamples(PretrainSamples):
+class LabelledSamples(PretrainSamples[T]):
     """One random view of every sample, with its label, by the keys of a sampler."""
 
     def __getitem__(self, key: SampleKey | ClipKey) -> Sample:
@@ -111,8 +113,8 @@ class LabelledSamples(PretrainSamples):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneData:
-    """Labelled samples, how they are seen, and how they become batches.
+class FinetuneSet(Generic[T]):
+    """Labelled samples, their views, and how they become batches: :class:`d2v.data.protocol.FinetuneData`.
 
     Attributes:
         modality: of the batches.
@@ -134,18 +136,18 @@ class FinetuneData:
     """
 
     modality: str
-    train: Source
-    evals: Mapping[str, Source]
-    labels: Any
-    train_view: RandomView
-    eval_view: FixedView
+    train: Source[T]
+    evals: Mapping[str, Source[T]]
+    labels: Sequence[str] | tuple[float, float]
+    train_view: RandomView[T]
+    eval_view: FixedView[T]
     collate: Callable[[Sequence[Sample]], Batch]
     train_collate: Callable[[Sequence[Sample]], Batch] | None = None
     eval_batch_size: int
     seconds: int | None = None
     pool_size: int = 0
     max_bad_fraction: float = 0.01
-    submission: Callable[[Path, str, Sequence[Any]], Path] | None = None
+    submission: Callable[[Path, str, Sequence[object]], Path] | None = None
 
     def __post_init__(self) -> None:
         for kind, source in (("training", self.train), ("validation", self.evals["val"])):
@@ -177,15 +179,26 @@ class FinetuneData:
             ValueError: the global batch cannot be spread.
         """
         if self.seconds is None:
-            return split_batch(global_batch_size, micro_batch_size, world_size)  # type: ignore[arg-type]  # it checks
+            return split_batch(global_batch_size, micro_batch_size, world_size)
         longest = float(self._lengths.max()) / self.seconds
         return split_seconds(global_batch_size, micro_batch_size, world_size, longest)
 
-    def train_dataset(self, seed: int) -> LabelledSamples:
+    @property
+    def mixes(self) -> bool:
+        """Return whether batches are mixed in pairs, so that they must hold an even number of samples."""
+        return self.train_collate is not None
+
+    def loader(self, seed: int, split: BatchSplit, plan: StepPlan, workers: Workers) -> TrainLoader:
+        """Training batches of one rank (:meth:`d2v.data.protocol.FinetuneData.loader`)."""
+        sampler = self.train_sampler(seed, split, **asdict(plan))
+        collate = self.train_collate or self.collate
+        return sample_loader(self.train_dataset(seed), sampler, collate, workers, self.bad_sample_counter())
+
+    def train_dataset(self, seed: int) -> LabelledSamples[T]:
         """Random views with labels, by the keys of ``train_sampler``."""
         return LabelledSamples(self.train, self.train_view, seed)
 
-    def train_sampler(self, seed: int, split: BatchSplit, **plan: Any) -> StepPlan:
+    def train_sampler(self, seed: int, split: BatchSplit, **plan: int) -> StreamSampler | LengthSampler:
         """Batches of keys; ``plan`` are the arguments of a :class:`StepPlan`."""
         if self.seconds is None:
             return StreamSampler(
@@ -203,8 +216,8 @@ class FinetuneData:
             **plan,
         )
 
-    def eval_loader(self, name: str, num_workers: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
-        """Every sample of an evaluation set once, or a process's share: see :func:`d2v.data.datasets.sorted_loader`."""
+    def eval_loader(self, name: str, num_workers: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Sample]:
+        """Batches of an evaluation set, each sample once, or a share (:func:`d2v.data.eval_loader.sorted_loader`)."""
         samples = EvalSamples(self.evals[name], self.eval_view)
         return sorted_loader(samples, self.eval_batch_size, self.collate, num_workers, rank, world_size)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
 from d2v.data.contents import Contents, first_of
-from d2v.data.labelled import FinetuneData
-from d2v.data.source import Source
+from d2v.data.labelled import FinetuneSet
+from d2v.data.source import Source, T, T_co
 
 
 @dataclass(frozen=True)
-class Renumbered:
+class Renumbered(Generic[T_co]):
     """A source whose classes have the numbers that a model knows them by.
 
     Attributes:
@@ -23,14 +23,14 @@ class Renumbered:
         class_names: the model's classes.
     """
 
-    source: Source
+    source: Source[T_co]
     numbers: Sequence[int]
     class_names: tuple[str, ...] | None
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def load(self, index: int) -> Any:
+    def load(self, index: int) -> T_co:
         """The decoded sample. Raises BadSample."""
         return self.source.load(index)
 
@@ -85,7 +85,7 @@ def whole_as_val(dataset: Any, checkpoint: str) -> Any:
     return replace(dataset, val=val or labelled, probe_train=labelled or val)
 
 
-def with_known_labels(data: FinetuneData, known: Any, checkpoint: str) -> FinetuneData:
+def with_known_labels(data: FinetuneSet[T], known: Any, checkpoint: str) -> FinetuneSet[T]:
     """The data with classes matched by their names to those that a model knows.
 
     Args:
@@ -110,7 +110,7 @@ def with_known_labels(data: FinetuneData, known: Any, checkpoint: str) -> Finetu
             f"{_shown(unknown)}; leave them out, or name them as the model's"
         )
     numbers = [list(known).index(name) for name in data.labels]
-    evals: Mapping[str, Source] = {name: Renumbered(s, numbers, tuple(known)) for name, s in data.evals.items()}
+    evals: Mapping[str, Source[T]] = {name: Renumbered(s, numbers, tuple(known)) for name, s in data.evals.items()}
     return replace(data, labels=tuple(known), evals=evals)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,11 @@ MAX_TRIES = 1000  # samples in a row, for one that can be read
 Label = int | float | tuple[int, ...]
 
 
-class Source(Protocol):
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Source(Protocol[T_co]):
     """Samples by number: images, waveforms, blocks of text.
 
     A source may have ``lengths``, of every sample in any unit, and ``contents``
@@ -34,7 +38,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Any:
+    def load(self, index: int) -> T_co:
         """The decoded sample. Raises BadSample."""
 
     def label(self, index: int) -> Label | None:
@@ -45,11 +49,11 @@ class Source(Protocol):
 
 
 # A random view of a decoded sample, drawn from its own generator; it may raise BadSample, too.
-RandomView = Callable[[Any, np.random.Generator], Tensor]
+RandomView = Callable[[T, np.random.Generator], Tensor]
 
 
 # The one view for evaluation.
-FixedView = Callable[[Any], Tensor]
+FixedView = Callable[[T], Tensor]
 
 
 class Sample(NamedTuple):

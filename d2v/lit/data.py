@@ -2,103 +2,42 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.batching import BatchSplit
-from d2v.data.datasets import leave_interrupts_to_the_parent
-from d2v.data.samplers import BatchPlan, StepPlan
-from d2v.errors import UserError, without_stack
+from d2v.data.loading import Workers
+from d2v.data.protocol import PretrainData
+from d2v.data.samplers import StepPlan
+from d2v.errors import UserError
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch
 
-log = logging.getLogger(__name__)
-
-
-class PretrainData(Protocol):
-    """Protocol of a data set to pretrain on, whatever its modality (see :class:`d2v.data.images.data.ImageData`)."""
-
-    @property
-    def batch_unit(self) -> str:
-        """Unit of ``global_batch_size``: "samples", or "seconds" of audio."""
-
-    @property
-    def size(self) -> float | None:
-        """The data to pretrain on, in ``batch_unit``; None for a stream."""
-
-    @property
-    def token_grid(self) -> tuple[int, ...]:
-        """Shape in which the tokens of one sample lie, of the longest where lengths differ."""
-
-    @property
-    def tokens_are(self) -> str:
-        """Words for ``token_grid`` in a summary: "each", or "up to"."""
-
-    @property
-    def streaming(self) -> bool:
-        """Return whether ``pretrain_stream`` is to be used, not ``pretrain_dataset``."""
-
-    def split_batch(self, global_batch_size: float, micro_batch_size: float | None, world_size: int) -> BatchSplit:
-        """Derive accumulation; ValueError naming key, value and fix."""
-
-    def pretrain_dataset(self, seed: int) -> Dataset[Any]:
-        """Samples by the keys that ``pretrain_sampler`` gives."""
-
-    def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: int) -> StepPlan:
-        """Batches of keys; ``plan`` are the arguments of a :class:`StepPlan`."""
-
-    def pretrain_collate(self, mask: MaskGenerator, seed: int) -> Any:
-        """Samples to a batch with masks; ValueError if the masks do not fit the data."""
-
-    def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> IterableDataset[Batch]:
-        """Batches with masks."""
-
-    def bad_sample_counter(self) -> BadSampleCounter:
-        """Counts and limits what cannot be read."""
-
-    def describe(self) -> list[str]:
-        """Lines of the summary before a run: splits, sizes, classes, files left out."""
-
 
 class TimedLoader:
-    """Passes batches on, names what they had to skip, and measures the time spent waiting for them.
+    """Passes batches on, and measures the time spent waiting for them.
 
     It has no length: a run ends at ``trainer.max_steps``, wherever in an epoch that is.
     """
 
-    def __init__(self, loader: DataLoader[Batch], bad_samples: BadSampleCounter) -> None:
+    def __init__(self, loader: Iterable[Batch]) -> None:
         self.loader = loader
-        self.bad_samples = bad_samples
         self.wait_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self.loader)
         while True:
             start = time.perf_counter()
-            batch = _next(batches)
+            batch = next(batches, None)
             self.wait_s += time.perf_counter() - start
             if batch is None:
                 return
-            num_seen = len(batch.inputs) if batch.num_read is None else batch.num_read
-            for entry in self.bad_samples.update(batch.skipped, num_seen):
-                log.warning("skipped %s (%d bad so far)", entry, self.bad_samples.num_bad)
             yield batch
-
-
-def _next(batches: Iterator[Batch]) -> Batch | None:
-    """The next batch or None; what a data worker found wrong with the data without the worker's stack trace."""
-    try:
-        return next(batches, None)
-    except UserError as error:
-        raise type(error)(without_stack(str(error))) from error
 
 
 class OtherBatch(UserError, RuntimeError):
@@ -120,26 +59,28 @@ class ResumableDataModule(L.LightningDataModule):
         self.first_step = 0
         self.loader: TimedLoader | None = None
 
-    def plan(self) -> dict[str, int]:
-        """This rank's share of the run: arguments of a :class:`StepPlan`."""
+    def plan(self) -> StepPlan:
+        """This rank's share of the run, from where it stands."""
         trainer = self.trainer
         assert trainer is not None
-        return {
-            "num_batches": trainer.max_steps * trainer.accumulate_grad_batches,
-            "start_batch": self.first_step * trainer.accumulate_grad_batches,
-            "rank": trainer.global_rank,
-            "world_size": trainer.world_size,
-            "accumulate": trainer.accumulate_grad_batches,
-        }
+        return StepPlan(
+            num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
+            start_batch=self.first_step * trainer.accumulate_grad_batches,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            accumulate=trainer.accumulate_grad_batches,
+        )
 
-    def loader_options(self) -> dict[str, Any]:
-        """Arguments of every training ``DataLoader``."""
+    def batches(self, plan: StepPlan, workers: Workers) -> Iterable[Batch]:
+        """Training batches of this rank."""
+        raise NotImplementedError("data modules define batches")
+
+    def train_dataloader(self) -> TimedLoader:
+        """Batches from where the run stands to its end."""
         assert self.trainer is not None
-        return {
-            "num_workers": self.num_workers,
-            "worker_init_fn": leave_interrupts_to_the_parent,
-            "pin_memory": self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
-        }
+        pin_memory = self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator"
+        self.loader = TimedLoader(self.batches(self.plan(), Workers(self.num_workers, pin_memory)))
+        return self.loader
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Without waiting: batches for a GPU come in pinned memory."""
@@ -170,33 +111,21 @@ class PretrainDataModule(ResumableDataModule):
 
     Args:
         data: the data set.
-        mask: draws the masks, in the workers.
+        mask: draws the masks, in the workers; None for batches without.
         split: how the global batch is spread.
         num_workers: processes that load and mask; 0 loads in the training process.
         seed: decides order, augmentation and masks.
     """
 
     def __init__(
-        self, data: PretrainData, mask: MaskGenerator, split: BatchSplit, num_workers: int = 0, seed: int = 0
+        self, data: PretrainData, mask: MaskGenerator | None, split: BatchSplit, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__(split, num_workers)
+        data.check_mask(mask)
         self.data = data
-        self.collate = data.pretrain_collate(mask, seed)
         self.mask = mask
         self.seed = seed
 
-    def train_dataloader(self) -> TimedLoader:
-        """Batches from where the run stands to its end."""
-        plan, options = self.plan(), self.loader_options()
-        loader: DataLoader[Any]
-        if self.data.streaming:
-            stream_plan = BatchPlan(micro_batch_size=int(self.split.micro_batch_size), **plan)
-            loader = DataLoader(
-                self.data.pretrain_stream(self.mask, self.seed, stream_plan), batch_size=None, **options
-            )
-        else:
-            sampler: Any = self.data.pretrain_sampler(self.seed, self.split, **plan)
-            dataset = self.data.pretrain_dataset(self.seed)
-            loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate, **options)
-        self.loader = TimedLoader(loader, self.data.bad_sample_counter())
-        return self.loader
+    def batches(self, plan: StepPlan, workers: Workers) -> Iterable[Batch]:
+        """Training batches of this rank."""
+        return self.data.loader(self.mask, self.seed, self.split, plan, workers)

@@ -11,8 +11,11 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from d2v.data.batching import BatchSplit
-from d2v.data.labelled import FinetuneData
-from d2v.lit.data import ResumableDataModule, TimedLoader
+from d2v.data.loading import Workers
+from d2v.data.protocol import FinetuneData
+from d2v.data.samplers import StepPlan
+from d2v.data.source import Sample
+from d2v.lit.data import ResumableDataModule
 from d2v.lit.module import TrainingModule
 from d2v.lit.strategies import FullyShardedStrategy, shard
 from d2v.models.heads import FinetunedModel
@@ -108,16 +111,10 @@ class FinetuneDataModule(ResumableDataModule):
         self.data = data
         self.seed = seed
 
-    def train_dataloader(self) -> TimedLoader:
-        """Batches from where the run stands to its end."""
-        sampler: Any = self.data.train_sampler(self.seed, self.split, **self.plan())
-        collate = self.data.train_collate or self.data.collate
-        loader: DataLoader[Any] = DataLoader(
-            self.data.train_dataset(self.seed), batch_sampler=sampler, collate_fn=collate, **self.loader_options()
-        )
-        self.loader = TimedLoader(loader, self.data.bad_sample_counter())
-        return self.loader
+    def batches(self, plan: StepPlan, workers: Workers) -> Iterable[Batch]:
+        """Training batches of this rank."""
+        return self.data.loader(self.seed, self.split, plan, workers)
 
-    def score_loader(self, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
+    def score_loader(self, rank: int = 0, world_size: int = 1) -> DataLoader[Sample]:
         """What the best checkpoint is chosen by, or a process's share of it."""
         return self.data.eval_loader("val", self.num_workers, rank, world_size)

@@ -30,7 +30,7 @@ def write_results(
         folder: of the run.
         model: in eval mode.
         task: what it was trained for.
-        data: a ``FinetuneData``.
+        data: a :class:`d2v.data.protocol.FinetuneData`.
         device: of the model.
         num_workers: processes that load.
         context: what else goes into ``results.json``, JSON values.

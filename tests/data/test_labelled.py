@@ -9,7 +9,7 @@ from PIL import Image
 from d2v.data.images.augment import AugmentedView, ImageAugment, MixCollate, seeded
 from d2v.data.images.factories import samples
 from d2v.data.keys import SampleKey
-from d2v.data.labelled import FinetuneData, Part, part
+from d2v.data.labelled import FinetuneSet, Part, part
 from d2v.data.letters import LETTERS, check_letters, spell, unspell
 from d2v.data.source import Sample
 from d2v.interop.build import build
@@ -146,7 +146,7 @@ def test_a_sample_without_a_label_is_named_before_training(split: str, kind: str
     sources = {"train": Labels(), "val": Labels()}
     sources[split].labels[7] = None  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=f"1 of 73 {kind} samples have no label, #7 is the first"):
-        FinetuneData(
+        FinetuneSet(
             modality="image",
             train=sources["train"],
             evals={"val": sources["val"]},
@@ -161,7 +161,7 @@ def test_a_sample_without_a_label_is_named_before_training(split: str, kind: str
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_shares_of_an_evaluation_set(num_workers: int) -> None:
     """Every sample is in one process's share; batches are those of the whole, whoever loads them."""
-    data = FinetuneData(
+    data = FinetuneSet(
         modality="image",
         train=Labels(),
         evals={"val": Labels()},

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from d2v.data.images.factories import image_folder
-from d2v.data.labelled import FinetuneData
+from d2v.data.labelled import FinetuneSet
 from d2v.data.scored import whole_as_val, with_known_labels
 
 
@@ -35,10 +35,10 @@ class Samples:
         return f"{self.class_names[index // 2]}/{index % 2}"
 
 
-def data(labels: Any, *names: str) -> FinetuneData:
+def data(labels: Any, *names: str) -> FinetuneSet:
     samples: Any = Samples(*names)
     view: Any = None
-    return FinetuneData(
+    return FinetuneSet(
         modality="image", train=samples, evals={"val": samples}, labels=labels, train_view=view, eval_view=view,
         collate=view, eval_batch_size=4,
     )  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
@@ -14,7 +15,7 @@ from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples
 from d2v.data.images.augment import AugmentedView, ImageAugment, MixCollate
 from d2v.data.images.batches import MODALITY, EvalCollate, EvalView, PretrainView
 from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform
-from d2v.data.labelled import FinetuneData, part
+from d2v.data.labelled import FinetuneSet, part
 from d2v.data.samplers import BatchPlan
 from d2v.data.source import Source
 from d2v.data.streams import Stream, StreamBatches
@@ -22,8 +23,6 @@ from d2v.objective.masking import MaskGenerator
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-EvalSplit = Literal["train", "val"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +52,9 @@ class ImageData(EqualSamples):
     input_name: ClassVar[str] = "raw pixels"
     eval_batch_size: ClassVar[int] = 256
 
-    train: Source | Stream
-    probe_train: Source | None = None
-    val: Source | None = None
+    train: Source[Image.Image] | Stream
+    probe_train: Source[Image.Image] | None = None
+    val: Source[Image.Image] | None = None
     img_size: int = 224
     patch_size: int = 16
     in_chans: int = 3
@@ -129,7 +128,7 @@ class ImageData(EqualSamples):
         labelled = self.probe_train or self.val
         return None if labelled is None else labelled.class_names
 
-    def pretrain_dataset(self, seed: int) -> PretrainSamples:
+    def pretrain_dataset(self, seed: int) -> PretrainSamples[Image.Image]:
         """Random views by SampleKey, for a ``DataLoader`` with a ``StreamSampler`` and ``pretrain_collate``.
 
         Raises:
@@ -137,7 +136,7 @@ class ImageData(EqualSamples):
         """
         return PretrainSamples(self._train_images(), self._pretrain_view(), seed)
 
-    def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
+    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches:
         """Batches of random views with masks, for a ``DataLoader`` with ``batch_size=None``.
 
         Raises:
@@ -149,7 +148,7 @@ class ImageData(EqualSamples):
         collate = self.pretrain_collate(mask, seed)
         return StreamBatches(stream, self._pretrain_view(), collate, seed, plan, self.shuffle_buffer)
 
-    def eval_dataset(self, split: EvalSplit, img_size: int | None = None) -> EvalSamples:
+    def eval_dataset(self, split: str, img_size: int | None = None) -> EvalSamples[Image.Image]:
         """The evaluation view of every image, for a ``DataLoader`` with ``eval_collate``.
 
         Args:
@@ -174,7 +173,7 @@ class ImageData(EqualSamples):
         """Evaluation views to a batch without masks."""
         return EvalCollate((self.in_chans, self.img_size, self.img_size))
 
-    def finetune(self, augment: ImageAugment, label_fraction: float = 1.0, seed: int = 0) -> FinetuneData:
+    def finetune(self, augment: ImageAugment, label_fraction: float = 1.0, seed: int = 0) -> FinetuneSet[Image.Image]:
         """The labelled images, to train on and to score.
 
         Args:
@@ -192,7 +191,7 @@ class ImageData(EqualSamples):
             )
         classes = self.probe_train.class_names
         image_shape = (self.in_chans, self.img_size, self.img_size)
-        return FinetuneData(
+        return FinetuneSet(
             modality=MODALITY,
             train=part(self.probe_train, label_fraction, seed),
             evals={"val": self.val},
@@ -205,7 +204,7 @@ class ImageData(EqualSamples):
             max_bad_fraction=self.max_bad_fraction,
         )
 
-    def raw(self, split: EvalSplit, max_samples: int | None = None, size: int = 32) -> tuple[Tensor, Tensor]:
+    def raw(self, split: str, max_samples: int | None = None, size: int = 32) -> tuple[Tensor, Tensor]:
         """Pixels as features, the baseline that a representation has to beat.
 
         Args:
@@ -234,7 +233,7 @@ class ImageData(EqualSamples):
         """A counter for ``Batch.skipped`` with this data's limit."""
         return BadSampleCounter(self.max_bad_fraction, self.num_samples)
 
-    def _train_images(self) -> Source:
+    def _train_images(self) -> Source[Image.Image]:
         if self.streaming:
             raise ValueError("data.streaming=true: use pretrain_stream")
         return self.train  # type: ignore[return-value]  # what ``streaming`` has just told

@@ -15,8 +15,8 @@ from torch import Tensor
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.batching import BatchSplit, check_seconds_fit, split_batch, split_seconds, whole
 from d2v.data.contents import describe_sources
-from d2v.data.datasets import EvalSamples
-from d2v.data.labelled import FinetuneData, part
+from d2v.data.datasets import EvalSamples, PretrainSet
+from d2v.data.labelled import FinetuneSet, part
 from d2v.data.length_sampler import LengthSampler
 from d2v.data.letters import LETTERS, check_letters
 from d2v.data.samplers import BatchPlan
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechData:
+class SpeechData(PretrainSet):
     """Clips of speech, and how they become batches.
 
     Attributes:
@@ -167,14 +167,19 @@ class SpeechData:
             lengths=self._lengths, step_length=self._samples(seconds), seed=seed, pool_size=self.pool_size, **plan
         )
 
-    def pretrain_collate(self, mask: MaskGenerator, seed: int) -> ClipCollate:
-        """Crops to a batch with masks. Raises ValueError if no such masks exist for the shortest or longest crop."""
+    def check_mask(self, mask: MaskGenerator | None) -> None:
+        """Raise ValueError if no such masks exist for the shortest or longest crop."""
         shortest = self._samples(self.crop_seconds) if self.streaming else int(self._lengths.min())
         for frames in (num_frames(shortest, self.conv_layers), *self.token_grid):
-            mask.validate((frames,))
+            if mask is not None:
+                mask.validate((frames,))
+
+    def pretrain_collate(self, mask: MaskGenerator | None, seed: int) -> ClipCollate:
+        """Crops to a batch with masks. Raises ValueError if no such masks exist for the shortest or longest crop."""
+        self.check_mask(mask)
         return ClipCollate(MODALITY, mask, self.token_grid, seed, self.conv_layers)  # type: ignore[arg-type]  # made tuples above
 
-    def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
+    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches:
         """Batches of random crops with masks, for a ``DataLoader`` with ``batch_size=None``."""
         if self.train is None or isinstance(self.train, AudioClips):
             raise ValueError("data.streaming=false: use pretrain_dataset")
@@ -182,7 +187,7 @@ class SpeechData:
         view = CropView(self._samples(self.crop_seconds))
         return StreamBatches(self.train, view, collate, seed, plan, self.shuffle_buffer)
 
-    def eval_dataset(self, split: Literal["train", "val"]) -> EvalSamples:
+    def eval_dataset(self, split: str) -> EvalSamples[np.ndarray]:
         """Every whole clip, for a ``DataLoader`` with ``eval_collate``: those shorter than ``min_seconds``, too.
 
         Args:
@@ -220,7 +225,7 @@ class SpeechData:
         label_fraction: PositiveFraction = 1.0,
         on_bad_text: Literal["error", "skip"] = "error",
         seed: int = 0,
-    ) -> FinetuneData:
+    ) -> FinetuneSet[np.ndarray]:
         """The clips with transcripts, to train on and to score.
 
         Args:
@@ -238,11 +243,11 @@ class SpeechData:
             raise ValueError("fine-tuning needs clips with transcripts to train on and to score: see data.val")
         check_letters(letters)
         spoken = SpokenClips(clips, letters, self._samples(self.max_seconds), on_bad_text, "data.max_seconds")
-        train: Source = spoken if hours is None else choose_hours(spoken, hours, self.sample_rate, seed)
+        train: Source[np.ndarray] = spoken if hours is None else choose_hours(spoken, hours, self.sample_rate, seed)
         train = part(train, label_fraction, seed, stratify=False)
         name_unlearnable(train, train.lengths, self.conv_layers)  # type: ignore[attr-defined, arg-type]
         view = EvalView(self._min_eval_samples, self._samples(self.eval_max_seconds))
-        return FinetuneData(
+        return FinetuneSet(
             modality=MODALITY,
             train=train,
             evals={"val": SpokenClips(self.val, letters, self._samples(self.eval_max_seconds), on_bad_text)},
@@ -256,7 +261,7 @@ class SpeechData:
             max_bad_fraction=self.max_bad_fraction,
         )
 
-    def raw(self, split: Literal["train", "val"]) -> tuple[Tensor, Tensor]:
+    def raw(self, split: str) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of 40 log-mels, (N, 80) float32, and labels (N,) int64."""
         frames, ids = self.raw_frames(split)
         if not frames:
@@ -265,7 +270,7 @@ class SpeechData:
         labels = [self._eval_clips(split).label(i) for i in ids.tolist()]
         return features, torch.tensor([-1 if label is None else label for label in labels])
 
-    def raw_frames(self, split: Literal["train", "val"]) -> tuple[list[Tensor], Tensor]:
+    def raw_frames(self, split: str) -> tuple[list[Tensor], Tensor]:
         """40 log-mels every 20 ms of every clip that can be read, (T, 40) float32 each, and sample ids (N,) int64."""
         dataset = self.eval_dataset(split)
         samples = (dataset[i] for i in range(len(dataset)))  # one waveform at a time

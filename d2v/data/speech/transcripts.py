@@ -129,7 +129,7 @@ class SpokenClips:
         return self.clips.mark(self.ids[index])
 
 
-def choose_hours(clips: SpokenClips, hours: float, sample_rate: int, seed: int) -> Part:
+def choose_hours(clips: SpokenClips, hours: float, sample_rate: int, seed: int) -> Part[np.ndarray]:
     """Clips that last so long together, the speakers taking turns: a few labels from as many voices as possible.
 
     The same for the same clips and seed; more hours hold the clips of fewer.
@@ -157,7 +157,7 @@ def choose_hours(clips: SpokenClips, hours: float, sample_rate: int, seed: int) 
     return Part(clips, sorted(chosen))
 
 
-def name_unlearnable(clips: Source, lengths: np.ndarray, conv_layers: ConvLayers) -> None:
+def name_unlearnable(clips: Source[np.ndarray], lengths: np.ndarray, conv_layers: ConvLayers) -> None:
     """Warn of clips with fewer frames than CTC takes for what is said: one a letter, one more between two alike.
 
     Args:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EqualSamples, EvalSamples, PretrainCollate, PretrainSamples
+from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples
 from d2v.data.samplers import BatchPlan
 from d2v.data.source import Sample, labels_of, skipped_in
 from d2v.data.streams import StreamBatches
@@ -159,26 +159,26 @@ class TextData(EqualSamples):
         labelled = self.probe_train or self.val
         return None if labelled is None else labelled.class_names
 
-    def pretrain_dataset(self, seed: int) -> PretrainSamples:
+    def pretrain_dataset(self, seed: int) -> PretrainSamples[np.ndarray]:
         """Blocks by SampleKey. Raises ValueError if the data is a stream."""
         return PretrainSamples(self._blocks(), _block_view, seed)
 
-    def pretrain_collate(self, mask: MaskGenerator, seed: int) -> PretrainCollate:
-        """Blocks to a batch with masks. Raises ValueError if no such masks exist, or there is no block."""
+    def check_mask(self, mask: MaskGenerator | None) -> None:
+        """Raise ValueError if no such masks exist, or there is no block."""
         if self.train is None:
             raise ValueError("data.root=null: there is no text to pretrain on; give a file or a folder")
         if not self.streaming:
             self._blocks()
-        return super().pretrain_collate(mask, seed)
+        super().check_mask(mask)
 
-    def pretrain_stream(self, mask: MaskGenerator, seed: int, plan: BatchPlan) -> StreamBatches:
+    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches:
         """Batches of blocks with masks, for a ``DataLoader`` with ``batch_size=None``."""
         if not isinstance(self.train, BlockStream):
             raise ValueError("data.streaming=false: use pretrain_dataset")
         collate = self.pretrain_collate(mask, seed)
         return StreamBatches(self.train, _block_view, collate, seed, plan, self.shuffle_buffer)
 
-    def eval_dataset(self, split: Literal["train", "val"]) -> EvalSamples:
+    def eval_dataset(self, split: str) -> EvalSamples[np.ndarray] | EvalSamples[str]:
         """Texts for a ``DataLoader`` with ``eval_collate``.
 
         Args:
@@ -197,7 +197,7 @@ class TextData(EqualSamples):
         """Texts to a padded batch."""
         return EvalCollate(self.tokenizer.pad_id)
 
-    def raw(self, split: Literal["train", "val"]) -> tuple[list[str], Tensor]:
+    def raw(self, split: str) -> tuple[list[str], Tensor]:
         """Texts and their labels, for the baseline that a representation has to beat; empty texts are left out."""
         source = self._labelled(split)
         pairs = [(text, label) for text, label in zip(source.texts, source.labels, strict=True) if text.strip()]

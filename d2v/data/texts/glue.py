@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from d2v.data.contents import describe_sources
-from d2v.data.labelled import FinetuneData, part
+from d2v.data.labelled import FinetuneSet, part
 from d2v.data.texts.data import MODALITY, EvalCollate
 from d2v.data.texts.factories import fitting_tokenizer
 from d2v.data.texts.glue_files import read_file, read_hub, write_submission
@@ -66,7 +66,7 @@ class GlueData:
 
     modality = MODALITY
 
-    def finetune(self, label_fraction: float = 1.0, seed: int = 0) -> FinetuneData:
+    def finetune(self, label_fraction: float = 1.0, seed: int = 0) -> FinetuneSet[tuple[str, ...]]:
         """The sentences, to train on and to score.
 
         Args:
@@ -74,7 +74,7 @@ class GlueData:
             seed: decides which.
         """
         view = PairView(self.tokenizer, self.block_size)
-        return FinetuneData(
+        return FinetuneSet(
             modality=MODALITY,
             train=part(self.train, label_fraction, seed, stratify=bool(self.task.classes)),
             evals=self.evals,

@@ -8,7 +8,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from d2v.data.datasets import leave_interrupts_to_the_parent
+from d2v.data.datasets import EvalSamples
+from d2v.data.loading import leave_interrupts_to_the_parent
+from d2v.data.protocol import EvalData
 from d2v.eval.features import Features, Layers, Pool, extract
 from d2v.eval.knn import knn_accuracy
 from d2v.lit.data import PretrainDataModule
@@ -39,7 +41,7 @@ class OnlineKNN(L.Callback):
 
     def __init__(
         self,
-        data: Any,
+        data: EvalData,
         every_n_steps: PositiveSteps = 1000,
         max_train: PositiveInt = 5000,
         max_val: PositiveInt = 1000,
@@ -95,6 +97,6 @@ class OnlineKNN(L.Callback):
         )
 
 
-def _evenly(dataset: Any, limit: int) -> Subset[Any]:
+def _evenly(dataset: EvalSamples[Any], limit: int) -> Subset[Any]:
     ids = torch.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().long()
     return Subset(dataset, ids.tolist())

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import BadSample, TooManyBadSamples
 from d2v.data.batching import BatchSplit
-from d2v.data.datasets import eval_loader
+from d2v.data.eval_loader import eval_loader
 from d2v.data.keys import ClipKey
 from d2v.data.speech.clips import AudioClips, Clip
 from d2v.data.speech.data import SpeechData

@@ -20,8 +20,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import BadSample, BadSampleCounter, NoSamples, TooManyBadSamples
-from d2v.data.datasets import eval_loader
+from d2v.data.eval_loader import eval_loader
 from d2v.data.keys import SampleKey
+from d2v.data.loading import TrainLoader
 from d2v.data.samplers import BatchPlan, StreamSampler
 from d2v.data.streams import StreamBatches
 from d2v.data.texts.blocks import TokenBlocks
@@ -30,7 +31,6 @@ from d2v.data.texts.documents import HFTexts, TextFiles, read_table
 from d2v.data.texts.factories import hf_text, samples_text, text_files
 from d2v.data.texts.samples import SampleTexts
 from d2v.data.texts.tokenizer import load_tokenizer, train_tokenizer
-from d2v.lit.data import TimedLoader
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.text import TextFrontend
 from d2v.objective.masking import RandomMask
@@ -230,13 +230,13 @@ def test_the_share_of_bad_documents_in_a_stream_is_of_documents(tmp_path, worker
     blocks = int(files(str(path), max_bad_fraction=0.03, block_size=64).size)
     assert blocks < 20_000 // 10
     data = files(str(path), max_bad_fraction=0.03, block_size=64, streaming=True, shuffle_buffer=1)
-    timed = TimedLoader(loader(data, batches=blocks, micro=1, workers=workers), data.bad_sample_counter())
+    timed = TrainLoader(loader(data, batches=blocks, micro=1, workers=workers), data.bad_sample_counter())
     batches = list(timed)
     assert sum(len(batch.skipped) for batch in batches) == timed.bad_samples.num_bad == 400
     assert sum(batch.num_read for batch in batches) == timed.bad_samples.num_seen == 20_000
     strict = files(str(path), max_bad_fraction=0.015, block_size=64, streaming=True, shuffle_buffer=1)
     with pytest.raises(TooManyBadSamples, match=r"of the first 1,\d\d\d samples cannot be read"):
-        list(TimedLoader(loader(strict, batches=blocks, micro=1, workers=workers), strict.bad_sample_counter()))
+        list(TrainLoader(loader(strict, batches=blocks, micro=1, workers=workers), strict.bad_sample_counter()))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -286,7 +286,7 @@ class Rows:
 def test_a_worker_tells_what_is_wrong_with_a_stream_without_its_stack_trace(num_rows, kind, message, workers):
     plan = BatchPlan(micro_batch_size=2, num_batches=3)
     stream = StreamBatches(Rows(num_rows), None, None, 0, plan, 1)
-    timed = TimedLoader(DataLoader(stream, batch_size=None, num_workers=workers), BadSampleCounter(1, None))
+    timed = TrainLoader(DataLoader(stream, batch_size=None, num_workers=workers), BadSampleCounter(1, None))
     with pytest.raises(kind, match=message):
         list(timed)
 
