@@ -13,6 +13,7 @@ from typing import ClassVar, Generic
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, IterableDataset
 
 from d2v.data.bad_samples import BadSample, BadSampleCounter
@@ -21,7 +22,7 @@ from d2v.data.contents import describe_sources
 from d2v.data.keys import ClipKey, RandomStream, SampleKey, sample_rng
 from d2v.data.loading import TrainLoader, Workers, sample_loader, stream_loader
 from d2v.data.samplers import BatchPlan, StepPlan, StreamSampler
-from d2v.data.source import MAX_TRIES, FixedView, RandomView, Sample, Source, T, first_good, skipped_in
+from d2v.data.source import MAX_TRIES, FixedView, RandomView, Sample, Source, T, first_good, labels_of, skipped_in
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch, TokenMask
 
@@ -119,6 +120,48 @@ class PretrainCollate:
     def grid(self, inputs: Tensor) -> tuple[int, ...]:
         """The shape in which the tokens of a sample of these inputs lie."""
         return self.token_grid
+
+
+@dataclass(frozen=True)
+class EvalCollate:
+    """Evaluation views to a batch, padded to the longest, without samples that could not be read.
+
+    Attributes:
+        modality: of the batch.
+        shape: of a view; 1 where views differ.
+        dtype: of a view.
+        num_tokens: tokens of a view, by its length along the first axis; None for views of one size.
+        pad_value: fills the shorter views.
+    """
+
+    modality: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    num_tokens: Callable[[int], int] | None = None
+    pad_value: float = 0.0
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of up to ``len(samples)`` views, in order; labels None if any sample lacks one."""
+        good = [sample for sample in samples if sample.inputs is not None]
+        views = [sample.inputs for sample in samples if sample.inputs is not None]
+        inputs = pad_sequence(views, True, self.pad_value) if views else torch.empty(0, *self.shape, dtype=self.dtype)
+        return Batch(
+            modality=self.modality,
+            inputs=inputs,
+            sample_ids=torch.tensor([sample.key.index for sample in good], dtype=torch.int64),
+            padding_mask=self._padding(views),
+            labels=labels_of(good),
+            skipped=skipped_in(samples),
+            step_size=samples[0].step_size,
+        )
+
+    def _padding(self, views: Sequence[Tensor]) -> Tensor | None:
+        """(B, T) bool, True = padding; None where nothing is padded."""
+        if self.num_tokens is None or not views:
+            return None
+        tokens = torch.tensor([self.num_tokens(len(view)) for view in views])
+        padding = torch.arange(int(tokens.max())) >= tokens.unsqueeze(1)
+        return padding if bool(padding.any()) else None
 
 
 class PretrainSet:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Generic
 
@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.batching import BatchSplit, split_batch, split_seconds
+from d2v.data.batching import BatchSplit
 from d2v.data.contents import Contents, describe_sources
 from d2v.data.datasets import EvalSamples, PretrainSamples
 from d2v.data.eval_loader import sorted_loader
@@ -25,6 +25,7 @@ from d2v.data.length_sampler import LengthSampler
 from d2v.data.loading import TrainLoader, Workers, sample_loader
 from d2v.data.samplers import StepPlan, StreamSampler
 from d2v.data.source import FixedView, Label, RandomView, Sample, Source, T, T_co
+from d2v.data.units import Batching, InSamples
 from d2v.types import Batch
 
 
@@ -126,8 +127,7 @@ class FinetuneSet(Generic[T]):
         collate: makes a batch of samples.
         train_collate: likewise in training; None for ``collate``.
         eval_batch_size: samples scored at a time.
-        seconds: where batches are counted in seconds: units of ``train.lengths`` in one. None: counted in samples.
-        pool_size: of a ``LengthSampler``, where batches are counted in seconds.
+        batching: unit in which batches are counted.
         max_bad_fraction: highest tolerated share of samples that cannot be read.
         submission: writes answers for a set without labels into a folder, for whoever scores them; or None.
 
@@ -144,8 +144,7 @@ class FinetuneSet(Generic[T]):
     collate: Callable[[Sequence[Sample]], Batch]
     train_collate: Callable[[Sequence[Sample]], Batch] | None = None
     eval_batch_size: int
-    seconds: int | None = None
-    pool_size: int = 0
+    batching: Batching = field(default_factory=InSamples)
     max_bad_fraction: float = 0.01
     submission: Callable[[Path, str, Sequence[object]], Path] | None = None
 
@@ -161,27 +160,16 @@ class FinetuneSet(Generic[T]):
     @property
     def batch_unit(self) -> str:
         """Unit of ``global_batch_size``."""
-        return "samples" if self.seconds is None else "seconds"
+        return self.batching.unit
 
     @property
     def size(self) -> float:
         """The data to train on, in ``batch_unit``."""
-        return len(self.train) if self.seconds is None else float(self._lengths.sum()) / self.seconds
-
-    @property
-    def _lengths(self) -> np.ndarray:
-        return np.asarray(self.train.lengths)  # type: ignore[attr-defined]  # sources counted in seconds have it
+        return self.batching.size(self.train)
 
     def split_batch(self, global_batch_size: float, micro_batch_size: float | None, world_size: int) -> BatchSplit:
-        """Derive gradient accumulation.
-
-        Raises:
-            ValueError: the global batch cannot be spread.
-        """
-        if self.seconds is None:
-            return split_batch(global_batch_size, micro_batch_size, world_size)
-        longest = float(self._lengths.max()) / self.seconds
-        return split_seconds(global_batch_size, micro_batch_size, world_size, longest)
+        """Derive gradient accumulation. Raises ValueError if the global batch cannot be spread."""
+        return self.batching.split(self.train, global_batch_size, micro_batch_size, world_size)
 
     @property
     def mixes(self) -> bool:
@@ -200,21 +188,7 @@ class FinetuneSet(Generic[T]):
 
     def train_sampler(self, seed: int, split: BatchSplit, **plan: int) -> StreamSampler | LengthSampler:
         """Batches of keys; ``plan`` are the arguments of a :class:`StepPlan`."""
-        if self.seconds is None:
-            return StreamSampler(
-                micro_batch_size=int(split.micro_batch_size), num_samples=len(self.train), seed=seed, **plan
-            )
-        seconds = split.micro_batch_size * split.accumulate * split.world_size
-        letters = [len(self.train.label(i)) for i in range(len(self.train))]  # type: ignore[arg-type]  # of transcripts
-        return LengthSampler(
-            lengths=self._lengths,
-            step_length=round(seconds * self.seconds),
-            seed=seed,
-            pool_size=self.pool_size,
-            crop=False,
-            weights=np.array(letters),
-            **plan,
-        )
+        return self.batching.sampler(self.train, seed, split, **plan)
 
     def eval_loader(self, name: str, num_workers: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Sample]:
         """Batches of an evaluation set, each sample once, or a share (:func:`d2v.data.eval_loader.sorted_loader`)."""

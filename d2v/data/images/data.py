@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples
+from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples
 from d2v.data.images.augment import AugmentedView, ImageAugment, MixCollate
-from d2v.data.images.batches import MODALITY, EvalCollate, EvalView, PretrainView
+from d2v.data.images.batches import MODALITY, EvalView, PretrainView
 from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform
 from d2v.data.labelled import FinetuneSet, part
 from d2v.data.samplers import BatchPlan
@@ -171,7 +171,7 @@ class ImageData(EqualSamples):
     @property
     def eval_collate(self) -> EvalCollate:
         """Evaluation views to a batch without masks."""
-        return EvalCollate((self.in_chans, self.img_size, self.img_size))
+        return EvalCollate(MODALITY, (self.in_chans, self.img_size, self.img_size))
 
     def finetune(self, augment: ImageAugment, label_fraction: float = 1.0, seed: int = 0) -> FinetuneSet[Image.Image]:
         """The labelled images, to train on and to score.

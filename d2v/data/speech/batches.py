@@ -1,8 +1,7 @@
-"""From clips of speech to batches: random crops to pretrain on, whole clips, padded, to evaluate."""
+"""From clips of speech to batches: random crops to pretrain on, whole clips to evaluate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,9 +14,9 @@ from torch.utils.data import Dataset
 from d2v.data.bad_samples import TOO_SHORT, BadSample
 from d2v.data.datasets import PretrainCollate
 from d2v.data.keys import ClipKey, RandomStream, SampleKey, sample_rng
-from d2v.data.source import MAX_TRIES, Sample, first_good, labels_of, skipped_in
+from d2v.data.source import MAX_TRIES, Sample, first_good
 from d2v.data.speech.clips import AudioClips
-from d2v.types import Batch, num_frames
+from d2v.types import num_frames
 
 MODALITY = "speech"
 
@@ -150,31 +149,3 @@ class ClipCollate(PretrainCollate):
     def grid(self, inputs: Tensor) -> tuple[int]:
         """Frames of these crops."""
         return (num_frames(inputs.shape[1], self.conv_layers),)
-
-
-@dataclass(frozen=True)
-class EvalCollate:
-    """Clips to a batch, padded with zeros to the longest.
-
-    Attributes:
-        conv_layers: of the encoder: what a frame is.
-    """
-
-    conv_layers: ConvLayers
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of up to ``len(samples)`` clips, in order; labels None if any clip lacks one."""
-        good = [sample for sample in samples if sample.inputs is not None]
-        clips = [sample.inputs for sample in samples if sample.inputs is not None]
-        inputs = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True) if clips else torch.empty(0, 1)
-        frames = torch.tensor([num_frames(len(clip), self.conv_layers) for clip in clips])
-        padding_mask = torch.arange(num_frames(inputs.shape[1], self.conv_layers)) >= frames.unsqueeze(1)
-        return Batch(
-            modality=MODALITY,
-            inputs=inputs,
-            sample_ids=torch.tensor([sample.key.index for sample in good], dtype=torch.int64),
-            padding_mask=padding_mask if bool(padding_mask.any()) else None,
-            labels=labels_of(good),
-            skipped=skipped_in(samples),
-            step_size=samples[0].step_size,
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,16 +16,17 @@ from torch import Tensor
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.batching import BatchSplit, check_seconds_fit, split_batch, split_seconds, whole
 from d2v.data.contents import describe_sources
-from d2v.data.datasets import EvalSamples, PretrainSet
+from d2v.data.datasets import EvalCollate, EvalSamples, PretrainSet
 from d2v.data.labelled import FinetuneSet, part
 from d2v.data.length_sampler import LengthSampler
 from d2v.data.letters import LETTERS, check_letters
 from d2v.data.samplers import BatchPlan
 from d2v.data.source import Source
-from d2v.data.speech.batches import MODALITY, ClipCollate, CropView, EvalCollate, EvalView, PretrainClips
+from d2v.data.speech.batches import MODALITY, ClipCollate, CropView, EvalView, PretrainClips
 from d2v.data.speech.clips import AudioClips
 from d2v.data.speech.transcripts import SpokenClips, WholeView, choose_hours, name_unlearnable
 from d2v.data.streams import Stream, StreamBatches
+from d2v.data.units import InSeconds
 from d2v.objective.masking import MaskGenerator
 from d2v.types import num_frames
 from d2v.values import Name, PositiveFloat, PositiveFraction
@@ -202,7 +204,7 @@ class SpeechData(PretrainSet):
     @property
     def eval_collate(self) -> EvalCollate:
         """Clips to a padded batch."""
-        return EvalCollate(self.conv_layers)  # type: ignore[arg-type]  # made tuples above
+        return EvalCollate(MODALITY, (1,), num_tokens=partial(num_frames, conv_layers=self.conv_layers))
 
     @property
     def _min_eval_samples(self) -> int:
@@ -256,8 +258,7 @@ class SpeechData(PretrainSet):
             eval_view=view,
             collate=self.eval_collate,
             eval_batch_size=self.eval_batch_size,
-            seconds=self.sample_rate,
-            pool_size=self.pool_size,
+            batching=InSeconds(self.sample_rate, self.pool_size),
             max_bad_fraction=self.max_bad_fraction,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples
+from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples
 from d2v.data.samplers import BatchPlan
-from d2v.data.source import Sample, labels_of, skipped_in
 from d2v.data.streams import StreamBatches
 from d2v.data.texts.blocks import BlockStream, TokenBlocks
 from d2v.data.texts.documents import Documents
@@ -22,7 +20,6 @@ from d2v.data.texts.tables import Labelled
 from d2v.data.texts.tokenizer import Tokenizer
 from d2v.data.texts.whole_documents import PackedDocuments
 from d2v.objective.masking import MaskGenerator
-from d2v.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -69,30 +66,9 @@ class DocumentView:
         return torch.from_numpy(np.concatenate([[self.bos_id], ids, [self.eos_id]]))
 
 
-@dataclass(frozen=True)
-class EvalCollate:
-    """Texts to a batch, padded to the longest.
-
-    Attributes:
-        pad_id: fills the shorter ones.
-    """
-
-    pad_id: int
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of up to ``len(samples)`` texts, in order; labels None if any text lacks one."""
-        good = [sample for sample in samples if sample.inputs is not None]
-        texts = [sample.inputs for sample in samples if sample.inputs is not None]
-        inputs = torch.nn.utils.rnn.pad_sequence(texts, True, self.pad_id) if texts else torch.empty(0, 1).long()
-        padding_mask = inputs == self.pad_id
-        return Batch(
-            modality=MODALITY,
-            inputs=inputs,
-            sample_ids=torch.tensor([sample.key.index for sample in good], dtype=torch.int64),
-            padding_mask=padding_mask if bool(padding_mask.any()) else None,
-            labels=labels_of(good),
-            skipped=skipped_in(samples),
-        )
+def eval_collate(pad_id: int) -> EvalCollate:
+    """Texts to a batch, padded to the longest by the token ``pad_id``."""
+    return EvalCollate(MODALITY, (1,), torch.int64, num_tokens=int, pad_value=pad_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +171,7 @@ class TextData(EqualSamples):
     @property
     def eval_collate(self) -> EvalCollate:
         """Texts to a padded batch."""
-        return EvalCollate(self.tokenizer.pad_id)
+        return eval_collate(self.tokenizer.pad_id)
 
     def raw(self, split: str) -> tuple[list[str], Tensor]:
         """Texts and their labels, for the baseline that a representation has to beat; empty texts are left out."""

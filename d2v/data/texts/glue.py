@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d2v.data.contents import describe_sources
 from d2v.data.labelled import FinetuneSet, part
-from d2v.data.texts.data import MODALITY, EvalCollate
+from d2v.data.texts.data import MODALITY, eval_collate
 from d2v.data.texts.factories import fitting_tokenizer
 from d2v.data.texts.glue_files import read_file, read_hub, write_submission
 from d2v.data.texts.glue_tasks import TASKS, GlueTask, Sentences, TaskName
@@ -81,7 +81,7 @@ class GlueData:
             labels=self.task.classes or (0.0, 5.0),
             train_view=view,
             eval_view=view,
-            collate=EvalCollate(self.tokenizer.pad_id),
+            collate=eval_collate(self.tokenizer.pad_id),
             eval_batch_size=64,
             submission=partial(write_submission, self.task),
         )

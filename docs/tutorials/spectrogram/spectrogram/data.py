@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,10 +11,8 @@ from torch import Tensor
 from torchaudio.transforms import MelSpectrogram
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EqualSamples, EvalSamples, PretrainSamples
-from d2v.data.source import Sample, labels_of, skipped_in
+from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples
 from d2v.data.speech.clips import AudioClips, prompt_clips, read_prompt
-from d2v.types import Batch
 from d2v.values import buildable
 
 
@@ -47,24 +44,6 @@ class LogMel:
         start = 0 if rng is None else int(rng.integers(max(1, len(bands) - self.num_steps + 1)))
         bands = bands[start : start + self.num_steps]
         return torch.nn.functional.pad(bands, (0, 0, 0, self.num_steps - len(bands)))
-
-
-@dataclass(frozen=True)
-class EvalCollate:
-    """Spectrograms to a batch."""
-
-    modality: str
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Those that could be read."""
-        good = [sample for sample in samples if sample.inputs is not None]
-        return Batch(
-            modality=self.modality,
-            inputs=torch.stack([sample.inputs for sample in good if sample.inputs is not None]),
-            sample_ids=torch.tensor([sample.key.index for sample in good]),
-            labels=labels_of(good),
-            skipped=skipped_in(samples),
-        )
 
 
 @buildable
@@ -107,7 +86,7 @@ class SpectrogramData(EqualSamples):
     @property
     def eval_collate(self) -> EvalCollate:
         """Spectrograms to a batch."""
-        return EvalCollate(self.modality)
+        return EvalCollate(self.modality, (self.view.num_steps, self.view.num_mels))
 
     def raw(self, split: str) -> tuple[Tensor, Tensor]:
         """Whole spectrograms as features, the baseline."""
