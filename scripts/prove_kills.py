@@ -43,7 +43,7 @@ COMMON = [
 ]  # fmt: skip
 PRETRAIN = [
     "model.encoder.embed_dim=32", "model.encoder.depth=1", "model.encoder.num_heads=2", "model.average_top_k_layers=1",
-    "model.encoder.frontends.image.patch_size=7", "model.decoders.image.decoder_dim=16",
+    "data.patch_size=7", "model.decoders.image.decoder_dim=16",
     "model.decoders.image.groups=4", "model.encoder.drop_path_rate=0.2", "schedule.warmup_steps=2", "optim.lr=0.01",
     "callbacks=probe", "callbacks.probe.every_n_steps=2", "callbacks.checkpoint.monitor=probe/knn",
     "callbacks.health.min_spread=null",

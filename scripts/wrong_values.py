@@ -107,11 +107,6 @@ def configuration(command: str, overrides: list[str]) -> dict[str, Any]:
         raw.pop(key, None)
     if without_model:  # it comes from the checkpoint
         raw.pop("model", None)
-        raw = (
-            {**raw, "data": {**(raw.get("data") or {}), **_references(raw.get("data") or {})}}
-            if raw.get("data")
-            else raw
-        )
     plain: Any = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
     if isinstance(plain.get("data"), dict):
         plain["data"].pop("label_fraction", None)
@@ -119,12 +114,6 @@ def configuration(command: str, overrides: list[str]) -> dict[str, Any]:
 
 
 _PLAIN = ("extract", "export", "import", "tokenizer", "info")
-
-
-def _references(data: dict[str, Any]) -> dict[str, Any]:
-    """Values in place of those that the checkpoint's encoder would give."""
-    known = {"patch_size": 7, "conv_layers": [[8, 3, 2]]}
-    return {key: known[key] for key, value in data.items() if isinstance(value, str) and "${model" in value}
 
 
 def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

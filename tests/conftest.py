@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
 
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.decoders import ConvDecoder2d
@@ -53,6 +55,19 @@ def _clean_torch() -> Iterator[None]:
     torch.set_rng_state(state)
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data_config() -> Callable[[str], DictConfig]:
+    """The configuration of ``data=NAME``, inputs included."""
+
+    def composed(name: str) -> DictConfig:
+        with initialize_config_module("d2v.conf", version_base="1.3"):
+            config: DictConfig = compose("check", [f"data={name}"]).data
+        OmegaConf.set_struct(config, False)
+        return config
+
+    return composed
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from d2v.terminal import watched
 def evaluate(cfg: DictConfig) -> None:
     """Print the probes' table and write it, with results.json, to the command's folder."""
     with configuring():
-        settings = checked(Evaluate, plain(cfg, without=["data", "model"]))
+        settings = checked(Evaluate, plain(cfg, without=["data"]))
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         num_workers = choose_workers(settings.num_workers, best_device().type)
         set_threads(settings.num_threads, num_workers)

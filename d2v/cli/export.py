@@ -49,7 +49,7 @@ def to_huggingface(trained: Trained, folder: Path, network: str) -> str:
         trained.encoder,
         trained.encoder_node,
         folder,
-        trained.data_node,
+        trained.inputs,
         _answering_head(trained),
         trained.head_node,
         names,
@@ -79,7 +79,7 @@ def to_fairseq(trained: Trained, folder: Path, network: str) -> str:
     checkpoint = Checkpoint.load(trained.path)
     model = checkpoint.build_model()
     with export_folder(folder, "fairseq") as part:
-        save_fairseq(model, checkpoint.config["model"], part / FAIRSEQ_FILE, trained.data_node)
+        save_fairseq(model, checkpoint.config["model"], part / FAIRSEQ_FILE, trained.inputs)
     lines = [f"checkpoint: {folder / FAIRSEQ_FILE}"]
     speech = trained.encoder_node["frontends"].get("speech")
     if speech and trained.encoder.frontend("speech").zero_padding != "never":
@@ -114,7 +114,7 @@ def _answering_head(trained: Trained) -> Any:
 
 
 def _config(trained: Trained) -> dict[str, Any]:
-    return {"encoder": trained.encoder_node, "data": trained.data_node, "d2v_version": __version__}
+    return {"encoder": trained.encoder_node, "inputs": trained.inputs, "d2v_version": __version__}
 
 
 if __name__ == "__main__":

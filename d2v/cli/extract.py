@@ -29,7 +29,7 @@ from d2v.terminal import watched
 def extract(cfg: DictConfig) -> None:
     """Write features, sample ids, names and, where there are any, labels."""
     with configuring():
-        settings = checked(Extract, plain(cfg, without=["data", "model"]))
+        settings = checked(Extract, plain(cfg, without=["data"]))
         num_workers = choose_workers(settings.num_workers, best_device().type)
         set_threads(settings.num_threads, num_workers)
         output = Path(settings.output)

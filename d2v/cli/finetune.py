@@ -21,7 +21,7 @@ from d2v.cli.pretrain import find_checkpoint
 from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable, write_configuration
 from d2v.cli.run_dir import claim
 from d2v.cli.scoring import set_decoder
-from d2v.cli.settings import Finetune, build_each, build_schedule, checked, plain
+from d2v.cli.settings import Finetune, build_each, build_schedule, check_modality, checked, inputs_of, plain
 from d2v.cli.sweep import sweep
 from d2v.data.protocol import FinetuneData
 from d2v.interop.build import build, check_node, load_exactly
@@ -93,7 +93,8 @@ def finetune(cfg: DictConfig) -> None:
         threads = machine.set_threads(settings.num_threads, num_workers, trainer.num_devices)
         optim = build(settings.optim, key="optim", trusted=True)
         schedule = build_schedule(settings.schedule, max_steps)
-        portable = {**config, "data": {**config["data"], **dataset.assets()}, "label_names": data.labels}
+        assets, inputs = dataset.assets(), inputs_of(dataset, config["data"])
+        portable = {**config, "data": {**config["data"], **assets}, "inputs": inputs, "label_names": data.labels}
         module = FinetuneModule(
             model, task, optim, schedule, settings.freeze_steps, settings.ema_decay, settings.seed, portable
         )
@@ -105,7 +106,6 @@ def finetune(cfg: DictConfig) -> None:
             module.compile_forward()
         module.configure_optimizers()  # only to see that it can be done
     if trainer.is_global_zero:
-        assets = dataset.assets()
         with running(), writing("output_dir", run_dir):
             write_configuration(run_dir / "config.yaml", readable(config, assets, run_dir), before)
             for name, content in assets.items():
@@ -146,6 +146,8 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     from_scratch = cfg.checkpoint is None
     if from_scratch and cfg.get("model") is None:
         raise ValueError("checkpoint=null trains from scratch: choose the encoder by model=data2vec2/..., data2vec/...")
+    if from_scratch:
+        check_modality(cfg)
     config = plain(cfg, without=() if from_scratch else ["data", "model"])
     if cfg.get("data") is not None and "label_fraction" in cfg.data:
         config["label_fraction"] = cfg.data.label_fraction

@@ -30,7 +30,7 @@ def import_(cfg: DictConfig) -> None:
         )
         if trained.head is not None:
             print("its head for a task is left out: checkpoint=PATH reads it in d2v export")
-        config = {"encoder": node, "data": trained.data_node, "d2v_version": __version__}
+        config = {"encoder": node, "inputs": trained.inputs, "d2v_version": __version__}
         folder = save_encoder(trained.encoder, config, Path(settings.output), model_card(trained, settings.network))
         print(f"written to {folder}")
 

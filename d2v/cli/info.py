@@ -36,8 +36,11 @@ def info(cfg: DictConfig) -> None:
         f"encoder: {parameters:,} parameters, {node.get('prenet_depth', 0)} + {node['depth']} blocks, "
         f"width {node['embed_dim']}, {node['num_heads']} heads; modalities: {', '.join(node['frontends'])}"
     )
-    data = {key: textwrap.shorten(v, 100) if isinstance(v, str) else v for key, v in trained.data_node.items()}
-    print(f"data:\n{textwrap.indent(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), '  ')}", end="")
+    for title, values in (("inputs", trained.inputs), ("data", trained.data_node)):
+        short = {key: textwrap.shorten(v, 100) if isinstance(v, str) else v for key, v in values.items()}
+        if title == "inputs" or short:
+            lines = yaml.safe_dump(short, sort_keys=False, allow_unicode=True)
+            print(f"{title}:\n{textwrap.indent(lines, '  ')}", end="")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    InterpolationKeyError,
-    InterpolationResolutionError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from d2v.cli.commands import module_of, options
+from d2v.cli.commands import module_of
 from d2v.cli.folders import note_given, tidying
 from d2v.cli.hints import explain
 from d2v.cli.latest import name_latest
@@ -65,13 +60,6 @@ def configuring() -> Iterator[None]:
     except MissingMandatoryValue as error:
         fail(f"a value is missing: give {error.full_key}=VALUE", error)
     except OmegaConfBaseException as error:
-        modality = re.search(r"encoder\.frontends\.(\w+)", str(error))
-        if isinstance(error, InterpolationKeyError) and modality:
-            fail(
-                f"data and model are of different modalities (one of them is for {modality[1]}): choose both by an "
-                f"experiment, one of {', '.join(options('experiment'))}, or set data=... and model=... to fit",
-                error,
-            )
         fail(str(error).splitlines()[0], error)
     except _MENDABLE as error:
         fail(_said_at_once(str(error)), error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from d2v.cli.settings import plain_value
@@ -25,12 +24,6 @@ from d2v.models.heads import FinetunedModel
 from d2v.nn.encoder import Encoder
 from d2v.values import returned_by
 
-# Keys of data that the encoder decides: of images, of speech, of text.
-_INPUT_KEYS = (
-    *("img_size", "in_chans", "mean", "std", "crop_pct"),
-    "sample_rate",
-    *("tokenizer", "vocab_size", "pad_id", "mask_id", "block_size"),
-)
 WORDS_OF_WRITING = ("cache", "download")
 
 WHOSE: dict[Source, str] = {
@@ -49,7 +42,8 @@ class Trained:
         encoder: in eval mode.
         path: the file or folder.
         encoder_node: configuration that rebuilds the encoder.
-        data_node: configuration of the data it was trained on; of an import, only what its inputs look like.
+        inputs: form of its inputs, under the keys of conf/inputs.
+        data_node: configuration of the data a run was trained on; {} of what is no run.
         step: optimizer steps trained; None where that is not known.
         source: whose checkpoint it is.
         head: of a fine-tuned model, in eval mode; None: it is none, or the export holds the encoder only.
@@ -60,6 +54,7 @@ class Trained:
     encoder: Encoder
     path: Path
     encoder_node: dict[str, Any]
+    inputs: dict[str, Any]
     data_node: dict[str, Any]
     step: int | None
     source: Source
@@ -86,7 +81,7 @@ def load_trained(path: str, network: Network) -> Trained:
     found = recognise(str(path))
     if found.source == "export":
         config = load_export_config(found.path)
-        return Trained(load_export(found.path), found.path, config["encoder"], config["data"], None, found.source)
+        return Trained(load_export(found.path), found.path, config["encoder"], config["inputs"], {}, None, found.source)
     if found.source == "run":
         return _trained_by_run(found, network)
     imported = read_foreign(found, network)
@@ -94,7 +89,8 @@ def load_trained(path: str, network: Network) -> Trained:
         imported.build_encoder(),
         found.path,
         imported.encoder_node,
-        imported.data_node,
+        imported.inputs,
+        {},
         None,
         found.source,
         imported.build_head(),
@@ -118,6 +114,7 @@ def _trained_by_run(found: Found, network: Network) -> Trained:
         encoder,
         found.path,
         node["encoder"],
+        config["inputs"],
         config.get("data") or {},
         checkpoint.step,
         found.source,
@@ -158,13 +155,13 @@ def check_fits(data: Any, trained: Trained) -> None:
             f"data.block_size={data.block_size}: the encoder of checkpoint={trained.path} has {positions} positions; "
             f"set data.block_size={positions} or less"
         )
-    rate, wanted = getattr(data, "sample_rate", None), trained.data_node.get("sample_rate")
+    rate, wanted = getattr(data, "sample_rate", None), trained.inputs.get("sample_rate")
     if None not in (rate, wanted) and rate != wanted:
         raise ValueError(
             f"data.sample_rate={rate}: the encoder of checkpoint={trained.path} was trained at {wanted} Hz; leave "
             "data.sample_rate out, and recordings of any rate are resampled to it"
         )
-    theirs = trained.data_node.get("tokenizer")
+    theirs = trained.inputs.get("tokenizer")
     own = getattr(data, "tokenizer", None)
     if theirs is not None and own is not None and not same_tokenizer(own, theirs):
         raise ValueError(
@@ -200,24 +197,19 @@ def same_tokenizer(tokenizer: Tokenizer, stored: str) -> bool:
 
 
 def data_node(cfg: DictConfig, trained: Trained) -> dict[str, Any]:
-    """Return ``cfg.data`` as plain containers, with the encoder's own inputs where the command line is silent.
+    """Return ``cfg.data`` as plain containers, with the checkpoint's inputs beneath the command line's words.
 
-    What comes from the checkpoint stays plain: nothing in it is resolved, and :func:`build` checks its types.
+    Nothing that comes from the checkpoint is resolved, and :func:`build` checks its types.
+
+    Raises:
+        ValueError: the data are of another modality than the encoder reads, or an input is no plain value.
     """
-    # Before settings refer to a frontend that is not there.
     _check_modality(trained, getattr(returned_by(part_named(cfg.data._target_)), "modality", None))
-    raw: Any = OmegaConf.to_container(cfg.data, resolve=False)
-    node = {}
-    for key, value in raw.items():
-        reference = re.fullmatch(r"\$\{model\.encoder\.([\w.]+)\}", value) if isinstance(value, str) else None
-        if reference is None:
-            node[key] = plain_value(cfg.data[key])
-        else:
-            node[key] = inert(_of_encoder(trained, reference[1].split(".")), f"data.{key}", trained.path)
-    overridden = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
-    for key in _INPUT_KEYS:
-        if key in trained.data_node and key in node and f"data.{key}" not in overridden:
-            node[key] = inert(trained.data_node[key], f"data.{key}", trained.path)
+    node: dict[str, Any] = plain_value(cfg.data)
+    given = {o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task}
+    for key, value in trained.inputs.items():
+        if key in node and f"data.{key}" not in given:
+            node[key] = inert(value, f"data.{key}", trained.path)
     return node
 
 
@@ -248,15 +240,6 @@ def _built_data(node: Mapping[str, Any], typed: Mapping[str, Any], path: Path) -
         raise ValueError(f"checkpoint={path} does not say what it was trained on: give data=...")
     kept = {key: value for key, value in node.items() if key not in WORDS_OF_WRITING}
     return build({**kept, **typed}, key="data")
-
-
-def _of_encoder(trained: Trained, keys: list[str]) -> Any:
-    value: Any = trained.encoder_node
-    for key in keys:
-        if not isinstance(value, Mapping) or key not in value:
-            raise ValueError(f"checkpoint={trained.path}: its encoder has no {'.'.join(keys)}, which the data need")
-        value = value[key]
-    return value
 
 
 def _check_modality(trained: Trained, modality: str | None) -> None:

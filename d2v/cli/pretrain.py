@@ -16,7 +16,7 @@ from d2v.cli.loading import inert, load_trained, same_tokenizer
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable, write_configuration
 from d2v.cli.run_dir import claim
-from d2v.cli.settings import Pretrain, build_each, build_schedule, checked, plain
+from d2v.cli.settings import Pretrain, build_each, build_schedule, check_modality, checked, inputs_of, plain
 from d2v.data.texts.tokenizer import load_tokenizer
 from d2v.interop.build import build
 from d2v.interop.checkpoints import init_from
@@ -39,6 +39,8 @@ def pretrain(cfg: DictConfig) -> None:
         claim(run_dir)
         checkpoint = find_checkpoint(cfg.resume, run_dir)
         before = None if checkpoint is None else Checkpoint.load(checkpoint)
+        if before is None:
+            check_modality(cfg)
         config = absolute(plain(cfg), Pretrain) if before is None else own_configuration(cfg, before, Pretrain)
         settings = checked(Pretrain, config)
         setup.quiet_libraries()
@@ -78,7 +80,8 @@ def pretrain(cfg: DictConfig) -> None:
             build(node, key=key, trusted=True) for key, node in (("optim", settings.optim), ("ema", settings.ema))
         )
         schedule = build_schedule(settings.schedule, trainer.max_steps)
-        portable = {**config, "data": {**config["data"], **assets}}
+        inputs = inputs_of(data, config["data"])
+        portable = {**config, "data": {**config["data"], **assets}, "inputs": inputs}
         module = PretrainModule(model, optim, schedule, ema, settings.seed, portable)
         module.record = {"choices": choices_now(before), "fingerprint": found}
         if settings.activation_checkpointing:
@@ -156,7 +159,7 @@ def keep_tokenizer(settings: Pretrain) -> None:
         return
     with naming("init_from"):
         trained = load_trained(settings.init_from, "student")
-        theirs = inert(trained.data_node.get("tokenizer"), "data.tokenizer", trained.path)
+        theirs = inert(trained.inputs.get("tokenizer"), "data.tokenizer", trained.path)
     given = settings.data["tokenizer"]
     if given is None:
         settings.data["tokenizer"] = theirs

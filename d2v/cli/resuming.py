@@ -90,7 +90,7 @@ def own_configuration(cfg: DictConfig, checkpoint: Checkpoint, schema: Any) -> d
         OtherRun: the command line says something else than the run's own that may not change.
         ValueError: the checkpoint's configuration is none, or names what a file may not name.
     """
-    own = {key: value for key, value in checkpoint.config.items() if key != "label_names"}
+    own = {key: value for key, value in checkpoint.config.items() if key not in ("label_names", "inputs")}
     hydra = HydraConfig.get()
     words = words_of(hydra.overrides.task, hydra.runtime.choices, own_choices_of(checkpoint), own)
     composed = composed_of(cfg)

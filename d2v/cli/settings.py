@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from d2v.cli.commands import options
 from d2v.interop.build import build, check_node, check_settings, part_named
 from d2v.values import (
     Count,
@@ -243,7 +244,6 @@ class Check:
     """Keys of ``d2v check``."""
 
     data: Node
-    model: Any
     report: PathStr | None
     show: Count
 
@@ -263,6 +263,33 @@ def plain(cfg: DictConfig, *, without: Iterable[str] = ()) -> dict[str, Any]:
         MissingMandatoryValue: a value is missing.
     """
     return {str(key): plain_value(cfg[key]) for key in cfg if key not in set(without)}
+
+
+def check_modality(cfg: DictConfig) -> None:
+    """Raise ValueError if data and model of a composed configuration are of different modalities.
+
+    The model's references to the inputs of data could not be resolved.
+    """
+    target = OmegaConf.select(cfg, "data._target_")
+    frontends = OmegaConf.select(cfg, "model.encoder.frontends")
+    modality = None if target is None else getattr(returned_by(part_named(target)), "modality", None)
+    if modality is None or frontends is None or modality in frontends:
+        return
+    raise ValueError(
+        f"the data are {modality}, but the model reads {', '.join(frontends)}: choose both by an experiment, one of "
+        f"{', '.join(options('experiment'))}, or set data=... and model=... to fit"
+    )
+
+
+def inputs_of(data: Any, node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the form of the inputs, which a checkpoint keeps: plain values, the content of a tokenizer among them.
+
+    Args:
+        data: a data set, which names the keys by ``input_keys``.
+        node: configuration that it was built from.
+    """
+    inputs = {key: node[key] for key in getattr(data, "input_keys", ()) if key in node}
+    return inputs | {key: value for key, value in data.assets().items() if key in inputs}
 
 
 def plain_value(value: Any) -> Any:

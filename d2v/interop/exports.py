@@ -13,7 +13,7 @@ from torch import Tensor
 
 from d2v.bounds import parse_json, read_text, read_yaml
 from d2v.interop.fitting import build_fitting
-from d2v.interop.private import public_data
+from d2v.interop.private import public_inputs
 from d2v.lfs import refuse_lfs_pointer
 from d2v.nn.encoder import Encoder
 from d2v.runs.archives import Damaged
@@ -30,7 +30,8 @@ def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path
 
     Args:
         encoder: the student or the teacher.
-        config: plain containers: ``encoder`` (the node that builds it) and anything worth keeping beside it.
+        config: plain containers: ``encoder`` (the node that builds it), ``inputs`` (their form, under the keys of
+            conf/inputs) and anything worth keeping beside them.
         folder: made if need be.
         card: Markdown.
 
@@ -52,17 +53,17 @@ def write_config(config: Mapping[str, Any], folder: Path, card: str) -> None:
 
 
 def _write_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Values of ``data`` that are whole JSON files (a tokenizer) become files beside the configuration."""
-    data = public_data(config.get("data") or {})
-    for key, value in data.items():
+    """Inputs that are whole JSON files (a tokenizer) become files beside the configuration."""
+    inputs = public_inputs(config["inputs"])
+    for key, value in inputs.items():
         if isinstance(value, str) and value.startswith("{") and key.isidentifier():
             replace_text(folder / f"{key}.json", value)
-            data[key] = f"{key}.json"
-    return {**config, "data": data}
+            inputs[key] = f"{key}.json"
+    return {**config, "inputs": inputs}
 
 
 def load_export_config(folder: Path) -> dict[str, Any]:
-    """Read the configuration beside an export's weights: ``encoder``, the node that builds it, and ``data``.
+    """Read the configuration beside an export's weights: ``encoder``, the node that builds it, and ``inputs``.
 
     The files of the export are compared with its checksums first.
 
@@ -80,10 +81,9 @@ def load_export_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint={folder}: {CONFIG} is not readable ({error})") from error
     if not isinstance(config, dict) or "encoder" not in config:
         raise ValueError(f"{folder / CONFIG}: has no 'encoder' to build")
-    config["data"] = config.get("data") or {}
-    if not isinstance(config["data"], dict):
-        raise ValueError(f"{folder / CONFIG}: its 'data' are no mapping")
-    for key, value in config["data"].items():
+    if not isinstance(config.get("inputs"), dict):
+        raise ValueError(f"{folder / CONFIG}: has no 'inputs', a mapping that says what the encoder reads")
+    for key, value in config["inputs"].items():
         if isinstance(key, str) and key.isidentifier() and value == f"{key}.json" and (folder / value).is_file():
             refuse_damaged(folder, (value,))
             try:
@@ -91,7 +91,7 @@ def load_export_config(folder: Path) -> dict[str, Any]:
                 parse_json(text)
             except ValueError as error:
                 raise ValueError(f"checkpoint={folder}: {value} is not readable ({error})") from error
-            config["data"][key] = text
+            config["inputs"][key] = text
     return config
 
 

@@ -20,9 +20,9 @@ class Imported:
     Attributes:
         encoder_node: builds the encoder (:func:`d2v.interop.build.build`).
         encoder_state: its state dict, under our names.
-        data_node: what inputs look like, under the keys of our data configurations. Images: img_size, in_chans, mean,
-            std. Speech: sample_rate (Hz). Text: pad_id, vocab_size, block_size (tokens), and tokenizer, the content of
-            a tokenizer.json or None.
+        inputs: form of the inputs, under the keys of conf/inputs. Images: img_size, patch_size, in_chans, mean, std,
+            and maybe crop_pct. Speech: sample_rate (Hz), conv_layers. Text: pad_id, vocab_size, block_size (tokens),
+            and tokenizer, the content of a tokenizer.json or None.
         head_node: builds the head of a fine-tuned model; None: there is none.
         head_state: its state dict.
         label_names: of the head's outputs: the classes, in the order of their numbers, or the letters after CTC's
@@ -31,7 +31,7 @@ class Imported:
 
     encoder_node: Node
     encoder_state: dict[str, Tensor]
-    data_node: Node
+    inputs: Node
     head_node: Node | None = None
     head_state: dict[str, Tensor] | None = None
     label_names: list[str] | str | None = None

@@ -87,8 +87,8 @@ class Checkpoint:
 
 def _described(config: Any) -> dict[str, Any]:
     """Return a run's configuration if it describes a model, and data if it says so."""
-    if not isinstance(config["model"], dict) or not isinstance(config.get("data", {}), dict):
-        raise TypeError("its configuration describes no model, or no data")
+    if not all(isinstance(part, dict) for part in (config["model"], config["inputs"], config.get("data", {}))):
+        raise TypeError("its configuration describes no model, no inputs or no data")
     described: dict[str, Any] = config
     return described
 

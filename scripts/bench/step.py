@@ -437,7 +437,7 @@ def sweep_values(case: Case, axis: str) -> list[float]:
         return [cfg.model.encoder.embed_dim // divisor for divisor in (4, 2, 1)]
     modality, factors = modality_of(case.recipe), (0.5, 1, 1.5, 2)
     if modality == "image":
-        patch = cfg.model.encoder.frontends.image.patch_size
+        patch = cfg.data.patch_size
         return sorted({max(2, round(cfg.data.img_size * factor / patch)) * patch for factor in factors})
     own = cfg.data.block_size if modality == "text" else SECONDS.get(case.recipe, 10.0)
     return [own * factor for factor in factors]

@@ -158,7 +158,7 @@ def test_the_configuration_in_a_checkpoint_executes_nothing(
     runs: ModuleType, run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = _poisoned(run, tmp_path / "evil.ckpt", lambda config: config["data"].update(mean=[WRITE]))
+    path = _poisoned(run, tmp_path / "evil.ckpt", lambda config: config["inputs"].update(mean=[WRITE]))
     task = ["task=image_classification", "trainer.max_steps=1"] if command == "finetune" else ["data=image_folder"]
     extra = [f"output={tmp_path / 'x.npz'}"] if command == "extract" else [f"hydra.run.dir={tmp_path / 'out'}"]
     result = runs.d2v_command(command, f"checkpoint={path}", f"data.root={images}", *task, *extra)
@@ -168,7 +168,7 @@ def test_the_configuration_in_a_checkpoint_executes_nothing(
 
 
 def test_references_in_a_checkpoint_are_not_resolved(runs: ModuleType, run: Path, images: Path, tmp_path: Path) -> None:
-    path = _poisoned(run, tmp_path / "evil.ckpt", lambda config: config["data"].update(crop_pct="${oc.decode:0.9}"))
+    path = _poisoned(run, tmp_path / "evil.ckpt", lambda config: config["inputs"].update(crop_pct="${oc.decode:0.9}"))
     result = runs.d2v_command(
         "extract", f"checkpoint={path}", "data=image_folder", f"data.root={images}", f"output={tmp_path / 'x.npz'}"
     )
@@ -177,7 +177,7 @@ def test_references_in_a_checkpoint_are_not_resolved(runs: ModuleType, run: Path
 
 
 def test_an_export_writes_nothing_outside_its_folder(runs: ModuleType, run: Path, tmp_path: Path) -> None:
-    path = _poisoned(run, tmp_path / "evil.ckpt", lambda config: config["data"].update({"../outside": "{}"}))
+    path = _poisoned(run, tmp_path / "evil.ckpt", lambda config: config["inputs"].update({"../outside": "{}"}))
     result = runs.d2v_command("export", f"checkpoint={path}", f"output={tmp_path / 'out'}")
     assert result.status in OK, result.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.ckpt", "out"]
@@ -325,7 +325,7 @@ def test_an_exported_regression_puts_out_scores(files: Path) -> None:
     encoder = d2v.load_encoder(files / "text.pt")
     head = FirstTokenHead(encoder.embed_dim, 1).eval()
     node = {"embed_dim": encoder.embed_dim}
-    trained = Trained(encoder, files, node, {}, 1, "run", head, node, (1.0, 5.0))
+    trained = Trained(encoder, files, node, {}, {}, 1, "run", head, node, (1.0, 5.0))
     batch = d2v.Batch("text", torch.arange(4, 12).view(2, 4), torch.arange(2))
     with torch.no_grad():
         out = encoder(batch)

@@ -56,6 +56,7 @@ DATA = [
     (["data=image_folder", "data.root=EMPTY"], ["data.root=EMPTY", "no image", "point data.root"]),
     (["data=imagenet", "data.root=EMPTY"], ["data.root=EMPTY", "train"]),
     (["data.img_size=30"], ["data.img_size=30", "patch_size=7", "data.img_size=28"]),
+    (["data=samples_speech"], ["the data are speech", "the model reads image", "speech_tiny"]),
     (["data.in_chans=2"], ["data.in_chans=2", "1 (grey) or 3 (RGB)"]),
     (["data.mean=[0.5,0.5]"], ["data.mean=[0.5, 0.5]", "data.in_chans=1"]),
     (["data.crop_scale=[0.5,0.1]"], ["data.crop_scale=[0.5, 0.1]", "low <= high"]),
@@ -180,7 +181,7 @@ OTHER_COMMANDS = [
     (["evaluate", "checkpoint=RUN", "decoder=beam"], ["decoder=...: only what a fine-tuned model transcribes"]),
     (["evaluate", "checkpoint=RUN", "optim.lr=1"], ["'optim.lr'", "It is a key of d2v pretrain, d2v finetune"]),
     (["export", "checkpoint=RUN", "output=DIR", "data.root=x"], ["unknown key 'data.root'", "a key of d2v finetune"]),
-    (["check", "data=samples", "model=nope"], ["'model'", "takes no options of it"]),
+    (["check", "data=samples", "model=nope"], ["'model'", "It is a key of d2v pretrain"]),
     (["check", "data=samples", "report=FILE/x"], ["report=FILE/x: could not be written"]),
     (["runs", "output_dir="], ["output_dir=: give a path"]),
     (["extract", "checkpoint=RUN"], ["output=VALUE"]),
@@ -219,9 +220,7 @@ def test_other_commands(
 
 def test_what_the_encoder_lacks_is_said_before_anything_is_computed() -> None:
     encoder = SimpleNamespace(frontends={"speech": SimpleNamespace(num_prefix_tokens=0)})
-    trained: Any = SimpleNamespace(
-        path="R", encoder=encoder, encoder_node={"depth": 2}, data_node={"sample_rate": 16000}
-    )
+    trained: Any = SimpleNamespace(path="R", encoder=encoder, encoder_node={"depth": 2}, inputs={"sample_rate": 16000})
     check_probed(1, "mean", trained, "probe.")
     with pytest.raises(ValueError, match=r"^probe.layers=2: .* has 2 blocks; choose 0 to 1"):
         check_probed(2, "mean", trained, "probe.")
@@ -232,7 +231,7 @@ def test_what_the_encoder_lacks_is_said_before_anything_is_computed() -> None:
 def test_another_sample_rate_than_the_encoders_is_refused() -> None:
     frontend = SimpleNamespace(num_prefix_tokens=0)
     encoder = SimpleNamespace(frontends={"speech": frontend}, frontend=lambda modality: frontend)
-    trained: Any = SimpleNamespace(path="R", encoder=encoder, data_node={"sample_rate": 16000})
+    trained: Any = SimpleNamespace(path="R", encoder=encoder, inputs={"sample_rate": 16000})
     check_fits(SimpleNamespace(modality="speech", sample_rate=16000), trained)
     with pytest.raises(ValueError, match=r"data.sample_rate=8000: .* was trained at 16000 Hz; leave data.sample_rate"):
         check_fits(SimpleNamespace(modality="speech", sample_rate=8000), trained)

@@ -174,7 +174,7 @@ def test_a_stop_while_scoring_is_exact(
 
 def test_from_scratch(runs: ModuleType, images: Path, tmp_path: Path) -> None:
     model = ["model=data2vec2/image_tiny", *[o for o in runs.MODEL if "encoder" in o]]
-    model += ["model.encoder.frontends.image.patch_size=7", "checkpoint=null"]
+    model += ["data.patch_size=7", "checkpoint=null"]
     run = _finetune(runs, tmp_path / "run", *IMAGES, *runs.folder_data(images), *model)
     assert "from_scratch" not in _results(run)
     missing = runs.d2v_command("finetune", *IMAGES, *runs.folder_data(images), "checkpoint=null")

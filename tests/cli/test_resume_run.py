@@ -67,8 +67,10 @@ def test_what_cannot_be_resolved_is_left(runs: ModuleType) -> None:
         composed = composed_of(cfg)
     assert composed["checkpoint"] == "???"
     assert composed["data"]["root"] == "???"
-    assert composed["data"]["patch_size"].startswith("${model.")
     assert composed["optim"]["lr"] == 1e-3
+    with runs.configuration("pretrain", "model=data2vec2/text_tiny") as cfg:
+        composed = composed_of(cfg)
+    assert composed["model"]["encoder"]["frontends"]["text"]["vocab_size"] == "${data.vocab_size}"
 
 
 def test_a_file_does_not_say_where_to_write(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from d2v.tasks.scoring import Diverged
 
 TASK = "image_classification"
 OPTIONS = [
-    "checkpoint=null", "model=data2vec2/image_tiny", "model.encoder.frontends.image.patch_size=7",
+    "checkpoint=null", "model=data2vec2/image_tiny", "data.patch_size=7",
     "global_batch_size=8", "trainer.max_steps=2", "schedule.warmup_fraction=0", "optim.layer_decay=1",
     "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.log_every_n_steps=1", "num_threads=1",
     "labels.augment.auto_augment=null", "labels.augment.erase_prob=0", "labels.augment.crop_scale=[0.8,1.0]",

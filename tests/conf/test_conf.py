@@ -23,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from d2v.cli.commands import COMMANDS, options
 from d2v.cli.settings import Pretrain, built, checked, plain
+from d2v.interop.build import part_named
+from d2v.values import returned_by
 
 CONF = Path(d2v.conf.__file__).parent
 EXPERIMENTS = sorted(path.relative_to(CONF / "experiment").with_suffix("").as_posix()
@@ -170,7 +172,7 @@ PUBLISHED = {
         "ema.anneal_steps": 100_000, "optim.lr": 1e-3, "schedule.warmup_steps": 50_040, "trainer.max_steps": 375_300,
         "model.cls_loss_weight": 0.01 * 16 * 16, "model.decoders.image.depth": 6,
         "model.decoders.image.kernel_size": 3, "model.decoders.image.decoder_dim": 768,
-        "model.encoder.frontends.image.patch_size": 16, "global_batch_size": 16 * 16, "micro_batch_size": 16,
+        "data.patch_size": 16, "global_batch_size": 16 * 16, "micro_batch_size": 16,
     },
     "image_large": {
         "model.encoder.prenet_depth": 0, "model.encoder.depth": 24, "model.encoder.embed_dim": 1024,
@@ -179,7 +181,7 @@ PUBLISHED = {
         "ema.anneal_steps": 150_000, "optim.lr": 4e-4, "schedule.warmup_steps": 50_040, "trainer.max_steps": 375_300,
         "model.cls_loss_weight": 0.01 * 8 * 16, "model.decoders.image.depth": 3,
         "model.decoders.image.kernel_size": 5, "model.decoders.image.decoder_dim": 1024,
-        "model.encoder.frontends.image.patch_size": 16, "global_batch_size": 8 * 16, "micro_batch_size": 8,
+        "data.patch_size": 16, "global_batch_size": 8 * 16, "micro_batch_size": 8,
     },
     "image_huge14": {
         "model.encoder.prenet_depth": 0, "model.encoder.depth": 32, "model.encoder.embed_dim": 1280,
@@ -188,7 +190,7 @@ PUBLISHED = {
         "ema.anneal_steps": 300_000, "optim.lr": 4e-4, "schedule.warmup_steps": 50_040, "trainer.max_steps": 500_000,
         "model.cls_loss_weight": 0.01 * 8 * 16, "model.decoders.image.depth": 3,
         "model.decoders.image.kernel_size": 5, "model.decoders.image.decoder_dim": 1024,
-        "model.encoder.frontends.image.patch_size": 14, "global_batch_size": 8 * 32, "micro_batch_size": 8,
+        "data.patch_size": 14, "global_batch_size": 8 * 32, "micro_batch_size": 8,
     },
 }  # fmt: skip
 IMAGES = {
@@ -220,7 +222,7 @@ SEQUENCES = {
 SPEECH = SEQUENCES | {
     "mask._target_": "d2v.objective.masking.SpanMask", "mask.mask_length": 5, "model.loss_scale": None,
     "model.layer_norms": ["instance"], "model.target_norms": [], "model.teacher_scope": "context",
-    "model.encoder.frontends.speech.conv_layers": [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2],
+    "data.conv_layers": [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2],
     "model.encoder.frontends.speech.pos_depth": 5, "model.encoder.frontends.speech.pos_kernel_size": 95 // 5,
     "model.encoder.frontends.speech.pos_groups": 16, "model.encoder.frontends.speech.alibi": True,
     "model.encoder.frontends.speech.input_drop_rate": 0.1, "model.decoders.speech.kernel_size": 7,
@@ -305,7 +307,7 @@ PUBLISHED_1 = {
         "model.average_top_k_layers": 6, "model.layer_norms": [], "model.target_norms": ["layer"],
         "model.loss_beta": 2.0, "model.heads.image.depth": 0, "model.end_of_block_targets": True,
         "model.encoder.norm_first": True, "model.encoder.drop_path_rate": 0.25, "model.encoder.attn_drop_rate": 0.05,
-        "model.encoder.frontends.image.patch_size": 16, "model.encoder.frontends.image.shared_bias": True,
+        "data.patch_size": 16, "model.encoder.frontends.image.shared_bias": True,
         "mask._target_": "d2v.objective.masking.BlockMask", "mask.min_block": 16, "mask.min_aspect": 0.3,
         "ema.decay_end": 0.9998, "optim.lr": 5e-4, "schedule.warmup_steps": 10_000, "trainer.max_steps": 400_000,
         "global_batch_size": 16 * 64, "micro_batch_size": 64,
@@ -392,9 +394,9 @@ def test_every_node_mirrors_its_constructor(runs: ModuleType, choice: list[str])
 def test_every_node_of_finetuning_mirrors_its_constructor(runs: ModuleType, choice: list[str]) -> None:
     with runs.configuration("finetune", *choice) as cfg:
         with open_dict(cfg):
-            del cfg["data"]  # refers to the checkpoint's model
+            cfg.data.pop("label_fraction", None)  # of every kind of data
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-    _check_nodes(config, at_least=8)
+    _check_nodes(config, at_least=9)
 
 
 def _check_nodes(config: dict[str, Any], at_least: int) -> None:
@@ -448,8 +450,29 @@ def test_every_file_is_an_option_of_a_listed_group() -> None:
     """``d2v COMMAND --help`` hides nothing."""
     listed = {f"{group}/{option}" for row in COMMANDS.values() for group in row.groups for option in options(group)}
     listed |= {f"experiment/{name}" for name in EXPERIMENTS} | set(COMMANDS)
-    parts = {path for path in FILES if path.name.startswith("_")}  # of other files
+    parts = {path for path in FILES if path.name.startswith("_") or path.parent.name == "inputs"}  # of other files
     assert {path.relative_to(CONF).with_suffix("").as_posix() for path in FILES if path not in parts} == listed
+
+
+@pytest.mark.parametrize("modality", ["image", "speech", "text"])
+def test_inputs_are_what_the_data_call_their_inputs(runs: ModuleType, modality: str) -> None:
+    """One file says what data and model share; data of the modality hold all of it, and the model reads data only."""
+    inputs = yaml.safe_load((CONF / "inputs" / f"{modality}.yaml").read_text())
+    found = set()
+    for option in options("data"):
+        node = yaml.safe_load((CONF / "data" / f"{option}.yaml").read_text())
+        made = returned_by(part_named(node["_target_"]))
+        if made.modality != modality:
+            continue
+        found.add(made)
+        assert tuple(inputs) == made.input_keys, option
+        with runs.configuration("check", f"data={option}") as cfg:
+            assert inputs.keys() <= cfg.data.keys(), option
+            own = {key: value for key, value in inputs.items() if key not in node}
+            assert OmegaConf.masked_copy(cfg.data, list(own)) == own, option
+    assert found
+    for path in (CONF / "data").glob("*.yaml"):
+        assert "${model" not in path.read_text(), path
 
 
 def test_unknown_key_fails() -> None:

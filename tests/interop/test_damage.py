@@ -40,8 +40,8 @@ def encoder() -> Encoder:
 @pytest.mark.parametrize("name", ["encoder.safetensors", "config.yaml", "tokenizer.json"])
 def test_files_of_an_export(tmp_path: Path, encoder: Encoder, name: str, share: float) -> None:
     data = {"tokenizer": '{"model": "of some length", "vocab": {"a": 1}}'}
-    save_encoder(encoder, {"encoder": NODE, "data": data}, tmp_path / "e", "card")
-    assert load_export_config(tmp_path / "e")["data"] == data
+    save_encoder(encoder, {"encoder": NODE, "inputs": data}, tmp_path / "e", "card")
+    assert load_export_config(tmp_path / "e")["inputs"] == data
     load_encoder(tmp_path / "e")
     flip(tmp_path / "e" / name, share)
     with pytest.raises(ValueError, match=rf"^checkpoint=.*{name} is not the file that was exported"):
@@ -50,7 +50,7 @@ def test_files_of_an_export(tmp_path: Path, encoder: Encoder, name: str, share: 
 
 def test_an_export_of_parts_of_two(tmp_path: Path, encoder: Encoder) -> None:
     for name in ("a", "b"):
-        save_encoder(build(NODE), {"encoder": NODE, "data": {}}, tmp_path / name, "card")
+        save_encoder(build(NODE), {"encoder": NODE, "inputs": {}}, tmp_path / name, "card")
     shutil.copy(tmp_path / "a" / "encoder.safetensors", tmp_path / "b")
     with pytest.raises(ValueError, match=r"b/encoder\.safetensors is not the file that was exported"):
         load_encoder(tmp_path / "b")
@@ -59,7 +59,7 @@ def test_an_export_of_parts_of_two(tmp_path: Path, encoder: Encoder) -> None:
 def test_an_export_without_checksums_is_read_with_a_warning(
     tmp_path: Path, encoder: Encoder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save_encoder(encoder, {"encoder": NODE, "data": {}}, tmp_path / "e", "card")
+    save_encoder(encoder, {"encoder": NODE, "inputs": {}}, tmp_path / "e", "card")
     (tmp_path / "e" / "SHA256SUMS").unlink()
     load_encoder(tmp_path / "e")
     assert "has no SHA256SUMS: whether its files are whole cannot be told" in caplog.text

@@ -291,24 +291,27 @@ def test_what_inputs_look_like_is_read(tmp_path: Path) -> None:
         size={"height": 12, "width": 12}, image_mean=[0.1, 0.2], image_std=[0.3, 0.4]
     )
     processor.save_pretrained(tmp_path / "image")
-    assert load_huggingface(tmp_path / "image").data_node == {
+    assert load_huggingface(tmp_path / "image").inputs == {
         "img_size": 12,
+        "patch_size": 4,
         "in_chans": 2,
         "mean": [0.1, 0.2],
         "std": [0.3, 0.4],
     }
     their_model("speech", BASE["speech"], tmp_path / "speech")
     transformers.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(tmp_path / "speech")
-    assert load_huggingface(tmp_path / "speech").data_node == {"sample_rate": 8000}
+    imported = load_huggingface(tmp_path / "speech")
+    layers = imported.encoder_node["frontends"]["speech"]["conv_layers"]
+    assert imported.inputs == {"sample_rate": 8000, "conv_layers": layers}
     their_model("text", BASE["text"], tmp_path / "text")
     (tmp_path / "text" / "tokenizer.json").write_text(
         json.dumps({"added_tokens": [{"id": 29, "content": "<mask>"}], "costs": "${5}"})
     )
     imported = load_huggingface(tmp_path / "text")
     assert imported.encoder_node["frontends"]["text"]["mask_id"] == 29
-    assert "${" not in imported.data_node["tokenizer"]
-    assert json.loads(imported.data_node["tokenizer"])["costs"] == "${5}"
-    assert {k: v for k, v in imported.data_node.items() if k != "tokenizer"} == {
+    assert "${" not in imported.inputs["tokenizer"]
+    assert json.loads(imported.inputs["tokenizer"])["costs"] == "${5}"
+    assert {k: v for k, v in imported.inputs.items() if k != "tokenizer"} == {
         "pad_id": 1,
         "vocab_size": 30,
         "block_size": 18,
@@ -422,7 +425,9 @@ def test_an_exported_encoder_computes_the_same_and_comes_back_bit_for_bit(
             assert not keys.any()
             value = torch.cat([queries, state[name].chunk(3)[1], values])
         assert torch.equal(value, state[name]), name
-    assert {k: v for k, v in back.data_node.items() if v is not None} == DATA[modality]
+    own = back.encoder_node["frontends"][modality]
+    shared = {key: own[key] for key in ("patch_size", "conv_layers") if key in own}
+    assert {k: v for k, v in back.inputs.items() if v is not None} == {**DATA[modality], **shared}
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -524,7 +529,7 @@ def test_their_tokenizer_gives_our_ids(tmp_path: Path) -> None:
     assert theirs.decode(theirs("two $dogs")["input_ids"], skip_special_tokens=True) == "two $dogs"
     assert (theirs.mask_token_id, theirs.pad_token_id, theirs.model_max_length) == (4, 1, 16)
     back = load_huggingface(tmp_path)
-    again = load_tokenizer(back.data_node["tokenizer"])
+    again = load_tokenizer(back.inputs["tokenizer"])
     assert [ids.tolist() for ids in again.encode(["a cat", "two $dogs"])] == [cat, dogs]
     assert back.encoder_node["frontends"]["text"]["mask_id"] == 4
 
@@ -735,7 +740,7 @@ sys.modules["transformers"] = None
 from d2v.interop.huggingface import load_huggingface, save_custom_huggingface, save_huggingface
 for save in (save_huggingface, save_custom_huggingface):
     found = load_huggingface({str(tmp_path / "a")!r})
-    save(found.build_encoder(), found.encoder_node, {str(tmp_path / "b")!r}, found.data_node)
+    save(found.build_encoder(), found.encoder_node, {str(tmp_path / "b")!r}, found.inputs)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     assert load_file(tmp_path / "b" / "model.safetensors")

@@ -66,7 +66,7 @@ def write_checkpoint(path: Path, model: Data2Vec2, step: int = 7, **changes: Any
     content = {
         "state_dict": {f"model.{k}": v for k, v in model.state_dict().items()},
         "global_step": step,
-        "d2v": {"version": "0", "config": {"model": MODEL_NODE, "seed": 3}},
+        "d2v": {"version": "0", "config": {"model": MODEL_NODE, "inputs": {}, "seed": 3}},
         "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}],
     } | changes
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,12 +181,14 @@ def test_load_exactly_checks_buffers() -> None:
 @pytest.mark.parametrize("network", ["student", "teacher"])
 def test_an_export_is_bit_equal(tmp_path: Path, make_batch: MakeBatch, network: str) -> None:
     encoder = getattr(make_model(), network)
-    folder = save_encoder(encoder, {"encoder": ENCODER_NODE, "data": {"mean": [0.5]}}, tmp_path / "a" / "b", "# Card\n")
+    folder = save_encoder(
+        encoder, {"encoder": ENCODER_NODE, "inputs": {"mean": [0.5]}}, tmp_path / "a" / "b", "# Card\n"
+    )
     assert sorted(p.name for p in folder.iterdir()) == sorted([exports.WEIGHTS, exports.CONFIG, CARD, SUMS])
     assert (folder / CARD).read_text() == "# Card\n"
     assert OmegaConf.to_container(OmegaConf.load(folder / exports.CONFIG)) == {
         "encoder": ENCODER_NODE,
-        "data": {"mean": [0.5]},
+        "inputs": {"mean": [0.5]},
     }
     loaded = load_encoder(folder)
     assert_same(loaded, encoder)
@@ -199,7 +201,7 @@ def test_an_export_is_bit_equal(tmp_path: Path, make_batch: MakeBatch, network: 
 
 
 def test_exporting_again_replaces_the_weights(tmp_path: Path) -> None:
-    config = {"encoder": ENCODER_NODE}
+    config = {"encoder": ENCODER_NODE, "inputs": {}}
     save_encoder(make_model(0).student, config, tmp_path, "one")
     save_encoder(make_model(1).student, config, tmp_path, "two")
     assert_same(load_encoder(tmp_path), make_model(1).student)
@@ -207,26 +209,27 @@ def test_exporting_again_replaces_the_weights(tmp_path: Path) -> None:
 
 def test_an_export_whose_weights_do_not_fit_is_refused(tmp_path: Path) -> None:
     node = {**ENCODER_NODE, "depth": 3}
-    save_encoder(make_model().student, {"encoder": node}, tmp_path, "")
+    save_encoder(make_model().student, {"encoder": node, "inputs": {}}, tmp_path, "")
     with pytest.raises(ValueError, match=r"missing blocks\.2\."):
         load_encoder(tmp_path)
 
 
 def test_an_export_that_names_a_foreign_class_is_refused(tmp_path: Path) -> None:
-    save_encoder(make_model().student, {"encoder": {"_target_": "os.system", "command": "false"}}, tmp_path, "")
+    config = {"encoder": {"_target_": "os.system", "command": "false"}, "inputs": {}}
+    save_encoder(make_model().student, config, tmp_path, "")
     with pytest.raises(ValueError, match=r"os\.system"):
         load_encoder(tmp_path)
 
 
 def test_damaged_weights_of_an_export_are_a_value_error(tmp_path: Path) -> None:
-    save_encoder(make_model().student, {"encoder": ENCODER_NODE}, tmp_path, "")
+    save_encoder(make_model().student, {"encoder": ENCODER_NODE, "inputs": {}}, tmp_path, "")
     (tmp_path / exports.WEIGHTS).write_bytes(b"not safetensors at all")
     with pytest.raises(ValueError):
         load_encoder(tmp_path)
 
 
 def test_an_export_without_the_encoders_configuration_is_a_value_error(tmp_path: Path) -> None:
-    save_encoder(make_model().student, {"data": {}}, tmp_path, "")
+    save_encoder(make_model().student, {"inputs": {}}, tmp_path, "")
     with pytest.raises(ValueError):
         load_encoder(tmp_path)
 
@@ -238,7 +241,7 @@ def test_a_checkpoint_gives_back_model_config_and_step(tmp_path: Path) -> None:
     model = make_model()
     checkpoint = Checkpoint.load(write_checkpoint(tmp_path / "a.ckpt", model))
     assert checkpoint.step == 7
-    assert checkpoint.config == {"model": MODEL_NODE, "seed": 3}
+    assert checkpoint.config == {"model": MODEL_NODE, "inputs": {}, "seed": 3}
     assert_same(checkpoint.build_model(), model)
     assert_same(load_encoder(tmp_path / "a.ckpt"), model.student)
     assert_same(load_encoder(tmp_path / "a.ckpt", "teacher"), model.teacher)
@@ -272,7 +275,10 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path, content: Any) -> None:
         Checkpoint.load(tmp_path / "foreign.ckpt")
 
 
-@pytest.mark.parametrize("changes", [{"state_dict": None}, {"global_step": None}, {"d2v": {}}, {"d2v": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"state_dict": None}, {"global_step": None}, {"d2v": {}}, {"d2v": 1}, {"d2v": {"config": {"model": MODEL_NODE}}}],
+)
 def test_a_checkpoint_with_parts_missing_is_a_value_error(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = write_checkpoint(tmp_path / "parts.ckpt", make_model(), **changes)
     with pytest.raises(ValueError, match="checkpoint="):
@@ -314,7 +320,7 @@ def test_a_malicious_pickle_executes_nothing(tmp_path: Path) -> None:
 
 def test_a_checkpoint_whose_config_names_a_foreign_class_builds_nothing(tmp_path: Path) -> None:
     proof = tmp_path / "executed"
-    config = {"model": {"_target_": "os.mkdir", "path": str(proof)}}
+    config = {"model": {"_target_": "os.mkdir", "path": str(proof)}, "inputs": {}}
     path = write_checkpoint(tmp_path / "a.ckpt", make_model(), d2v={"config": config})
     with pytest.raises(ValueError, match=r"os\.mkdir"):
         load_encoder(path)
@@ -358,7 +364,7 @@ def test_init_from_a_checkpoint_takes_everything(tmp_path: Path) -> None:
 def test_init_from_an_export_starts_student_and_teacher(tmp_path: Path) -> None:
     source, model = make_model(0), make_model(1)
     decoders = {k: v.clone() for k, v in model.decoders.state_dict().items()}
-    init_from(model, save_encoder(source.teacher, {"encoder": ENCODER_NODE}, tmp_path, ""))
+    init_from(model, save_encoder(source.teacher, {"encoder": ENCODER_NODE, "inputs": {}}, tmp_path, ""))
     assert_same(model.student, source.teacher)
     assert_same(model.teacher, source.teacher)
     assert all(torch.equal(v, decoders[k]) for k, v in model.decoders.state_dict().items())
@@ -370,13 +376,13 @@ def test_init_from_refuses_what_does_not_fit(tmp_path: Path) -> None:
     source = build({**MODEL_NODE, "encoder": {**ENCODER_NODE, "depth": 3}})
     with pytest.raises(ValueError, match="do not fit the model"):
         init_from(make_model(), write_checkpoint(tmp_path / "a.ckpt", source))
-    save_encoder(source.student, {"encoder": ENCODER_NODE}, tmp_path / "export", "")
+    save_encoder(source.student, {"encoder": ENCODER_NODE, "inputs": {}}, tmp_path / "export", "")
     with pytest.raises(ValueError, match="do not fit the model"):
         init_from(make_model(), tmp_path / "export")
 
 
 def test_saved_weights_are_plain_safetensors(tmp_path: Path) -> None:
     encoder = make_model().student
-    save_encoder(encoder, {"encoder": ENCODER_NODE}, tmp_path, "")
+    save_encoder(encoder, {"encoder": ENCODER_NODE, "inputs": {}}, tmp_path, "")
     state = load_file(tmp_path / exports.WEIGHTS)
     assert state.keys() == encoder.state_dict().keys()

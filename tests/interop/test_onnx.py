@@ -27,7 +27,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime: Any = pytest.importorskip("onnxruntime")
 
-CONFIG = {"encoder": {"_target_": "d2v.nn.encoder.Encoder"}, "data": {"tokenizer": '{"a": 1}', "img_size": 12}}
+CONFIG = {"encoder": {"_target_": "d2v.nn.encoder.Encoder"}, "inputs": {"tokenizer": '{"a": 1}', "img_size": 12}}
 CONV_LAYERS = ((8, 10, 5), (8, 3, 2), (8, 2, 2))  # a frame every 20 samples, from 30
 PAD_ID = 1
 

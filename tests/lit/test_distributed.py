@@ -86,7 +86,7 @@ def recipes(runs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[
     root = tmp_path_factory.mktemp("data")
     speech = runs.librispeech(root / "speech", speakers=3, clips=5)
     data = {
-        "image": ["model.encoder.frontends.image.patch_size=7", "mask.num_masks=2", "mask.mask_length=2",
+        "image": ["data.patch_size=7", "mask.num_masks=2", "mask.mask_length=2",
                   "mask.mask_ratio=0.8", "mask.mask_ratio_adjust=0.07", "global_batch_size=8", "micro_batch_size=2"],
         "speech": ["data=librispeech", f"data.root={speech}", "data.train=train-clean-100", "data.val=train-clean-100",
                    "data.probe_train=null", "global_batch_size=16", "micro_batch_size=4"],

@@ -144,8 +144,8 @@ def test_probes_of_what_the_data_know(runs: ModuleType, tmp_path: Path, small: l
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["experiment=image_tiny", "data=audio_folder", "data.root=x"], "data and model are of different modalities"),
-        (["experiment=speech_tiny", "data=samples"], "data and model are of different modalities"),
+        (["experiment=image_tiny", "data=audio_folder", "data.root=x"], "data are speech, but the model reads image"),
+        (["experiment=speech_tiny", "data=samples"], "the data are image, but the model reads speech"),
         (["experiment=speech_tiny", "data=librispeech", "data.root=gone"], "/gone: no such folder"),
         (["experiment=speech_tiny", "global_batch_size=3"], "global_batch_size=3 seconds"),
         (["experiment=text_tiny", "data=text_files", "data.root=gone"], "/gone: no such file or folder"),

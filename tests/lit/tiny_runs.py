@@ -42,7 +42,7 @@ MODEL = [
     "model.cls_loss_weight=2.56",
 ]
 SIZE = [*MODEL[:4], "model.average_top_k_layers=1"]
-CONVS = "model.encoder.frontends.speech.conv_layers=[[8,20,10],[16,4,4],[16,4,4]]"
+CONVS = "data.conv_layers=[[8,20,10],[16,4,4],[16,4,4]]"
 # What makes a recipe of each modality small.
 SMALL = {
     "image": MODEL,
@@ -54,7 +54,7 @@ SMALL = {
 }  # fmt: skip
 TINY = [
     *MODEL,
-    "model.encoder.frontends.image.patch_size=7",  # 4 x 4 tokens
+    "data.patch_size=7",  # 4 x 4 tokens
     "mask.num_masks=2",
     "mask.mask_length=2",
     "mask.mask_ratio=0.8",

@@ -60,6 +60,7 @@ DATA: dict[str, Any] = {
     "mean": [0.286],
     "std": [0.353],
 }
+INPUTS: dict[str, Any] = {key: value for key, value in DATA.items() if key != "_target_"}
 BEIT: dict[str, Any] = {
     **ENCODER,
     "norm_first": True,
@@ -81,7 +82,7 @@ BEIT: dict[str, Any] = {
 
 def run_file(path: Path, edit: Edit = lambda config: None, **changes: Any) -> Path:
     """Write the checkpoint of a run; ``edit`` spoils its configuration."""
-    config = {"model": copy.deepcopy(MODEL), "data": copy.deepcopy(DATA)}
+    config = {"model": copy.deepcopy(MODEL), "inputs": copy.deepcopy(INPUTS), "data": copy.deepcopy(DATA)}
     state = {f"model.{name}": value for name, value in build(MODEL).state_dict().items()}
     edit(config)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def run_file(path: Path, edit: Edit = lambda config: None, **changes: Any) -> Pa
 
 def export_folder(folder: Path, edit: Edit = lambda config: None) -> Path:
     """Write an export; ``edit`` spoils its configuration, whose model is called "encoder"."""
-    save_encoder(build(ENCODER), {"encoder": ENCODER, "data": DATA}, folder, "")
+    save_encoder(build(ENCODER), {"encoder": ENCODER, "inputs": INPUTS}, folder, "")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     edit(config)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

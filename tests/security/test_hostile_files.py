@@ -195,7 +195,8 @@ CONTENTS: dict[str, Any] = {
     "a configuration that is a list": {"d2v": {"config": [1]}},
     "a run that is a text": {"d2v": "x"},
     "no model": {"d2v": {"config": {"data": {}}}},
-    "data that are a list": {"d2v": {"config": {"model": make.MODEL, "data": [1]}}},
+    "data that are a list": {"d2v": {"config": {"model": make.MODEL, "inputs": {}, "data": [1]}}},
+    "inputs that are a list": {"d2v": {"config": {"model": make.MODEL, "inputs": [1]}}},
     "no weights": {"state_dict": {}},
     "weights that are texts": {"state_dict": {"model.a": "x"}},
     "weights that are a list": {"state_dict": [1]},
@@ -427,7 +428,7 @@ def test_values_of_files_among_the_users_words_are_inert(canary: Canary, monkeyp
             loading.inert(value, "data.mean", canary.folder)
     for value in (None, True, 1, 0.5, "${oc.env:HOME}", [1, [2.0, "x"]]):
         assert loading.inert(value, "data.mean", canary.folder) is value
-    path = make.run_file(canary.folder / "evil.ckpt", make.put("data.tokenizer", evil))
+    path = make.run_file(canary.folder / "evil.ckpt", make.put("inputs.tokenizer", evil))
     settings = SimpleNamespace(init_from=str(path), data={"_target_": "mine.data", "tokenizer": None})
     with pytest.raises(ValueError, match=r"init_from=.*its data\.tokenizer is no plain value"):
         keep_tokenizer(settings)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pytest
 from d2v.cli import export
 from d2v.cli.loading import Trained, load_trained
 from d2v.interop.exports import load_export_config
-from d2v.interop.private import public_data
+from d2v.interop.private import public_inputs
 
 OWNER = "alice-q7x"  # appears in every path and text of the run
 TOKENIZER = '{"model": {"vocab": {"<s>": 0}}}'
@@ -33,10 +33,9 @@ def trained(run: Path) -> Trained:
     found = load_trained(str(run), "student")
     assert OWNER in str(found.data_node["root"])
     private = {
-        "cache": f"/home/{OWNER}/.cache", "label_pattern": f"{OWNER}_(.*)", "path": f"{OWNER}/private", "split": OWNER,
         "tokenizer": f"/home/{OWNER}/tokenizer.json", "columns": [OWNER], "nested": {"key": OWNER},
     }  # fmt: skip
-    return dataclasses.replace(found, data_node={**found.data_node, **private})
+    return dataclasses.replace(found, inputs={**found.inputs, **private})
 
 
 def _check(folder: Path) -> None:
@@ -69,29 +68,24 @@ def test_an_import_is_private_too(runs: ModuleType, trained: Trained, tmp_path: 
 
 def test_inputs_stay(trained: Trained, tmp_path: Path) -> None:
     export.to_d2v(trained, tmp_path, "student")
-    data = load_export_config(tmp_path)["data"]
-    assert data["mean"] == trained.data_node["mean"]
-    assert data["img_size"] == trained.data_node["img_size"]
-    assert "_target_" not in data  # nobody else has these images
+    config = load_export_config(tmp_path)
+    assert config["inputs"]["mean"] == trained.data_node["mean"]
+    assert config["inputs"]["img_size"] == trained.data_node["img_size"]
+    assert "data" not in config  # nobody else has these images
 
 
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "samples": (
-        {"_target_": "d2v.data.images.factories.samples", "img_size": 28, "mean": [0.5], "hflip": 0.5, "cache": None},
-        {"_target_": "d2v.data.images.factories.samples", "img_size": 28, "mean": [0.5], "hflip": 0.5, "cache": None},
-    ),
-    "a tokenizer": (
-        {"_target_": "d2v.data.texts.factories.samples_text", "tokenizer": TOKENIZER},
-        {"_target_": "d2v.data.texts.factories.samples_text", "tokenizer": TOKENIZER},
-    ),
-    "a tokenizer's path": ({"_target_": "x", "tokenizer": "/home/a/t.json"}, {"tokenizer": None}),
-    "a folder": ({"_target_": "x", "root": "a", "conv_layers": [[1, 2, 3]]}, {"conv_layers": [[1, 2, 3]]}),
-    "an import": ({"sample_rate": 16000}, {"sample_rate": 16000}),
-    "nothing": ({}, {}),
+CASES: dict[str, tuple[Any, Any]] = {
+    "numbers": ([[512, 10, 5], [0.5]], [[512, 10, 5], [0.5]]),
+    "a flag": (True, True),
+    "a tokenizer": (TOKENIZER, TOKENIZER),
+    "a tokenizer's path": ("/home/a/t.json", None),
+    "a list with a path": ([1, "/home/a"], None),
+    "a mapping": ({"key": "a"}, None),
+    "nothing": (None, None),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_public_data(name: str) -> None:
-    data, expected = CASES[name]
-    assert public_data(data) == expected
+def test_public_inputs(name: str) -> None:
+    value, expected = CASES[name]
+    assert public_inputs({"key": value}) == {"key": expected}

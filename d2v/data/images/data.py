@@ -49,6 +49,7 @@ class ImageData(EqualSamples):
     """
 
     modality: ClassVar[str] = MODALITY
+    input_keys: ClassVar[tuple[str, ...]] = ("img_size", "patch_size", "in_chans", "mean", "std", "crop_pct")
     input_name: ClassVar[str] = "raw pixels"
     eval_batch_size: ClassVar[int] = 256
 
@@ -76,9 +77,8 @@ class ImageData(EqualSamples):
         if self.patch_size < 1 or self.img_size < 1 or self.img_size % self.patch_size:
             multiple = max(1, round(self.img_size / max(1, self.patch_size))) * max(1, self.patch_size)
             raise ValueError(
-                f"data.img_size={self.img_size} is no positive multiple of patch_size={self.patch_size} "
-                f"(data.patch_size, model.encoder.frontends.image.patch_size); set data.img_size={multiple} "
-                "or another patch_size"
+                f"data.img_size={self.img_size} is no positive multiple of data.patch_size={self.patch_size}; set "
+                f"data.img_size={multiple} or another data.patch_size"
             )
         if self.in_chans not in (1, 3):
             raise ValueError(f"data.in_chans={self.in_chans}: choose 1 (grey) or 3 (RGB)")

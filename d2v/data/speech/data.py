@@ -60,6 +60,7 @@ class SpeechData(PretrainSet):
     """
 
     modality: ClassVar[str] = MODALITY
+    input_keys: ClassVar[tuple[str, ...]] = ("sample_rate", "conv_layers")
     tokens_are: ClassVar[str] = "up to"
     input_name: ClassVar[str] = "log-mel features"
     eval_batch_size: ClassVar[int] = 8

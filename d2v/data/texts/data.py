@@ -24,6 +24,7 @@ from d2v.objective.masking import MaskGenerator
 log = logging.getLogger(__name__)
 
 MODALITY = "text"
+INPUT_KEYS = ("tokenizer", "vocab_size", "pad_id", "mask_id", "block_size")
 
 
 def _block_view(block: np.ndarray, rng: np.random.Generator) -> Tensor:
@@ -91,6 +92,7 @@ class TextData(EqualSamples):
     """
 
     modality: ClassVar[str] = MODALITY
+    input_keys: ClassVar[tuple[str, ...]] = INPUT_KEYS
     input_name: ClassVar[str] = "TF-IDF of words"
     eval_batch_size: ClassVar[int] = 64
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d2v.data.contents import describe_sources
 from d2v.data.labelled import FinetuneSet, part
-from d2v.data.texts.data import MODALITY, eval_collate
+from d2v.data.texts.data import INPUT_KEYS, MODALITY, eval_collate
 from d2v.data.texts.factories import fitting_tokenizer
 from d2v.data.texts.glue_files import read_file, read_hub, write_submission
 from d2v.data.texts.glue_tasks import TASKS, GlueTask, Sentences, TaskName
@@ -65,6 +65,7 @@ class GlueData:
     block_size: int
 
     modality = MODALITY
+    input_keys = INPUT_KEYS
 
     def finetune(self, label_fraction: float = 1.0, seed: int = 0) -> FinetuneSet[tuple[str, ...]]:
         """The sentences, to train on and to score.
@@ -104,6 +105,7 @@ def glue(
     tokenizer: PathStr | None = None,
     vocab_size: VocabSize = 50265,
     pad_id: Count = 1,
+    mask_id: Count | None = None,
     block_size: BlockSize = 512,
     on_bad_row: Literal["error", "skip"] = "error",
 ) -> GlueData:
@@ -113,7 +115,7 @@ def glue(
         task: one of ``TASKS``.
         root: the folder that holds CoLA, MRPC, ...; or
         path: a Hugging Face data set with a configuration for every task, ``nyu-mll/glue``.
-        tokenizer: as in :func:`d2v.data.texts.factories.text_files`, like the next three.
+        tokenizer: as in :func:`d2v.data.texts.factories.text_files`, like the next four.
         on_bad_row: what to do with a row to train on or to choose by that is bad, "error" or "skip". Bad are other
             columns than the header's, bytes that are not UTF-8, no text, and a label that is missing or unknown.
 
@@ -135,6 +137,6 @@ def glue(
         chosen,
         train,
         dev | {split: read(split) for split in chosen.test},
-        fitting_tokenizer(None, tokenizer, vocab_size, pad_id, None),
+        fitting_tokenizer(None, tokenizer, vocab_size, pad_id, None, mask_id),
         block_size,
     )

@@ -175,19 +175,21 @@ class FairseqCheckpoint:
                 "embed_dim": encoder["embed_dim"],
                 "num_outputs": outputs,
             }
-        return Imported(encoder, self.encoder_state(network), self._data(encoder), head_node, self.head or None, None)
+        return Imported(encoder, self.encoder_state(network), self._inputs(encoder), head_node, self.head or None, None)
 
-    def _data(self, encoder: Node) -> Node:
+    def _inputs(self, encoder: Node) -> Node:
         frontend = encoder["frontends"][self.modality]
         if self.modality == "image":
             return {
                 "img_size": frontend["img_size"],
+                "patch_size": frontend["patch_size"],
                 "in_chans": frontend["in_chans"],
                 "mean": IMAGENET_MEAN,
                 "std": IMAGENET_STD,
             }
         if self.modality == "speech":
-            return {"sample_rate": int(self.task.get("sample_rate") or 16_000)}
+            rate = int(self.task.get("sample_rate") or 16_000)
+            return {"sample_rate": rate, "conv_layers": frontend["conv_layers"]}
         keys = {"pad_id": "pad_id", "vocab_size": "vocab_size", "max_positions": "block_size"}
         return {ours: frontend[key] for key, ours in keys.items()} | {"tokenizer": None}
 
@@ -228,14 +230,14 @@ def is_fairseq(content: Any) -> bool:
     )
 
 
-def save_fairseq(model: nn.Module, node: Node, path: str | Path, data: Mapping[str, Any]) -> Path:
+def save_fairseq(model: nn.Module, node: Node, path: str | Path, inputs: Mapping[str, Any]) -> Path:
     """Write a pretrained model as a file of the authors' 2.0.
 
     Args:
         model: a :class:`d2v.models.data2vec2.Data2Vec2`.
         node: builds it.
         path: of the file.
-        data: what inputs look like.
+        inputs: what inputs look like.
 
     Raises:
         ValueError: the authors' code has no such model.
@@ -255,7 +257,7 @@ def save_fairseq(model: nn.Module, node: Node, path: str | Path, data: Mapping[s
         }
     except KeyError as error:
         raise ValueError(f"format=fairseq: {error.args[0]}") from error
-    task: dict[str, Any] = {"sample_rate": data["sample_rate"]} if "sample_rate" in data else {}
+    task: dict[str, Any] = {"sample_rate": inputs["sample_rate"]} if "sample_rate" in inputs else {}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:

@@ -43,7 +43,7 @@ def save_custom_huggingface(
     encoder: Encoder,
     encoder_node: Node,
     folder: str | Path,
-    data_node: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     head: nn.Module | None = None,
     head_node: Node | None = None,
     labels: Sequence[str] | str | None = None,
@@ -55,7 +55,7 @@ def save_custom_huggingface(
         encoder: of one modality.
         encoder_node: builds it.
         folder: made if need be.
-        data_node: what its inputs look like (:class:`d2v.interop.imported.Imported`).
+        inputs: what its inputs look like (:class:`d2v.interop.imported.Imported`).
         head: of a fine-tuned model: a FrameHead (speech), a FirstTokenHead (text) or a MeanPoolHead (image).
         head_node: builds it.
         labels: names of the head's outputs: the classes, or the letters after CTC's blank.
@@ -91,7 +91,7 @@ def save_custom_huggingface(
         state = {f"encoder.{name}": value for name, value in state.items()}
         state |= {f"{HEAD}{name}": value for name, value in head.state_dict().items()}
     with export_folder(folder, "huggingface") as part:
-        config |= write_inputs(part, modality, frontend, data_node, labels)
+        config |= write_inputs(part, modality, frontend, inputs, labels)
         if modality == "text":
             config["vocab_size"] = frontend["vocab_size"]
         if head_arguments:

@@ -55,8 +55,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     replace_json(path, content)
 
 
-def data_node(folder: Path, modality: str, encoder_node: Node) -> Node:
-    """Return the inputs that the files of a folder describe, under the keys of our data configurations."""
+def inputs_of(folder: Path, modality: str, encoder_node: Node) -> Node:
+    """Return the inputs that the files of a folder describe, under the keys of conf/inputs."""
     frontend = encoder_node["frontends"][modality]
     found = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
     if modality != "text" and found is None:
@@ -65,9 +65,10 @@ def data_node(folder: Path, modality: str, encoder_node: Node) -> Node:
     if modality == "speech":
         if not found.get("do_normalize", True):
             log.warning("%s: do_normalize=false, but d2v gives every clip zero mean and unit variance", PREPROCESSOR)
-        return {"sample_rate": int(found.get("sampling_rate", 16000))}
+        rate = int(found.get("sampling_rate", 16000))
+        return {"sample_rate": rate, "conv_layers": frontend["conv_layers"]}
     if modality == "image":
-        return _images(found, frontend["img_size"], frontend["in_chans"])
+        return _images(found, frontend)
     node = {
         "pad_id": frontend["pad_id"],
         "vocab_size": frontend["vocab_size"],
@@ -83,8 +84,9 @@ def data_node(folder: Path, modality: str, encoder_node: Node) -> Node:
     return node
 
 
-def _images(found: Mapping[str, Any], img_size: int, in_chans: int) -> Node:
-    node: Node = {"img_size": img_size, "in_chans": in_chans}
+def _images(found: Mapping[str, Any], frontend: Node) -> Node:
+    node: Node = {key: frontend[key] for key in ("img_size", "patch_size", "in_chans")}
+    img_size, in_chans = node["img_size"], node["in_chans"]
     plain = not found.get("do_normalize", True)
     for key, theirs, default, none in (("mean", "image_mean", _IMAGE_MEAN, 0.0), ("std", "image_std", _IMAGE_STD, 1.0)):
         value = none if plain else found.get(theirs, default)

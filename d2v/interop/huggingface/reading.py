@@ -19,7 +19,7 @@ from d2v.interop.build import check_fit
 from d2v.interop.exports import refuse_damaged
 from d2v.interop.fitting import sketch
 from d2v.interop.huggingface.config import class_names, encoder_node, has_head, head_node, read_config
-from d2v.interop.huggingface.inputs import data_node, read_json, spelling
+from d2v.interop.huggingface.inputs import inputs_of, read_json, spelling
 from d2v.interop.huggingface.names import HEAD, TOKEN_TYPES, Family
 from d2v.interop.imported import Imported
 from d2v.interop.native import read_safely
@@ -75,9 +75,9 @@ def load_huggingface(folder: str | Path) -> Imported:
     found = family.renaming.read(state)
     encoder_state = {name: value for name, value in found.items() if not name.startswith(HEAD)}
     check_fit(encoder, encoder_state)
-    data = data_node(folder, family.modality, node)
+    inputs = inputs_of(folder, family.modality, node)
     if head is None:
-        return Imported(node, encoder_state, data)
+        return Imported(node, encoder_state, inputs)
     head_state = {name.removeprefix(HEAD): value for name, value in found.items() if name.startswith(HEAD)}
     check_fit(head, head_state)
     assert node_of_head is not None
@@ -88,7 +88,7 @@ def load_huggingface(folder: str | Path) -> Imported:
         node_of_head = {**node_of_head, "num_outputs": len(rows)}
     else:
         labels = class_names(config, len(head_state["proj.bias"]))
-    return Imported(node, encoder_state, data, node_of_head, head_state, labels)
+    return Imported(node, encoder_state, inputs, node_of_head, head_state, labels)
 
 
 def _load_state(folder: Path) -> dict[str, Tensor]:

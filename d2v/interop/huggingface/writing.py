@@ -84,7 +84,7 @@ def save_huggingface(
     encoder: Encoder,
     encoder_node: Node,
     folder: str | Path,
-    data_node: Mapping[str, Any],
+    inputs: Mapping[str, Any],
     head: nn.Module | None = None,
     head_node: Node | None = None,
     labels: Sequence[str] | str | None = None,
@@ -96,7 +96,7 @@ def save_huggingface(
         encoder: of one modality.
         encoder_node: builds it.
         folder: made if need be.
-        data_node: what its inputs look like (:class:`d2v.interop.imported.Imported`).
+        inputs: what its inputs look like (:class:`d2v.interop.imported.Imported`).
         head: of a fine-tuned model: a FrameHead makes it a ForCTC (speech), a FirstTokenHead a
             ForSequenceClassification (text), a MeanPoolHead a ForImageClassification (image).
         head_node: builds it.
@@ -132,7 +132,7 @@ def save_huggingface(
     prefix = family.prefix if head_arguments else ""
     inside = {name: name if name.startswith(family.outputs.partition(".")[0]) else f"{prefix}{name}" for name in state}
     with export_folder(folder, "huggingface") as part:
-        config |= write_inputs(part, modality, frontend, data_node, labels)
+        config |= write_inputs(part, modality, frontend, inputs, labels)
         write_weights(part, {inside[name]: value for name, value in state.items()})
         write_json(part / CONFIG, config)
         replace_text(part / CARD, card)

@@ -33,7 +33,7 @@ class ImageFrontend(Frontend):
     """
 
     local_parts: ClassVar[tuple[str, ...]] = ("proj",)
-    inputs_are: ClassVar[str] = "images (B, C, H, W), normalised by config.yaml's data.mean and data.std"
+    inputs_are: ClassVar[str] = "images (B, C, H, W), normalised by config.yaml's inputs.mean and inputs.std"
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class ImageFrontend(Frontend):
         super().__init__(embed_dim, num_prefix_tokens, mask_token=mask_token)
         if patch_size < 1 or img_size < patch_size or img_size % patch_size:
             raise ValueError(
-                f"model.encoder.frontends.image.patch_size={patch_size} does not divide data.img_size={img_size}; "
+                f"data.patch_size={patch_size} does not divide data.img_size={img_size}; "
                 f"choose data.img_size={max(1, round(img_size / max(1, patch_size))) * max(1, patch_size)} "
-                "or another patch_size"
+                "or another data.patch_size"
             )
         self.img_size = img_size
         self.patch_size = patch_size

@@ -57,7 +57,7 @@ class SpeechFrontend(Frontend):
     local_parts: ClassVar[tuple[str, ...]] = ("convs", "conv_norms", "norm", "proj", "mask_token")
     extractor_parts: ClassVar[tuple[str, ...]] = ("convs", "conv_norms")  # the released recipes train the projection
     inputs_are: ClassVar[str] = (
-        "waveforms (B, samples), mono, at config.yaml's data.sample_rate, each of zero mean and unit variance"
+        "waveforms (B, samples), mono, at config.yaml's inputs.sample_rate, each of zero mean and unit variance"
     )
 
     def __init__(
@@ -81,7 +81,7 @@ class SpeechFrontend(Frontend):
             raise ValueError(f"{key}.zero_padding={zero_padding}: choose one of {', '.join(get_args(ZeroPadding))}")
         if not conv_layers or any(len(layer) != 3 or min(layer) < 1 for layer in conv_layers):
             raise ValueError(
-                f"{key}.conv_layers={[list(layer) for layer in conv_layers]}: give [channels, kernel size, stride], "
+                f"data.conv_layers={[list(layer) for layer in conv_layers]}: give [channels, kernel size, stride], "
                 "all positive, for every convolution"
             )
         if embed_dim % pos_groups:
@@ -122,7 +122,7 @@ class SpeechFrontend(Frontend):
         if num_frames(inputs.shape[1], self.conv_layers) < 1:
             raise ValueError(
                 f"waveforms of {inputs.shape[1]} samples hold no frame: raise data.min_seconds, or choose smaller "
-                "kernels in model.encoder.frontends.speech.conv_layers"
+                "kernels in data.conv_layers"
             )
         x = inputs.unsqueeze(1)  # (B, 1, S)
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
@@ -26,7 +25,6 @@ from d2v.data.keys import SampleKey
 from d2v.data.samplers import StreamSampler
 from d2v.objective.masking import InverseBlockMask
 
-CONF = Path(__file__).parents[3] / "conf" / "data"
 MASK = InverseBlockMask(num_masks=4, mask_ratio=0.6, mask_length=2)
 IDENTITY = Normalize((0.0,) * 3, (1 / 255,) * 3)  # pixel values as they are
 
@@ -516,7 +514,7 @@ def test_folder_errors(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"img_size": 30}, r"data\.img_size=30 is no positive multiple of patch_size=4 .*set data\.img_size=32"),
+        ({"img_size": 30}, r"data\.img_size=30 is no positive multiple of data\.patch_size=4 .*set data\.img_size=32"),
         ({"in_chans": 4}, r"data\.in_chans=4: choose 1 \(grey\) or 3 \(RGB\)"),
         ({"in_chans": 3}, r"data\.mean=\[0\.286\]: give one number a channel, data\.in_chans=3"),
         ({"std": (0.0,)}, r"data\.std=\[0\.0\]"),
@@ -533,19 +531,19 @@ def test_value_errors_name_the_key(change, message):
 
 
 @pytest.mark.parametrize("factory", [samples, image_folder, imagenet, hf_images])
-def test_configuration_files_spell_out_every_keyword(factory):
-    config = OmegaConf.load(CONF / f"{factory.__name__}.yaml")
+def test_configuration_files_spell_out_every_keyword(factory, data_config):
+    config = data_config(factory.__name__)
     keywords = inspect.signature(factory).parameters
     assert config["_target_"] == f"{factory.__module__}.{factory.__name__}"
-    assert list(config)[1:] == list(keywords)
+    assert set(config) - {"_target_"} == set(keywords)
     for name, keyword in keywords.items():
         if name != "patch_size" and keyword.default is not inspect.Parameter.empty:
             default = list(keyword.default) if isinstance(keyword.default, tuple) else keyword.default
             assert config[name] == default, name
 
 
-def test_configured_lists_are_read():
-    config = OmegaConf.load(CONF / "samples.yaml")
+def test_configured_lists_are_read(data_config):
+    config = data_config("samples")
     config.patch_size = 14
     del config["_target_"]
     data = samples(**config)

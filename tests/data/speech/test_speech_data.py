@@ -31,7 +31,6 @@ from d2v.types import Batch, num_frames
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("torchaudio")
 
-CONF = Path(__file__).parents[3] / "conf" / "data"
 CONVS = ((4, 10, 5), (4, 8, 4), (8, 4, 2))  # a frame every 40 samples, from 105
 MASK = SpanMask(num_masks=2, mask_ratio=0.5, mask_length=3)
 RATE = 16000
@@ -648,8 +647,8 @@ def test_settings_of_streams_are_checked(name):
 
 
 @pytest.mark.parametrize("factory", [samples_speech, librispeech, audio_folder, audio_manifest, hf_audio])
-def test_configuration_files_spell_out_every_keyword(factory):
-    config = OmegaConf.load(CONF / f"{factory.__name__}.yaml")
+def test_configuration_files_spell_out_every_keyword(factory, data_config):
+    config = data_config(factory.__name__)
     keywords = inspect.signature(factory).parameters
     assert config.pop("_target_") == f"{factory.__module__}.{factory.__name__}"
     assert set(config) == set(keywords)

@@ -38,7 +38,6 @@ from d2v.types import Batch
 
 pytest.importorskip("tokenizers")
 
-CONF = Path(__file__).parents[3] / "conf" / "data"
 MASK = RandomMask(num_masks=3, mask_ratio=0.42)
 WORDS = ["a", "cat", "and", "the", "other", "dog", "sat", "on", "that", "old", "mat,", "größer", "猫", "said", "no"]
 
@@ -774,11 +773,11 @@ def test_samples_text(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("factory", [samples_text, text_files, hf_text])
-def test_configuration_files_spell_out_every_keyword(factory):
-    config = OmegaConf.load(CONF / f"{factory.__name__}.yaml")
+def test_configuration_files_spell_out_every_keyword(factory, data_config):
+    config = data_config(factory.__name__)
     keywords = inspect.signature(factory).parameters
     assert config["_target_"] == f"{factory.__module__}.{factory.__name__}"
-    assert list(config)[1:] == list(keywords)
+    assert set(config) - {"_target_"} == set(keywords)
     for name, keyword in keywords.items():
         if keyword.default is inspect.Parameter.empty:
             assert OmegaConf.is_missing(config, name), name
