@@ -514,7 +514,7 @@ def test_folder_errors(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"img_size": 30}, r"data\.img_size=30 is no positive multiple of data\.patch_size=4 .*set data\.img_size=32"),
+        ({"img_size": 30}, r"data\.img_size=30 is no positive multiple of data\.patch_size=4; set data\.img_size=32"),
         ({"in_chans": 4}, r"data\.in_chans=4: choose 1 \(grey\) or 3 \(RGB\)"),
         ({"in_chans": 3}, r"data\.mean=\[0\.286\]: give one number a channel, data\.in_chans=3"),
         ({"std": (0.0,)}, r"data\.std=\[0\.0\]"),
