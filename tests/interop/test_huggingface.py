@@ -570,6 +570,62 @@ def test_a_tokenizer_without_a_pad_token_gets_one(tmp_path: Path) -> None:
     assert theirs.pad_token_id == ours.pad_id == transformers.AutoConfig.from_pretrained(tmp_path).pad_token_id
 
 
+def word_level(*names: str, around: tuple[str, str] | None = None, pad: str | None = None) -> str:
+    """A tokenizer.json of the library: ids in the order of ``names``, then three words."""
+    import tokenizers
+
+    vocab = {name: i for i, name in enumerate([*names, "a", "cat", "dog"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token=names[-1]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.add_special_tokens([name for name in names if name != "<s>"])  # that one is only in the vocabulary
+    if around is not None:
+        opener, closer = ((name, vocab[name]) for name in around)
+        backend.post_processor = tokenizers.processors.BertProcessing(closer, opener)
+    if pad is not None:
+        backend.enable_padding(pad_id=vocab[pad], pad_token=pad)
+    return backend.to_str()
+
+
+ROLES = {  # tokenizer.json -> the tokens that open, close, pad, stand for unknown words and mask
+    "used-ones-before-known-names": (
+        word_level("<s>", "</s>", "<pad>", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]", around=("[CLS]", "[SEP]"),
+                   pad="[PAD]"),
+        ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"),
+    ),
+    "known-names": (word_level("<bos>", "<eos>", "<pad>", "<unk>"), ("<bos>", "<eos>", "<pad>", "<unk>", None)),
+    "wide-bars": (
+        word_level("<\uff5cbegin▁of▁sentence\uff5c>", "<\uff5cend▁of▁sentence\uff5c>", "<unk>"),
+        ("<\uff5cbegin▁of▁sentence\uff5c>", "<\uff5cend▁of▁sentence\uff5c>", "<pad>", "<unk>", None),
+    ),
+    "names-of-nobody": (
+        word_level("<o>", "<c>", "<x>", around=("<o>", "<c>")), ("<o>", "<c>", "<pad>", "<x>", None)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_special_tokens_are_those_of_training(tmp_path: Path, name: str) -> None:
+    from d2v.data.texts.tokenizer import load_tokenizer
+
+    text, roles = ROLES[name]
+    ours = load_tokenizer(text)
+    node = node_of("text", pad_id=ours.pad_id)
+    save_huggingface(build(node), node, tmp_path, {"tokenizer": ours.to_json()})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    found = (theirs.bos_token, theirs.eos_token, theirs.pad_token, theirs.unk_token, theirs.mask_token)
+    assert found == roles
+    assert (theirs.cls_token, theirs.sep_token) == roles[:2]
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (ours.bos_id, ours.eos_id, ours.pad_id)
+    (cat,) = ours.encode(["a cat"])
+    batch = theirs(["a cat", "dog"], padding=True)
+    assert batch["input_ids"][0] == [ours.bos_id, *cat.tolist(), ours.eos_id]
+    assert batch["input_ids"][1][-1] == ours.pad_id
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (ours.bos_id, ours.eos_id, ours.pad_id)
+    again = load_tokenizer(load_huggingface(tmp_path).data_node["tokenizer"])
+    assert (again.bos_id, again.eos_id, again.mask_id) == (ours.bos_id, ours.eos_id, ours.mask_id)
+
+
 def test_their_processor_of_speech_gives_our_inputs_and_reads_our_letters(tmp_path: Path) -> None:
     node = node_of("speech")
     encoder, head = perturb(build(node)), build(HEADS["speech"])

@@ -19,27 +19,13 @@ from d2v.bounds import parse_json, read_text
 from d2v.data.files import home_path
 from d2v.data.texts.tokenizer_files import MAX_IDS, own_ids, parse_tokenizer
 from d2v.errors import how_to_install
+from d2v.special_tokens import CONFIG_KEYS, NAMES, find_roles
 
 log = logging.getLogger(__name__)
 
 # In the order of the released models' dictionaries: <s> 0, <pad> 1, </s> 2, <unk> 3.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 LONGEST_WORD = 768  # bytes; whole characters of one, two, three or four bytes fill it
-_MASKS = ("<mask>", "[MASK]")
-# Names of the tokens that open a text, close one and pad, where nothing else tells which they are.
-_NAMES = {
-    "bos": (
-        *("<s>", "[CLS]", "<|startoftext|>", "<|begin_of_text|>", "<bos>", "<BOS_TOKEN>"),
-        *("<|begin▁of▁sentence|>", "<\uff5cbegin▁of▁sentence\uff5c>"),  # DeepSeek's bars are wide ones
-    ),
-    "eos": (
-        *("</s>", "[SEP]", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<EOS_TOKEN>"),
-        *("<|end▁of▁sentence|>", "<\uff5cend▁of▁sentence\uff5c>"),
-    ),
-    "pad": ("<pad>", "[PAD]", "<PAD>"),
-}
-# The same in Hugging Face's tokenizer_config.json.
-_CONFIG_KEYS = {"bos": ("bos_token", "cls_token"), "eos": ("eos_token", "sep_token"), "pad": ("pad_token",)}
 
 
 class Tokenizer:
@@ -67,7 +53,6 @@ class Tokenizer:
         self._pad_token: str | None = None  # where to_json has to say which it is
         self.mask_id: int | None = None
         if ids is None:
-            self.mask_id = next((i for i in map(backend.token_to_id, _MASKS) if i is not None), None)
             self.vocab_size = max(backend.get_vocab().values(), default=-1) + 1  # there may be gaps
             self._set_roles(key, config or {})
         else:
@@ -78,16 +63,18 @@ class Tokenizer:
 
     def _set_roles(self, key: str, config: Mapping[str, str]) -> None:
         """Find them, and see that the backend alone tells them, too: it is what checkpoints hold."""
-        roles = _roles(self._backend, config)
+        content = json.loads(self._backend.to_str())
+        roles = find_roles(content, config)
         bos, pad, eos = roles.get("bos"), roles.get("pad"), roles.get("eos")
         if bos is None or eos is None:
-            names = ", ".join(_NAMES["bos"] + _NAMES["eos"])
+            names = ", ".join(NAMES["bos"] + NAMES["eos"])
             raise ValueError(
                 f"{key}: the tokenizer has no token that opens or closes a text; it needs one of {names}, or a "
                 "tokenizer_config.json beside it with bos_token and eos_token"
             )
         self._backend.no_padding()
-        told = _roles(self._backend)
+        content["padding"] = None
+        told = find_roles(content)
         if (bos, eos) != (told.get("bos"), told.get("eos")):
             opener, closer = self._backend.id_to_token(bos), self._backend.id_to_token(eos)
             self._backend.post_processor = _library().processors.TemplateProcessing(
@@ -95,12 +82,13 @@ class Tokenizer:
                 pair=[opener, "$A", closer, closer, "$B", closer],
                 special_tokens=[(opener, bos), (closer, eos)],
             )
+            told = find_roles(json.loads(self._backend.to_str()))
         if pad is None:  # none is needed to make texts
             pad = self.vocab_size
             self.vocab_size += 1
-        elif pad != _roles(self._backend).get("pad"):
+        elif pad != told.get("pad"):
             self._pad_token = self._backend.id_to_token(pad)
-        self.bos_id, self.pad_id, self.eos_id = bos, pad, eos
+        self.bos_id, self.pad_id, self.eos_id, self.mask_id = bos, pad, eos, roles.get("mask")
 
     def __reduce__(self) -> Any:
         return load_tokenizer, (self.to_json(),)
@@ -132,42 +120,6 @@ class Tokenizer:
             content = {"tokenizer": content, "ids": self._ids.tolist(), "vocab_size": self.vocab_size}
         # "${" would be an interpolation to whoever puts the text into a configuration.
         return json.dumps(content, ensure_ascii=False).replace("$", "\\u0024")
-
-
-def _roles(backend: Any, config: Mapping[str, str] | None = None) -> dict[str, int]:
-    """The ids that open a text ("bos"), close one ("eos") and pad.
-
-    They are those that the tokenizer itself puts around a text and pads with, else those that ``tokenizer_config.json``
-    names, else those of names in use. Many tokenizers have one token between texts, which then opens and closes, and
-    none for padding, or none but that one, which would hide where texts end.
-    """
-    roles = _own_roles(backend)
-    for role, names in _NAMES.items():
-        named = [config[name] for name in _CONFIG_KEYS[role] if name in config] if config else []
-        ids = [i for i in map(backend.token_to_id, (*named, *names)) if i is not None]
-        if role == "pad":
-            between = roles.get("eos", roles.get("bos"))
-            roles = roles if between is None else {"bos": between, "eos": between} | roles
-            ids = [i for i in (roles.pop("pad", None), *ids) if i is not None and i not in roles.values()]
-        if ids:
-            roles.setdefault(role, ids[0])
-    return roles
-
-
-def _own_roles(backend: Any) -> dict[str, int]:
-    """Return the special tokens that a tokenizer uses when it encodes for itself."""
-    roles: dict[str, int] = {}
-    if backend.post_processor is not None:
-        library = _library()
-        text = library.Tokenizer(library.models.WordLevel({"a": 0}, "a")).encode("a")
-        around = backend.post_processor.process(text)
-        place = around.special_tokens_mask.index(0)
-        before, after = around.ids[:place], around.ids[place + 1 :]
-        roles = ({"bos": before[-1]} if before else {}) | ({"eos": after[0]} if after else {})
-    padding = backend.padding
-    if padding is not None and backend.token_to_id(padding["pad_token"]) == padding["pad_id"]:
-        roles["pad"] = padding["pad_id"]
-    return roles
 
 
 def _rebuild(backend: str, ids: np.ndarray, vocab_size: int) -> Tokenizer:
@@ -224,7 +176,7 @@ def _named_tokens(path: Path, key: str) -> dict[str, str]:
         return {}
     try:
         content = parse_json(_read(path, key))
-        tokens = {name: content.get(name) for names in _CONFIG_KEYS.values() for name in names}
+        tokens = {name: content.get(name) for names in CONFIG_KEYS.values() for name in names}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{key}={path}: damaged ({error}); repair it, or remove it if it is not needed") from error
     texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()}

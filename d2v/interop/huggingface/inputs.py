@@ -11,6 +11,7 @@ from typing import Any
 from d2v import bounds
 from d2v.interop.imported import Node
 from d2v.runs.files import replace_json
+from d2v.special_tokens import NAMES, find_roles, token_ids
 
 log = logging.getLogger(__name__)
 
@@ -19,17 +20,7 @@ PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG, VOCAB = (
     *("tokenizer_config.json", "vocab.json"),
 )
 BLANK, WORD_BOUNDARY = "<pad>", "|"  # CTC's, as Hugging Face's tokenizers write them
-_SPECIALS = {"<s>", "<pad>", "</s>", "<unk>", "[CLS]", "[PAD]", "[SEP]", "[UNK]"}
 _IMAGE_MEAN = _IMAGE_STD = 0.5  # BeitImageProcessor's defaults
-
-# The names that a special token may have, by its role in transformers; the first that a tokenizer has is it.
-_ROLES = {
-    "bos_token": ("<s>", "[CLS]", "<|startoftext|>", "<|begin_of_text|>"),
-    "pad_token": ("<pad>", "[PAD]"),
-    "eos_token": ("</s>", "[SEP]", "<|endoftext|>", "<|end_of_text|>"),
-    "unk_token": ("<unk>", "[UNK]"),
-    "mask_token": ("<mask>", "[MASK]"),
-}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -120,7 +111,8 @@ def spelling(folder: Path, num_outputs: int, pad_id: int | None) -> tuple[list[i
         return [blank, *(i for i in range(num_outputs) if i != blank)], None
     config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     boundary = _content(config.get("word_delimiter_token")) or WORD_BOUNDARY
-    specials = _SPECIALS | {_content(value) for key, value in config.items() if key.endswith("_token")} - {boundary}
+    named = {_content(value) for key, value in config.items() if key.endswith("_token")}
+    specials = {name for names in NAMES.values() for name in names} | named - {boundary}
     rows, letters, dropped = [blank], "", []
     for token, number in sorted(read_json(folder / VOCAB).items(), key=lambda item: str(item[1]).zfill(9)):
         if not isinstance(number, int) or not 0 <= number < num_outputs:
@@ -227,26 +219,23 @@ def _write_tokenizer(folder: Path, text: str, data: Mapping[str, Any], max_posit
     content = bounds.parse_json(text)
     if "ids" in content and "tokenizer" in content:
         content = _renumbered(content["tokenizer"], content["ids"], content["vocab_size"])
+    ids, roles = token_ids(content), find_roles(content)
+    if data.get("pad_id") is not None:
+        roles["pad"] = int(data["pad_id"])
+    names = {number: name for name, number in ids.items()}
+    if "pad" in roles and roles["pad"] not in names:
+        name = next(name for name in (*NAMES["pad"], "<padding>") if name not in ids)
+        names[roles["pad"]] = name
+        if isinstance(content["model"].get("vocab"), dict):
+            content["model"]["vocab"][name] = roles["pad"]  # or it would be numbered as if there were no gaps
+    found = {f"{role}_token": names[number] for role, number in roles.items()}
     added: list[dict[str, Any]] = content.setdefault("added_tokens", [])
-    numbers = {token["content"]: int(token["id"]) for token in added}
-    vocab = content["model"].get("vocab")
-    if isinstance(vocab, dict):
-        numbers |= {name: int(vocab[name]) for names in _ROLES.values() for name in names if name in vocab}
-    roles = {role: next((name for name in names if name in numbers), None) for role, names in _ROLES.items()}
-    between = roles["eos_token"] or roles["bos_token"]  # one token may both open and close
-    roles["bos_token"], roles["eos_token"] = roles["bos_token"] or between, roles["eos_token"] or between
-    if roles["pad_token"] is None and data.get("pad_id") is not None:
-        roles["pad_token"] = BLANK
-        numbers[BLANK] = int(data["pad_id"])
-        if isinstance(vocab, dict):
-            vocab[BLANK] = numbers[BLANK]  # or it would be numbered as if there were no gaps
-    found = {role: name for role, name in roles.items() if name is not None}
     known = {token["content"] for token in added}
-    added += [_added(name, numbers[name]) for name in dict.fromkeys(found.values()) if name not in known]
+    added += [_added(names[i], i) for i in dict.fromkeys(roles.values()) if names[i] not in known]
     added.sort(key=lambda token: token["id"])
     content["truncation"] = content["padding"] = None
-    if found.get("bos_token") and found.get("eos_token"):
-        content["post_processor"] = _template(found["bos_token"], found["eos_token"], numbers)
+    if "bos" in roles and "eos" in roles:
+        content["post_processor"] = _template(names, roles["bos"], roles["eos"])
     write_json(folder / TOKENIZER, content)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -262,7 +251,7 @@ def _write_tokenizer(folder: Path, text: str, data: Mapping[str, Any], max_posit
         if ours in found
     }
     write_json(folder / TOKENIZER_CONFIG, config)
-    return {role: numbers[name] for role, name in found.items()}
+    return {f"{role}_token": number for role, number in roles.items()}
 
 
 def _added(name: str, number: int) -> dict[str, Any]:
@@ -270,11 +259,11 @@ def _added(name: str, number: int) -> dict[str, Any]:
     return {"id": number, "content": name, **flags, "special": True}
 
 
-def _template(bos: str, eos: str, numbers: Mapping[str, int]) -> dict[str, Any]:
+def _template(names: Mapping[int, str], bos: int, eos: int) -> dict[str, Any]:
     """Return the template by which our data are packed."""
 
-    def special(name: str) -> dict[str, Any]:
-        return {"SpecialToken": {"id": name, "type_id": 0}}
+    def special(number: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": names[number], "type_id": 0}}
 
     def sequence(name: str) -> dict[str, Any]:
         return {"Sequence": {"id": name, "type_id": 0}}
@@ -284,7 +273,7 @@ def _template(bos: str, eos: str, numbers: Mapping[str, int]) -> dict[str, Any]:
         "type": "TemplateProcessing",
         "single": single,
         "pair": [*single, special(eos), sequence("B"), special(eos)],
-        "special_tokens": {name: {"id": name, "ids": [numbers[name]], "tokens": [name]} for name in (bos, eos)},
+        "special_tokens": {names[i]: {"id": names[i], "ids": [i], "tokens": [names[i]]} for i in (bos, eos)},
     }
 
 
