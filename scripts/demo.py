@@ -30,6 +30,7 @@ from d2v.interop.build import build
 from d2v.interop.native import Checkpoint
 from d2v.nn.encoder import Encoder
 from d2v.objective.masking import MaskGenerator
+from d2v.runs.metrics import METRICS
 
 
 class Demo(NamedTuple):
@@ -93,7 +94,7 @@ def plan_steps(experiment: list[str], demo: Demo, seconds: int | None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         trial = [f"trainer.max_steps={TRIAL_STEPS}", f"trainer.log_every_n_steps={TRIAL_STEPS // 3}"]
         run("pretrain", *experiment, f"hydra.run.dir={folder}/trial", *trial)
-        with Path(folder, "trial", "metrics.csv").open(newline="") as file:
+        with Path(folder, "trial", METRICS).open(newline="") as file:
             rates = [float(row["perf/steps_per_s"]) for row in csv.DictReader(file)]
     rate = SUSTAINED * statistics.median(rates[1:])  # the first rate holds the start
     affordable = int(rate * (seconds or demo.seconds))
@@ -127,7 +128,7 @@ def draw(run_dir: Path) -> list[Path]:
     data, mask = (build(config[key], key=key) for key in ("data", "mask"))
     draw_samples = {"image": draw_images, "speech": draw_clips, "text": draw_texts}[data.modality]
     pictures = run_dir / "pictures"
-    curves = plot_curves(run_dir / "metrics.csv", pictures / "curves.png")
+    curves = plot_curves(run_dir / METRICS, pictures / "curves.png")
     return [curves, *draw_samples(trained.encoder, data, mask, config["seed"], pictures)]
 
 

@@ -11,7 +11,6 @@ Exits with 1 if anything differs.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -33,6 +32,7 @@ from PIL import Image
 import d2v.cli.finetune
 import d2v.cli.pretrain  # what all runs import
 from d2v.cli import main as command_line
+from d2v.runs.results import read_results
 
 STEPS = 24
 SIZE = ["data.img_size=28", "data.in_chans=1", "data.mean=[0.5]", "data.std=[0.5]"]
@@ -159,8 +159,8 @@ def state_of(folder: Path) -> dict[str, Any]:
         "last": {key: last[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")},
         "best": {key: best[key] for key in ("state_dict", "global_step")},
     }
-    results = folder / "results.json"
-    return {**found, "results": json.loads(results.read_text())} if results.exists() else found
+    results = read_results(folder)
+    return found if results is None else {**found, "results": results}
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -21,10 +21,10 @@ from d2v.data.contents import visible
 from d2v.data.eval_loader import eval_loader
 from d2v.eval.features import extract, extract_frames
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
-from d2v.eval.results import ProbeRow, probe_table, save_results
+from d2v.eval.results import scores_table
 from d2v.lit.machine import choose_precision, choose_workers, set_threads
 from d2v.nn.encoder import Encoder
-from d2v.runs.files import replace_text, writing
+from d2v.runs.results import Results, Row, write_results
 from d2v.terminal import watched
 
 
@@ -51,11 +51,10 @@ def evaluate(cfg: DictConfig) -> None:
             rows.append(prober.probe("untrained encoder", trained.untrained(settings.seed)))
         name = "pretrained encoder" if trained.step is None else f"pretrained encoder, {trained.step} steps"
         rows.append(prober.probe(name, trained.encoder))
-        table = probe_table(rows)
+        table = scores_table([(row.name, row.scores) for row in rows], "features")
         print(table)
-        with writing("output_dir", run_dir):
-            replace_text(run_dir / "results.md", table)
-            path = save_results(run_dir / "results.json", rows, checkpoint=str(trained.path), step=trained.step)
+        about = {"checkpoint": str(trained.path), "step": trained.step}
+        path = write_results(run_dir, Results(rows, about), table)
         print(f"results: {path}")
 
 
@@ -97,29 +96,29 @@ class Prober:
                 "folders, data.val_root, data.label_column, data.label_pattern), or transcripts for probe=ctc"
             )
 
-    def probe(self, name: str, encoder: Encoder) -> ProbeRow:
+    def probe(self, name: str, encoder: Encoder) -> Row:
         """A row of an encoder."""
         encoder.to(best_device())
-        row = ProbeRow(name)
+        row = Row(name, {})
         if self.settings.linear or self.settings.knn:
             parts = [self._features(encoder, split) for split in self.splits]
             row = classify(name, self._pair([part for part, _ in parts], parts[0][1]), self.settings)
         if self.settings.ctc:
             train, val = (self._frames(encoder, split) for split in ("train", "val"))
-            row = replace(row, letter_error=transcribe(name, train, val, self.settings).letter_error)
+            row = replace(row, scores={**row.scores, **transcribe(name, train, val, self.settings).scores})
         return row
 
-    def probe_inputs(self) -> ProbeRow:
+    def probe_inputs(self) -> Row:
         """A row of the inputs themselves."""
         name = self.data.input_name
-        row = ProbeRow(name)
+        row = Row(name, {})
         if self.settings.linear or self.settings.knn:
             inputs = [Labelled(*self.data.raw(split)) for split in self.splits]
             ids = [] if self.groups is None else self.data.raw_frames("train")[1].tolist()
             row = classify(name, self._pair(inputs, ids), self.settings)
         if self.settings.ctc:
             train, val = (self._spoken(split, *self.data.raw_frames(split)) for split in ("train", "val"))
-            row = replace(row, letter_error=transcribe(name, train, val, self.settings).letter_error)
+            row = replace(row, scores={**row.scores, **transcribe(name, train, val, self.settings).scores})
         return row
 
     def _pair(self, parts: list[Labelled], ids: list[int]) -> Sequence[Split]:

@@ -32,9 +32,10 @@ from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.models.heads import FinetunedModel
 from d2v.nn.block import checkpoint_activations
 from d2v.runs.files import replace_text, writing
-from d2v.runs.record import RECORD, write_run_record
+from d2v.runs.record import CONFIG, RECORD, write_run_record
+from d2v.runs.results import RESULTS
 from d2v.tasks.base import Task
-from d2v.tasks.results import write_results
+from d2v.tasks.results import score_and_write
 from d2v.values import PositiveFraction, check, parameters, shown
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def finetune(cfg: DictConfig) -> None:
         module.configure_optimizers()  # only to see that it can be done
     if trainer.is_global_zero:
         with running(), writing("output_dir", run_dir):
-            write_configuration(run_dir / "config.yaml", readable(config, assets, run_dir), before)
+            write_configuration(run_dir / CONFIG, readable(config, assets, run_dir), before)
             for name, content in assets.items():
                 replace_text(run_dir / f"{name}.json", content)
             write_run_record(run_dir / RECORD, {**machine.describe_run(settings.seed), "max_steps": max_steps})
@@ -257,9 +258,9 @@ def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, traine
     else:
         log.warning("there is no best checkpoint: the last step is scored")
     model = model.eval().to(best_device())
-    table = write_results(run_dir, model, module.task, data, best_device(), num_workers, step=step, seed=module.seed)
+    table = score_and_write(run_dir, model, module.task, data, best_device(), num_workers, step=step, seed=module.seed)
     print(table)
-    print(f"results: {run_dir / 'results.json'}\nrun: {run_dir}")
+    print(f"results: {run_dir / RESULTS}\nrun: {run_dir}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from d2v.lit.pretrain import PretrainModule
 from d2v.nn.block import checkpoint_activations
 from d2v.runs.checkpoints import BEST, FOLDER, newest_intact_checkpoint
 from d2v.runs.files import replace_text, writing
-from d2v.runs.record import RECORD, write_run_record
+from d2v.runs.record import CONFIG, RECORD, write_run_record
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def pretrain(cfg: DictConfig) -> None:
         ema(1)
     if trainer.is_global_zero:
         with running(), writing("output_dir", run_dir):
-            write_configuration(run_dir / "config.yaml", readable(config, assets, run_dir), before)
+            write_configuration(run_dir / CONFIG, readable(config, assets, run_dir), before)
             for name, content in assets.items():
                 replace_text(run_dir / f"{name}.json", content)
             write_run_record(run_dir / RECORD, {**machine.describe_run(settings.seed), "max_steps": trainer.max_steps})

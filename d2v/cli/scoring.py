@@ -17,7 +17,8 @@ from d2v.data.scored import whole_as_val, with_known_labels
 from d2v.interop.build import build
 from d2v.interop.checkpoints import recognise
 from d2v.interop.native import Checkpoint, resolve_checkpoint
-from d2v.tasks.results import write_results
+from d2v.runs.results import RESULTS
+from d2v.tasks.results import score_and_write
 from d2v.tasks.transcription import Transcription
 
 
@@ -57,7 +58,7 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, run_dir: Path, num_work
         task.decoder = build(config["decoder"], {"letters": task.letters}, key="decoder")
     print("\n".join(describe_sources(data.evals)), flush=True)
     model = checkpoint.build_model().eval().to(best_device())
-    table = write_results(
+    table = score_and_write(
         run_dir,
         model,
         task,
@@ -67,7 +68,7 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, run_dir: Path, num_work
         checkpoint=str(settings.checkpoint),
         step=checkpoint.step,
     )
-    print(f"checkpoint: {resolve_checkpoint(settings.checkpoint)}\n{table}\nresults: {run_dir / 'results.json'}")
+    print(f"checkpoint: {resolve_checkpoint(settings.checkpoint)}\n{table}\nresults: {run_dir / RESULTS}")
 
 
 def set_decoder(task: Any, node: dict[str, Any]) -> None:

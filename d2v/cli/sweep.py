@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -24,11 +23,13 @@ from d2v.cli.launch import configuring, run
 from d2v.cli.run_dir import read_overrides
 from d2v.cli.settings import Sweep, checked, plain
 from d2v.lit.callbacks.finite import NotFinite
-from d2v.runs.files import read_json_or_none, replace_json, replace_text
+from d2v.runs.checkpoints import FOLDER, list_checkpoints
+from d2v.runs.files import replace_text
+from d2v.runs.listing import DIVERGED
+from d2v.runs.results import Results, Row, read_results, write_results
 from d2v.tasks.scoring import Diverged
+from d2v.tasks.sweep import Report, choose, sweep_table
 from d2v.terminal import say
-
-DIVERGED = "diverged.txt"  # in a run's folder: why it has no results and, run again, would have none
 
 
 def sweep(cfg: DictConfig, run_dir: Path) -> None:
@@ -61,12 +62,11 @@ def sweep(cfg: DictConfig, run_dir: Path) -> None:
     ours = ("sweep", "task=", "seed=", "optim.lr=", "hydra.", "resume=", "launcher=")
     overrides = [o for o in given if not o.lstrip("+~").startswith(ours)]
     report = getattr(statistics, cfg.sweep.report)
-    found = {task: run_task(task, lrs, seeds, report, overrides, run_dir) for task in tasks}
-    table = sweep_table(found, len(seeds), cfg.sweep.report)
-    replace_json(run_dir / "results.json", found)
-    replace_text(run_dir / "results.md", table)
-    print(f"\n{table}\nresults: {run_dir / 'results.json'}")
-    hopeless = [task for task, content in found.items() if content["lr"] is None]
+    rows = [row for task in tasks for row in run_task(task, lrs, seeds, report, overrides, run_dir)]
+    table = sweep_table(rows, len(seeds), cfg.sweep.report)
+    path = write_results(run_dir, Results(rows, {"report": cfg.sweep.report, "seeds": seeds}), table)
+    print(f"\n{table}\nresults: {path}")
+    hopeless = [row.name for row in rows if row.lr is None]
     if hopeless:
         tried = f"optim.lr={lrs[0]:g}" if cfg.sweep.lrs is None else f"sweep.lrs={lrs}"
         raise SystemExit(
@@ -95,10 +95,11 @@ def single_tasks() -> list[str]:
 
 
 def run_task(
-    task: str, lrs: list[float], seeds: list[int], report: Any, overrides: list[str], run_dir: Path
-) -> dict[str, Any]:
-    """Run a task with every learning rate and seed and :func:`choose`; those that diverged are in "diverged"."""
-    runs, diverged = {}, {}
+    task: str, lrs: list[float], seeds: list[int], report: Report, overrides: list[str], run_dir: Path
+) -> list[Row]:
+    """Run a task with every learning rate and seed, and :func:`choose`."""
+    runs: dict[tuple[float, int], Results] = {}
+    diverged: dict[float, str] = {}
     for lr in lrs:
         try:
             for seed in seeds:
@@ -107,15 +108,12 @@ def run_task(
         except Diverged as error:
             diverged[lr] = str(error)
             print(f"optim.lr={lr:g} is left out of {task}: {folder / DIVERGED} says why", flush=True)
-    kept = [lr for lr in lrs if lr not in diverged]
-    found = choose(runs, kept, seeds, report) if kept else {"metric": None, "lr": None, "scores": {}}
-    if diverged:
-        found["diverged"] = {f"{lr:g}": reason for lr, reason in diverged.items()}
-    return found
+    kept = {(lr, seed): results for (lr, seed), results in runs.items() if lr not in diverged}
+    return choose(task, kept, report, diverged)
 
 
-def one_run(folder: Path, overrides: list[str]) -> Any:
-    """The results of a run in this folder: those that are there, or of the run gone on with, or of a new one.
+def one_run(folder: Path, overrides: list[str]) -> Results:
+    """Return the results of a run in this folder: those that are there, or of the run resumed, or of a new one.
 
     Raises:
         Diverged: its model did, now or before.
@@ -127,10 +125,10 @@ def one_run(folder: Path, overrides: list[str]) -> Any:
         if before != overrides:
             changed = ", ".join(sorted(set(before) ^ set(overrides)))
             raise SystemExit(f"d2v: error: {folder} was run otherwise ({changed}): choose another hydra.run.dir")
-    results, diverged = folder / "results.json", folder / DIVERGED
-    if read_json_or_none(results) is None and not diverged.is_file():
+    results, diverged = read_results(folder), folder / DIVERGED
+    if results is None and not diverged.is_file():
         command = list(overrides)
-        if any((folder / "checkpoints").glob("step-*.ckpt")):
+        if list_checkpoints(folder / FOLDER):
             command.append(f"resume={folder}")
         print("\n$ d2v finetune " + " ".join(command), flush=True)
         # -P: what lies in the current folder is not imported; PYTHONPATH holds.
@@ -140,11 +138,12 @@ def one_run(folder: Path, overrides: list[str]) -> Any:
         if status in STOPPED:
             say(f"the sweep was stopped; the same command with hydra.run.dir={folder.parent} goes on", "stdout")
             raise SystemExit(status)
-        if not diverged.is_file() and (status or read_json_or_none(results) is None):
-            raise SystemExit(f"d2v: error: {folder} ended without results; hydra.run.dir={folder.parent} goes on")
+        results = None if status else read_results(folder)
     if diverged.is_file():
         raise Diverged(diverged.read_text().strip())
-    return read_json_or_none(results)
+    if results is None:
+        raise SystemExit(f"d2v: error: {folder} ended without results; hydra.run.dir={folder.parent} goes on")
+    return results
 
 
 @contextmanager
@@ -157,90 +156,6 @@ def noting_divergence(folder: Path) -> Iterator[None]:
         if isinstance(reason, Diverged | NotFinite):
             replace_text(folder / DIVERGED, f"{reason}\n")
         raise
-
-
-def choose(runs: dict[tuple[float, int], Any], lrs: list[float], seeds: list[int], report: Any) -> dict[str, Any]:
-    """The best learning rate's scores: "lr", and of every set and score the ``report`` and standard deviation."""
-    metric = next(iter(runs.values()))["metric"]
-    worse_first = -1 if metric == "wer" else 1
-
-    def value(lr: float, name: str, score: str) -> list[float]:
-        return [runs[lr, seed]["sets"][name]["scores"][score] for seed in seeds]
-
-    best = max(lrs, key=lambda lr: worse_first * report(value(lr, "val", metric)))
-    sets = next(iter(runs.values()))["sets"]
-    scores = {
-        name: {
-            score: {"value": report(value(best, name, score)), "std": statistics.pstdev(value(best, name, score))}
-            for score in content["scores"]
-        }
-        for name, content in sets.items()
-        if content["scores"]
-    }
-    return {"metric": metric, "lr": best, "scores": scores}
-
-
-def sweep_table(found: dict[str, dict[str, Any]], num_seeds: int, report: str) -> str:
-    """Markdown, in percent: GLUE beside what is published; then a row a task and set, with the learning rate chosen.
-
-    Args:
-        found: by task, what :func:`choose` found; "lr" is None if every learning rate diverged.
-        num_seeds: that the scores are over.
-        report: "mean" or "median" of them.
-    """
-    over = "one seed" if num_seeds == 1 else f"{report} of {num_seeds} seeds"
-    glue = {task.removeprefix("glue/"): content for task, content in found.items() if task.startswith("glue/")}
-    lines = _glue_table(glue, over) if glue.keys() & _GLUE else []
-    column = f"%, {over} ± std" if num_seeds > 1 else f"%, {over}"
-    lines += [f"| task | set | score | {column} | learning rate |", "|---|---|---|---:|---:|"]
-    for task, content in found.items():
-        diverged = "; ".join(f"{lr} diverged" for lr in content.get("diverged", {}))
-        if content["lr"] is None:
-            lines.append(f"| {task} | | | diverged | {diverged} |")
-        for name, scores in content["scores"].items():
-            main = scores[content["metric"]]
-            cell = f"{100 * main['value']:.1f}" + (f" ± {100 * main['std']:.1f}" if num_seeds > 1 else "")
-            chosen = f"{content['lr']:g}" + (f" ({diverged})" if diverged else "")
-            lines.append(f"| {task} | {name} | {content['metric']} | {cell} | {chosen} |")
-    averaged = [_on_val(content) for name, content in glue.items() if name in _GLUE]
-    if len(averaged) > 1 and None not in averaged:
-        lines.append(f"| average without WNLI | val | | {statistics.mean(averaged):.1f} | |")
-    return "\n".join(lines) + "\n"
-
-
-def _glue_table(glue: dict[str, dict[str, Any]], over: str) -> list[str]:
-    """The paper's table with this sweep as its last row."""
-    cells = [_glue_cell(glue.get(name)) for name in _GLUE]
-    values = [_on_val(glue[name]) for name in _GLUE if name in glue]
-    whole = len(values) == len(_GLUE) and None not in values
-    cells.append(f"{statistics.mean(values):.1f}" if whole else "–")
-    return [*_PUBLISHED.splitlines(), f"| this sweep, {over} | " + " | ".join(cells) + " |", ""]
-
-
-def _glue_cell(content: dict[str, Any] | None) -> str:
-    if content is None:
-        return "–"
-    if content["lr"] is None:
-        return "diverged"
-    return "/".join(f"{100 * scores[content['metric']]['value']:.1f}" for scores in content["scores"].values())
-
-
-def _on_val(content: dict[str, Any]) -> Any:
-    """In percent; None if every learning rate diverged."""
-    return None if content["lr"] is None else 100 * content["scores"]["val"][content["metric"]]["value"]
-
-
-_GLUE = ("mnli", "qnli", "rte", "mrpc", "qqp", "stsb", "cola", "sst2")  # the columns; published averages lack WNLI
-_PUBLISHED = """\
-GLUE, development sets, single tasks, in percent; published: mean of five runs (arXiv:2202.03555). MNLI: matched and
-mismatched, of which the average of this sweep takes the first.
-
-| | MNLI | QNLI | RTE | MRPC | QQP | STS-B | CoLA | SST | Avg |
-|---|---|---|---|---|---|---|---|---|---|
-| BERT base | 84.0/84.4 | 89.0 | 61.0 | 86.3 | 89.1 | 89.5 | 57.3 | 93.0 | 80.7 |
-| RoBERTa base, retrained | 84.1/83.9 | 90.4 | 69.3 | 89.0 | 89.3 | 88.9 | 56.8 | 92.3 | 82.5 |
-| data2vec | 83.2/83.0 | 90.9 | 67.0 | 90.2 | 89.1 | 87.2 | 62.2 | 91.8 | 82.7 |
-| data2vec, spans masked | 82.8/83.4 | 91.1 | 69.9 | 90.0 | 89.0 | 87.7 | 60.3 | 92.4 | 82.9 |"""
 
 
 if __name__ == "__main__":

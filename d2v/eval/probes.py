@@ -1,4 +1,4 @@
-"""Which probes a data set allows, and running them: one row of a results table each time."""
+"""Run the linear, kNN and CTC probes on features: one row of a results table each time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from d2v.eval.ctc import ctc_probe
 from d2v.eval.knn import knn_accuracy
 from d2v.eval.linear import linear_probe
-from d2v.eval.results import ProbeRow
 from d2v.eval.tfidf import tfidf_knn, tfidf_linear
+from d2v.runs.results import Row
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,20 @@ class Labelled:
 Split = tuple[Labelled, Labelled]  # training, validation
 
 
-def classify(name: str, splits: Sequence[Split], settings: Settings) -> ProbeRow:
-    """The accuracies of the linear and kNN probes, over all splits together.
+def classify(name: str, splits: Sequence[Split], settings: Settings) -> Row:
+    """Return the accuracies "linear" and "knn", over all splits together.
 
     Args:
         name: of the row.
         splits: one, or one for every group that is held out in turn.
         settings: which probes, and how.
     """
-    return ProbeRow(
-        name,
-        _pooled(splits, lambda train, val: _linear(train, val, settings)) if settings.linear else None,
-        _pooled(splits, lambda train, val: _knn(train, val, settings)) if settings.knn else None,
-    )
+    scores = {}
+    if settings.linear:
+        scores["linear"] = _pooled(splits, lambda train, val: _linear(train, val, settings))
+    if settings.knn:
+        scores["knn"] = _pooled(splits, lambda train, val: _knn(train, val, settings))
+    return Row(name, scores)
 
 
 def _pooled(splits: Sequence[Split], accuracy: Callable[[Labelled, Labelled], float]) -> float:
@@ -118,8 +119,8 @@ def transcribe(
     train: tuple[Sequence[Tensor], Sequence[str]],
     val: tuple[Sequence[Tensor], Sequence[str]],
     settings: Settings,
-) -> ProbeRow:
-    """The letter error of the CTC probe.
+) -> Row:
+    """Return the "letter_error" of the CTC probe.
 
     Args:
         name: of the row.
@@ -128,4 +129,4 @@ def transcribe(
         settings: how.
     """
     probe = ctc_probe(*train, *val, epochs=settings.ctc_epochs, seed=settings.seed)
-    return ProbeRow(name, letter_error=probe.letter_error)
+    return Row(name, {"letter_error": probe.letter_error})

@@ -9,9 +9,9 @@ from pathlib import Path
 from d2v.errors import UserError
 from d2v.runs.checkpoints import FOLDER
 from d2v.runs.metrics import METRICS
-from d2v.runs.record import RECORD
+from d2v.runs.record import CONFIG, RECORD
 
-_OF_A_RUN = (FOLDER, ".hydra", "config.yaml", RECORD, METRICS)
+_OF_A_RUN = (FOLDER, ".hydra", CONFIG, RECORD, METRICS)
 _WANDB_LOG = "wandb/*run-*/logs/*.log"
 
 

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from d2v.bounds import read_json, read_yaml
+from d2v.runs.checkpoints import FOLDER
 from d2v.runs.files import replace_text
 from d2v.runs.lock import is_locked
 from d2v.runs.metrics import METRICS
-from d2v.runs.record import RECORD
+from d2v.runs.record import CONFIG, RECORD
+from d2v.runs.results import RESULTS
 
-ENDED = "ended.json"  # in a run's folder: how a command that failed there ended
+ENDED = "ended.json"  # how a command that failed ended
+DIVERGED = "diverged.txt"  # why a run of a sweep has no results
 TRAINING = ("pretrain", "finetune")
 _DEPTH = 5  # folders below the one that is listed: name/time, of a sweep name/time/run
-_INSIDE = {"checkpoints", ".hydra", "tensorboard", "wandb", "evaluate"}  # what a run's folder holds is no run
+_INSIDE = {FOLDER, ".hydra", "tensorboard", "wandb", "evaluate"}  # what a run's folder holds is no run
 
 
 @dataclass(frozen=True)
@@ -91,21 +94,21 @@ def newest_run(root: str | Path, commands: Sequence[str] = TRAINING) -> Path | N
 
 
 def _newest_checkpoint(folder: Path) -> float:
-    return max((_changed(path) for path in (folder / "checkpoints").glob("*.ckpt")), default=0.0)
+    return max((_changed(path) for path in (folder / FOLDER).glob("*.ckpt")), default=0.0)
 
 
 def summarise(folder: Path) -> RunSummary:
     """Read what the files of a run say."""
-    config = _content(folder / "config.yaml")
+    config = _content(folder / CONFIG)
     config = config if isinstance(config, dict) else {}
     rows = _metrics(folder / METRICS)
-    saved = [int(path.stem[5:]) for path in (folder / "checkpoints").glob("step-*.ckpt") if path.stem[5:].isdecimal()]
+    saved = [int(path.stem[5:]) for path in (folder / FOLDER).glob("step-*.ckpt") if path.stem[5:].isdecimal()]
     steps = saved + [int(row["step"]) for row in rows[-1:]]
     step, max_steps = max(steps, default=None), _last_max_steps(folder) or _at(config, "trainer", "max_steps")
     max_steps = max_steps if isinstance(max_steps, int) else None
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     command = command_of(folder) or ""
-    files = [folder, folder / METRICS, folder / RECORD, folder / "results.json", folder / "checkpoints"]
+    files = [folder, folder / METRICS, folder / RECORD, folder / RESULTS, folder / FOLDER]
     return RunSummary(
         folder,
         command,
@@ -135,10 +138,10 @@ def _last_max_steps(folder: Path) -> Any:
 def _state(folder: Path, command: str, step: int | None, max_steps: int | None) -> str:
     if is_locked(folder):
         return "running"
-    if (folder / "diverged.txt").is_file():
+    if (folder / DIVERGED).is_file():
         return "diverged"
     whole = step is not None and max_steps is not None and step >= max_steps
-    if whole and (command == "pretrain" or (folder / "results.json").is_file()):
+    if whole and (command == "pretrain" or (folder / RESULTS).is_file()):
         return "finished"
     ended = _content(folder / ENDED)
     state = ended.get("state") if isinstance(ended, dict) else None

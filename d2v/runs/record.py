@@ -12,7 +12,7 @@ from d2v.runs.files import read_json_or_none, replace_json
 
 log = logging.getLogger(__name__)
 
-RECORD = "run.json"
+RECORD, CONFIG = "run.json", "config.yaml"  # how it was started, and the resolved configuration
 
 
 def write_run_record(path: Path, record: dict[str, Any]) -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from d2v.eval.figures.confusion import plot_confusion
-from d2v.runs.files import replace_json, replace_text, writing
+from d2v.eval.results import scores_table
+from d2v.runs.files import replace_text, writing
+from d2v.runs.results import CONFUSION, PREDICTIONS, REPORT, SUBMISSION, Results, Row, write_results
 from d2v.tasks.classification import MAX_CLASSES_SHOWN, Classification
 from d2v.tasks.scoring import Scored, score, write_predictions
 from d2v.terminal import watched
@@ -18,8 +20,8 @@ from d2v.terminal import watched
 log = logging.getLogger(__name__)
 
 
-def write_results(
-    folder: Path, model: nn.Module, task: Any, data: Any, device: torch.device, num_workers: int = 0, **context: Any
+def score_and_write(
+    folder: Path, model: nn.Module, task: Any, data: Any, device: torch.device, num_workers: int = 0, **about: Any
 ) -> str:
     """Score every evaluation set of ``data`` and write ``results.json``, ``results.md`` and what belongs to them.
 
@@ -33,7 +35,7 @@ def write_results(
         data: a :class:`d2v.data.protocol.FinetuneData`.
         device: of the model.
         num_workers: processes that load.
-        context: what else goes into ``results.json``, JSON values.
+        about: what else goes into ``results.json``, JSON values.
 
     Returns:
         The table of scores, Markdown, in percent.
@@ -43,51 +45,42 @@ def write_results(
         batches = watched(data.eval_loader(name, num_workers), f"scoring {name}")
         found = scored[name] = score(model, task, batches, device)
         with writing("output_dir", folder):
-            write_predictions(folder / f"predictions_{name}.tsv", found, task, source.name)
+            write_predictions(folder / PREDICTIONS.format(name), found, task, source.name)
         if found.labels is None:
             if len(found.predictions) < len(source):
                 log.warning("no submission of %s: %d of its samples cannot be read", name, len(found.skipped))
             elif data.submission is not None:
                 answers = [task.answer(prediction) for prediction in found.predictions]
-                data.submission(folder / "submission", name, answers)
+                data.submission(folder / SUBMISSION, name, answers)
             continue
         report = task.report(found.predictions, found.labels, [source.name(i) for i in found.sample_ids])
         if report:
-            replace_text(folder / f"report_{name}.md", report)
-    sets = {
-        name: {
-            "scores": found.scores,
-            "samples": len(found.predictions),
-            "skipped": [*getattr(data.evals[name], "left_out", ()), *found.skipped],
-        }
+            with writing("output_dir", folder):
+                replace_text(folder / REPORT.format(name), report)
+    rows = [
+        Row(
+            "fine-tuned model",
+            found.scores,
+            name,
+            task.metric,
+            samples=len(found.predictions),
+            skipped=[*getattr(data.evals[name], "left_out", ()), *found.skipped],
+        )
         for name, found in scored.items()
-    }
-    results = {"metric": task.metric, **context, "sets": sets}
-    table = scores_table({name: found.scores for name, found in scored.items() if found.scores})
-    with writing("output_dir", folder):
-        replace_json(folder / "results.json", results)
-        replace_text(folder / "results.md", table)
+    ]
+    table = scores_table([(row.set, row.scores) for row in rows if row.scores], "set")
+    write_results(folder, Results(rows, about), table)
     if isinstance(task, Classification) and task.num_outputs <= MAX_CLASSES_SHOWN:
         _draw(folder, task, scored)
     return table
 
 
 def _draw(folder: Path, task: Classification, scored: dict[str, Scored]) -> None:
-    """The confusion matrix of every labelled set; without matplotlib it is said that there is none."""
+    """Draw the confusion matrix of every labelled set; without matplotlib, log a warning."""
     for name, found in scored.items():
         if found.labels is not None:
             matrix, _ = task.confusion(found.predictions, found.labels)
             try:
-                plot_confusion(matrix, task.class_names, folder / f"confusion_{name}.png")
+                plot_confusion(matrix, task.class_names, folder / CONFUSION.format(name))
             except ImportError as error:
-                log.warning("no confusion_%s.png: %s", name, error)
-
-
-def scores_table(rows: dict[str, dict[str, float]]) -> str:
-    """Markdown: a row a set, a column a score, in percent."""
-    names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
-    lines = ["| set | " + " | ".join(f"{name} (%)" for name in names) + " |", "|---|" + "---:|" * len(names)]
-    for row, scores in rows.items():
-        cells = [f"{100 * scores[name]:.1f}" if name in scores else "–" for name in names]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+                log.warning("no %s: %s", CONFUSION.format(name), error)

@@ -26,6 +26,8 @@ from step import Case, in_own_process
 from tables import STAGES
 from time_to_accuracy import ONE_CORE, measured_rates, run_d2v
 
+from d2v.runs.results import read_results
+
 COMMITTED = Path(__file__).with_name("figures.json")
 CASES = [
     ("image_base", 3), ("image_tiny", 7), ("image_tiny32", 7), ("speech_tiny", 3), ("text_tiny", 3),
@@ -95,8 +97,9 @@ def points_gained(run: Path) -> float:
     run_d2v("pretrain", f"experiment={PRETRAINED}", ONE_CORE, steps, *schedule, "seed=0", f"hydra.run.dir={run}")
     probes = ["probe.knn=true", "probe.linear=false", f"hydra.run.dir={run / 'probes'}"]
     run_d2v("evaluate", f"checkpoint={run}", *probes)
-    rows = json.loads((run / "probes" / "results.json").read_text())["probes"]
-    knn = {row["name"].split()[0]: row["knn"] for row in rows}
+    results = read_results(run / "probes")
+    assert results is not None, "d2v evaluate writes results"
+    knn = {row.name.split()[0]: row.scores["knn"] for row in results.rows}
     return 100 * (knn["pretrained"] - knn["untrained"])
 
 

@@ -34,6 +34,10 @@ from typing import NamedTuple
 from common import available_cores, machine_facts, table, write_json
 from omegaconf import OmegaConf
 
+from d2v.runs.metrics import METRICS
+from d2v.runs.record import CONFIG
+from d2v.runs.results import read_results
+
 DATA2VEC2 = ["experiment=image_tiny32", "mask.num_masks=1", "mask.mask_length=2"]  # the best of what was tried
 AUTOENCODER = ["experiment=mae_image_tiny32"]
 
@@ -148,9 +152,9 @@ def measured_rates(variants: dict[str, list[str]], output: Path) -> dict[str, fl
             shutil.rmtree(run, ignore_errors=True)  # of a study that was cut off
             options = [f"trainer.max_steps={RATE_STEPS}", "trainer.log_every_n_steps=10", "schedule.warmup_steps=10"]
             run_d2v("pretrain", *variants[name], ONE_CORE, *options, f"hydra.run.dir={run}")
-            with (run / "metrics.csv").open(newline="") as file:
+            with (run / METRICS).open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row.get("perf/samples_per_s")]
-            batch_size = OmegaConf.load(run / "config.yaml").global_batch_size
+            batch_size = OmegaConf.load(run / CONFIG).global_batch_size
             found = statistics.median(float(row["perf/samples_per_s"]) for row in rows[1:]) / batch_size
             rates[name] = max(found, rates.get(name, 0.0))
     path.write_text(json.dumps(rates, indent=2) + "\n")
@@ -160,8 +164,8 @@ def measured_rates(variants: dict[str, list[str]], output: Path) -> dict[str, fl
 def trained(output: Path, name: str, overrides: Sequence[str], budget: float, seed: int, steps: int) -> Score:
     """A run of so many steps, and its scores."""
     run = output / f"{slug(name)}_{steps}steps_seed{seed}"
-    results = run / "probes" / "results.json"
-    if not results.exists():
+    results = read_results(run / "probes")
+    if results is None:
         schedule = [
             f"trainer.max_steps={steps}",
             f"schedule.warmup_steps={steps // 8}",
@@ -170,10 +174,12 @@ def trained(output: Path, name: str, overrides: Sequence[str], budget: float, se
         save = [f"callbacks.checkpoint.every_n_steps={steps}", f"hydra.run.dir={run}", "resume=auto"]
         run_d2v("pretrain", *overrides, ONE_CORE, *schedule, *save, f"seed={seed}")
         probes = ["probe.knn=true", "probe.linear=true", "probe.ctc=false", f"probe.c_grid={C_GRID}", "precision=auto"]
-        run_d2v("evaluate", f"checkpoint={run}", "baselines=false", *probes, f"hydra.run.dir={results.parent}")
+        run_d2v("evaluate", f"checkpoint={run}", "baselines=false", *probes, f"hydra.run.dir={run / 'probes'}")
         print(f"{name}, {budget:g} s, seed {seed}: {steps} steps", flush=True)
-    (row,) = json.loads(results.read_text())["probes"]
-    return Score(name, budget, seed, steps, row["linear"], row["knn"])
+        results = read_results(run / "probes")
+    assert results is not None, "d2v evaluate writes results"
+    (row,) = results.rows
+    return Score(name, budget, seed, steps, row.scores["linear"], row.scores["knn"])
 
 
 def run_d2v(*arguments: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import signal
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,7 @@ import torch
 from d2v.interop.checkpoints import load_encoder
 from d2v.interop.native import Checkpoint
 from d2v.lit.callbacks import score
+from d2v.runs.results import Results, read_results
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
 QUICK = [
@@ -51,8 +51,10 @@ def _pretrain(runs: ModuleType, folder: Path, *overrides: str) -> Path:
     return Path(result.out.rpartition("run: ")[2].strip())
 
 
-def _results(folder: Path) -> dict:  # type: ignore[type-arg]
-    return json.loads((folder / "results.json").read_text())
+def _results(folder: Path) -> Results:
+    results = read_results(folder)
+    assert results is not None
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +68,8 @@ def finetuned(runs: ModuleType, images: Path, pretrained: Path, tmp_path_factory
 
 def test_images_are_learned_and_everything_is_written(finetuned: Path) -> None:
     results = _results(finetuned)
-    assert results["metric"] == "top1"
-    assert results["sets"]["val"]["scores"]["top1"] >= 0.9  # dark and bright
+    assert results.row("val").metric == "top1"
+    assert results.row("val").scores["top1"] >= 0.9  # dark and bright
     for name in ("results.md", "predictions_val.tsv", "report_val.md", "confusion_val.png", "config.yaml", "run.json"):
         assert (finetuned / name).stat().st_size > 0, name
     assert (finetuned / "checkpoints" / "best.ckpt").is_file()
@@ -82,14 +84,14 @@ def test_a_finetuned_checkpoint_is_scored_by_evaluate(
         "evaluate", f"checkpoint={finetuned}", "num_workers=1", f"hydra.run.dir={tmp_path / 'own'}"
     )
     assert found.status in (0, None), found.err
-    assert _results(tmp_path / "own")["sets"] == _results(finetuned)["sets"]
+    assert _results(tmp_path / "own").rows == _results(finetuned).rows
     predictions = "predictions_val.tsv"
     assert (tmp_path / "own" / predictions).read_text() == (finetuned / predictions).read_text()
     bare, there = images / "val", tmp_path / "bare"  # neither train/ nor val/ in it
     data = ["data=image_folder", f"data.root={bare}"]
     found = runs.d2v_command("evaluate", f"checkpoint={finetuned}", *data, f"hydra.run.dir={there}")
     assert found.status in (0, None), found.err
-    assert _results(there)["sets"] == _results(finetuned)["sets"]
+    assert _results(there).rows == _results(finetuned).rows
     assert f"12 images from {bare}" in found.out
     swapped = tmp_path / "swapped"
     for split in ("train", "val"):
@@ -132,7 +134,7 @@ def test_resuming_is_exact(
     assert again.status in (0, None), again.err
     assert runs.differences(runs.load(whole, 6)["state_dict"], runs.load(halves, 6)["state_dict"]) == []
     assert _results(whole) == _results(halves)
-    assert _results(halves)["step"] == 2
+    assert _results(halves).about["step"] == 2
     best = [torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for run in (whole, halves)]
     assert runs.differences(*best) == []
 
@@ -164,7 +166,7 @@ def test_a_stop_while_scoring_is_exact(
         a, b = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, run))
         assert a["global_step"] == b["global_step"]
         assert runs.differences(a["state_dict"], b["state_dict"]) == []
-    assert _results(whole)["sets"] == _results(run)["sets"]
+    assert _results(whole).rows == _results(run).rows
     scored = [
         {row["step"]: row["val/top1"] for row in runs.metrics(folder) if row["val/top1"]} for folder in (whole, run)
     ]
@@ -176,7 +178,7 @@ def test_from_scratch(runs: ModuleType, images: Path, tmp_path: Path) -> None:
     model = ["model=data2vec2/image_tiny", *[o for o in runs.MODEL if "encoder" in o]]
     model += ["data.patch_size=7", "checkpoint=null"]
     run = _finetune(runs, tmp_path / "run", *IMAGES, *runs.folder_data(images), *model)
-    assert "from_scratch" not in _results(run)
+    assert "from_scratch" not in _results(run).about
     missing = runs.d2v_command("finetune", *IMAGES, *runs.folder_data(images), "checkpoint=null")
     assert "choose the encoder by model=data2vec2/" in missing.err
 
@@ -201,7 +203,7 @@ def test_averaged_weights_are_scored_and_kept(runs: ModuleType, images: Path, pr
     assert any(not best[f"average.{name}"].equal(best[f"model.{name}"]) for name in names)
     found = runs.d2v_command("evaluate", f"checkpoint={run}", "num_workers=1", f"hydra.run.dir={tmp_path / 'again'}")
     assert found.status in (0, None), found.err
-    assert _results(tmp_path / "again")["sets"] == _results(run)["sets"]
+    assert _results(tmp_path / "again").rows == _results(run).rows
 
 
 def test_early_stopping(runs: ModuleType, images: Path, pretrained: Path, tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_speech(runs: ModuleType, tmp_path: Path) -> None:
         "data.probe_train=null", "data.val=train-clean-100", f"checkpoint={pretrained}", "global_batch_size=20",
         "trainer.max_steps=4", "freeze_steps=2", "feature_mask.channel_length=4", "schedule.warmup_fraction=0", *QUICK,
     )  # fmt: skip
-    scores = _results(run)["sets"]["val"]["scores"]
+    scores = _results(run).row("val").scores
     assert scores.keys() == {"wer", "cer"}
     # However a step is accumulated, it is the same step: letters are counted over all of it.
     parts = _finetune(
@@ -282,11 +284,11 @@ def test_speech(runs: ModuleType, tmp_path: Path) -> None:
     for a, b in zip(runs.metrics(parts), runs.metrics(whole), strict=True):
         assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), rel=1e-5)
         assert float(a["train/grad_norm"]) == pytest.approx(float(b["train/grad_norm"]), rel=1e-4)
-    assert _results(run)["sets"]["val"]["samples"] == 6
+    assert _results(run).row("val").samples == 6
     pytest.importorskip("flashlight")
     found = runs.d2v_command("evaluate", f"checkpoint={run}", "decoder=beam", f"hydra.run.dir={tmp_path / 'beam'}")
     assert found.status in (0, None), found.err
-    assert _results(tmp_path / "beam")["sets"]["val"]["samples"] == 6
+    assert _results(tmp_path / "beam").row("val").samples == 6
 
 
 def test_glue(runs: ModuleType, tmp_path: Path) -> None:
@@ -305,7 +307,7 @@ def test_glue(runs: ModuleType, tmp_path: Path) -> None:
     options += ["optim.lr=1e-2", *QUICK]
     run = _finetune(runs, tmp_path / "run", *options, "epochs=10")
     assert len(runs.metrics(run)) == 30  # 10 epochs of 24 in batches of 8
-    assert _results(run)["sets"]["val"]["scores"]["accuracy"] == 1.0
+    assert _results(run).row("val").scores["accuracy"] == 1.0
     assert (run / "submission" / "SST-2.tsv").read_text() == "index\tprediction\n0\t1\n1\t0\n2\t1\n"
     long = runs.d2v_command(
         "finetune",
@@ -323,9 +325,9 @@ def test_glue(runs: ModuleType, tmp_path: Path) -> None:
     elsewhere = ["data=glue", "data.task=sst2", f"data.root={tmp_path / 'glue'}", "data.on_bad_row=skip"]
     other = runs.d2v_command("evaluate", f"checkpoint={run}", *elsewhere, f"hydra.run.dir={tmp_path / 'other'}")
     assert other.status in (0, None), other.err
-    found = _results(tmp_path / "other")["sets"]["val"]
-    assert (found["scores"]["accuracy"], found["samples"]) == (1.0, 2)
-    (entry,) = found["skipped"]
+    found = _results(tmp_path / "other").row("val")
+    assert (found.scores["accuracy"], found.samples) == (1.0, 2)
+    (entry,) = found.skipped
     assert entry.startswith("dev.tsv:3: no label")
     (folder / "dev.tsv").write_text("sentence\tlabel\nthe cat runs\t1\n")
     found = runs.d2v_command("evaluate", f"checkpoint={run}", "num_workers=1", f"hydra.run.dir={tmp_path / 'again'}")

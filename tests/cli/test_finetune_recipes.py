@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from d2v.runs.results import read_results
 
 CONF = Path(__file__).parents[2] / "conf" / "task"
 # Each task's folder, columns, labels by turns, and the columns of its test files.
@@ -113,5 +114,6 @@ def test_a_recipe_takes_a_step(
     (row,) = runs.metrics(run)
     assert math.isfinite(float(row["train/loss"]))
     assert float(row["train/grad_norm"]) > 0
-    results = json.loads((run / "results.json").read_text())
-    assert results["metric"] in results["sets"]["val"]["scores"]
+    results = read_results(run)
+    assert results is not None
+    assert results.row("val").metric in results.row("val").scores

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from statistics import mean, median
 from types import ModuleType
-from typing import Any
 
 import pytest
 
-from d2v.cli.sweep import DIVERGED, choose, noting_divergence, one_run, sweep_table
+from d2v.cli.sweep import noting_divergence, one_run
 from d2v.lit.callbacks.finite import NotFinite
+from d2v.runs.listing import DIVERGED
+from d2v.runs.results import Row, read_results
 from d2v.tasks.scoring import Diverged
 
 TASK = "image_classification"
@@ -39,8 +38,11 @@ def swept(runs: ModuleType, options: list[str], tmp_path_factory: pytest.TempPat
     return folder
 
 
-def _results(folder: Path) -> Any:
-    return json.loads((folder / "results.json").read_text())
+def _rows(folder: Path) -> dict[str, Row]:
+    """The rows on "val", by task."""
+    results = read_results(folder)
+    assert results is not None
+    return {row.name: row for row in results.rows if row.set == "val"}
 
 
 @pytest.mark.faults
@@ -50,9 +52,10 @@ def test_a_learning_rate_that_diverges_is_left_out(swept: Path) -> None:
     }
     reason = (swept / f"{TASK}_lr1e+38_seed0" / DIVERGED).read_text()
     assert "not finite" in reason
-    content = _results(swept)[TASK]
-    assert content["lr"] == 1e-4
-    assert content["diverged"] == {"1e+38": reason.strip()}
+    row = _rows(swept)[TASK]
+    assert row.lr == 1e-4
+    assert row.diverged == {"1e+38": reason.strip()}
+    assert row.scores.keys() == row.std.keys() > set()
     table = (swept / "results.md").read_text()
     assert "| %, mean of 2 seeds ± std |" in table
     assert "| 0.0001 (1e+38 diverged) |" in table
@@ -88,9 +91,9 @@ def test_a_task_that_always_diverges_is_said_after_the_rest(
     result = runs.d2v_command("finetune", f"task={TASK}", *options, *lists, f"hydra.run.dir={tmp_path}")
     assert result.status == 1
     assert f"sweep.lrs=[0.001]: at every learning rate the model of {TASK} diverged; add a lower one" in result.err
-    found = _results(tmp_path)
-    assert found[TASK] == {"metric": None, "lr": None, "scores": {}, "diverged": {"0.001": "it was too much"}}
-    assert found["imagenet"]["lr"] == 1e-3
+    found = _rows(tmp_path)
+    assert found[TASK] == Row(TASK, {}, diverged={"0.001": "it was too much"})
+    assert found["imagenet"].lr == 1e-3
     table = (tmp_path / "results.md").read_text()
     assert f"| {TASK} | | | diverged | 0.001 diverged |" in table
     assert "| imagenet | val | top1 |" in table
@@ -165,51 +168,3 @@ def test_other_settings_that_do_not_fit(
     assert f"resume={tmp_path}: a sweep is many runs; leave resume out" in resumed.err
     monkeypatch.setenv("SLURM_NTASKS", "2")
     assert "give this job one task" in runs.d2v_command(*command).err
-
-
-def _run(metric: str, val: float, other: float) -> dict[str, Any]:
-    return {
-        "metric": metric,
-        "sets": {"val": {"scores": {metric: val}}, "b": {"scores": {metric: other}}, "t": {"scores": {}}},
-    }
-
-
-def test_the_best_over_seeds_is_chosen() -> None:
-    runs = {(lr, seed): _run("accuracy", value, 0.5) for (lr, values) in (
-        (1e-5, (0.6, 0.6, 0.6)), (2e-5, (0.9, 0.5, 0.55))) for seed, value in enumerate(values)}  # fmt: skip
-    found = choose(runs, [1e-5, 2e-5], [0, 1, 2], mean)
-    assert found["lr"] == 2e-5
-    assert found["scores"]["val"]["accuracy"]["value"] == pytest.approx(0.65)
-    assert found["scores"].keys() == {"val", "b"}
-    assert choose(runs, [1e-5, 2e-5], [0, 1, 2], median)["lr"] == 1e-5
-    assert choose(runs, [1e-5], [0, 1, 2], mean)["lr"] == 1e-5  # the other diverged
-    errors = {(lr, 0): _run("wer", value, 0.5) for lr, value in ((1e-5, 0.4), (2e-5, 0.3))}
-    assert choose(errors, [1e-5, 2e-5], [0], mean)["lr"] == 2e-5
-
-
-def _found(value: float, *others: float) -> dict[str, Any]:
-    names = ("val", "val_mismatched")
-    scores = {name: {"accuracy": {"value": v, "std": 0.01}} for name, v in zip(names, (value, *others), strict=False)}
-    return {"metric": "accuracy", "lr": 2e-5, "scores": scores}
-
-
-def test_glue_is_one_more_row_of_the_published_table() -> None:
-    tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "qnli", "rte", "wnli")
-    found = {f"glue/{name}": _found(0.5) for name in tasks} | {"glue/mnli": _found(0.9, 0.8)}
-    lines = sweep_table(found, 5, "median").splitlines()
-    ours = "| this sweep, median of 5 seeds | 90.0/80.0 | " + "50.0 | " * 7 + "55.0 |"
-    rows = [i for i, line in enumerate(lines) if line.startswith(("| data2vec, spans masked | 82.8/83.4 |", ours))]
-    assert rows == [rows[0], rows[0] + 1]  # nothing between them
-    assert len({line.count("|") for line in lines[rows[0] - 5 : rows[0] + 2]}) == 1
-    assert "| glue/mnli | val_mismatched | accuracy | 80.0 ± 1.0 | 2e-05 |" in lines
-    assert "| average without WNLI | val | | 55.0 | |" in lines
-
-
-def test_what_is_not_there_is_not_averaged() -> None:
-    hopeless = {"metric": None, "lr": None, "scores": {}, "diverged": {"0.01": "why", "0.1": "why"}}
-    table = sweep_table({"glue/rte": hopeless, "glue/cola": _found(0.5), "glue/sst2": _found(0.6)}, 1, "mean")
-    assert "| this sweep, one seed | – | – | diverged | – | – | – | 50.0 | 60.0 | – |" in table
-    assert "| glue/rte | | | diverged | 0.01 diverged; 0.1 diverged |" in table
-    assert "| glue/cola | val | accuracy | 50.0 | 2e-05 |" in table
-    assert "average without WNLI" not in table
-    assert "BERT" not in sweep_table({"glue/wnli": _found(0.5), TASK: _found(0.5)}, 1, "mean")

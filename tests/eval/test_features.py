@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import pytest
@@ -6,7 +5,6 @@ import torch
 from torch import Tensor, nn
 
 from d2v.eval.features import check_probe_data, eval_mode, extract, pool_tokens, standardize
-from d2v.eval.results import ProbeRow, probe_table, save_results
 from d2v.types import Batch, EncoderOutput, TokenMask
 
 DEPTH, DIM = 3, 8
@@ -206,37 +204,6 @@ def test_standardize_does_not_amplify_rounding_noise() -> None:
 
 def test_check_probe_data_accepts_what_is_fine() -> None:
     check_probe_data(torch.zeros(3, 2), torch.zeros(3), torch.zeros(1, 2), torch.zeros(1))
-
-
-def test_table() -> None:
-    table = probe_table([ProbeRow("raw | pixels", 0.83, 0.824), ProbeRow("data2vec 2.0", 0.891, None, 0.0021, None)])
-    assert table == (
-        "| features      | linear (%) | kNN (%) |\n"
-        "|---------------|-----------:|--------:|\n"
-        "| raw \\| pixels |       83.0 |    82.4 |\n"
-        "| data2vec 2.0  | 89.1 ± 0.2 |       – |\n"
-    )
-
-
-def test_results_are_written_as_json(tmp_path) -> None:
-    path = save_results(tmp_path / "run" / "results.json", [ProbeRow("raw", 0.5, knn_std=0.1)], seeds=[0, 1])
-    assert json.loads(path.read_text(encoding="utf-8")) == {
-        "seeds": [0, 1],
-        "probes": [
-            {
-                "name": "raw",
-                "linear": 0.5,
-                "knn": None,
-                "linear_std": None,
-                "knn_std": 0.1,
-                "letter_error": None,
-                "letter_error_std": None,
-            }
-        ],
-    }
-    with pytest.raises(ValueError, match="JSON"):
-        save_results(path, [ProbeRow("diverged", float("nan"))])
-    assert "raw" in path.read_text(encoding="utf-8")
 
 
 def test_mean_std_leaves_padding_out() -> None:

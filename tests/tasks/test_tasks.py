@@ -3,7 +3,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from d2v.data.letters import LETTERS, spell, unspell
 from d2v.interop.build import build
 from d2v.tasks.classification import Classification, Regression
-from d2v.tasks.results import scores_table, write_results
+from d2v.tasks.results import score_and_write
 from d2v.tasks.scoring import Diverged, judge, predict, score, write_predictions
 from d2v.tasks.transcription import Transcription
 from d2v.types import NO_LETTER, Batch
@@ -156,13 +155,16 @@ def test_results_hold_every_set(tmp_path: Path) -> None:
     outputs = torch.eye(3) * 5
     data = TwoSets({"val": [labelled(torch.tensor([0, 1, 1]))], "test": [labelled(None)]})
     data.submission = lambda folder, name, answers: data.submitted.update({name: answers})  # type: ignore[assignment]
-    table = write_results(tmp_path, Lookup(outputs), Classification(CLASSES), data, CPU, step=7)
+    table = score_and_write(tmp_path, Lookup(outputs), Classification(CLASSES), data, CPU, step=7)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert (results["metric"], results["step"]) == ("top1", 7)
-    assert results["sets"]["val"]["scores"] == {"top1": pytest.approx(2 / 3)}
-    assert results["sets"]["test"] == {"scores": {}, "samples": 3, "skipped": []}
+    val, test = results.pop("rows")
+    assert results == {"step": 7}
+    assert val["scores"] == {"top1": pytest.approx(2 / 3)}
+    common = {"name": "fine-tuned model", "metric": "top1", "samples": 3}
+    assert val == {**common, "set": "val", "scores": val["scores"]}
+    assert test == {**common, "set": "test", "scores": {}}
     assert data.submitted == {"test": [0, 1, 2]}
-    assert "| val | 66.7 |" in table
+    assert "| val |     66.7 |" in table
     assert table == (tmp_path / "results.md").read_text()
     assert (tmp_path / "predictions_test.tsv").is_file()
     assert "| dog | 2 | 100.0 | 50.0 |" in (tmp_path / "report_val.md").read_text()
@@ -188,7 +190,3 @@ def test_what_cannot_be_a_task() -> None:
     node = {"_target_": "d2v.tasks.classification.Classification", "label_smoothing": 1.0}
     with pytest.raises(ValueError, match=r"task\.label_smoothing=1"):
         build(node, {"labels": CLASSES}, key="task")
-    assert scores_table({"a": {"x": 0.5}, "b": {"y": np.float64(0.25)}}).splitlines()[2:] == [
-        "| a | 50.0 | – |",
-        "| b | – | 25.0 |",
-    ]

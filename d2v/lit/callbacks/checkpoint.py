@@ -17,7 +17,7 @@ from d2v.lit.callbacks.stop import agree
 from d2v.lit.checkpoint_io import NotSaved, point, save
 from d2v.lit.module import TrainingModule
 from d2v.lit.steps import ends_step, is_logged_step
-from d2v.runs.checkpoints import BEST, list_checkpoints
+from d2v.runs.checkpoints import BEST, FOLDER, list_checkpoints
 from d2v.values import PositiveFloat, PositiveInt, PositiveSteps, Range, buildable
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class CheckpointEvery(Checkpoint):
         super().__init__()
         if keep == 0:
             raise ValueError("callbacks.checkpoint.keep=0: choose -1 (all) or at least 1")
-        self.dirpath = Path(run_dir) / "checkpoints"
+        self.dirpath = Path(run_dir) / FOLDER
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.keep = keep

@@ -18,7 +18,7 @@ from d2v.lit.callbacks.stop import find_stop
 from d2v.lit.checkpoint_io import save
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.lit.steps import ends_step
-from d2v.runs.checkpoints import BEST
+from d2v.runs.checkpoints import BEST, FOLDER
 from d2v.tasks.scoring import Diverged, judge, predict
 from d2v.types import Batch
 from d2v.values import PositiveInt, PositiveSteps, buildable
@@ -49,7 +49,7 @@ class ScoreEvery(L.Callback):
     def __init__(
         self, run_dir: str | Path, every_n_steps: PositiveSteps | None = None, patience: PositiveInt | None = None
     ) -> None:
-        self.path = Path(run_dir) / "checkpoints" / BEST
+        self.path = Path(run_dir) / FOLDER / BEST
         self.every_n_steps = every_n_steps
         self.patience = patience
         self.best: float | None = None
