@@ -622,7 +622,7 @@ def test_special_tokens_are_those_of_training(tmp_path: Path, name: str) -> None
     assert batch["input_ids"][1][-1] == ours.pad_id
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (ours.bos_id, ours.eos_id, ours.pad_id)
-    again = load_tokenizer(load_huggingface(tmp_path).data_node["tokenizer"])
+    again = load_tokenizer(load_huggingface(tmp_path).inputs["tokenizer"])
     assert (again.bos_id, again.eos_id, again.mask_id) == (ours.bos_id, ours.eos_id, ours.mask_id)
 
 
