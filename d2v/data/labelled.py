@@ -118,7 +118,6 @@ class FinetuneSet(Generic[T]):
     """Labelled samples, their views, and how they become batches: :class:`d2v.data.protocol.FinetuneData`.
 
     Attributes:
-        modality: of the batches.
         train: to train on.
         evals: to score, by name; the first one, "val", chooses the best checkpoint. "test" sets may lack labels.
         labels: what labels mean: names of classes, letters, or the lowest and the highest score.
@@ -135,7 +134,6 @@ class FinetuneSet(Generic[T]):
         ValueError: a sample to train on or to choose by has no label.
     """
 
-    modality: str
     train: Source[T]
     evals: Mapping[str, Source[T]]
     labels: Sequence[str] | tuple[float, float]

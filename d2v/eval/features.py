@@ -6,7 +6,7 @@ blocks: data2vec's targets average blocks, and its last block is not always its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -62,7 +62,6 @@ def extract(
     layers: Layers = "last",
     pool: Pool = "mean",
     device: torch.device | str | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Features:
     """Encode every batch, unmasked, in eval and inference mode; the encoder's training flags are restored.
 
@@ -75,7 +74,6 @@ def extract(
         pool: "mean" over the tokens that are not padding; "mean_std", that and their standard deviation side by side,
             2 D features; "cls", the first prefix token; "none", all tokens that are not padding, prefix tokens first.
         device: where the encoder is; the batches are moved there. Default: the device of its first parameter.
-        progress: called after each batch with the number of samples encoded so far.
 
     Returns:
         The features of all samples, in the order of the batches.
@@ -91,7 +89,6 @@ def extract(
     sample_ids: list[Tensor] = []
     skipped: list[str] = []
     lengths: list[Tensor] = []
-    num_samples = 0
     with eval_mode(encoder), torch.inference_mode():
         for batch in batches:
             skipped.extend(batch.skipped)
@@ -106,9 +103,6 @@ def extract(
                 lengths.append(torch.full((len(pooled),), pooled.shape[-2]) - padding)
             labels.append(batch.labels)
             sample_ids.append(batch.sample_ids)
-            num_samples += len(batch.sample_ids)
-            if progress is not None:
-                progress(num_samples)
     # Concatenated outside inference mode: inside, the results could never be saved for a backward pass.
     if not sample_ids:
         raise ValueError("there were no batches to extract features from: is the data set, or its split, empty?")

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2v.eval.features import check_probe_data
-from d2v.eval.features import standardize as standardize_features
+from d2v.eval.features import check_probe_data, standardize
 
 
 def knn_accuracy(
@@ -26,8 +25,6 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
     batch_size: int = 1024,
-    *,
-    standardize: bool = True,
 ) -> float:
     """Accuracy of weighted k-nearest-neighbour classification, without any training.
 
@@ -39,7 +36,6 @@ def knn_accuracy(
         k: neighbours that vote.
         temperature: of the votes; smaller lets the nearest neighbours decide.
         batch_size: samples classified at once; memory is ``batch_size * N`` floats.
-        standardize: bring every feature to zero mean and unit variance on the training set first.
 
     Returns:
         The fraction of validation samples classified correctly, 0 to 1.
@@ -58,8 +54,7 @@ def knn_accuracy(
 
     # The similarities' last digits decide between neighbours: never in half precision, even if training runs in it.
     with torch.inference_mode(), torch.autocast(train_x.device.type, enabled=False):
-        train_x, val_x = standardize_features(train_x, val_x) if standardize else (train_x.float(), val_x.float())
-        train_x, val_x = F.normalize(train_x, dim=1), F.normalize(val_x, dim=1)
+        train_x, val_x = (F.normalize(x, dim=1) for x in standardize(train_x, val_x))
         classes, train_ids = train_y.unique(return_inverse=True)
         num_correct = 0
         for queries, labels in zip(val_x.split(batch_size), val_y.split(batch_size), strict=True):

@@ -107,7 +107,7 @@ def keep_freed_memory() -> bool:
 
 def describe_run(seed: int) -> dict[str, Any]:
     """Return the facts to repeat a run by: command, code revision, versions, machine, seed."""
-    packages = ("torch", "torchvision", "timm", "lightning", "hydra-core", "omegaconf", "numpy")
+    packages = ("torch", "timm", "lightning", "hydra-core", "omegaconf", "numpy")
     return {
         "d2v": __version__,
         "command": ["d2v", Path(sys.argv[0]).stem, *sys.argv[1:]],

@@ -29,15 +29,12 @@ class MaskGenerator(Protocol):
     def validate(self, grid: tuple[int, ...]) -> None:
         """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
 
-    def __call__(
-        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
-    ) -> np.ndarray:
+    def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
 
         Args:
             grid: the shape in which the tokens lie.
             rngs: a generator for every sample.
-            lengths: real tokens of every sample, of a sequence: those after them are padding and never masked.
         """
 
 
@@ -62,13 +59,11 @@ class RandomMask:
         """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
         _check_counts(self, prod(grid))
 
-    def __call__(
-        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
-    ) -> np.ndarray:
+    def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
         num_tokens = prod(grid)
         priority = np.concatenate([rng.random((self.num_masks, num_tokens)) for rng in rngs])
-        return _highest(priority, *_exact_count(self, num_tokens, lengths))
+        return _highest(priority, num_tokens - self.num_visible(num_tokens))
 
 
 @dataclass(frozen=True)
@@ -107,9 +102,7 @@ class _Blocks:
         """Share of tokens that the blocks are to cover."""
         raise NotImplementedError("a subclass says whether blocks are kept or masked")
 
-    def _priorities(
-        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None
-    ) -> np.ndarray:
+    def _priorities(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """(N, T) float: tokens of blocks in [1, 2), others in [0, 1), ties broken at random.
 
         Row m of a sample depends on its generator and on m alone, not on ``num_masks`` or on other samples.
@@ -119,16 +112,12 @@ class _Blocks:
             0, int(num_tokens * (self._block_ratio + self.mask_ratio_adjust) / self.mask_length ** len(grid))
         )
         uniform = np.concatenate([rng.random((self.num_masks, num_blocks + num_tokens)) for rng in rngs])
-        ends = [np.full((len(uniform), 1, 1), size) for size in grid]
-        if lengths is not None:
-            ends = [np.repeat(np.asarray(lengths), self.num_masks).reshape(-1, 1, 1)]
-        num_real = ends[0][:, :, 0] if lengths is not None else num_tokens
-        centres = np.unravel_index((uniform[:, :num_blocks] * num_real).astype(np.int64), grid)
+        centres = np.unravel_index((uniform[:, :num_blocks] * num_tokens).astype(np.int64), grid)
         offsets = np.indices((self.mask_length,) * len(grid)).reshape(len(grid), -1) - self.mask_length // 2
         blocks = np.ravel_multi_index(
             [
-                np.clip(centre[:, :, None] + offset, 0, end - 1)
-                for centre, offset, end in zip(centres, offsets, ends, strict=True)
+                np.clip(centre[:, :, None] + offset, 0, size - 1)
+                for centre, offset, size in zip(centres, offsets, grid, strict=True)
             ],
             grid,
         )
@@ -162,18 +151,9 @@ class InverseBlockMask(_Blocks):
     def _block_ratio(self) -> float:
         return 1 - self.mask_ratio
 
-    def __call__(
-        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
-
-        Raises:
-            ValueError: there is padding: everything but the blocks is masked, which would mask it.
-        """
-        if lengths is not None and min(lengths) < prod(grid):
-            raise ValueError("mask=inverse_block masks all but its blocks, padding too: use mask=span or mask=random")
-        priority = self._priorities(grid, rngs, None)
-        return ~_highest(priority, self.num_visible(prod(grid)))
+    def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
+        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
+        return ~_highest(self._priorities(grid, rngs), self.num_visible(prod(grid)))
 
 
 @buildable
@@ -201,14 +181,9 @@ class SpanMask(_Blocks):
     def _block_ratio(self) -> float:
         return self.mask_ratio
 
-    def __call__(
-        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
-
-        With padding, every sample masks as many tokens as the shortest has to.
-        """
-        return _highest(self._priorities(grid, rngs, lengths), *_exact_count(self, prod(grid), lengths))
+    def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
+        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
+        return _highest(self._priorities(grid, rngs), prod(grid) - self.num_visible(prod(grid)))
 
 
 @buildable
@@ -245,16 +220,8 @@ class BlockMask:
         if not 0 < self.min_aspect <= 1:
             raise ValueError(f"mask.min_aspect={self.min_aspect}: must be above 0 and at most 1")
 
-    def __call__(
-        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
-
-        Raises:
-            ValueError: there is padding.
-        """
-        if lengths is not None and min(lengths) < prod(grid):
-            raise ValueError("mask=block does not know padding: use mask=span or mask=random")
+    def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
+        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
         count = prod(grid) - self.num_visible(prod(grid))
         rows, columns = grid
         return np.stack([self._draw(rows, columns, count, rng) for rng in rngs for _ in range(self.num_masks)])
@@ -303,20 +270,8 @@ def _shows_and_hides(mask: _Blocks | RandomMask | BlockMask, ratio: float, num_t
     return 0 < replace(mask, mask_ratio=ratio).num_visible(num_tokens) < num_tokens
 
 
-def _exact_count(
-    mask: SpanMask | RandomMask, num_tokens: int, lengths: Sequence[int] | None
-) -> tuple[int, np.ndarray | None]:
-    """Tokens that every row masks, and the real tokens of every row if there is padding."""
-    if lengths is None:
-        return num_tokens - mask.num_visible(num_tokens), None
-    shortest = min(lengths)
-    return shortest - mask.num_visible(shortest), np.repeat(np.asarray(lengths), mask.num_masks)
-
-
-def _highest(priority: np.ndarray, count: int, num_real: np.ndarray | None = None) -> np.ndarray:
-    """(N, T) bool: the ``count`` entries of highest priority in every row, of its first ``num_real`` ones."""
-    if num_real is not None:
-        priority = np.where(np.arange(priority.shape[1]) < num_real[:, None], priority, -1.0)
+def _highest(priority: np.ndarray, count: int) -> np.ndarray:
+    """(N, T) bool: the ``count`` entries of highest priority in every row."""
     chosen = np.zeros(priority.shape, dtype=bool)
     np.put_along_axis(chosen, np.argpartition(-priority, count - 1, axis=1)[:, :count], True, axis=1)
     return chosen

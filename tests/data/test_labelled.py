@@ -147,7 +147,6 @@ def test_a_sample_without_a_label_is_named_before_training(split: str, kind: str
     sources[split].labels[7] = None  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=f"1 of 73 {kind} samples have no label, #7 is the first"):
         FinetuneSet(
-            modality="image",
             train=sources["train"],
             evals={"val": sources["val"]},
             labels=Labels.class_names,
@@ -162,7 +161,6 @@ def test_a_sample_without_a_label_is_named_before_training(split: str, kind: str
 def test_shares_of_an_evaluation_set(num_workers: int) -> None:
     """Every sample is in one process's share; batches are those of the whole, whoever loads them."""
     data = FinetuneSet(
-        modality="image",
         train=Labels(),
         evals={"val": Labels()},
         labels=Labels.class_names,

@@ -39,7 +39,7 @@ def data(labels: Any, *names: str) -> FinetuneSet:
     samples: Any = Samples(*names)
     view: Any = None
     return FinetuneSet(
-        modality="image", train=samples, evals={"val": samples}, labels=labels, train_view=view, eval_view=view,
+        train=samples, evals={"val": samples}, labels=labels, train_view=view, eval_view=view,
         collate=view, eval_batch_size=4,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,10 @@ def make_batch(recipe: str, seed: int = 0, samples: int = 4, size: int | None = 
     lengths = [num_tokens - (i % 3 if padded else 0) for i in range(samples)]
     grid = (4, 4) if modality == "image" else (num_tokens,)
     rngs = [np.random.default_rng([seed, i]) for i in range(samples)]
-    mask = TokenMask.from_bool(torch.from_numpy(RandomMask(MASKS, 0.5)(grid, rngs, lengths)), MASKS)
+    # The last tokens of a sequence may be padding, which no mask covers.
+    shortest = (min(lengths),) if len(grid) == 1 else grid
+    drawn = np.pad(RandomMask(MASKS, 0.5)(shortest, rngs), ((0, 0), (0, num_tokens - prod(shortest))))
+    mask = TokenMask.from_bool(torch.from_numpy(drawn), MASKS)
     batch = Batch(modality, inputs, torch.arange(samples) + samples * seed, mask)
     if not padded:
         return batch

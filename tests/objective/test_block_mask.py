@@ -60,5 +60,3 @@ def test_errors_name_key_and_fix() -> None:
         BlockMask(min_aspect=1.5).validate((14, 14))
     with pytest.raises(ValueError, match=r"mask\.mask_ratio=0\.001"):
         BlockMask(mask_ratio=0.001).validate((4, 4))
-    with pytest.raises(ValueError, match="mask=block does not know padding"):
-        BlockMask()((4, 4), rngs(0), lengths=[10])

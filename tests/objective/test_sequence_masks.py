@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v.objective.masking import InverseBlockMask, RandomMask, SpanMask
+from d2v.objective.masking import RandomMask, SpanMask
 
 MASKS = st.one_of(
     st.builds(RandomMask, st.integers(1, 4), st.floats(0.05, 0.95)),
@@ -29,19 +29,6 @@ def test_counts_are_exact(mask: RandomMask | SpanMask, num_tokens: int, samples:
     drawn = mask((num_tokens,), rngs(samples))
     assert drawn.shape == (samples * mask.num_masks, num_tokens)
     assert set(drawn.sum(1)) == {num_tokens - mask.num_visible(num_tokens)}
-
-
-@settings(max_examples=100, deadline=None)
-@given(mask=MASKS, lengths=st.lists(st.integers(8, 60), min_size=1, max_size=4), seed=st.integers(0, 99))
-def test_padding_is_never_masked(mask: RandomMask | SpanMask, lengths: list[int], seed: int) -> None:
-    try:
-        mask.validate((min(lengths),))
-    except ValueError:
-        return
-    drawn = mask((max(lengths) + 3,), rngs(len(lengths), seed), lengths).reshape(len(lengths), mask.num_masks, -1)
-    for row, length in zip(drawn, lengths, strict=True):
-        assert not row[:, length:].any()
-    assert set(drawn.sum(-1).flatten()) == {min(lengths) - mask.num_visible(min(lengths))}
 
 
 def test_the_released_counts() -> None:
@@ -73,13 +60,6 @@ def test_masks_depend_on_their_generator_alone() -> None:
         alone = mask((40,), [np.random.default_rng((0, 1))])
         assert (together[3:6] == alone).all()
         assert len({row.tobytes() for row in together}) == 9
-
-
-def test_inverse_blocks_refuse_padding() -> None:
-    mask = InverseBlockMask(2, 0.5, 2, 0.1)
-    assert mask((10,), rngs(1), [10]).shape == (2, 10)
-    with pytest.raises(ValueError, match="mask=inverse_block masks all but its blocks, padding too: use mask=span"):
-        mask((10,), rngs(1), [8])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from d2v.objective.masking import MaskGenerator
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_RAW_SIZE = 32  # pixels: side of the images of the baseline
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData(EqualSamples):
@@ -192,7 +194,6 @@ class ImageData(EqualSamples):
         classes = self.probe_train.class_names
         image_shape = (self.in_chans, self.img_size, self.img_size)
         return FinetuneSet(
-            modality=MODALITY,
             train=part(self.probe_train, label_fraction, seed),
             evals={"val": self.val},
             labels=classes,
@@ -204,26 +205,23 @@ class ImageData(EqualSamples):
             max_bad_fraction=self.max_bad_fraction,
         )
 
-    def raw(self, split: str, max_samples: int | None = None, size: int = 32) -> tuple[Tensor, Tensor]:
+    def raw(self, split: str) -> tuple[Tensor, Tensor]:
         """Pixels as features, the baseline that a representation has to beat.
 
         Args:
             split: "train" or "val".
-            max_samples: how many images, evenly spaced over the split; all if None.
-            size: highest side of the images, pixels; they are resized to it, but never above ``img_size``.
 
         Returns:
-            Features (N, C * size * size) float32, normalised, and labels (N,) int64. Images that cannot be read or have
-            no label are left out.
+            Features (N, C * S * S) float32, normalised, of images resized to S = 32 pixels or a smaller ``img_size``,
+            and labels (N,) int64. Images that cannot be read or have no label are left out.
 
         Raises:
             ValueError: there is no such split.
         """
-        size = min(size, self.img_size)
+        size = min(_RAW_SIZE, self.img_size)
         images = self.eval_dataset(split, size)
-        count = len(images) if max_samples is None else min(max_samples, len(images))
-        chosen = (images[i * len(images) // count] for i in range(count))
-        pairs = [(sample.inputs.flatten(), sample.label) for sample in chosen if sample.inputs is not None]
+        samples = (images[i] for i in range(len(images)))
+        pairs = [(sample.inputs.flatten(), sample.label) for sample in samples if sample.inputs is not None]
         labelled = [(pixels, label) for pixels, label in pairs if label is not None]
         if not labelled:
             return torch.empty(0, self.in_chans * size * size), torch.empty(0, dtype=torch.int64)

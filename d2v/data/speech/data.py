@@ -251,7 +251,6 @@ class SpeechData(PretrainSet):
         name_unlearnable(train, train.lengths, self.conv_layers)  # type: ignore[attr-defined, arg-type]
         view = EvalView(self._min_eval_samples, self._samples(self.eval_max_seconds))
         return FinetuneSet(
-            modality=MODALITY,
             train=train,
             evals={"val": SpokenClips(self.val, letters, self._samples(self.eval_max_seconds), on_bad_text)},
             labels=letters,

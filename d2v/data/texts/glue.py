@@ -76,7 +76,6 @@ class GlueData:
         """
         view = PairView(self.tokenizer, self.block_size)
         return FinetuneSet(
-            modality=MODALITY,
             train=part(self.train, label_fraction, seed, stratify=bool(self.task.classes)),
             evals=self.evals,
             labels=self.task.classes or (0.0, 5.0),

@@ -137,7 +137,7 @@ def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token if isinstance(token, str) else None
 
 
-def write_feature_extractor(folder: Path, data: Mapping[str, Any], padding_value: float = 0.0) -> None:
+def write_feature_extractor(folder: Path, data: Mapping[str, Any]) -> None:
     """Write the processor of clips: zero mean and unit variance, and a mask of what is padding."""
     content = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
@@ -145,7 +145,7 @@ def write_feature_extractor(folder: Path, data: Mapping[str, Any], padding_value
         "feature_size": 1,
         "sampling_rate": int(data.get("sample_rate", 16000)),
         "padding_side": "right",
-        "padding_value": padding_value,
+        "padding_value": 0.0,
         "do_normalize": True,
         "return_attention_mask": True,
     }

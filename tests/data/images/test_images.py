@@ -414,13 +414,21 @@ def test_evaluation_keeps_order_and_drops_bad_files(tmp_path):
 
 def test_raw_pixels():
     data = samples()
-    features, labels = data.raw("val", max_samples=500)
-    assert features.shape == (500, 28 * 28)
-    assert labels.shape == (500,)
-    assert data.raw("val", max_samples=10, size=14)[0].shape == (10, 196)
+    features, labels = data.raw("val")
+    assert features.shape == (len(data.val), 28 * 28)
+    assert labels.shape == (len(data.val),)
     centroids = torch.stack([features[labels == c].mean(0) for c in range(10)])
     accuracy = (torch.cdist(features, centroids).argmin(1) == labels).float().mean()
     assert accuracy > 0.6  # the nearest class mean, on the images it was made of
+
+
+def test_raw_pixels_are_at_most_32_a_side(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            save_pictures(tmp_path / split / name, 2)
+    features, labels = image_folder(str(tmp_path), img_size=48).raw("val")
+    assert features.shape == (4, 3 * 32 * 32)
+    assert labels.tolist() == [0, 0, 1, 1]
 
 
 # --- counting bad samples
