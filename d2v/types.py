@@ -130,7 +130,7 @@ class EncoderOutput:
 
     Attributes:
         x: (N, P + T', D) final features, prefix tokens first; T' is K under a mask, T without.
-        hidden_states: the (N, P + T', D) output of every shared block, or () if not asked for.
+        hidden_states: the (N, P + T', D) output of every layer of the trunk, or () if not asked for.
         num_prefix_tokens: P.
     """
 
@@ -142,6 +142,11 @@ class EncoderOutput:
     def patch_tokens(self) -> Tensor:
         """(N, T', D) final features without the prefix tokens."""
         return self.x[:, self.num_prefix_tokens :]
+
+    @property
+    def cls_token(self) -> Tensor:
+        """(N, D) final features of the last prefix token, where there is one."""
+        return self.x[:, self.num_prefix_tokens - 1]
 
 
 @dataclass(frozen=True)

@@ -327,7 +327,7 @@ class Recorder:
         output = 0 if end_of_block else 1
         self.handles = [
             block.register_forward_hook(lambda _m, _i, out: self.layers.append(out[output].detach()))
-            for block in model.teacher.blocks
+            for block in model.teacher.trunk.units()
         ]
         (decoder,) = model.decoders.values()
         self.handles.append(decoder.register_forward_hook(self._keep_pred))
@@ -452,7 +452,7 @@ def check_checkpoint(path: Path) -> Iterator[Check]:
     inputs = expected["source"]
     encoder = checkpoint.to_imported().build_encoder()
     layers: list[Tensor] = []
-    for block in encoder.blocks:
+    for block in encoder.trunk.units():
         block.register_forward_hook(lambda _m, _i, out: layers.append(out[1]))
     with torch.no_grad():
         out = encoder(Batch(checkpoint.modality, inputs, torch.arange(len(inputs))))

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.decoders import ConvDecoder2d
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import Encoder, transformer_encoder
 from d2v.nn.frontends.image import ImageFrontend
 from d2v.objective.masking import InverseBlockMask
 from d2v.types import Batch, TokenMask
@@ -128,7 +128,7 @@ def make_encoder() -> Callable[..., Encoder]:
     def make(embed_dim: int = 16, num_prefix_tokens: int = 1, **options: Any) -> Encoder:
         options = {"depth": 2, "num_heads": 4, "prenet_depth": 1, "mlp_ratio": 2.0} | options
         frontend = ImageFrontend(embed_dim, 12, 3, 2, num_prefix_tokens)
-        encoder = Encoder({"image": frontend}, embed_dim, **options)
+        encoder = transformer_encoder({"image": frontend}, embed_dim, **options)
         perturb(encoder)
         return encoder
 

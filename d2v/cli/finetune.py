@@ -30,7 +30,7 @@ from d2v.lit import machine, setup
 from d2v.lit.callbacks.score import ScoreEvery
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 from d2v.models.heads import FinetunedModel
-from d2v.nn.block import checkpoint_activations
+from d2v.nn.trunk import checkpoint_activations
 from d2v.runs.files import replace_text, writing
 from d2v.runs.record import CONFIG, RECORD, write_run_record
 from d2v.runs.results import RESULTS

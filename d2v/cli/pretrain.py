@@ -24,7 +24,7 @@ from d2v.interop.native import Checkpoint
 from d2v.lit import machine, setup
 from d2v.lit.data import PretrainDataModule
 from d2v.lit.pretrain import PretrainModule
-from d2v.nn.block import checkpoint_activations
+from d2v.nn.trunk import checkpoint_activations
 from d2v.runs.checkpoints import BEST, FOLDER, newest_intact_checkpoint
 from d2v.runs.files import replace_text, writing
 from d2v.runs.record import CONFIG, RECORD, write_run_record

@@ -105,7 +105,7 @@ class _Exported(nn.Module):
         return self.encoder.frontend(self.modality)
 
     def forward(self, inputs: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        out = self.encoder.encode(self.modality, self.frontend.embed(inputs), padding_mask)
+        out = self.encoder.encode(self.modality, self.frontend.embed(inputs), padding_mask=padding_mask)
         return (out.x,) if self.head is None else (out.x, self.head(out, padding_mask))
 
 

@@ -30,7 +30,7 @@ class FinetuneModule(TrainingModule):
     Args:
         model: encoder and head.
         task: what its outputs mean.
-        optim: makes the optimizer from (name, parameter) pairs; its groups' ``lr`` is the peak.
+        optim: makes the optimizer of a model's parameters; its groups' ``lr`` is the peak.
         schedule: factor on the peak learning rate by optimizer step (0-based).
         freeze_steps: optimizer steps at the start in which only the head is trained.
         ema_decay: of a moving average of the weights, which is then what is scored and kept; None for none.
@@ -42,7 +42,7 @@ class FinetuneModule(TrainingModule):
         self,
         model: FinetunedModel,
         task: Task,
-        optim: Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer],
+        optim: Callable[[nn.Module], Optimizer],
         schedule: Callable[[int], float],
         freeze_steps: int = 0,
         ema_decay: float | None = None,

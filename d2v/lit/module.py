@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -27,7 +27,7 @@ class TrainingModule(L.LightningModule):
 
     Args:
         model: what is trained.
-        optim: makes the optimizer, a fused one, from (name, parameter) pairs; its groups' ``lr`` is the peak.
+        optim: makes the optimizer, a fused one, of a model's parameters; its groups' ``lr`` is the peak.
         schedule: factor on the peak learning rate by optimizer step (0-based).
         seed: with the step, the source of all randomness on the device (dropout, noise), so that a resumed run draws
             what the uninterrupted one would have.
@@ -40,7 +40,7 @@ class TrainingModule(L.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        optim: Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer],
+        optim: Callable[[nn.Module], Optimizer],
         schedule: Callable[[int], float],
         seed: int = 0,
         config: dict[str, Any] | None = None,
@@ -83,7 +83,7 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW or whatever ``optim`` makes, with its learning rate stepped every optimizer step."""
-        optimizer = self.optim((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        optimizer = self.optim(self.model)
         scheduler = LambdaLR(optimizer, self.schedule)
         self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

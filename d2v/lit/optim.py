@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from d2v.nn.encoder import Encoder
 from d2v.values import Beta, Epsilon, NonNegativeFloat, PositiveFraction, buildable
 
 
 @buildable
 def adamw(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    model: nn.Module,
     lr: NonNegativeFloat,
     betas: tuple[Beta, Beta] = (0.9, 0.95),
     eps: Epsilon = 1e-8,
@@ -25,15 +24,16 @@ def adamw(
     """AdamW, fused.
 
     Args:
-        named_parameters: what to train.
+        model: every parameter that requires a gradient is trained.
         lr: peak learning rate.
         betas: decay rates of the moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled, times the learning rate.
         exempt_norms_and_biases: leave vectors (norms, biases) and prefix tokens undecayed. The released runs decay
             everything: the exemption in their code never took effect.
-        layer_decay: for fine-tuning: the learning rate of an encoder's block over that of the next one, a modality's
-            own blocks first; what comes before them is one below the first (BEiT, arXiv:2106.08254, and timm).
+        layer_decay: for fine-tuning: the learning rate of a layer of the model's encoder over that of the next one, a
+            modality's own layers first; what comes before them is one below the first (BEiT, arXiv:2106.08254, and
+            timm).
 
     Raises:
         ValueError: ``betas`` are not two, or ``layer_decay`` is out of range.
@@ -42,7 +42,7 @@ def adamw(
         raise ValueError(f"optim.betas={list(betas)}: give two numbers")
     if not 0 < layer_decay <= 1:
         raise ValueError(f"optim.layer_decay={layer_decay}: must be above 0 and at most 1")
-    parameters = list(named_parameters)
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [{"params": [p for _, p in parameters], "weight_decay": weight_decay}]
     if exempt_norms_and_biases:
         exempt = {name for name, p in parameters if p.ndim < 2 or name.endswith("prefix_tokens")}
@@ -51,35 +51,30 @@ def adamw(
             {"params": [p for name, p in parameters if name in exempt], "weight_decay": 0.0},
         ]
     if layer_decay < 1:
-        groups = _by_layer(parameters, groups, lr, layer_decay)
+        groups = _by_layer(model, parameters, groups, lr, layer_decay)
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
 
 
 def _by_layer(
-    parameters: list[tuple[str, nn.Parameter]], groups: list[dict[str, Any]], lr: float, layer_decay: float
+    model: nn.Module,
+    parameters: list[tuple[str, nn.Parameter]],
+    groups: list[dict[str, Any]],
+    lr: float,
+    layer_decay: float,
 ) -> list[dict[str, Any]]:
     """The groups cut by layer, each with its learning rate; the last layer's group comes first."""
-    names = [name for name, _ in parameters]
-    prenet_depth = 1 + max((int(found[1]) for name in names if (found := _PRENET.search(name))), default=-1)
-    depth = prenet_depth + 1 + max((int(found[1]) for name in names if (found := _BLOCK.search(name))), default=-1)
+    encoders = {name: part for name, part in model.named_children() if isinstance(part, Encoder)}
+    last = 1 + max((encoder.depth for encoder in encoders.values()), default=0)
 
     def layer(name: str) -> int:
-        if found := _PRENET.search(name):
-            return int(found[1]) + 1
-        if found := _BLOCK.search(name):
-            return prenet_depth + int(found[1]) + 1
-        return 0 if _BEFORE_BLOCKS.search(name) else depth + 1
+        part, _, rest = name.partition(".")
+        return encoders[part].layer_of(rest) if part in encoders else last
 
     layers = {p: layer(name) for name, p in parameters}
     cut = []
-    for i in range(depth + 1, -1, -1):
+    for i in range(last, -1, -1):
         for group in groups:
             chosen = [p for p in group["params"] if layers[p] == i]
             if chosen:
-                cut.append({**group, "params": chosen, "lr": lr * layer_decay ** (depth + 1 - i)})
+                cut.append({**group, "params": chosen, "lr": lr * layer_decay ** (last - i)})
     return cut
-
-
-_BLOCK = re.compile(r"(?:^|\.)encoder\.blocks\.(\d+)\.")
-_PRENET = re.compile(r"(?:^|\.)encoder\.prenets\.\w+\.(\d+)\.")
-_BEFORE_BLOCKS = re.compile(r"(?:^|\.)encoder\.(?:frontends|input_norms)\.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class PretrainModule(TrainingModule):
     def __init__(
         self,
         model: MaskedModel,
-        optim: Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer],
+        optim: Callable[[nn.Module], Optimizer],
         schedule: Callable[[int], float],
         ema: Callable[[int], float],
         seed: int = 0,

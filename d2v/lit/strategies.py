@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 
-from d2v.nn.block import Block
+from d2v.nn.trunk import units
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -124,8 +124,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Spread a model's parameters over the devices of ``mesh``, a block at a time; the rest is gathered at once."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            fully_shard(module, mesh=mesh)
+    """Spread a model's parameters over the devices of ``mesh``, a layer at a time; the rest is gathered at once."""
+    for unit in units(model):
+        fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -106,15 +106,13 @@ class Data2Vec(SelfDistillation):
         mask = batch.mask
         assert mask is not None, "pretraining batches carry masks"
         frontend = self.student.frontend(batch.modality)
-        num_prefix = frontend.num_prefix_tokens
 
         hidden_NTD, features_BTD = frontend.hide(batch.inputs, mask)
         target_BTD = self.targets(batch, features_BTD)
         padding_mask = batch.padding_mask
         if padding_mask is not None:
             padding_mask = padding_mask.repeat_interleave(mask.num_masks, dim=0)
-        x = self.student.encode(batch.modality, hidden_NTD, padding_mask).x  # (N, P + T, D)
-        tokens_NTD = x[:, num_prefix:]
+        tokens_NTD = self.student.encode(batch.modality, hidden_NTD, padding_mask=padding_mask).patch_tokens
         pred = self.heads[batch.modality](gather_tokens(tokens_NTD, mask.ids_mask))  # (N, T - K, D)
         target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
 

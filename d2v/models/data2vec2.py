@@ -87,15 +87,11 @@ class Data2Vec2(SelfDistillation):
         mask = batch.mask
         assert mask is not None, "pretraining batches carry masks"
         frontend = self.student.frontend(batch.modality)
-        num_prefix = frontend.num_prefix_tokens
 
         features_BTD = frontend.embed(batch.inputs)  # once a sample, for all of its masks
         target_BTD = self.targets(batch, features_BTD)
-        x, attn_bias = self.student.context(batch.modality, features_BTD, mask, batch.padding_mask)  # (N, P + K, D)
-        for block in self.student.blocks:
-            x, _ = block(x, attn_bias)
-        x = self.student.norm(x)
-        visible_NKD = x[:, num_prefix:]
+        out = self.student.encode(batch.modality, features_BTD, mask, batch.padding_mask)
+        visible_NKD = out.patch_tokens
         pred = self.decoders[batch.modality](visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, D)
         target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
 
@@ -103,7 +99,7 @@ class Data2Vec2(SelfDistillation):
         terms = {"regression": loss_sum.detach()}
         if self.cls_loss_weight:
             cls_target = target_BTD.mean(dim=1).repeat_interleave(mask.num_masks, dim=0)  # (N, D)
-            cls_sum = regression_loss_sum(x[:, num_prefix - 1], cls_target, self.loss_scale, self.loss_beta)
+            cls_sum = regression_loss_sum(out.cls_token, cls_target, self.loss_scale, self.loss_beta)
             cls_sum = cls_sum * (self.cls_loss_weight * pred.shape[1])  # mean over N views, times N * (T - K) tokens
             loss_sum = loss_sum + cls_sum
             terms["cls"] = cls_sum.detach()

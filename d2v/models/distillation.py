@@ -39,7 +39,7 @@ class SelfDistillation(MaskedModel):
         loss_beta: 0 for the squared error, above 0 for smooth L1.
         teacher_scope: what the teacher averages; the rest of it follows the student. "encoder": everything;
             "context": everything after the local features; "transformer": everything but the frontends; "blocks": the
-            shared blocks.
+            trunk.
 
     Raises:
         ValueError: a value that cannot work, naming its key and the fix.
@@ -65,10 +65,10 @@ class SelfDistillation(MaskedModel):
                 f"model.{self.predictors_are} has {sorted(predictors)}, model.encoder.frontends "
                 f"{sorted(encoder.frontends)}: every modality needs one of each"
             )
-        if not 1 <= average_top_k_layers <= len(encoder.blocks):
+        if not 1 <= average_top_k_layers <= encoder.trunk.depth:
             raise ValueError(
-                f"model.average_top_k_layers={average_top_k_layers}: targets come from the {len(encoder.blocks)} "
-                f"shared blocks (model.encoder.depth); choose 1 to {len(encoder.blocks)}"
+                f"model.average_top_k_layers={average_top_k_layers}: targets come from the {encoder.trunk.depth} "
+                f"shared blocks (model.encoder.depth); choose 1 to {encoder.trunk.depth}"
             )
         for name, value, annotation in (
             ("layer_norms", layer_norms, Sequence[TargetNorm]),
@@ -99,12 +99,11 @@ class SelfDistillation(MaskedModel):
         """
         num_prefix = self.teacher.frontend(batch.modality).num_prefix_tokens
         x, attn_bias = self._teacher_input(batch, features_BTD)  # (B, P + T, D)
-        first = len(self.teacher.blocks) - self.average_top_k_layers
+        first = self.teacher.trunk.depth - self.average_top_k_layers
         total: Tensor | float = 0.0
-        for i, block in enumerate(self.teacher.blocks):
-            x, mlp_output = block(x, attn_bias)
+        for i, (output, mlp_output) in enumerate(self.teacher.trunk.layers(x, attn_bias)):
             if i >= first:
-                layer_output = x if self.end_of_block_targets else mlp_output
+                layer_output = output if self.end_of_block_targets else mlp_output
                 total = total + normalize_targets(layer_output[:, num_prefix:], self.layer_norms)
         assert isinstance(total, Tensor)
         return normalize_targets(total / self.average_top_k_layers, self.target_norms)
@@ -144,7 +143,7 @@ def averages(scope: TeacherScope, name: str, local_parts: Mapping[str, Sequence[
         local_parts: of the frontends, by modality.
     """
     part, _, rest = name.partition(".")
-    if scope == "encoder" or part == "blocks":
+    if scope == "encoder" or part == "trunk":
         return True
     if scope == "blocks":
         return False

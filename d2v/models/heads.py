@@ -153,5 +153,5 @@ class FinetunedModel(nn.Module):
             features_BTD = self.encoder.frontend(batch.modality).embed(batch.inputs)
             if self.feature_mask is not None:
                 features_BTD = self.feature_mask(features_BTD)
-            out = self.encoder.encode(batch.modality, features_BTD, batch.padding_mask)
+            out = self.encoder.encode(batch.modality, features_BTD, padding_mask=batch.padding_mask)
         return self.head(out, batch.padding_mask)

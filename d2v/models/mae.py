@@ -84,10 +84,7 @@ class MaskedAutoencoder(MaskedModel):
 
         features_BTD = frontend.embed(batch.inputs)  # once a sample, for all of its masks
         target = gather_tokens(self.targets(batch), mask.ids_mask, mask.num_masks)  # (N, T - K, V)
-        x, attn_bias = self.student.context(batch.modality, features_BTD, mask)  # (N, P + K, D)
-        for block in self.student.blocks:
-            x, _ = block(x, attn_bias)
-        visible_NKD = self.student.norm(x)[:, frontend.num_prefix_tokens :]
+        visible_NKD = self.student.encode(batch.modality, features_BTD, mask).patch_tokens
         pred = self.decoders[batch.modality](visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, V)
 
         loss_sum = regression_loss_sum(pred, target, 1 / frontend.patch_values)  # the mean over a patch

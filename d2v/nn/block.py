@@ -11,7 +11,41 @@ from d2v.nn.attention import Attention
 from d2v.nn.positions import RelativePositionBias
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
+    """Base class of a trunk's layers: what is sharded as one unit (FSDP) and may be computed again as one.
+
+    Abstract: a layer defines :meth:`compute`.
+
+    Attributes:
+        checkpointing: whether a training step keeps only the layer's inputs and computes the rest again, with the same
+            random numbers, in the backward pass (arXiv:1604.06174); set by
+            :func:`d2v.nn.trunk.checkpoint_activations`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkpointing = False
+
+    def forward(self, x: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One layer.
+
+        Args:
+            x: (N, T, D).
+            inputs: what else :meth:`compute` takes.
+
+        Returns:
+            The layer's output and the MLP's output before dropout, residual and norm, both (N, T, D).
+        """
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(self.compute, x, *inputs, use_reentrant=False)
+        return self.compute(x, *inputs)
+
+    def compute(self, x: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """:meth:`forward`, without checkpointing."""
+        raise NotImplementedError("a layer defines compute")
+
+
+class Block(Layer):
     """Self-attention and MLP, post-norm as in all released models, or pre-norm.
 
     Args:
@@ -29,17 +63,13 @@ class Block(nn.Module):
         layer_drop_rate: probability of skipping the whole block for a batch (LayerDrop, arXiv:1909.11556).
         layer_scale_init: learned factors on both branches, and what they start at (arXiv:2103.17239); None for none.
         rel_pos_grid: of a bias of relative positions of its own, (rows, columns) of patches after a CLS token; or None.
-
-    Attributes:
-        checkpointing: whether a training step keeps the block's input only and computes the rest anew, with the same
-            random numbers, when the backward pass needs it (arXiv:1604.06174); set by
-            :func:`checkpoint_activations`.
     """
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
+        *,
         mlp_ratio: float = 4.0,
         norm_first: bool = False,
         norm_eps: float = 1e-6,
@@ -53,7 +83,6 @@ class Block(nn.Module):
         rel_pos_grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.checkpointing = False
         self.norm_first = norm_first
         self.layer_drop_rate = layer_drop_rate
         self.attn = Attention(dim, num_heads, attn_drop_rate, drop_rate)
@@ -67,7 +96,7 @@ class Block(nn.Module):
         )
         self.rel_pos = None if rel_pos_grid is None else RelativePositionBias(rel_pos_grid, num_heads)
 
-    def forward(self, x: Tensor, attn_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def compute(self, x: Tensor, attn_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """One block.
 
         Args:
@@ -77,11 +106,6 @@ class Block(nn.Module):
         Returns:
             The block's output and the MLP's output before dropout, residual and norm, both (N, T, D).
         """
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return torch.utils.checkpoint.checkpoint(self._forward, x, attn_bias, use_reentrant=False)
-        return self._forward(x, attn_bias)
-
-    def _forward(self, x: Tensor, attn_bias: Tensor | None) -> tuple[Tensor, Tensor]:
         skipped = x
         if self.rel_pos is not None:
             attn_bias = self.rel_pos() if attn_bias is None else attn_bias + self.rel_pos()
@@ -97,10 +121,3 @@ class Block(nn.Module):
             # Computed all the same: every rank has every gradient (zeros here), and nothing waits for the device.
             x = torch.where(torch.rand((), device=x.device) < self.layer_drop_rate, skipped, x)
         return x, mlp_output
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Let every block of a model be computed again in the backward pass, instead of keeping what is in it."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.checkpointing = True

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.nn.block import Block
 from d2v.nn.positions import sincos_2d
 from d2v.nn.tokens import gather_tokens
+from d2v.nn.trunk import Transformer
 from d2v.types import TokenMask
 from d2v.values import (
     Channels,
@@ -119,7 +119,7 @@ class ConvDecoder(nn.Module):
             self.mask_noise_std
         )
         x = gather_tokens(torch.cat([self.input_drop(x_NKD), noise], dim=1), mask.ids_restore)  # (N, T, D)
-        x = x.view(len(x), *grid, -1)  # (N, *grid, D)
+        x = x.unflatten(1, grid)  # (N, *grid, D)
         for conv in self.convs:
             y = conv(x.movedim(-1, 1)).movedim(1, -1)  # (N, *grid, E)
             y = F.gelu(F.layer_norm(y, y.shape[-1:]))
@@ -182,8 +182,7 @@ class PixelDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self.register_buffer("positions", sincos_2d((side, side), decoder_dim))
         self.positions: Tensor
-        self.blocks = nn.ModuleList(Block(decoder_dim, num_heads, norm_first=True) for _ in range(depth))
-        self.norm = nn.LayerNorm(decoder_dim, eps=1e-6)
+        self.trunk = Transformer(decoder_dim, depth, num_heads, norm_first=True)
         self.proj = nn.Linear(decoder_dim, in_chans * patch_size**2)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -204,6 +203,4 @@ class PixelDecoder(nn.Module):
         x = self.embed(x_NKD)
         hidden = self.mask_token.to(x.dtype).expand(len(x), mask.ids_mask.shape[1], -1)
         x = gather_tokens(torch.cat([x, hidden], dim=1), mask.ids_restore) + self.positions  # (N, T, E)
-        for block in self.blocks:
-            x, _ = block(x)
-        return self.proj(gather_tokens(self.norm(x), mask.ids_mask))
+        return self.proj(gather_tokens(self.trunk(x), mask.ids_mask))

@@ -1,4 +1,4 @@
-"""The encoder: a frontend for each modality, then Transformer blocks shared by all, data2vec 2.0 (arXiv:2212.07525).
+"""The encoder: a frontend for each modality, then a trunk shared by all, data2vec 2.0 (arXiv:2212.07525).
 
 N views = B samples x M masks, T tokens, K visible, P prefix tokens, D features
 """
@@ -11,110 +11,88 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.nn.block import Block
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.tokens import gather_tokens
+from d2v.nn.trunk import Transformer, Trunk, linear_rates
 from d2v.types import Batch, EncoderOutput, TokenMask
 from d2v.values import Depth, Epsilon, FiniteFloat, NumHeads, Rate, Ratio, Width, buildable
 
 
 @buildable
 class Encoder(nn.Module):
-    """Student or teacher.
+    """Student or teacher. :func:`transformer_encoder` builds one whose trunk is a Transformer.
 
     Args:
         frontends: one for every modality, by its name.
-        embed_dim: features D.
-        depth: Transformer blocks shared by the modalities; the targets come from these.
-        num_heads: attention heads.
-        prenet_depth: blocks of each modality's own before the shared ones.
-        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
-        norm_first: pre-norm blocks instead of post-norm (all released models are post-norm).
-        norm_eps: epsilon of the LayerNorms.
-        drop_rate: dropout after attention projections.
-        attn_drop_rate: dropout on attention weights.
-        mlp_drop_rate: dropout inside MLPs.
-        post_mlp_drop_rate: dropout on MLP outputs.
-        drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
-        layer_drop_rate: probability of skipping a block for a batch, the same for all.
-        layer_scale_init: what learned factors on the blocks' branches start at; None for no such factors.
-        rel_pos_grid: (rows, columns) of patches: every block has a bias of relative positions of its own; or None.
-        final_norm: a LayerNorm after the last block; None: where blocks are pre-norm.
+        trunk: layers shared by the modalities; the targets come from these.
+        prenets: layers of each modality's own before the trunk, by its name; None for none.
+        input_norm: a LayerNorm on the tokens that enter a prenet, or a trunk where the frontend asks for one.
+        norm_eps: its epsilon.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``embed_dim``, or a frontend has another width.
+        ValueError: a frontend or a prenet has another width than the trunk.
     """
 
     def __init__(
         self,
         frontends: Mapping[str, Frontend],
-        embed_dim: Width = 768,
-        depth: Depth = 12,
-        num_heads: NumHeads = 12,
-        prenet_depth: Depth = 0,
-        mlp_ratio: Ratio = 4.0,
-        norm_first: bool = False,
+        trunk: Trunk,
+        prenets: Mapping[str, Trunk] | None = None,
+        input_norm: bool = True,
         norm_eps: Epsilon = 1e-6,
-        drop_rate: Rate = 0.0,
-        attn_drop_rate: Rate = 0.0,
-        mlp_drop_rate: Rate = 0.0,
-        post_mlp_drop_rate: Rate = 0.0,
-        drop_path_rate: Rate = 0.0,
-        layer_drop_rate: Rate = 0.0,
-        layer_scale_init: FiniteFloat | None = None,
-        rel_pos_grid: tuple[Width, Width] | None = None,
-        final_norm: bool | None = None,
     ) -> None:
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(
-                f"model.encoder.num_heads={num_heads} does not divide model.encoder.embed_dim={embed_dim}; "
-                "choose a number of heads that does"
-            )
-        for modality, frontend in frontends.items():
-            if frontend.embed_dim != embed_dim:
-                raise ValueError(
-                    f"model.encoder.frontends.{modality}.embed_dim={frontend.embed_dim} must equal "
-                    f"model.encoder.embed_dim={embed_dim}"
-                )
-        self.embed_dim = embed_dim
-        self.norm_first = norm_first
-        final_norm = norm_first if final_norm is None else final_norm
-        drop_path_rates = torch.linspace(0, drop_path_rate, prenet_depth + depth, device="cpu").tolist()
-
-        def make_blocks(rates: list[float]) -> nn.ModuleList:
-            return nn.ModuleList(
-                Block(
-                    embed_dim,
-                    num_heads,
-                    mlp_ratio,
-                    norm_first,
-                    norm_eps,
-                    drop_rate,
-                    attn_drop_rate,
-                    mlp_drop_rate,
-                    post_mlp_drop_rate,
-                    rate,
-                    layer_drop_rate,
-                    layer_scale_init,
-                    None if rel_pos_grid is None else (rel_pos_grid[0], rel_pos_grid[1]),
-                )
-                for rate in rates
-            )
-
+        prenets = prenets or {}
+        for kind, parts in (("frontends", frontends), ("prenets", prenets)):
+            for modality, part in parts.items():
+                if part.embed_dim != trunk.embed_dim:
+                    raise ValueError(
+                        f"model.encoder.{kind}.{modality}.embed_dim={part.embed_dim} must equal "
+                        f"model.encoder.embed_dim={trunk.embed_dim}"
+                    )
+        self.embed_dim = trunk.embed_dim
         self.frontends = nn.ModuleDict(frontends)
         self.input_norms = nn.ModuleDict(
             {
-                modality: nn.LayerNorm(embed_dim, eps=norm_eps)
+                modality: nn.LayerNorm(trunk.embed_dim, eps=norm_eps)
                 for modality, frontend in frontends.items()
-                if (frontend.input_norm or prenet_depth) and not norm_first
+                if input_norm and (frontend.input_norm or modality in prenets)
             }
         )
-        self.prenets = nn.ModuleDict({modality: make_blocks(drop_path_rates[:prenet_depth]) for modality in frontends})
-        self.blocks = make_blocks(drop_path_rates[prenet_depth:])
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if final_norm else nn.Identity()
-        for blocks in (self.prenets, self.blocks):
-            blocks.apply(_init_linear)
+        self.prenets = nn.ModuleDict(prenets)
+        self.trunk = trunk
+        for part in (*prenets.values(), trunk):
+            part.init_weights()
+
+    @property
+    def depth(self) -> int:
+        """Layers of the deepest prenet and of the trunk."""
+        return self._prenet_depth + self.trunk.depth
+
+    @property
+    def _prenet_depth(self) -> int:
+        return max((self.prenet(modality).depth for modality in self.prenets), default=0)
+
+    def layer_of(self, name: str) -> int:
+        """Return the layer that a parameter belongs to, for learning rates by layer.
+
+        0: before all layers (frontends, input norms); 1 to ``depth``: a layer of a prenet or the trunk; ``depth + 1``:
+        after the last.
+
+        Args:
+            name: within the encoder.
+        """
+        part, _, rest = name.partition(".")
+        if part == "prenets":
+            modality, _, rest = rest.partition(".")
+            return 1 + self.prenet(modality).layer_of(rest)
+        return 1 + self._prenet_depth + self.trunk.layer_of(rest) if part == "trunk" else 0
+
+    def prenet(self, modality: str) -> Trunk:
+        """The prenet of a modality that has one."""
+        prenet = self.prenets[modality]
+        assert isinstance(prenet, Trunk)
+        return prenet
 
     def frontend(self, modality: str) -> Frontend:
         """The frontend of ``modality``; KeyError naming those there are."""
@@ -127,7 +105,7 @@ class Encoder(nn.Module):
     def context(
         self, modality: str, x_BTD: Tensor, mask: TokenMask | None = None, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Everything between local features and the shared blocks: drop masked tokens, positions, prefix, norm, prenet.
+        """Everything between local features and the trunk: drop masked tokens, positions, prefix, norm, prenet.
 
         Args:
             modality: whose frontend and prenet to use.
@@ -148,10 +126,8 @@ class Encoder(nn.Module):
         if modality in self.input_norms:
             x = self.input_norms[modality](x)
         x = F.dropout(x, frontend.input_drop_rate, self.training)
-        prenet = self.prenets[modality]
-        assert isinstance(prenet, nn.ModuleList)
-        for block in prenet:
-            x, _ = block(x, attn_bias)
+        if modality in self.prenets:
+            x = self.prenets[modality](x, attn_bias)
         return x, attn_bias
 
     def forward(self, batch: Batch, return_layers: bool = False) -> EncoderOutput:
@@ -162,26 +138,109 @@ class Encoder(nn.Module):
             return_layers: also return every shared block's output.
         """
         features_BTD = self.frontend(batch.modality).embed(batch.inputs)
-        return self.encode(batch.modality, features_BTD, batch.padding_mask, return_layers)
+        return self.encode(batch.modality, features_BTD, None, batch.padding_mask, return_layers)
 
     def encode(
-        self, modality: str, x_BTD: Tensor, padding_mask: Tensor | None = None, return_layers: bool = False
+        self,
+        modality: str,
+        x_BTD: Tensor,
+        mask: TokenMask | None = None,
+        padding_mask: Tensor | None = None,
+        return_layers: bool = False,
     ) -> EncoderOutput:
-        """Features of whole samples from their local features.
+        """Features of whole samples, or of the visible tokens of every mask, from local features.
 
         Args:
             modality: whose frontend and prenet to use.
             x_BTD: (B, T, D) from the frontend's ``embed``.
+            mask: M masks a sample, or None to see everything.
             padding_mask: (B, T) bool, True = padding; None where nothing is padded.
-            return_layers: also return every shared block's output.
+            return_layers: also return the output of every layer of the trunk.
+
+        Raises:
+            ValueError: the trunk returned another number of tokens than it was given.
         """
-        x, attn_bias = self.context(modality, x_BTD, padding_mask=padding_mask)
+        x, attn_bias = self.context(modality, x_BTD, mask, padding_mask)
+        num_tokens = x.shape[1]
         hidden_states: list[Tensor] = []
-        for block in self.blocks:
-            x, _ = block(x, attn_bias)
+        for x, _ in self.trunk.layers(x, attn_bias):  # noqa: B020  # the context is not needed any more
             if return_layers:
                 hidden_states.append(x)
-        return EncoderOutput(self.norm(x), tuple(hidden_states), self.frontend(modality).num_prefix_tokens)
+        if x.shape[1] != num_tokens:
+            raise ValueError(
+                f"{type(self.trunk).__name__} returned {x.shape[1]} tokens of {num_tokens}: a trunk's output t has to "
+                "belong to input token t"
+            )
+        return EncoderOutput(self.trunk.norm(x), tuple(hidden_states), self.frontend(modality).num_prefix_tokens)
+
+
+@buildable
+def transformer_encoder(
+    frontends: Mapping[str, Frontend],
+    embed_dim: Width = 768,
+    depth: Depth = 12,
+    num_heads: NumHeads = 12,
+    prenet_depth: Depth = 0,
+    mlp_ratio: Ratio = 4.0,
+    norm_first: bool = False,
+    norm_eps: Epsilon = 1e-6,
+    drop_rate: Rate = 0.0,
+    attn_drop_rate: Rate = 0.0,
+    mlp_drop_rate: Rate = 0.0,
+    post_mlp_drop_rate: Rate = 0.0,
+    drop_path_rate: Rate = 0.0,
+    layer_drop_rate: Rate = 0.0,
+    layer_scale_init: FiniteFloat | None = None,
+    rel_pos_grid: tuple[Width, Width] | None = None,
+    final_norm: bool | None = None,
+) -> Encoder:
+    """An encoder of Transformer blocks, with prenets that have the same form.
+
+    Args:
+        frontends: one for every modality, by its name.
+        embed_dim: features D.
+        depth: Transformer blocks shared by the modalities; the targets come from these.
+        num_heads: attention heads.
+        prenet_depth: blocks of each modality's own before the shared ones.
+        mlp_ratio: as in :class:`d2v.nn.trunk.Transformer`, like all that is not named here.
+        norm_first: pre-norm blocks instead of post-norm (all released models are post-norm).
+        norm_eps: epsilon of all LayerNorms, those of input tokens included.
+        drop_rate: dropout after attention projections.
+        attn_drop_rate: dropout on attention weights.
+        mlp_drop_rate: dropout inside MLPs.
+        post_mlp_drop_rate: dropout on MLP outputs.
+        drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first, prenets included.
+        layer_drop_rate: probability of skipping a block for a batch.
+        layer_scale_init: initial value of learned factors on the blocks' branches; None for no such factors.
+        rel_pos_grid: (rows, columns) of patches for every block's own bias of relative positions; or None.
+        final_norm: a LayerNorm after the last block; None: where blocks are pre-norm.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``embed_dim``, or a frontend has another width.
+    """
+    rates = linear_rates(drop_path_rate, prenet_depth + depth)
+
+    def make(rates: list[float], final_norm: bool | None) -> Transformer:
+        return Transformer(
+            embed_dim,
+            len(rates),
+            num_heads,
+            mlp_ratio=mlp_ratio,
+            norm_first=norm_first,
+            norm_eps=norm_eps,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            mlp_drop_rate=mlp_drop_rate,
+            post_mlp_drop_rate=post_mlp_drop_rate,
+            drop_path_rate=rates,
+            layer_drop_rate=layer_drop_rate,
+            layer_scale_init=layer_scale_init,
+            rel_pos_grid=rel_pos_grid,
+            final_norm=final_norm,
+        )
+
+    prenets = {modality: make(rates[:prenet_depth], False) for modality in frontends if prenet_depth}
+    return Encoder(frontends, make(rates[prenet_depth:], final_norm), prenets, not norm_first, norm_eps)
 
 
 def _padding_bias(padding_mask: Tensor, mask: TokenMask | None, num_prefix_tokens: int) -> Tensor:
@@ -191,11 +250,3 @@ def _padding_bias(padding_mask: Tensor, mask: TokenMask | None, num_prefix_token
         padding = gather_tokens(padding.unsqueeze(-1), mask.ids_keep, mask.num_masks).squeeze(-1)
     padding = F.pad(padding, (num_prefix_tokens, 0))
     return torch.zeros(padding.shape, device=padding.device).masked_fill(padding, float("-inf"))[:, None, None]
-
-
-def _init_linear(module: nn.Module) -> None:
-    """N(0, .02) weights and zero biases, as BERT and the reference."""
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -54,9 +54,9 @@ from d2v.data.source import Sample
 from d2v.data.speech.batches import ClipCollate
 from d2v.lit.machine import keep_freed_memory
 from d2v.models.masked import MaskedModel
-from d2v.nn.block import checkpoint_activations
 from d2v.nn.frontends.image import ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
+from d2v.nn.trunk import checkpoint_activations
 from d2v.types import Batch
 
 # Samples a batch: about as many tokens for the student in each (1,200 to 2,100) where models are large.
@@ -245,7 +245,7 @@ class Run:
             checkpoint_activations(self.model)
         self.forward: Callable[[Batch], Any] = torch.compile(self.model) if case.compiled else self.model
         (self.modality,) = self.model.student.frontends
-        self.optimizer = optim((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        self.optimizer = optim(self.model)
         for group in self.optimizer.param_groups:
             group["lr"] *= 1e-3  # as early in the warm-up: what is learned from noise must not overflow
         self.samples = [Sample(x, SampleKey(0, i)) for i, x in enumerate(self._noise())]
@@ -321,7 +321,7 @@ class Run:
             "tokens": tokens,
             "visible": visible,
             "width": encoder.embed_dim,
-            "depth": len(encoder.blocks) + len(encoder.prenets[self.modality]),  # type: ignore[arg-type]  # a ModuleList
+            "depth": encoder.depth,
             "student_tokens": len(batch.mask.mask) * (prefix + (tokens if sees_all else visible)),
             "teacher_tokens": len(batch.inputs) * (prefix + tokens),
             "parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
@@ -373,7 +373,7 @@ def count_flops(run: Run, batch: Batch) -> dict[str, float]:
 def block_products(run: Run, batch: Batch) -> dict[str, Product]:
     """The products of a student's block on this batch, (tokens, in) x (in, out), with both of their gradients'."""
     shapes, width = run.shapes(batch), run.model.student.embed_dim
-    hidden: int = run.model.student.blocks[0].mlp.fc1.out_features  # type: ignore[union-attr, assignment]
+    hidden: int = run.model.student.get_submodule("trunk.blocks.0.mlp.fc1").out_features  # type: ignore[assignment]
     linears = {"qkv": (width, 3 * width), "proj": (width, width), "fc1": (width, hidden), "fc2": (hidden, width)}
     products = {}
     for name, (fan_in, fan_out) in linears.items():

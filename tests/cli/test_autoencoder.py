@@ -38,10 +38,10 @@ def test_a_run_is_saved_read_out_and_starts_others(runs: ModuleType, images: Pat
         load_encoder(run, "teacher")
     other = Data2Vec2(load_encoder(run), {"image": ConvDecoder2d(32, 16, 1, groups=2)}, average_top_k_layers=1)
     with torch.no_grad():
-        other.teacher.blocks[0].norm1.weight.zero_()  # type: ignore[union-attr]
+        other.teacher.trunk.blocks[0].norm1.weight.zero_()  # type: ignore[union-attr]
     init_from(other, run)
     assert torch.equal(
-        other.teacher.state_dict()["blocks.0.norm1.weight"], loaded.state_dict()["blocks.0.norm1.weight"]
+        other.teacher.state_dict()["trunk.blocks.0.norm1.weight"], loaded.state_dict()["trunk.blocks.0.norm1.weight"]
     )
     probed = runs.d2v_command("evaluate", f"checkpoint={run}", "probe=knn")
     assert "pretrained encoder, 2 steps" in probed.out, probed.err

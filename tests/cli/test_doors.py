@@ -115,7 +115,10 @@ def test_a_run_goes_to_the_authors_format_and_back(runs: ModuleType, run: Path, 
     """A new run that starts from the file begins as one that starts from the run itself."""
     runs.d2v_command("export", f"checkpoint={run}", f"output={tmp_path}", "format=fairseq")
     checkpoint = FairseqCheckpoint.load(tmp_path / "checkpoint.pt")
-    assert checkpoint.model_state().keys() > {"student.blocks.0.attn.qkv.weight", "teacher.blocks.0.attn.qkv.weight"}
+    assert checkpoint.model_state().keys() > {
+        "student.trunk.blocks.0.attn.qkv.weight",
+        "teacher.trunk.blocks.0.attn.qkv.weight",
+    }
     losses = []
     for start in (run, tmp_path / "checkpoint.pt"):
         folder = tmp_path / f"from_{start.name}"

@@ -100,7 +100,7 @@ def test_experiment_instantiates(runs: ModuleType, name: str) -> None:
         checked(Pretrain, plain(cfg))
         with _Meta():
             model = built(cfg.model)
-        optimizer = built(cfg.optim)(model.student.named_parameters())
+        optimizer = built(cfg.optim)(model.student)
         schedule, ema, mask = built(cfg.schedule, max_steps=cfg.trainer.max_steps), built(cfg.ema), built(cfg.mask)
         node = cfg.model.encoder
         frontend = {"image": _patches, "speech": _convolutions, "text": _embeddings}[_modality(name)]
@@ -380,7 +380,7 @@ CALLED_WITH = {  # by what is left to wait for the rest
     "d2v.objective.schedules.tri_stage": {"step"},
     "d2v.objective.schedules.warmup_cosine": {"step"},
     "d2v.objective.schedules.ema_decay": {"step"},
-    "d2v.lit.optim.adamw": {"named_parameters"},
+    "d2v.lit.optim.adamw": {"model"},
 }
 
 

@@ -16,7 +16,7 @@ from d2v.interop.huggingface import save_custom_huggingface
 from d2v.nn.encoder import Encoder
 
 NODE: dict[str, Any] = {
-    "_target_": "d2v.nn.encoder.Encoder",
+    "_target_": "d2v.nn.encoder.transformer_encoder",
     "frontends": {"text": {"_target_": "d2v.nn.frontends.text.TextFrontend", "embed_dim": 16, "vocab_size": 30}},
     "embed_dim": 16,
     "depth": 1,

@@ -207,7 +207,7 @@ def test_biases_of_blocks_are_read_off_the_parameters(read: Callable[[str], Case
     model = build(model_node(cfg, own, layout))
     state = to_d2v_state(own, layout)
     assert {key for key in model.state_dict() if not key.startswith("teacher.")} == state.keys()
-    assert torch.equal(state["student.blocks.2.rel_pos.table"], table)
+    assert torch.equal(state["student.trunk.blocks.2.rel_pos.table"], table)
     assert model.student.frontend("image").rel_pos is None
 
 

@@ -81,9 +81,9 @@ def test_the_teacher_on_request(files: Path) -> None:
     student, teacher = (load_encoder(files / "image.pt", network) for network in ("student", "teacher"))
     stored = content_of(files / "image.pt")["model"]
     key = "blocks.3.mlp.fc2.weight"
-    assert torch.equal(student.state_dict()[key], stored[key])
-    assert torch.equal(teacher.state_dict()[key], stored["_ema"][key].float())
-    assert not torch.equal(student.state_dict()[key], teacher.state_dict()[key])
+    assert torch.equal(student.state_dict()[f"trunk.{key}"], stored[key])
+    assert torch.equal(teacher.state_dict()[f"trunk.{key}"], stored["_ema"][key].float())
+    assert not torch.equal(student.state_dict()[f"trunk.{key}"], teacher.state_dict()[f"trunk.{key}"])
 
 
 def test_a_file_without_a_teacher_says_so(files: Path, tmp_path: Path) -> None:
@@ -119,14 +119,14 @@ def rename(content: dict[str, Any], old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["model"].pop("blocks.0.norm1.bias"), r"missing blocks\.0\.norm1\.bias"),
+        (lambda c: c["model"].pop("blocks.0.norm1.bias"), r"missing trunk\.blocks\.0\.norm1\.bias"),
         (lambda c: rename(c, "blocks.0.norm1.bias", "blocks.0.norm7.bias"), r"blocks\.0\.norm7\.bias"),
         (
             lambda c: c["model"].update({"blocks.0.mlp.fc1.bias": torch.zeros(3)}),
             r"blocks\.0\.mlp\.fc1\.bias has shape \(3,\), the model \(192,\)",
         ),
         (lambda c: c["cfg"]["model"].pop("num_heads"), "lacks 'num_heads'"),
-        (lambda c: c["cfg"]["model"].update(depth=2), r"left over blocks\.2\."),
+        (lambda c: c["cfg"]["model"].update(depth=2), r"left over trunk\.blocks\.2\."),
         (lambda c: c["model"].clear(), "not the parameters of a data2vec model"),
     ],
 )
@@ -243,9 +243,9 @@ from d2v.interop.fairseq.files import save_fairseq
 from d2v.interop.build import build
 path = {str(tmp_path / "large.pt")!r}
 if sys.argv[1] == "write":
-    size = dict(embed_dim=512, num_heads=8)
+    size = dict(embed_dim=512, depth=4, num_heads=8)
     frontend = {{"_target_": "d2v.nn.frontends.image.ImageFrontend", "embed_dim": 512, "img_size": 32, "patch_size": 8}}
-    encoder = {{"_target_": "d2v.nn.encoder.Encoder", "frontends": {{"image": frontend}}, "depth": 4, **size}}
+    encoder = {{"_target_": "d2v.nn.encoder.transformer_encoder", "frontends": {{"image": frontend}}, **size}}
     decoder = {{"_target_": "d2v.nn.decoders.ConvDecoder2d", "embed_dim": 512, "depth": 1}}
     node = {{"_target_": "d2v.models.data2vec2.Data2Vec2", "encoder": encoder, "decoders": {{"image": decoder}},
             "average_top_k_layers": 2, "teacher_scope": "encoder"}}

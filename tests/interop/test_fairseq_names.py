@@ -54,12 +54,12 @@ def one(name: str, layout: Layout = "2.0") -> str:
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
-        ("blocks.11.attn.qkv.weight", "student.blocks.11.attn.qkv.weight"),
-        ("blocks.0.attn.proj.bias", "student.blocks.0.attn.proj.bias"),
-        ("blocks.3.norm1.weight", "student.blocks.3.norm1.weight"),
-        ("blocks.3.norm2.bias", "student.blocks.3.norm2.bias"),
+        ("blocks.11.attn.qkv.weight", "student.trunk.blocks.11.attn.qkv.weight"),
+        ("blocks.0.attn.proj.bias", "student.trunk.blocks.0.attn.proj.bias"),
+        ("blocks.3.norm1.weight", "student.trunk.blocks.3.norm1.weight"),
+        ("blocks.3.norm2.bias", "student.trunk.blocks.3.norm2.bias"),
         (f"{IMAGE}context_encoder.norm.bias", "student.input_norms.image.bias"),
-        (f"{IMAGE}context_encoder.blocks.1.mlp.fc2.bias", "student.prenets.image.1.mlp.fc2.bias"),
+        (f"{IMAGE}context_encoder.blocks.1.mlp.fc2.bias", "student.prenets.image.blocks.1.mlp.fc2.bias"),
         (f"{IMAGE}local_encoder.proj.weight", "student.frontends.image.proj.weight"),
         (f"{IMAGE}fixed_positional_encoder.positions", "student.frontends.image.positions"),
         (f"{IMAGE}extra_tokens", "student.frontends.image.prefix_tokens"),
@@ -76,7 +76,7 @@ def one(name: str, layout: Layout = "2.0") -> str:
         (f"{TEXT}local_encoder.embed_tokens.weight", "student.frontends.text.token_embed.weight"),
         (f"{TEXT}local_encoder.embed_positions.weight", "student.frontends.text.pos_embed.weight"),
         (f"{TEXT}local_encoder.layernorm_embedding.bias", "student.frontends.text.norm.bias"),
-        (f"{TEXT}context_encoder.blocks.10.norm2.weight", "student.prenets.text.10.norm2.weight"),
+        (f"{TEXT}context_encoder.blocks.10.norm2.weight", "student.prenets.text.blocks.10.norm2.weight"),
         (f"{TEXT}decoder.proj.2.weight", "decoders.text.proj.2.weight"),
     ],
 )
@@ -93,8 +93,8 @@ def test_names(theirs: str, ours: str) -> None:
         ("text", "encoder.sentence_encoder.embed_tokens.weight", "student.frontends.text.token_embed.weight"),
         ("text", "encoder.sentence_encoder.embed_positions.weight", "student.frontends.text.pos_embed.weight"),
         ("text", "encoder.sentence_encoder.layernorm_embedding.bias", "student.frontends.text.norm.bias"),
-        ("text", "encoder.sentence_encoder.layers.11.fc1.weight", "student.blocks.11.mlp.fc1.weight"),
-        ("text", "encoder.sentence_encoder.layers.0.self_attn_layer_norm.bias", "student.blocks.0.norm1.bias"),
+        ("text", "encoder.sentence_encoder.layers.11.fc1.weight", "student.trunk.blocks.11.mlp.fc1.weight"),
+        ("text", "encoder.sentence_encoder.layers.0.self_attn_layer_norm.bias", "student.trunk.blocks.0.norm1.bias"),
         ("text", "encoder.regression_head.2.bias", "heads.text.2.bias"),
         ("speech", "feature_extractor.conv_layers.6.0.weight", "student.frontends.speech.convs.6.weight"),
         ("speech", "feature_extractor.conv_layers.6.2.1.weight", "student.frontends.speech.conv_norms.6.weight"),
@@ -103,24 +103,28 @@ def test_names(theirs: str, ours: str) -> None:
         ("speech", "mask_emb", "student.frontends.speech.mask_token"),
         ("speech", "encoder.pos_conv.4.0.bias", "student.frontends.speech.positions.convs.4.bias"),
         ("speech", "encoder.layer_norm.weight", "student.input_norms.speech.weight"),
-        ("speech", "encoder.layers.2.self_attn.out_proj.weight", "student.blocks.2.attn.proj.weight"),
-        ("speech", "encoder.layers.2.final_layer_norm.weight", "student.blocks.2.norm2.weight"),
-        ("speech", "encoder.layers.2.fc2.bias", "student.blocks.2.mlp.fc2.bias"),
+        ("speech", "encoder.layers.2.self_attn.out_proj.weight", "student.trunk.blocks.2.attn.proj.weight"),
+        ("speech", "encoder.layers.2.final_layer_norm.weight", "student.trunk.blocks.2.norm2.weight"),
+        ("speech", "encoder.layers.2.fc2.bias", "student.trunk.blocks.2.mlp.fc2.bias"),
         ("speech", "final_proj.weight", "heads.speech.0.weight"),
         ("image", "patch_embed.conv.bias", "student.frontends.image.proj.bias"),
         ("image", "cls_emb", "student.frontends.image.prefix_tokens"),
         ("image", "mask_emb", "student.frontends.image.mask_token"),
         ("image", "encoder.rel_pos_bias.relative_position_bias_table", "student.frontends.image.rel_pos.table"),
-        ("image", "encoder.blocks.1.attn.rel_pos_bias.relative_position_bias_table", "student.blocks.1.rel_pos.table"),
-        ("image", "encoder.blocks.1.attn.qkv.weight", "student.blocks.1.attn.qkv.weight"),
-        ("image", "encoder.blocks.1.attn.proj.bias", "student.blocks.1.attn.proj.bias"),
-        ("image", "encoder.blocks.1.gamma_1", "student.blocks.1.scale1.gamma"),
-        ("image", "encoder.blocks.1.gamma_2", "student.blocks.1.scale2.gamma"),
-        ("image", "encoder.blocks.1.norm1.weight", "student.blocks.1.norm1.weight"),
-        ("image", "encoder.blocks.1.norm2.bias", "student.blocks.1.norm2.bias"),
-        ("image", "encoder.blocks.1.mlp.0.weight", "student.blocks.1.mlp.fc1.weight"),
-        ("image", "encoder.blocks.1.mlp.2.bias", "student.blocks.1.mlp.fc2.bias"),
-        ("image", "encoder.norm.weight", "student.norm.weight"),
+        (
+            "image",
+            "encoder.blocks.1.attn.rel_pos_bias.relative_position_bias_table",
+            "student.trunk.blocks.1.rel_pos.table",
+        ),
+        ("image", "encoder.blocks.1.attn.qkv.weight", "student.trunk.blocks.1.attn.qkv.weight"),
+        ("image", "encoder.blocks.1.attn.proj.bias", "student.trunk.blocks.1.attn.proj.bias"),
+        ("image", "encoder.blocks.1.gamma_1", "student.trunk.blocks.1.scale1.gamma"),
+        ("image", "encoder.blocks.1.gamma_2", "student.trunk.blocks.1.scale2.gamma"),
+        ("image", "encoder.blocks.1.norm1.weight", "student.trunk.blocks.1.norm1.weight"),
+        ("image", "encoder.blocks.1.norm2.bias", "student.trunk.blocks.1.norm2.bias"),
+        ("image", "encoder.blocks.1.mlp.0.weight", "student.trunk.blocks.1.mlp.fc1.weight"),
+        ("image", "encoder.blocks.1.mlp.2.bias", "student.trunk.blocks.1.mlp.fc2.bias"),
+        ("image", "encoder.norm.weight", "student.trunk.norm.weight"),
     ],
 )
 def test_names_of_1_0(layout: Layout, theirs: str, ours: str) -> None:
@@ -130,15 +134,15 @@ def test_names_of_1_0(layout: Layout, theirs: str, ours: str) -> None:
 @pytest.mark.parametrize(
     ("layout", "theirs", "ours"),
     [
-        ("2.0", "3.attn.qkv.bias", "blocks.3.attn.qkv.bias"),  # a stack of blocks
-        ("2.0", "blocks.3.attn.qkv.bias", "blocks.3.attn.qkv.bias"),  # an encoder
-        ("text", "layers.3.fc1.bias", "blocks.3.mlp.fc1.bias"),
+        ("2.0", "3.attn.qkv.bias", "trunk.blocks.3.attn.qkv.bias"),  # a stack of blocks
+        ("2.0", "blocks.3.attn.qkv.bias", "trunk.blocks.3.attn.qkv.bias"),  # an encoder
+        ("text", "layers.3.fc1.bias", "trunk.blocks.3.mlp.fc1.bias"),
         ("text", "embed_tokens.weight", "frontends.text.token_embed.weight"),
-        ("speech", "layers.3.fc2.weight", "blocks.3.mlp.fc2.weight"),
+        ("speech", "layers.3.fc2.weight", "trunk.blocks.3.mlp.fc2.weight"),
         ("speech", "pos_conv.0.0.weight", "frontends.speech.positions.convs.0.weight"),
         ("speech", "layer_norm.weight", "input_norms.speech.weight"),  # the encoder's, not the features'
-        ("image", "blocks.3.gamma_2", "blocks.3.scale2.gamma"),
-        ("image", "norm.bias", "norm.bias"),
+        ("image", "blocks.3.gamma_2", "trunk.blocks.3.scale2.gamma"),
+        ("image", "norm.bias", "trunk.norm.bias"),
     ],
 )
 def test_a_teachers_names_lack_what_its_encoders_begin_with(layout: Layout, theirs: str, ours: str) -> None:
@@ -153,16 +157,16 @@ def test_queries_keys_and_values_are_thirds_in_this_order(layout: Layout) -> Non
     stem = {"text": "encoder.sentence_encoder.layers.1", "speech": "encoder.layers.1"}[layout]
     theirs = {f"{stem}.self_attn.{x}_proj.weight": torch.full((2, 3), i) for i, x in enumerate("vkq")}
     ours = to_d2v_state(theirs, layout)
-    assert list(ours) == ["student.blocks.1.attn.qkv.weight"]
-    assert ours["student.blocks.1.attn.qkv.weight"][:, 0].tolist() == [2, 2, 1, 1, 0, 0]
-    with pytest.raises(KeyError, match=r"student\.blocks\.1\.attn\.qkv\.weight: of its three parts .* \[0, 2\]"):
+    assert list(ours) == ["student.trunk.blocks.1.attn.qkv.weight"]
+    assert ours["student.trunk.blocks.1.attn.qkv.weight"][:, 0].tolist() == [2, 2, 1, 1, 0, 0]
+    with pytest.raises(KeyError, match=r"student\.trunk\.blocks\.1\.attn\.qkv\.weight: of its three parts .* \[0, 2\]"):
         to_d2v_state({name: v for name, v in theirs.items() if "k_proj" not in name}, layout)
 
 
 def test_the_image_model_of_1_0_has_no_bias_of_keys() -> None:
     q, v = torch.randn(4), torch.randn(4)
     ours = to_d2v_state({"encoder.blocks.0.attn.q_bias": q, "encoder.blocks.0.attn.v_bias": v}, "image")
-    assert torch.equal(ours["student.blocks.0.attn.qkv.bias"], torch.cat([q, torch.zeros(4), v]))
+    assert torch.equal(ours["student.trunk.blocks.0.attn.qkv.bias"], torch.cat([q, torch.zeros(4), v]))
 
 
 @pytest.mark.parametrize("layout", list(RENAMINGS))
@@ -224,7 +228,9 @@ def test_shapes_of_a_golden_case_are_ours(golden_dir: Path) -> None:
     assert ours["student.frontends.image.mask_token"].shape == (48,)
 
 
-@pytest.mark.parametrize("names", [[], ["head.weight"], ["student.blocks.0.norm1.weight"], ["encoder.norm.weight"]])
+@pytest.mark.parametrize(
+    "names", [[], ["head.weight"], ["student.trunk.blocks.0.norm1.weight"], ["encoder.norm.weight"]]
+)
 def test_a_stranger_has_no_layout(names: list[str]) -> None:
     with pytest.raises(ValueError, match="not the parameters of a data2vec model of the authors'"):
         layout_of(dict.fromkeys(names))

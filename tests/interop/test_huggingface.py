@@ -321,7 +321,7 @@ def test_what_inputs_look_like_is_read(tmp_path: Path) -> None:
 # ---- to Hugging Face's own classes ----
 
 ENCODER: dict[str, Any] = {
-    "_target_": "d2v.nn.encoder.Encoder",
+    "_target_": "d2v.nn.encoder.transformer_encoder",
     "embed_dim": 24,
     "depth": 2,
     "num_heads": 4,

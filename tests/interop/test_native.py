@@ -26,7 +26,7 @@ from d2v.types import Batch
 MakeBatch = Callable[..., Batch]
 
 ENCODER_NODE: dict[str, Any] = {
-    "_target_": "d2v.nn.encoder.Encoder",
+    "_target_": "d2v.nn.encoder.transformer_encoder",
     "embed_dim": 16,
     "depth": 2,
     "num_heads": 4,
@@ -92,7 +92,7 @@ def test_build_makes_nested_parts_with_their_arguments() -> None:
     assert isinstance(model.student, Encoder)
     assert model.student.frontend("image").num_prefix_tokens == 1
     assert model.layer_norms == ("instance",)
-    assert len(model.student.prenets["image"]) == 1
+    assert len(model.student.prenets["image"].blocks) == 1
 
 
 def test_build_leaves_plain_values_alone() -> None:
@@ -118,7 +118,7 @@ def test_build_leaves_plain_values_alone() -> None:
 def test_build_refuses_what_is_not_ours(target: str, nested: bool) -> None:
     node: Any = {"_target_": target, "command": "echo"}
     with pytest.raises(ValueError, match=r"refused: a file may name only|give a mapping of names"):
-        build({"_target_": "d2v.nn.encoder.Encoder", "frontends": [node]} if nested else node)
+        build({"_target_": "d2v.nn.encoder.transformer_encoder", "frontends": [node]} if nested else node)
 
 
 @pytest.mark.parametrize("target", ["d2v.interop.native.save_file", "d2v.interop.native.nn.Module"])
@@ -210,7 +210,7 @@ def test_exporting_again_replaces_the_weights(tmp_path: Path) -> None:
 def test_an_export_whose_weights_do_not_fit_is_refused(tmp_path: Path) -> None:
     node = {**ENCODER_NODE, "depth": 3}
     save_encoder(make_model().student, {"encoder": node, "inputs": {}}, tmp_path, "")
-    with pytest.raises(ValueError, match=r"missing blocks\.2\."):
+    with pytest.raises(ValueError, match=r"missing trunk\.blocks\.2\."):
         load_encoder(tmp_path)
 
 

@@ -16,7 +16,7 @@ from d2v.interop import onnx as interop
 from d2v.interop.exports import load_export_config
 from d2v.interop.onnx import save_onnx
 from d2v.models.heads import FirstTokenHead, FrameHead, MeanPoolHead
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import Encoder, transformer_encoder
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.nn.frontends.text import TextFrontend
@@ -27,7 +27,10 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime: Any = pytest.importorskip("onnxruntime")
 
-CONFIG = {"encoder": {"_target_": "d2v.nn.encoder.Encoder"}, "inputs": {"tokenizer": '{"a": 1}', "img_size": 12}}
+CONFIG = {
+    "encoder": {"_target_": "d2v.nn.encoder.transformer_encoder"},
+    "inputs": {"tokenizer": '{"a": 1}', "img_size": 12},
+}
 CONV_LAYERS = ((8, 10, 5), (8, 3, 2), (8, 2, 2))  # a frame every 20 samples, from 30
 PAD_ID = 1
 
@@ -43,24 +46,26 @@ def perturbed(module: nn.Module) -> Any:
 
 def image_encoder(num_prefix_tokens: int = 1) -> Encoder:
     frontend = ImageFrontend(16, 12, 3, 2, num_prefix_tokens)
-    return perturbed(Encoder({"image": frontend}, 16, 1, 4, prenet_depth=1, drop_rate=0.5, drop_path_rate=0.5))
+    return perturbed(
+        transformer_encoder({"image": frontend}, 16, 1, 4, prenet_depth=1, drop_rate=0.5, drop_path_rate=0.5)
+    )
 
 
 def beit_encoder() -> Encoder:
     frontend = BeitFrontend(16, 4, 12, 3, 2)
     options = {"norm_first": True, "final_norm": False, "layer_scale_init": 0.5, "rel_pos_grid": (4, 4)}
-    return perturbed(Encoder({"image": frontend}, 16, 1, 4, **options))
+    return perturbed(transformer_encoder({"image": frontend}, 16, 1, 4, **options))
 
 
 def speech_encoder(alibi: bool = True) -> Encoder:
     version_1 = {} if alibi else {"alibi": False, "zero_padding": "first", "mask_token": True}
     frontend = SpeechFrontend(24, 6, CONV_LAYERS, 1, 4, 4, **version_1)  # type: ignore[arg-type]
-    return perturbed(Encoder({"speech": frontend}, 24, 1, 6, prenet_depth=int(alibi), drop_rate=0.5))
+    return perturbed(transformer_encoder({"speech": frontend}, 24, 1, 6, prenet_depth=int(alibi), drop_rate=0.5))
 
 
 def text_encoder(num_prefix_tokens: int = 0) -> Encoder:
     frontend = TextFrontend(16, 40, 32, PAD_ID, num_prefix_tokens=num_prefix_tokens, mask_id=39)
-    return perturbed(Encoder({"text": frontend}, 16, 1, 4, prenet_depth=1, drop_rate=0.5))
+    return perturbed(transformer_encoder({"text": frontend}, 16, 1, 4, prenet_depth=1, drop_rate=0.5))
 
 
 def session(path: Path) -> Any:
@@ -118,7 +123,7 @@ def test_image_encoder(tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog
     assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
     assert encoder.training
     assert all(parameter.requires_grad for parameter in encoder.parameters())
-    assert all(block.attn.fused for block in encoder.blocks)
+    assert all(block.attn.fused for block in encoder.trunk.blocks)
     assert str(Path(interop.__file__).parents[2]).encode() not in path.read_bytes()
     assert outputs(path) == ["features"]
     for num_samples in (1, 5):
@@ -240,7 +245,7 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.touch()
     with pytest.raises(ValueError, match=r"^output=.*file: is a file; give a folder"):
         save_onnx(image_encoder(), file, "card", CONFIG)
-    both = Encoder({"image": ImageFrontend(16, 12, 3, 2), "text": TextFrontend(16, 40)}, 16, 1, 4)
+    both = transformer_encoder({"image": ImageFrontend(16, 12, 3, 2), "text": TextFrontend(16, 40)}, 16, 1, 4)
     with pytest.raises(ValueError, match="one kind of input, this encoder has frontends for image, text"):
         save_onnx(both, tmp_path / "out", "card", CONFIG)
     monkeypatch.setattr(interop, "find_spec", lambda name: None)

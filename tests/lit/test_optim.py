@@ -9,10 +9,14 @@ from torch import nn
 from d2v.lit.optim import adamw
 from d2v.lit.pretrain import PretrainModule
 from d2v.models.data2vec2 import Data2Vec2
+from d2v.models.heads import FinetunedModel, MeanPoolHead
+from d2v.nn.encoder import transformer_encoder
+from d2v.nn.frontends.image import ImageFrontend
+from d2v.nn.frontends.text import TextFrontend
 
 
 def _optimizer(model: Data2Vec2, **options: object) -> torch.optim.Optimizer:
-    module = PretrainModule(model, lambda named: adamw(named, lr=1e-3, **options), lambda step: 1.0, lambda step: 0.9)  # type: ignore[arg-type]
+    module = PretrainModule(model, lambda model: adamw(model, lr=1e-3, **options), lambda step: 1.0, lambda step: 0.9)  # type: ignore[arg-type]
     return module.configure_optimizers()["optimizer"]
 
 
@@ -54,39 +58,43 @@ def test_exemption_covers_norms_biases_and_prefix_tokens(make_model) -> None:  #
 
 
 def test_options_reach_adamw() -> None:
-    parameter = nn.Parameter(torch.zeros(2, 2))
-    optimizer = adamw([("p", parameter)], lr=0.1, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.3)
+    optimizer = adamw(nn.Linear(2, 2), lr=0.1, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.3)
     assert isinstance(optimizer, torch.optim.AdamW)
     (group,) = optimizer.param_groups
     assert (group["lr"], tuple(group["betas"]), group["eps"], group["weight_decay"]) == (0.1, (0.8, 0.9), 1e-5, 0.3)
     assert group["fused"]
 
 
-def _named(depth: int = 3) -> dict[str, nn.Parameter]:
-    names = ["encoder.frontends.image.proj.weight", "encoder.input_norms.image.weight"]
-    names += ["encoder.prenets.image.0.mlp.weight", "head.proj.weight"]
-    names += [f"encoder.blocks.{i}.attn.qkv.{kind}" for i in range(depth) for kind in ("weight", "bias")]
-    return {name: nn.Parameter(torch.zeros(2, 2) if name.endswith("weight") else torch.zeros(2)) for name in names}
+def _finetuned() -> FinetunedModel:
+    frontends = {"image": ImageFrontend(16, 12, 3), "text": TextFrontend(16, 30)}
+    encoder = transformer_encoder(frontends, 16, depth=3, num_heads=4, prenet_depth=2, final_norm=True)
+    return FinetunedModel(encoder, MeanPoolHead(16, 2))
 
 
 def test_layer_decay_lowers_learning_rates_towards_the_input() -> None:
-    parameters = _named()
-    optimizer = adamw(parameters.items(), lr=1.0, weight_decay=0.1, exempt_norms_and_biases=True, layer_decay=0.5)
+    model = _finetuned()
+    optimizer = adamw(model, lr=1.0, weight_decay=0.1, exempt_norms_and_biases=True, layer_decay=0.5)
     lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert optimizer.param_groups[0]["lr"] == 1.0  # what is logged
     expected = {
         "head.": 1.0,
-        "blocks.2.": 0.5,
-        "blocks.1.": 0.25,
-        "blocks.0.": 0.125,
-        "frontends.": 1 / 32,
-        "input_norms.": 1 / 32,
-        "prenets.": 1 / 16,
+        "encoder.trunk.norm.": 1.0,
+        "encoder.trunk.blocks.2.": 1 / 2,
+        "encoder.trunk.blocks.1.": 1 / 4,
+        "encoder.trunk.blocks.0.": 1 / 8,
+        "encoder.prenets.image.blocks.1.": 1 / 16,
+        "encoder.prenets.text.blocks.1.": 1 / 16,
+        "encoder.prenets.image.blocks.0.": 1 / 32,
+        "encoder.prenets.text.blocks.0.": 1 / 32,
+        "encoder.frontends.": 1 / 64,
+        "encoder.input_norms.": 1 / 64,
     }
-    for name, parameter in parameters.items():
-        (wanted,) = [value for part, value in expected.items() if part in name]
+    for name, parameter in model.named_parameters():
+        (wanted,) = [value for part, value in expected.items() if name.startswith(part)]
         assert lr[id(parameter)] == wanted, name
-        assert decay[id(parameter)] == (0.0 if name.endswith("bias") else 0.1), name
+        exempt = parameter.ndim < 2 or name.endswith("prefix_tokens")
+        assert decay[id(parameter)] == (0.0 if exempt else 0.1), name
+    assert all(any(name.startswith(part) for name, _ in model.named_parameters()) for part in expected)
     with pytest.raises(ValueError, match=r"optim\.layer_decay=0"):
-        adamw(parameters.items(), lr=1.0, layer_decay=0)
+        adamw(model, lr=1.0, layer_decay=0)

@@ -14,7 +14,7 @@ from d2v.models.data2vec2 import Data2Vec2
 from d2v.models.mae import MaskedAutoencoder
 from d2v.models.masked import MaskedModel
 from d2v.nn.decoders import ConvDecoder1d, ConvDecoder2d, PixelDecoder
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
@@ -48,12 +48,14 @@ def build(recipe: str, noise: bool = True, **options: Any) -> MaskedModel:
     modality, _, version = recipe.partition("-")
     rate = 0.1 if noise else 0.0
     if recipe == AUTOENCODER:
-        encoder = Encoder({"image": ImageFrontend(DIM, 12, 3, 2)}, DIM, DEPTH, HEADS, **(NOISE if noise else {}))
+        encoder = transformer_encoder(
+            {"image": ImageFrontend(DIM, 12, 3, 2)}, DIM, DEPTH, HEADS, **(NOISE if noise else {})
+        )
         decoder = PixelDecoder(DIM, 12, 3, 2, decoder_dim=8, depth=2, num_heads=2)
         return MaskedAutoencoder(encoder, {"image": decoder}).train()
     options = {"prenet_depth": int(version == "2"), **(NOISE if noise else {}), **options}
     image_1 = recipe == "image-1"
-    encoder = Encoder(
+    encoder = transformer_encoder(
         {modality: _frontend(modality, int(version), rate)}, DIM, DEPTH, HEADS, norm_first=image_1,
         layer_scale_init=0.5 if image_1 else None, **options,
     )  # fmt: skip

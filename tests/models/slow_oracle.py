@@ -419,7 +419,7 @@ def to_d2v_state(student: Params, teacher: Params) -> dict[str, Tensor]:
     def encoder_name(name: str) -> str:
         rest = name.removeprefix(MODALITY)
         if rest == name:
-            return name  # blocks.*, norm.*
+            return f"trunk.{name}"  # blocks.*, norm.*
         if rest == "extra_tokens":
             return "frontends.image.prefix_tokens"
         if rest.startswith("local_encoder.proj."):
@@ -427,7 +427,7 @@ def to_d2v_state(student: Params, teacher: Params) -> dict[str, Tensor]:
         if rest.startswith("context_encoder.norm."):
             return rest.replace("context_encoder.norm", "input_norms.image")
         assert rest.startswith("context_encoder.blocks."), name
-        return rest.replace("context_encoder.blocks", "prenets.image")
+        return rest.replace("context_encoder", "prenets.image")
 
     state = {}
     for who, parameters in (("student", student), ("teacher", teacher)):

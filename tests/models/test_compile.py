@@ -11,7 +11,7 @@ from recipes import AUTOENCODER, RECIPES, build, make_batch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from d2v.nn.block import checkpoint_activations
+from d2v.nn.trunk import checkpoint_activations
 
 each_recipe = pytest.mark.parametrize("recipe", [*RECIPES, AUTOENCODER])
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from d2v.models.data2vec import Data2Vec, RegressionHead
 from d2v.models.distillation import TeacherScope
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
@@ -82,7 +82,7 @@ def build(o: Options, **options: Any) -> Data2Vec:
     """Our model, in training mode, with a teacher away from its student."""
     image = o.modality == "image"
     grid = (4, 4) if image and not o.shared_bias else None
-    encoder = Encoder(
+    encoder = transformer_encoder(
         {o.modality: frontend(o)}, DIM, DEPTH, HEADS, mlp_ratio=2.0, norm_first=image, norm_eps=o.eps,
         layer_scale_init=0.5 if image else None, rel_pos_grid=grid, **options,
     )  # fmt: skip
@@ -246,10 +246,10 @@ def encode(x: Tensor, p: Params, o: Options, padding: list[bool]) -> tuple[Tenso
         bias = bias + relative_bias(p[f"{f}.rel_pos.table"], IMAGE // PATCH)
     layers = []
     for i in range(DEPTH):
-        x, mlp = block(x, p, f"blocks.{i}", o, bias)
+        x, mlp = block(x, p, f"trunk.blocks.{i}", o, bias)
         layers.append((x if o.end_of_block else mlp)[prefix:])
     if o.modality == "image":
-        x = layer_norm(x, p, "norm", o.eps)
+        x = layer_norm(x, p, "trunk.norm", o.eps)
     return x[prefix:], layers
 
 
@@ -265,7 +265,7 @@ def averaged(name: str, o: Options) -> bool:
         "encoder": True,
         "context": not (is_frontend and name.split(".")[2] in local),
         "transformer": not is_frontend,
-        "blocks": name.startswith("blocks."),
+        "blocks": name.startswith("trunk."),
     }[o.scope]
 
 
@@ -391,7 +391,7 @@ def test_targets_and_local_features_are_computed_once_for_all_masks(o: Options) 
         network = getattr(model, who)
         front = network.frontends[o.modality]
         local = {"image": "proj", "speech": "convs.0", "text": "token_embed"}[o.modality]
-        for part, module in (("local", front.get_submodule(local)), ("block", network.blocks[0])):
+        for part, module in (("local", front.get_submodule(local)), ("block", network.trunk.blocks[0])):
             module.register_forward_pre_hook(
                 lambda _, inputs, name=f"{who} {part}": calls.append((name, len(inputs[0])))
             )
@@ -677,7 +677,7 @@ def test_heads_are_linear_layers_with_gelus_between(depth: int) -> None:
 
 def test_errors_name_key_value_and_fix() -> None:
     def make(front: Frontend, modality: str = "image", **options: Any) -> Data2Vec:
-        encoder = Encoder({"image": front}, DIM, 2, HEADS)
+        encoder = transformer_encoder({"image": front}, DIM, 2, HEADS)
         return Data2Vec(encoder, {modality: RegressionHead(DIM)}, **({"average_top_k_layers": 2} | options))
 
     beit = BeitFrontend(DIM, HEADS, IMAGE, PATCH)
@@ -710,7 +710,7 @@ def test_errors_name_key_value_and_fix() -> None:
 
 def test_defaults_are_the_papers_for_speech() -> None:
     model = Data2Vec(
-        Encoder({"speech": frontend(RECIPES["speech"])}, DIM, 2, HEADS), {"speech": RegressionHead(DIM)}, 1
+        transformer_encoder({"speech": frontend(RECIPES["speech"])}, DIM, 2, HEADS), {"speech": RegressionHead(DIM)}, 1
     )
     assert model.loss_scale == 0.25  # 1 / sqrt(16)
     assert model.loss_beta == 0

@@ -11,7 +11,7 @@ import torch
 
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.decoders import ConvDecoder2d
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.image import ImageFrontend
 from d2v.types import Batch, LossOutput, TokenMask
 
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 def build(o: Any, batch_size: int) -> Data2Vec2:
     """Our model for the oracle's options."""
     frontend = ImageFrontend(o.embed_dim, o.input_size, o.patch_size, o.in_chans, o.num_extra_tokens)
-    encoder = Encoder(
+    encoder = transformer_encoder(
         {"image": frontend},
         embed_dim=o.embed_dim,
         depth=o.depth,
@@ -205,7 +205,7 @@ def test_teacher_gets_no_gradient_and_no_graph(make_model: MakeModel, make_batch
 
 
 def test_the_teacher_starts_as_the_student() -> None:
-    encoder = Encoder({"image": ImageFrontend(16, 12, 3)}, 16, 2, 4, 1)
+    encoder = transformer_encoder({"image": ImageFrontend(16, 12, 3)}, 16, 2, 4, 1)
     model = Data2Vec2(encoder, {"image": ConvDecoder2d(16, 8, groups=2)}, 2)
     for (name, ours), theirs in zip(
         model.student.state_dict().items(), model.teacher.state_dict().values(), strict=True
@@ -238,8 +238,8 @@ def test_one_teacher_pass_and_one_patch_embedding_serve_all_masks(make_model: Ma
     for who in ("student", "teacher"):
         network = getattr(model, who)
         count(f"{who} patches", network.frontends["image"].proj)
-        count(f"{who} prenet", network.prenets["image"][0])
-        for i, block in enumerate(network.blocks):
+        count(f"{who} prenet", network.prenets["image"].blocks[0])
+        for i, block in enumerate(network.trunk.blocks):
             count(f"{who} block {i}", block)
     model(batch)
     assert sorted(calls) == sorted(
@@ -263,7 +263,7 @@ def test_targets_of_a_sample_do_not_depend_on_the_others_or_on_masks(
 def test_targets_come_from_the_shared_blocks_without_the_prenet(make_model: MakeModel, make_batch: MakeBatch) -> None:
     """With every shared MLP zeroed, the MLP targets are its bias whatever the prenet block does."""
     model = make_model(layer_norms=(), target_norms=(), average_top_k_layers=2)
-    for i, block in enumerate(model.teacher.blocks):
+    for i, block in enumerate(model.teacher.trunk.blocks):
         block.mlp.fc2.weight.zero_()
         block.mlp.fc2.bias.fill_(float(i + 1))
     targets = model.targets(make_batch(2))
@@ -273,7 +273,7 @@ def test_targets_come_from_the_shared_blocks_without_the_prenet(make_model: Make
 @torch.no_grad()
 def test_only_the_last_k_blocks_count(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model(depth=4, layer_norms=(), target_norms=(), average_top_k_layers=2)
-    for i, block in enumerate(model.teacher.blocks):
+    for i, block in enumerate(model.teacher.trunk.blocks):
         block.mlp.fc2.weight.zero_()
         block.mlp.fc2.bias.fill_(10.0**i)
     torch.testing.assert_close(model.targets(make_batch(1)), torch.full((1, 16, 16), (100 + 1000) / 2))
@@ -369,7 +369,7 @@ def test_compiles_without_graph_breaks(make_model: MakeModel, make_batch: MakeBa
 
 def test_refusals_name_key_value_and_fix() -> None:
     def make(num_prefix: int = 1, modality: str = "image", **options: Any) -> Data2Vec2:
-        encoder = Encoder({"image": ImageFrontend(16, 12, 3, 3, num_prefix)}, 16, 2, 4)
+        encoder = transformer_encoder({"image": ImageFrontend(16, 12, 3, 3, num_prefix)}, 16, 2, 4)
         return Data2Vec2(encoder, {modality: ConvDecoder2d(16, 8, groups=2)}, **({"average_top_k_layers": 2} | options))
 
     with pytest.raises(ValueError, match=r"model\.average_top_k_layers=3.*2 shared blocks.*choose 1 to 2"):

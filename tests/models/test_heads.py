@@ -3,7 +3,7 @@ import torch
 
 from d2v.interop.build import build
 from d2v.models.heads import FeatureMask, FinetunedModel, FirstTokenHead, FrameHead, MeanPoolHead
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import Encoder, transformer_encoder
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.nn.frontends.text import TextFrontend
 from d2v.types import Batch, EncoderOutput
@@ -68,7 +68,7 @@ def test_spans_of_time_and_channels_become_zero_in_training_only() -> None:
 
 def text_encoder() -> Encoder:
     frontend = TextFrontend(DIM, vocab_size=20, max_positions=12, drop_rate=0.0)
-    return Encoder({"text": frontend}, embed_dim=DIM, depth=2, num_heads=2)
+    return transformer_encoder({"text": frontend}, embed_dim=DIM, depth=2, num_heads=2)
 
 
 def text_batch() -> Batch:
@@ -85,13 +85,13 @@ def test_what_is_frozen_gets_no_gradient(train_frontend: bool, train_encoder: bo
     assert {name for name in trained if name.startswith("head.")} == {
         f"head.{n}" for n, _ in model.head.named_parameters()
     }
-    assert any(name.startswith("encoder.blocks.") for name in trained) == train_encoder
+    assert any(name.startswith("encoder.trunk.blocks.") for name in trained) == train_encoder
     assert any("token_embed" in name for name in trained) == (train_encoder and train_frontend)
 
 
 def test_of_speech_the_convolutions_are_frozen_and_the_projection_is_trained() -> None:
     frontend = SpeechFrontend(DIM, 2, ((8, 10, 5), (8, 4, 4)), pos_depth=1, pos_groups=4)
-    encoder = Encoder({"speech": frontend}, embed_dim=DIM, depth=1, num_heads=2)
+    encoder = transformer_encoder({"speech": frontend}, embed_dim=DIM, depth=1, num_heads=2)
     model = FinetunedModel(encoder, FrameHead(DIM, 3), train_frontend=False)
     model(Batch("speech", torch.randn(2, 400), torch.arange(2))).sum().backward()
     frozen = {name for name, p in model.named_parameters() if p.grad is None}
@@ -106,7 +106,7 @@ def test_the_model_is_encoder_and_head() -> None:
 
 def test_time_masks_hide_what_is_said() -> None:
     convs = ((8, 10, 5), (8, 4, 4))
-    encoder = Encoder(
+    encoder = transformer_encoder(
         {"speech": SpeechFrontend(DIM, 2, convs, pos_depth=1, pos_groups=4)}, embed_dim=DIM, depth=1, num_heads=2
     )
     hidden = FinetunedModel(encoder, FrameHead(DIM, 3), feature_mask=FeatureMask(time_prob=1.0, time_length=1))

@@ -8,7 +8,7 @@ from torch import nn
 
 from d2v.models.mae import MaskedAutoencoder
 from d2v.nn.decoders import PixelDecoder
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import Encoder, transformer_encoder
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
 from d2v.nn.frontends.text import TextFrontend
 from d2v.types import Batch, TokenMask
@@ -19,7 +19,7 @@ TOKENS = (SIZE // PATCH) ** 2
 
 def encoder(num_prefix_tokens: int = 1) -> Encoder:
     frontend = ImageFrontend(DIM, SIZE, PATCH, CHANNELS, num_prefix_tokens)
-    return Encoder({"image": frontend}, embed_dim=DIM, depth=2, num_heads=2)
+    return transformer_encoder({"image": frontend}, embed_dim=DIM, depth=2, num_heads=2)
 
 
 def autoencoder(norm_patches: bool = True, **options: int) -> MaskedAutoencoder:
@@ -92,14 +92,16 @@ def test_predictions_know_where_they_are() -> None:
 def test_what_cannot_work_is_named() -> None:
     with pytest.raises(ValueError, match=r"model\.decoders has \['speech'\]"):
         MaskedAutoencoder(encoder(), {"speech": nn.Identity()})
-    text = Encoder(
+    text = transformer_encoder(
         {"text": TextFrontend(DIM, vocab_size=20, max_positions=8, pad_id=1)}, embed_dim=DIM, depth=1, num_heads=2
     )
     with pytest.raises(ValueError, match="its tokens are no patches of inputs"):
         MaskedAutoencoder(text, {"text": nn.Identity()})
     with pytest.raises(ValueError, match=r"model\.decoders\.image\.patch_size=2: .* have patch_size=4"):
         MaskedAutoencoder(encoder(), {"image": PixelDecoder(DIM, SIZE, 2, CHANNELS, decoder_dim=8, num_heads=2)})
-    beit = Encoder({"image": BeitFrontend(DIM, 2, SIZE, PATCH, CHANNELS)}, embed_dim=DIM, depth=1, num_heads=2)
+    beit = transformer_encoder(
+        {"image": BeitFrontend(DIM, 2, SIZE, PATCH, CHANNELS)}, embed_dim=DIM, depth=1, num_heads=2
+    )
     with pytest.raises(ValueError, match=r"frontends\.image\.mask_token=true"):
         MaskedAutoencoder(beit, {"image": PixelDecoder(DIM, SIZE, PATCH, CHANNELS, decoder_dim=8, num_heads=2)})
     with pytest.raises(ValueError, match=r"decoder_dim=6: positions need a multiple of 4"):

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.models.distillation import SelfDistillation
 from d2v.nn.attention import attention
-from d2v.nn.block import Block, checkpoint_activations
+from d2v.nn.block import Block
 from d2v.nn.decoders import ConvDecoder2d
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.image import ImageFrontend
+from d2v.nn.trunk import checkpoint_activations
 from d2v.objective.masking import InverseBlockMask
 from d2v.types import Batch, LossOutput, TokenMask
 
@@ -52,7 +53,7 @@ S = 1 + K  # tokens that a block sees
 
 def image_model(prenet_depth: int = 1) -> tuple[Data2Vec2, Batch]:
     frontend = ImageFrontend(D, SIDE * PATCH, PATCH, CHANNELS)
-    encoder = Encoder({"image": frontend}, D, DEPTH - prenet_depth, H, prenet_depth)
+    encoder = transformer_encoder({"image": frontend}, D, DEPTH - prenet_depth, H, prenet_depth)
     decoder = ConvDecoder2d(D, E, LAYERS, 3, 4)
     model = Data2Vec2(encoder, {"image": decoder}, 2, cls_loss_weight=0.1).train()
     rngs = [np.random.default_rng(i) for i in range(B)]

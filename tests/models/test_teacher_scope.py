@@ -10,7 +10,7 @@ import torch
 
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.decoders import ConvDecoder1d
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.nn.frontends.text import TextFrontend
 from d2v.objective.masking import RandomMask, SpanMask
@@ -20,7 +20,7 @@ CONVS = [[8, 10, 5], [8, 4, 2]]
 
 
 def speech(scope: str, **encoder: float) -> tuple[Data2Vec2, Batch]:
-    made = Encoder({"speech": SpeechFrontend(16, 4, CONVS, 1, 3, 4)}, 16, 2, 4, 1, **encoder)
+    made = transformer_encoder({"speech": SpeechFrontend(16, 4, CONVS, 1, 3, 4)}, 16, 2, 4, 1, **encoder)
     model = Data2Vec2(made, {"speech": ConvDecoder1d(16, 8, 1, 3, 4)}, 2, target_norms=(), teacher_scope=scope)
     rngs = [np.random.default_rng(i) for i in range(2)]
     inputs = torch.randn(2, 200)
@@ -30,7 +30,7 @@ def speech(scope: str, **encoder: float) -> tuple[Data2Vec2, Batch]:
 
 
 def text(scope: str) -> tuple[Data2Vec2, Batch]:
-    made = Encoder({"text": TextFrontend(16, 40, 12)}, 16, 2, 4)
+    made = transformer_encoder({"text": TextFrontend(16, 40, 12)}, 16, 2, 4)
     decoder = ConvDecoder1d(16, 8, 1, 3, 1, residual=False, proj_depth=2)
     model = Data2Vec2(made, {"text": decoder}, 2, target_norms=(), loss_scale=1.0, teacher_scope=scope)
     mask = TokenMask.from_bool(torch.from_numpy(RandomMask(2, 0.5)((12,), [np.random.default_rng(0)] * 3)), 2)
@@ -38,18 +38,21 @@ def text(scope: str) -> tuple[Data2Vec2, Batch]:
 
 
 AVERAGED = {
-    ("speech", "encoder"): {"frontends.speech.convs.0.weight", "frontends.speech.alibi_scale", "blocks.0.norm1.weight"},
+    ("speech", "encoder"): {"frontends.speech.convs.0.weight", "frontends.speech.alibi_scale",
+                            "trunk.blocks.0.norm1.weight"},
     ("speech", "context"): {"frontends.speech.alibi_scale", "frontends.speech.positions.convs.0.weight",
-                            "input_norms.speech.weight", "prenets.speech.0.norm1.bias", "blocks.1.mlp.fc1.weight"},
-    ("speech", "blocks"): {"blocks.1.mlp.fc1.weight"},
-    ("text", "context"): {"blocks.1.mlp.fc1.weight"},
-    ("text", "blocks"): {"blocks.1.mlp.fc1.weight"},
+                            "input_norms.speech.weight", "prenets.speech.blocks.0.norm1.bias",
+                            "trunk.blocks.1.mlp.fc1.weight"},
+    ("speech", "blocks"): {"trunk.blocks.1.mlp.fc1.weight"},
+    ("text", "context"): {"trunk.blocks.1.mlp.fc1.weight"},
+    ("text", "blocks"): {"trunk.blocks.1.mlp.fc1.weight"},
 }  # fmt: skip
 COPIED = {
     ("speech", "encoder"): set(),
     ("speech", "context"): {"frontends.speech.convs.0.weight", "frontends.speech.conv_norms.1.bias",
                             "frontends.speech.norm.weight", "frontends.speech.proj.weight"},
-    ("speech", "blocks"): {"frontends.speech.alibi_scale", "prenets.speech.0.norm1.bias", "input_norms.speech.weight"},
+    ("speech", "blocks"): {"frontends.speech.alibi_scale", "prenets.speech.blocks.0.norm1.bias",
+                           "input_norms.speech.weight"},
     ("text", "context"): {"frontends.text.token_embed.weight", "frontends.text.norm.bias"},
     ("text", "blocks"): {"frontends.text.token_embed.weight", "frontends.text.pos_embed.weight"},
 }  # fmt: skip
@@ -106,7 +109,7 @@ def test_a_dropped_layer_is_skipped_and_has_gradients_all_the_same() -> None:
     model, batch = speech("context", layer_drop_rate=1.0)
     model.train()
     x = torch.randn(2, 5, 16)
-    for block in (*model.student.blocks, *model.student.prenets["speech"]):
+    for block in (*model.student.trunk.blocks, *model.student.prenets["speech"].blocks):
         assert torch.equal(block(x)[0], x)
         assert not torch.equal(block.eval()(x)[0], x)
         block.train()
@@ -119,7 +122,7 @@ def test_a_dropped_layer_is_skipped_and_has_gradients_all_the_same() -> None:
 
 def test_layers_are_dropped_at_their_rate() -> None:
     model, _ = speech("context", layer_drop_rate=0.3)
-    block, x = model.student.blocks[0].train(), torch.randn(1, 3, 16)
+    block, x = model.student.trunk.blocks[0].train(), torch.randn(1, 3, 16)
     dropped = [torch.equal(block(x)[0], x) for _ in range(300)]
     assert np.mean(dropped) == pytest.approx(0.3, abs=0.08)
 

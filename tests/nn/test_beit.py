@@ -9,7 +9,7 @@ from timm.models.beit import RelativePositionBias as TimmBias
 from torch import Tensor, nn
 
 from d2v.nn.block import Block
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.image import BeitFrontend
 from d2v.nn.positions import RelativePositionBias
 from d2v.types import Batch, TokenMask
@@ -70,7 +70,7 @@ def test_the_index_is_no_state() -> None:
 
 def pair(layer_scale_init: float | None, grid: tuple[int, int] | None) -> tuple[Block, BeitBlock]:
     """Ours and timm's with the same weights; timm's has no bias of keys."""
-    ours = Block(16, 4, 2.0, norm_first=True, layer_scale_init=layer_scale_init, rel_pos_grid=grid)
+    ours = Block(16, 4, mlp_ratio=2.0, norm_first=True, layer_scale_init=layer_scale_init, rel_pos_grid=grid)
     perturb(ours)
     theirs = BeitBlock(16, 4, mlp_ratio=2.0, qkv_bias=True, init_values=layer_scale_init, window_size=grid).eval()
     ours.attn.qkv.bias.data[16:32] = 0
@@ -111,7 +111,7 @@ def test_a_block_with_a_shared_bias_is_timms(grid: tuple[int, int] | None) -> No
 @pytest.mark.parametrize("norm_first", [False, True])
 @torch.no_grad()
 def test_layer_scale_multiplies_both_branches(norm_first: bool) -> None:
-    made, x = perturb(Block(8, 2, 2.0, norm_first, layer_scale_init=0.3)), torch.randn(2, 5, 8)
+    made, x = perturb(Block(8, 2, mlp_ratio=2.0, norm_first=norm_first, layer_scale_init=0.3)), torch.randn(2, 5, 8)
     one, two = made.scale1.gamma, made.scale2.gamma
     if norm_first:
         middle = x + one * made.attn(made.norm1(x))
@@ -181,7 +181,7 @@ def test_under_a_mask_the_bias_is_that_of_the_visible_tokens(num_masks: int) -> 
 @torch.no_grad()
 def test_a_masked_context_is_the_whole_one_without_the_masked_tokens() -> None:
     """With attention to masked tokens ruled out, what is visible does not depend on whether they are there."""
-    encoder = Encoder({"image": beit()}, 16, 2, 4, mlp_ratio=2.0, norm_first=True, layer_scale_init=0.5)
+    encoder = transformer_encoder({"image": beit()}, 16, 2, 4, mlp_ratio=2.0, norm_first=True, layer_scale_init=0.5)
     perturb(encoder)
     mask, x = random_mask(2, 16, 9), torch.randn(2, 16, 16)
     visible, bias = encoder.context("image", x, mask)
@@ -189,7 +189,7 @@ def test_a_masked_context_is_the_whole_one_without_the_masked_tokens() -> None:
     assert full is not None
     hidden = nn.functional.pad(mask.mask, (1, 0))
     full = full.masked_fill(hidden[:, None, None], float("-inf"))
-    for block in encoder.blocks:
+    for block in encoder.trunk.blocks:
         visible, whole = block(visible, bias)[0], block(whole, full)[0]
     for n in range(2):
         torch.testing.assert_close(visible[n], whole[n][~hidden[n]], rtol=1e-4, atol=1e-5)
@@ -204,11 +204,11 @@ def test_without_a_shared_bias_there_is_none() -> None:
 
 @torch.no_grad()
 def test_every_block_may_have_a_bias_of_its_own() -> None:
-    encoder = Encoder(
+    encoder = transformer_encoder(
         {"image": beit(shared_bias=False)}, 16, 2, 4, prenet_depth=1, norm_first=True, rel_pos_grid=[4, 4]
     )  # type: ignore[arg-type]  # as YAML gives it
     perturb(encoder)
-    blocks = [*encoder.prenets["image"], *encoder.blocks]
+    blocks = [*encoder.prenets["image"].blocks, *encoder.trunk.blocks]
     assert [tuple(block.rel_pos.table.shape) for block in blocks] == [(52, 4)] * 3
     batch = Batch("image", torch.randn(1, 2, 12, 12), torch.zeros(1, dtype=torch.int64))
     before = encoder(batch).x
@@ -217,14 +217,14 @@ def test_every_block_may_have_a_bias_of_its_own() -> None:
         block.rel_pos.table.normal_()
         assert not torch.allclose(encoder(batch).x, before, atol=1e-4)
         block.rel_pos.table.copy_(kept)
-    plain = Encoder({"image": beit()}, 16, 2, 4)
-    assert all(block.rel_pos is None for block in plain.blocks)
+    plain = transformer_encoder({"image": beit()}, 16, 2, 4)
+    assert all(block.rel_pos is None for block in plain.trunk.blocks)
 
 
 @torch.no_grad()
 def test_layer_scale_reaches_every_block_of_an_encoder() -> None:
-    encoder = Encoder({"image": beit()}, 16, 2, 4, prenet_depth=1, layer_scale_init=0.25)
-    for block in [*encoder.prenets["image"], *encoder.blocks]:
+    encoder = transformer_encoder({"image": beit()}, 16, 2, 4, prenet_depth=1, layer_scale_init=0.25)
+    for block in [*encoder.prenets["image"].blocks, *encoder.trunk.blocks]:
         assert (block.scale1.gamma == 0.25).all()
         assert (block.scale2.gamma == 0.25).all()
 
@@ -237,18 +237,20 @@ def test_layer_scale_reaches_every_block_of_an_encoder() -> None:
 def test_the_final_norm_is_there_where_blocks_are_pre_norm_or_as_asked(
     norm_first: bool, final_norm: bool | None, is_there: bool
 ) -> None:
-    encoder = Encoder({"image": beit()}, 16, 1, 4, norm_first=norm_first, final_norm=final_norm, norm_eps=1e-3)
-    assert isinstance(encoder.norm, nn.LayerNorm if is_there else nn.Identity)
+    encoder = transformer_encoder(
+        {"image": beit()}, 16, 1, 4, norm_first=norm_first, final_norm=final_norm, norm_eps=1e-3
+    )
+    assert isinstance(encoder.trunk.norm, nn.LayerNorm if is_there else nn.Identity)
     if is_there:
-        assert encoder.norm.eps == 1e-3
+        assert encoder.trunk.norm.eps == 1e-3
         perturb(encoder)
     out = encoder(Batch("image", torch.randn(1, 2, 12, 12), torch.zeros(1, dtype=torch.int64)), return_layers=True)
-    assert torch.equal(out.x, encoder.norm(out.hidden_states[-1]))
+    assert torch.equal(out.x, encoder.trunk.norm(out.hidden_states[-1]))
     assert torch.equal(out.x, out.hidden_states[-1]) != is_there
 
 
 def test_gradients_reach_every_parameter_of_a_beit() -> None:
-    encoder = Encoder(
+    encoder = transformer_encoder(
         {"image": beit(mask_token=False)}, 16, 2, 4, norm_first=True, layer_scale_init=0.1, rel_pos_grid=(4, 4)
     )
     perturb(encoder)

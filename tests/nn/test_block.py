@@ -12,7 +12,7 @@ from d2v.nn.block import Block
 
 
 def block(**options: object) -> Block:
-    module = Block(12, 3, 2.0, **options)  # type: ignore[arg-type]
+    module = Block(12, 3, mlp_ratio=2.0, **options)  # type: ignore[arg-type]
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.4)
     return module.eval()

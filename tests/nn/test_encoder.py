@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import Encoder, transformer_encoder
 from d2v.nn.frontends.image import ImageFrontend
 from d2v.types import Batch, TokenMask
 
@@ -30,10 +30,11 @@ def test_masked_context_equals_gathering_by_hand(
         prefix = encoder.frontend("image").prefix_tokens
         if prefix is not None:
             x = torch.cat([prefix[None], x], 1)
-        if not encoder.norm_first:
+        if "image" in encoder.input_norms:
             x = encoder.input_norms["image"](x)
-        for block in encoder.prenets["image"]:
-            x = block(x)[0]
+        if "image" in encoder.prenets:
+            for block in encoder.prenets["image"].blocks:
+                x = block(x)[0]
         torch.testing.assert_close(result[n : n + 1], x, rtol=1e-4, atol=1e-5)
 
 
@@ -82,13 +83,13 @@ def test_forward_returns_everything_unmasked(
     assert torch.equal(out.patch_tokens, out.x[:, num_prefix_tokens:])
     assert [tuple(h.shape) for h in out.hidden_states] == [tuple(out.x.shape)] * 2
     last = out.hidden_states[-1]
-    assert torch.equal(out.x, encoder.norm(last) if norm_first else last)
+    assert torch.equal(out.x, encoder.trunk.norm(last) if norm_first else last)
     assert encoder(batch).hidden_states == ()
     assert torch.equal(encoder(batch).x, out.x)
     unmasked = Batch("image", batch.inputs, batch.sample_ids)
     assert torch.equal(encoder(unmasked).x, out.x)
     x = encoder.context("image", encoder.frontend("image").embed(batch.inputs))[0]
-    for block, hidden in zip(encoder.blocks, out.hidden_states, strict=True):
+    for block, hidden in zip(encoder.trunk.blocks, out.hidden_states, strict=True):
         x = block(x)[0]
         assert torch.equal(x, hidden)
 
@@ -96,33 +97,34 @@ def test_forward_returns_everything_unmasked(
 def test_post_norm_has_an_input_norm_and_pre_norm_a_final_one(make_encoder: MakeEncoder) -> None:
     post, pre = make_encoder(prenet_depth=0), make_encoder(prenet_depth=0, norm_first=True)
     assert isinstance(post.input_norms["image"], nn.LayerNorm)
-    assert isinstance(post.norm, nn.Identity)
+    assert isinstance(post.trunk.norm, nn.Identity)
     assert len(pre.input_norms) == 0
-    assert isinstance(pre.norm, nn.LayerNorm)
+    assert isinstance(pre.trunk.norm, nn.LayerNorm)
 
 
 def test_the_input_norm_can_be_left_out_by_a_frontend() -> None:
     frontend = ImageFrontend(16, 12, 3)
     frontend.input_norm = False
-    assert "image" not in Encoder({"image": frontend}, 16, 1, 4).input_norms
+    assert "image" not in transformer_encoder({"image": frontend}, 16, 1, 4).input_norms
 
 
 @pytest.mark.parametrize(("depth", "prenet_depth"), [(3, 0), (2, 2)])
 def test_depths(make_encoder: MakeEncoder, depth: int, prenet_depth: int) -> None:
     encoder = make_encoder(depth=depth, prenet_depth=prenet_depth)
-    assert len(encoder.blocks) == depth
-    assert len(encoder.prenets["image"]) == prenet_depth
+    assert len(encoder.trunk.blocks) == depth
+    assert [len(prenet.blocks) for prenet in encoder.prenets.values()] == [prenet_depth] * (prenet_depth > 0)
+    assert encoder.depth == depth + prenet_depth
 
 
 def test_drop_path_grows_linearly_from_zero_over_prenet_and_shared_blocks(make_encoder: MakeEncoder) -> None:
     encoder = make_encoder(depth=3, prenet_depth=2, drop_path_rate=0.4)
-    rates = [block.drop_path.drop_prob for block in [*encoder.prenets["image"], *encoder.blocks]]
+    rates = [block.drop_path.drop_prob for block in [*encoder.prenets["image"].blocks, *encoder.trunk.blocks]]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_initialisation() -> None:
-    encoder = Encoder({"image": ImageFrontend(64, 16, 4)}, 64, 2, 4, 1)
-    linears = [m for blocks in (encoder.prenets, encoder.blocks) for m in blocks.modules() if isinstance(m, nn.Linear)]
+    encoder = transformer_encoder({"image": ImageFrontend(64, 16, 4)}, 64, 2, 4, 1)
+    linears = [m for blocks in (encoder.prenets, encoder.trunk) for m in blocks.modules() if isinstance(m, nn.Linear)]
     assert len(linears) == 12
     assert all(m.weight.std().item() == pytest.approx(0.02, rel=0.1) for m in linears)
     assert all(m.bias is not None and not m.bias.any() for m in linears)
@@ -133,7 +135,7 @@ def test_options_reach_the_blocks(make_encoder: MakeEncoder) -> None:
     encoder = make_encoder(
         norm_eps=1e-3, drop_rate=0.1, attn_drop_rate=0.2, mlp_drop_rate=0.3, post_mlp_drop_rate=0.4, mlp_ratio=3.0
     )
-    for block in [*encoder.prenets["image"], *encoder.blocks]:
+    for block in [*encoder.prenets["image"].blocks, *encoder.trunk.blocks]:
         assert block.norm1.eps == block.norm2.eps == 1e-3
         assert block.attn.proj_drop.p == 0.1
         assert block.attn.attn_drop_rate == 0.2
@@ -145,9 +147,9 @@ def test_options_reach_the_blocks(make_encoder: MakeEncoder) -> None:
 
 def test_errors_name_key_value_and_fix() -> None:
     with pytest.raises(ValueError, match=r"model\.encoder\.num_heads=5 does not divide model\.encoder\.embed_dim=16"):
-        Encoder({"image": ImageFrontend(16, 12, 3)}, 16, 1, 5)
+        transformer_encoder({"image": ImageFrontend(16, 12, 3)}, 16, 1, 5)
     with pytest.raises(ValueError, match=r"frontends\.image\.embed_dim=16 must equal model\.encoder\.embed_dim=32"):
-        Encoder({"image": ImageFrontend(16, 12, 3)}, 32, 1, 4)
+        transformer_encoder({"image": ImageFrontend(16, 12, 3)}, 32, 1, 4)
 
 
 def test_an_unknown_modality_is_named_with_those_there_are(make_encoder: MakeEncoder) -> None:
@@ -159,8 +161,8 @@ def test_an_unknown_modality_is_named_with_those_there_are(make_encoder: MakeEnc
 @torch.no_grad()
 def test_modalities_share_the_blocks_and_nothing_else(make_batch: MakeBatch) -> None:
     names: Sequence[str] = ("left", "right")
-    encoder = Encoder({n: ImageFrontend(16, 12, 3, 2) for n in names}, 16, 2, 4, 1).eval()
-    assert len(encoder.blocks) == 2
+    encoder = transformer_encoder({n: ImageFrontend(16, 12, 3, 2) for n in names}, 16, 2, 4, 1).eval()
+    assert len(encoder.trunk.blocks) == 2
     batch = make_batch(2)
     outputs = [encoder(Batch(n, batch.inputs, batch.sample_ids)).x for n in names]
     assert not torch.allclose(*outputs)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.speech import CONV_LAYERS, SpeechFrontend
 from d2v.nn.positions import ConvPositions, alibi_slopes
 from d2v.objective.masking import SpanMask
@@ -110,7 +110,7 @@ def test_convolutional_positions_by_hand(kernel_size: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("prenet_depth", [0, 1])
 def test_appended_padding_changes_no_real_frame(prenet_depth: int) -> None:
-    encoder = Encoder({"speech": SpeechFrontend(16, 4, CONVS, 2, 5, 4)}, 16, 2, 4, prenet_depth).eval()
+    encoder = transformer_encoder({"speech": SpeechFrontend(16, 4, CONVS, 2, 5, 4)}, 16, 2, 4, prenet_depth).eval()
     waves = [torch.randn(n) for n in (203, 160)]
     inputs = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
     frames = [num_frames(len(wave), CONVS) for wave in waves]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.text import TextFrontend
 from d2v.types import Batch
 
@@ -43,7 +43,7 @@ def test_dropout_is_drawn_once_a_sample() -> None:
 
 @torch.no_grad()
 def test_appended_padding_changes_no_real_token() -> None:
-    encoder = Encoder({"text": TextFrontend(16, 30, 12)}, 16, 2, 4).eval()
+    encoder = transformer_encoder({"text": TextFrontend(16, 30, 12)}, 16, 2, 4).eval()
     ids = torch.tensor([[0, 5, 9, 2, 1, 1, 1]])
     padded = encoder(Batch("text", ids, torch.arange(1), padding_mask=ids == 1)).x[:, :4]
     alone = encoder(Batch("text", ids[:, :4], torch.arange(1))).x
@@ -52,7 +52,7 @@ def test_appended_padding_changes_no_real_token() -> None:
 
 def test_the_input_is_normalised_only_before_a_prenet() -> None:
     for depth in (0, 1):
-        encoder = Encoder({"text": TextFrontend(16, 30, 12)}, 16, 1, 4, depth)
+        encoder = transformer_encoder({"text": TextFrontend(16, 30, 12)}, 16, 1, 4, depth)
         assert ("text" in encoder.input_norms) == (depth > 0)
 
 

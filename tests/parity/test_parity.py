@@ -216,15 +216,15 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "target": (scale("target", 1.001), "target"),
     "target_masked": (scale("target_masked", 1.001), "target_masked"),
     "pred": (scale("pred", 1.001), "pred"),
-    "gradient": (scale("grad/blocks.1.attn.proj.bias", 1.001), "grad/student.blocks.1.attn.proj.bias"),
+    "gradient": (scale("grad/blocks.1.attn.proj.bias", 1.001), "grad/student.trunk.blocks.1.attn.proj.bias"),
     "gradient_missing": (lambda _, t: t.pop("grad/blocks.0.norm1.bias"), "gradients"),
     "gradient_transposed": (
         lambda _, t: t.update({"grad/blocks.0.attn.proj.weight": t["grad/blocks.0.attn.proj.weight"].T.contiguous()}),
-        "grad/student.blocks.0.attn.proj.weight",
+        "grad/student.trunk.blocks.0.attn.proj.weight",
     ),
     "teacher_after": (
         scale("teacher_after/blocks.2.norm2.weight", 1.001),
-        "teacher_after/teacher.blocks.2.norm2.weight",
+        "teacher_after/teacher.trunk.blocks.2.norm2.weight",
     ),
     "features_after": (scale("features_after", 1.001), "features_after"),
     "mask": (lambda _, t: t.update(mask=t["mask"].roll(1, 1)), "pred"),
@@ -319,7 +319,7 @@ BROKEN_1: dict[tuple[str, str], tuple[Edit, str]] = {
     ("v1_image", "layer_scale"): (swap("student/encoder.blocks.1.gamma_1", "student/encoder.blocks.1.gamma_2"), "loss"),
     ("v1_image", "queries_for_values"): (
         swap("student/encoder.blocks.0.attn.q_bias", "student/encoder.blocks.0.attn.v_bias"),
-        "grad/student.blocks.0.attn.qkv.bias",
+        "grad/student.trunk.blocks.0.attn.qkv.bias",
     ),
     ("v1_image", "end_of_block"): (overrides(end_of_block_targets=False), "loss"),
     ("v1_image", "target_norm"): (overrides(layer_norm_targets=False), "loss"),

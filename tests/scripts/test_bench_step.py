@@ -122,7 +122,11 @@ def test_a_step_trains_student_and_teacher(bench_step: ModuleType) -> None:
         "student", "teacher", "student", "decoder", "backward", "clipping", "optimizer", "ema", "end",
     ]  # fmt: skip
     after = run.model.state_dict()
-    for part in ("student.blocks.0.mlp.fc1.weight", "decoders.image.proj.weight", "teacher.blocks.0.mlp.fc1.weight"):
+    for part in (
+        "student.trunk.blocks.0.mlp.fc1.weight",
+        "decoders.image.proj.weight",
+        "teacher.trunk.blocks.0.mlp.fc1.weight",
+    ):
         assert not torch.equal(before[part], after[part]), part
     assert torch.isfinite(run.loss)
     assert "targets" not in vars(run.model)  # hooks are gone
@@ -249,4 +253,4 @@ def test_settings_of_which_nothing_can_be_built_are_named(
 def test_activation_checkpointing_is_measured(bench_step: ModuleType) -> None:
     overrides = [*SMALL_2, "activation_checkpointing=true"]
     run = bench_step.Run(bench_step.Case("image_tiny", batch=2, overrides=overrides))
-    assert all(block.checkpointing for block in run.model.student.blocks)
+    assert all(block.checkpointing for block in run.model.student.trunk.blocks)

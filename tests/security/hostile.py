@@ -23,7 +23,7 @@ from d2v.runs.exports import SUMS
 Edit = Callable[[dict[str, Any]], Any]
 
 ENCODER: dict[str, Any] = {
-    "_target_": "d2v.nn.encoder.Encoder",
+    "_target_": "d2v.nn.encoder.transformer_encoder",
     "embed_dim": 16,
     "depth": 1,
     "num_heads": 2,

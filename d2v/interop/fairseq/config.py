@@ -76,7 +76,7 @@ def _node_of_2(cfg: Mapping[str, Any], state: Mapping[str, Tensor], batch_size: 
         own, {"fixed_positions": True, "learned_pos": True, "layernorm_embedding": True, "no_scale_embedding": True}
     )
     encoder = {
-        "_target_": "d2v.nn.encoder.Encoder",
+        "_target_": "d2v.nn.encoder.transformer_encoder",
         "frontends": {modality: _FRONTENDS_OF_2[modality](cfg, own, state)},
         "embed_dim": cfg["embed_dim"],
         "depth": cfg["depth"],
@@ -182,7 +182,7 @@ def _node_of_1_text(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node
     return {
         "_target_": "d2v.models.data2vec.Data2Vec",
         "encoder": {
-            "_target_": "d2v.nn.encoder.Encoder",
+            "_target_": "d2v.nn.encoder.transformer_encoder",
             "frontends": {
                 "text": {
                     "_target_": "d2v.nn.frontends.text.TextFrontend",
@@ -221,7 +221,7 @@ def _node_of_1_speech(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> No
     return {
         "_target_": "d2v.models.data2vec.Data2Vec",
         "encoder": {
-            "_target_": "d2v.nn.encoder.Encoder",
+            "_target_": "d2v.nn.encoder.transformer_encoder",
             "frontends": {
                 "speech": {
                     "_target_": "d2v.nn.frontends.speech.SpeechFrontend",
@@ -266,7 +266,7 @@ def _node_of_1_image(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Nod
     return {
         "_target_": "d2v.models.data2vec.Data2Vec",
         "encoder": {
-            "_target_": "d2v.nn.encoder.Encoder",
+            "_target_": "d2v.nn.encoder.transformer_encoder",
             "frontends": {
                 "image": {
                     "_target_": "d2v.nn.frontends.image.BeitFrontend",

@@ -34,12 +34,12 @@ def _blocks(theirs: str, ours: str) -> list[Rule]:
 
 
 def _rules_of_2() -> list[Rule]:
-    rules = _blocks("blocks", "student.blocks")
+    rules = _blocks("blocks", "student.trunk.blocks")
     for theirs, modality in MODALITIES.items():
         t, f = f"modality_encoders.{theirs}", f"student.frontends.{modality}"
         rules += [
             Rule(f"{t}.context_encoder.norm.{{p}}", f"student.input_norms.{modality}.{{p}}"),
-            *_blocks(f"{t}.context_encoder.blocks", f"student.prenets.{modality}"),
+            *_blocks(f"{t}.context_encoder.blocks", f"student.prenets.{modality}.blocks"),
             Rule(f"{t}.extra_tokens", f"{f}.prefix_tokens", (0,)),
             Rule(f"{t}.decoder.blocks.{{n}}.0.{{p}}", f"decoders.{modality}.convs.{{n}}.{{p}}"),
             Rule(f"{t}.decoder.proj.{{p}}", f"decoders.{modality}.proj.{{p}}"),
@@ -81,7 +81,7 @@ def _rules_of_1_text() -> list[Rule]:
         Rule(f"{t}.embed_tokens.weight", f"{f}.token_embed.weight"),
         Rule(f"{t}.embed_positions.weight", f"{f}.pos_embed.weight"),
         Rule(f"{t}.layernorm_embedding.{{p}}", f"{f}.norm.{{p}}"),
-        *_attention(f"{t}.layers.{{n}}", "student.blocks.{n}"),
+        *_attention(f"{t}.layers.{{n}}", "student.trunk.blocks.{n}"),
         Rule("encoder.regression_head.{n}.{p}", "heads.text.{n}.{p}"),
     ]
 
@@ -95,13 +95,13 @@ def _rules_of_1_speech() -> list[Rule]:
         Rule("mask_emb", f"{f}.mask_token"),
         Rule("encoder.pos_conv.{n}.0.{p}", f"{f}.positions.convs.{{n}}.{{p}}"),
         Rule("encoder.layer_norm.{p}", "student.input_norms.speech.{p}"),
-        *_attention("encoder.layers.{n}", "student.blocks.{n}"),
+        *_attention("encoder.layers.{n}", "student.trunk.blocks.{n}"),
         Rule("final_proj.{p}", "heads.speech.0.{p}"),
     ]
 
 
 def _rules_of_1_image() -> list[Rule]:
-    t, b, f = "encoder.blocks.{n}", "student.blocks.{n}", "student.frontends.image"
+    t, b, f = "encoder.blocks.{n}", "student.trunk.blocks.{n}", "student.frontends.image"
     return [
         Rule("patch_embed.conv.{p}", f"{f}.proj.{{p}}"),
         Rule("cls_emb", f"{f}.prefix_tokens", (0,)),
@@ -118,7 +118,7 @@ def _rules_of_1_image() -> list[Rule]:
         Rule(f"{t}.norm2.{{p}}", f"{b}.norm2.{{p}}"),
         Rule(f"{t}.mlp.0.{{p}}", f"{b}.mlp.fc1.{{p}}"),
         Rule(f"{t}.mlp.2.{{p}}", f"{b}.mlp.fc2.{{p}}"),
-        Rule("encoder.norm.{p}", "student.norm.{p}"),
+        Rule("encoder.norm.{p}", "student.trunk.norm.{p}"),
     ]
 
 

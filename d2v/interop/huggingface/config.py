@@ -143,7 +143,7 @@ def _text_node(config: Mapping[str, Any], state: Mapping[str, Tensor], folder: P
     if pad_id is None:
         raise ValueError(f"{folder / 'config.json'}: pad_token_id=None: positions are counted from it")
     return {
-        "_target_": "d2v.nn.encoder.Encoder",
+        "_target_": "d2v.nn.encoder.transformer_encoder",
         "frontends": {
             "text": {
                 "_target_": "d2v.nn.frontends.text.TextFrontend",
@@ -178,7 +178,7 @@ def _speech_node(config: Mapping[str, Any], state: Mapping[str, Tensor], folder:
     if len({len(size) for size in sizes}) != 1:
         raise ValueError(f"{folder / 'config.json'}: conv_dim, conv_kernel and conv_stride are not equally long")
     return {
-        "_target_": "d2v.nn.encoder.Encoder",
+        "_target_": "d2v.nn.encoder.transformer_encoder",
         "frontends": {
             "speech": {
                 "_target_": "d2v.nn.frontends.speech.SpeechFrontend",
@@ -209,7 +209,7 @@ def _image_node(config: Mapping[str, Any], state: Mapping[str, Tensor], folder: 
     side = img_size // patch_size
     scale = config["layer_scale_init_value"]
     return {
-        "_target_": "d2v.nn.encoder.Encoder",
+        "_target_": "d2v.nn.encoder.transformer_encoder",
         "frontends": {
             "image": {
                 "_target_": "d2v.nn.frontends.image.BeitFrontend",

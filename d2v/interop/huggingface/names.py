@@ -41,7 +41,7 @@ def _qkv(theirs: str, ours: str, names: tuple[str, str, str]) -> list[Rule]:
 
 
 def _text() -> list[Rule]:
-    f, t, b = "frontends.text", "encoder.layer.{n}", "blocks.{n}"
+    f, t, b = "frontends.text", "encoder.layer.{n}", "trunk.blocks.{n}"
     return [
         Rule("embeddings.word_embeddings.weight", f"{f}.token_embed.weight"),
         Rule("embeddings.position_embeddings.weight", f"{f}.pos_embed.weight"),
@@ -58,7 +58,7 @@ def _text() -> list[Rule]:
 
 
 def _speech() -> list[Rule]:
-    f, t, b = "frontends.speech", "encoder.layers.{n}", "blocks.{n}"
+    f, t, b = "frontends.speech", "encoder.layers.{n}", "trunk.blocks.{n}"
     return [
         Rule("feature_extractor.conv_layers.{n}.conv.weight", f"{f}.convs.{{n}}.weight"),
         Rule("feature_extractor.conv_layers.{n}.layer_norm.{p}", f"{f}.conv_norms.{{n}}.{{p}}"),
@@ -79,7 +79,7 @@ def _speech() -> list[Rule]:
 
 def _image() -> list[Rule]:
     """Their keys have no bias: it adds the same to all logits of a query, so it changes no attention."""
-    f, t, b = "frontends.image", "encoder.layer.{n}", "blocks.{n}"
+    f, t, b = "frontends.image", "encoder.layer.{n}", "trunk.blocks.{n}"
     return [
         Rule("embeddings.cls_token", f"{f}.prefix_tokens", (0,)),
         Rule("embeddings.mask_token", f"{f}.mask_token", (0, 1)),
@@ -96,7 +96,7 @@ def _image() -> list[Rule]:
         Rule(f"{t}.layernorm_after.{{p}}", f"{b}.norm2.{{p}}"),
         Rule(f"{t}.intermediate.dense.{{p}}", f"{b}.mlp.fc1.{{p}}"),
         Rule(f"{t}.output.dense.{{p}}", f"{b}.mlp.fc2.{{p}}"),
-        Rule("layernorm.{p}", "norm.{p}"),
+        Rule("layernorm.{p}", "trunk.norm.{p}"),
         Rule("pooler.layernorm.{p}", "head.norm.{p}"),
         Rule("classifier.{p}", "head.proj.{p}"),
     ]

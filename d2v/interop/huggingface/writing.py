@@ -7,7 +7,7 @@ in vision; neither changes what a model computes in evaluation.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from d2v.interop.huggingface.inputs import (
 from d2v.interop.huggingface.names import FAMILIES, HEAD, TOKEN_TYPES
 from d2v.interop.imported import Node
 from d2v.models.heads import FirstTokenHead, FrameHead, MeanPoolHead
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import Encoder, transformer_encoder
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.nn.frontends.text import TextFrontend
@@ -33,10 +33,10 @@ from d2v.runs.files import replace_text
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
-_CLASSES: dict[str, type] = {
+_CLASSES: dict[str, Callable[..., Any]] = {
     f"{part.__module__}.{part.__name__}": part
     for part in (
-        *(Encoder, ImageFrontend, BeitFrontend, SpeechFrontend, TextFrontend),
+        *(transformer_encoder, ImageFrontend, BeitFrontend, SpeechFrontend, TextFrontend),
         *(MeanPoolHead, FirstTokenHead, FrameHead),
     )
 }
@@ -72,7 +72,8 @@ def only_frontend(encoder_node: Node) -> tuple[str, Node]:
         )
     ((modality, node),) = frontends.items()
     found = arguments(node)
-    if not issubclass(_CLASSES[node["_target_"]], _MODALITIES.get(modality, ())):
+    part = _CLASSES[node["_target_"]]
+    if not (isinstance(part, type) and issubclass(part, _MODALITIES.get(modality, ()))):
         raise ValueError(
             f"model.encoder.frontends.{modality} is a {node['_target_']}: the frontends that can be exported are "
             f"{', '.join(f'{name} ({part.__name__})' for name, part in _MODALITIES.items())}"

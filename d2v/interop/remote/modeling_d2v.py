@@ -141,6 +141,23 @@ class Block(nn.Module):
         return x
 
 
+class Trunk(nn.Module):
+    """Blocks, and a norm after them or none."""
+
+    def __init__(self, config: D2VConfig, drop_path_rates: list[float], final_norm: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if final_norm else nn.Identity()
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, T, D) after the norm, and what enters the blocks and each of them makes of it."""
+        hidden_states = [x]
+        for block in self.blocks:
+            x = block(x, bias)
+            hidden_states.append(x)
+        return self.norm(x), tuple(hidden_states)
+
+
 class Frontend(nn.Module):
     """What is of one modality: inputs to tokens, what of them is padding, and relative positions. Abstract: a modality
     defines :meth:`embed`.
@@ -371,10 +388,9 @@ class D2VModel(D2VPreTrainedModel):
         )
         num_blocks = config.prenet_depth + config.depth
         rates = [config.drop_path_rate * i / max(1, num_blocks - 1) for i in range(num_blocks)]
-        blocks = [Block(config, rate) for rate in rates]
-        self.prenets = nn.ModuleDict({config.modality: nn.ModuleList(blocks[: config.prenet_depth])})
-        self.blocks = nn.ModuleList(blocks[config.prenet_depth :])
-        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if config.final_norm else nn.Identity()
+        prenet_rates, trunk_rates = rates[: config.prenet_depth], rates[config.prenet_depth :]
+        self.prenets = nn.ModuleDict({config.modality: Trunk(config, prenet_rates, False)} if prenet_rates else {})
+        self.trunk = Trunk(config, trunk_rates, config.final_norm)
         self.main_input_name = {"image": "pixel_values", "speech": "input_values", "text": "input_ids"}[config.modality]
         self.post_init()
 
@@ -410,15 +426,11 @@ class D2VModel(D2VPreTrainedModel):
         if self.modality in self.input_norms:
             x = self.input_norms[self.modality](x)
         x = F.dropout(x, self.input_drop_rate, self.training)
-        prenet: Any = self.prenets[self.modality]
-        for block in prenet:
-            x = block(x, bias)
-        hidden_states = [x]
-        for block in self.blocks:
-            x = block(x, bias)
-            hidden_states.append(x)
+        if self.modality in self.prenets:
+            x, _ = self.prenets[self.modality](x, bias)
+        x, hidden_states = self.trunk(x, bias)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = BaseModelOutput(last_hidden_state=self.norm(x), hidden_states=tuple(hidden_states) if wanted else None)
+        output = BaseModelOutput(last_hidden_state=x, hidden_states=hidden_states if wanted else None)
         return output.to_tuple() if return_dict is False else output
 
 

@@ -23,7 +23,7 @@ from d2v.data.keys import ClipKey
 from d2v.data.speech.clips import AudioClips, Clip
 from d2v.data.speech.data import SpeechData
 from d2v.data.speech.factories import audio_folder, audio_manifest, hf_audio, librispeech, samples_speech
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import Encoder, transformer_encoder
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.objective.masking import SpanMask
 from d2v.types import Batch, num_frames
@@ -296,7 +296,7 @@ def test_short_clips_are_reported_but_not_bad(tmp_path, caplog):
 
 def encoder() -> Encoder:
     frontend = SpeechFrontend(16, 4, CONVS, pos_depth=2, pos_kernel_size=5, pos_groups=4)
-    model = Encoder({"speech": frontend}, 16, depth=2, num_heads=4, prenet_depth=1)
+    model = transformer_encoder({"speech": frontend}, 16, depth=2, num_heads=4, prenet_depth=1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape)

@@ -31,7 +31,7 @@ from d2v.data.texts.documents import HFTexts, TextFiles, read_table
 from d2v.data.texts.factories import hf_text, samples_text, text_files
 from d2v.data.texts.samples import SampleTexts
 from d2v.data.texts.tokenizer import load_tokenizer, train_tokenizer
-from d2v.nn.encoder import Encoder
+from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.text import TextFrontend
 from d2v.objective.masking import RandomMask
 from d2v.types import Batch
@@ -558,7 +558,9 @@ def test_raw_texts_and_labels(labelled):
 
 
 def test_padding_changes_no_output(labelled):
-    encoder = Encoder({"text": TextFrontend(16, 300, max_positions=16)}, 16, depth=2, num_heads=4, prenet_depth=1)
+    encoder = transformer_encoder(
+        {"text": TextFrontend(16, 300, max_positions=16)}, 16, depth=2, num_heads=4, prenet_depth=1
+    )
     for parameter in encoder.parameters():
         nn.init.normal_(parameter, std=0.3)
     encoder.eval()
