@@ -20,14 +20,13 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Subset
 
-from d2v.cli.loading import load_trained
 from d2v.data.keys import RandomStream, SampleKey, sample_rng
 from d2v.eval.features import extract, extract_frames
 from d2v.eval.figures.curves import plot_curves
 from d2v.eval.figures.images import plot_masks, plot_pca
 from d2v.eval.figures.sequences import plot_clips, plot_texts
 from d2v.interop.build import build
-from d2v.interop.native import Checkpoint
+from d2v.interop.checkpoints import open_checkpoint
 from d2v.nn.encoder import Encoder
 from d2v.objective.masking import MaskGenerator
 from d2v.runs.metrics import METRICS
@@ -123,8 +122,8 @@ def run(*arguments: str) -> None:
 
 def draw(run_dir: Path) -> list[Path]:
     """The run's curves, and samples with their masks and features."""
-    trained = load_trained(str(run_dir), "student")
-    config = Checkpoint.load(trained.path).config
+    trained = open_checkpoint(run_dir)
+    config = trained.config
     data, mask = (build(config[key], key=key) for key in ("data", "mask"))
     draw_samples = {"image": draw_images, "speech": draw_clips, "text": draw_texts}[data.modality]
     pictures = run_dir / "pictures"

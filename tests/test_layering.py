@@ -156,7 +156,7 @@ BAD = {
     "data to losses": ("d2v.data.images.factories", "from d2v.objective.losses import regression_loss_sum"),
     "data to the whole objective": ("d2v.data.images.factories", "from d2v.objective import losses"),
     "data to lit": ("d2v.data.images.factories", "from d2v.lit.data import PretrainDataModule"),
-    "runs to interop": ("d2v.runs.checkpoints", "from d2v.interop.native import Checkpoint"),
+    "runs to interop": ("d2v.runs.checkpoints", "from d2v.interop.native import RunCheckpoint"),
     "numpy in runs": ("d2v.runs.record", "import numpy"),
     "eval to nn": ("d2v.eval.features", "from d2v.nn.encoder import Encoder"),
     "lit to cli": ("d2v.lit.setup", "from d2v.cli.run_dir import run_dir"),

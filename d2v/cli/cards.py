@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from d2v.cli.loading import WHOSE, Trained
+from d2v.interop.checkpoints import ORIGINS, Checkpoint
 from d2v.version import __version__
 
 _HEADER = """---
@@ -56,7 +56,7 @@ _FILES = {
 }
 
 
-def model_card(trained: Trained, network: str, library: str = "d2v") -> str:
+def model_card(trained: Checkpoint, network: str, library: str = "d2v") -> str:
     """Markdown.
 
     Args:
@@ -83,7 +83,7 @@ def model_card(trained: Trained, network: str, library: str = "d2v") -> str:
         "pooler": "; pooler_output means nothing" if dtype == "torch.int64" else "",
     }
     origin = (
-        f"from {WHOSE[trained.source]}"
+        f"from {ORIGINS[trained.origin]}"
         if trained.step is None
         else f"the {network} after {trained.step:,} optimizer steps"
     )

@@ -14,14 +14,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import best_device, check_probed, load_data, load_trained
-from d2v.cli.scoring import is_finetuned, score_finetuned
+from d2v.cli.loading import best_device, check_probed, load_data
+from d2v.cli.scoring import score_finetuned
 from d2v.cli.settings import Evaluate, checked, plain
 from d2v.data.contents import visible
 from d2v.data.eval_loader import eval_loader
 from d2v.eval.features import extract, extract_frames
 from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
 from d2v.eval.results import scores_table
+from d2v.interop.checkpoints import open_checkpoint
 from d2v.lit.machine import choose_precision, choose_workers, set_threads
 from d2v.nn.encoder import Encoder
 from d2v.runs.results import Results, Row, write_results
@@ -35,10 +36,10 @@ def evaluate(cfg: DictConfig) -> None:
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         num_workers = choose_workers(settings.num_workers, best_device().type)
         set_threads(settings.num_threads, num_workers)
-        if is_finetuned(settings.checkpoint):
-            score_finetuned(cfg, settings, run_dir, num_workers)
+        trained = open_checkpoint(settings.checkpoint, settings.network)
+        if trained.is_finetuned:
+            score_finetuned(cfg, settings, trained, run_dir, num_workers)
             return
-        trained = load_trained(settings.checkpoint, settings.network)
         check_probed(settings.probe.layers, settings.probe.pool, trained, "probe.")
         if settings.decoder is not None:
             raise ValueError("decoder=...: only what a fine-tuned model transcribes is decoded; remove it")

@@ -13,12 +13,11 @@ from torch import nn
 
 from d2v.cli.cards import model_card
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import Trained, load_trained
 from d2v.cli.settings import Export, checked, plain
+from d2v.interop.checkpoints import Checkpoint, open_checkpoint
 from d2v.interop.exports import save_encoder
 from d2v.interop.fairseq.files import save_fairseq
 from d2v.interop.huggingface import huggingface_problems, save_custom_huggingface, save_huggingface
-from d2v.interop.native import Checkpoint
 from d2v.runs.exports import export_folder
 from d2v.version import __version__
 
@@ -29,18 +28,18 @@ def export(cfg: DictConfig) -> None:
     """Write what was trained in the chosen format, with a model card."""
     with configuring():
         settings = checked(Export, plain(cfg))
-        trained = load_trained(settings.checkpoint, settings.network)
+        trained = open_checkpoint(settings.checkpoint, settings.network)
         folder = Path(settings.output)
         writer = {"safetensors": to_d2v, "huggingface": to_huggingface, "onnx": to_onnx, "fairseq": to_fairseq}
         print(writer[settings.format](trained, folder, settings.network))
 
 
-def to_d2v(trained: Trained, folder: Path, network: str) -> str:
+def to_d2v(trained: Checkpoint, folder: Path, network: str) -> str:
     """encoder.safetensors, config.yaml, a model card, and the tokenizer of text."""
     return f"encoder: {save_encoder(trained.encoder, _config(trained), folder, model_card(trained, network))}"
 
 
-def to_huggingface(trained: Trained, folder: Path, network: str) -> str:
+def to_huggingface(trained: Checkpoint, folder: Path, network: str) -> str:
     """A class of transformers if there is one for such a model; else one of d2v's own, which the folder holds."""
     problems = huggingface_problems(trained.encoder_node, trained.head_node)
     save = save_custom_huggingface if problems else save_huggingface
@@ -62,7 +61,7 @@ def to_huggingface(trained: Trained, folder: Path, network: str) -> str:
     return "\n".join(lines)
 
 
-def to_onnx(trained: Trained, folder: Path, network: str) -> str:
+def to_onnx(trained: Checkpoint, folder: Path, network: str) -> str:
     """encoder.onnx, or model.onnx with a head, compared with PyTorch."""
     from d2v.interop.onnx import save_onnx
 
@@ -72,14 +71,12 @@ def to_onnx(trained: Trained, folder: Path, network: str) -> str:
     return f"model: {path}"
 
 
-def to_fairseq(trained: Trained, folder: Path, network: str) -> str:
+def to_fairseq(trained: Checkpoint, folder: Path, network: str) -> str:
     """checkpoint.pt, as the authors' code writes it: student, teacher and decoder."""
-    if trained.source != "run":
+    if trained.model is None:
         raise ValueError(f"format=fairseq: checkpoint={trained.path} is an encoder alone; give a run of d2v pretrain")
-    checkpoint = Checkpoint.load(trained.path)
-    model = checkpoint.build_model()
     with export_folder(folder, "fairseq") as part:
-        save_fairseq(model, checkpoint.config["model"], part / FAIRSEQ_FILE, trained.inputs)
+        save_fairseq(trained.model, trained.config["model"], part / FAIRSEQ_FILE, trained.inputs)
     lines = [f"checkpoint: {folder / FAIRSEQ_FILE}"]
     speech = trained.encoder_node["frontends"].get("speech")
     if speech and trained.encoder.frontend("speech").zero_padding != "never":
@@ -90,7 +87,7 @@ def to_fairseq(trained: Trained, folder: Path, network: str) -> str:
     return "\n".join(lines)
 
 
-def _score_range(trained: Trained) -> tuple[float, float] | None:
+def _score_range(trained: Checkpoint) -> tuple[float, float] | None:
     """The lowest and highest score of a fine-tuned regression; None of anything else."""
     names = trained.label_names
     if not isinstance(names, list | tuple) or len(names) != 2 or not all(isinstance(n, int | float) for n in names):
@@ -98,7 +95,7 @@ def _score_range(trained: Trained) -> tuple[float, float] | None:
     return float(names[0]), float(names[1])
 
 
-def _answering_head(trained: Trained) -> Any:
+def _answering_head(trained: Checkpoint) -> Any:
     """The head as others are to use it: a regression's puts out scores, not shares of the way between two of them."""
     found = _score_range(trained)
     if trained.head is None or found is None:
@@ -113,7 +110,7 @@ def _answering_head(trained: Trained) -> Any:
     return head
 
 
-def _config(trained: Trained) -> dict[str, Any]:
+def _config(trained: Checkpoint) -> dict[str, Any]:
     return {"encoder": trained.encoder_node, "inputs": trained.inputs, "d2v_version": __version__}
 
 

@@ -15,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import best_device, check_probed, load_data, load_trained
+from d2v.cli.loading import best_device, check_probed, load_data
 from d2v.cli.settings import Extract, checked, plain
 from d2v.data.contents import visible
 from d2v.data.eval_loader import eval_loader
 from d2v.eval.features import Features
 from d2v.eval.features import extract as extract_features
+from d2v.interop.checkpoints import open_checkpoint
 from d2v.lit.machine import choose_workers, set_threads
 from d2v.runs.files import refuse_foreign, replacing, writing, written_beside
 from d2v.terminal import watched
@@ -38,7 +39,7 @@ def extract(cfg: DictConfig) -> None:
         if output.parent.exists() and not output.parent.is_dir():
             raise ValueError(f"output={output}: {output.parent} is a file, not a folder")
         refuse_foreign(output, "output", _holds_features, "file of features")
-        trained = load_trained(settings.checkpoint, settings.network)
+        trained = open_checkpoint(settings.checkpoint, settings.network)
         check_probed(settings.layers, settings.pool, trained, "")
         data = load_data(cfg, trained)
         print("\n".join(data.describe()), flush=True)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from d2v.cli.ending import stopped_early
 from d2v.cli.launch import configuring, run, running
-from d2v.cli.loading import Trained, best_device, check_fits, data_node, load_trained
+from d2v.cli.loading import best_device, check_fits, data_node
 from d2v.cli.paths import absolute
 from d2v.cli.pretrain import find_checkpoint
 from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable, write_configuration
@@ -25,7 +25,8 @@ from d2v.cli.settings import Finetune, build_each, build_schedule, check_modalit
 from d2v.cli.sweep import sweep
 from d2v.data.protocol import FinetuneData
 from d2v.interop.build import build, check_node, load_exactly
-from d2v.interop.native import Checkpoint
+from d2v.interop.checkpoints import Checkpoint, open_checkpoint
+from d2v.interop.native import RunCheckpoint
 from d2v.lit import machine, setup
 from d2v.lit.callbacks.score import ScoreEvery
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
@@ -50,8 +51,7 @@ def finetune(cfg: DictConfig) -> None:
         sweep(cfg, run_dir)
         return
     with configuring():
-        resumed = find_checkpoint(cfg.resume, run_dir)
-        before = None if resumed is None else Checkpoint.load(resumed)
+        resumed, before = find_checkpoint(cfg.resume, run_dir)
         config = absolute(settings_of(cfg), Finetune) if before is None else own_configuration(cfg, before, Finetune)
         settings = checked(Finetune, config)
         check_given(settings)
@@ -59,7 +59,7 @@ def finetune(cfg: DictConfig) -> None:
         L.seed_everything(settings.seed, verbose=False)
         trained = None  # of a run that goes on, everything is in its own checkpoint
         if before is None and settings.checkpoint is not None:
-            trained = load_trained(settings.checkpoint, settings.network)
+            trained = open_checkpoint(settings.checkpoint, settings.network)
             config["data"] = data_node(cfg, trained)
             config["data"].pop("label_fraction", None)
             config = absolute(config, Finetune)
@@ -158,7 +158,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return config
 
 
-def prepare_data(node: dict[str, Any], settings: Finetune, trained: Trained | None) -> tuple[FinetuneData, Any]:
+def prepare_data(node: dict[str, Any], settings: Finetune, trained: Checkpoint | None) -> tuple[FinetuneData, Any]:
     """Return the labelled data, and the data set that they come from."""
     dataset = build(node, key="data", trusted=True)
     if trained is not None:
@@ -177,7 +177,7 @@ def prepare_data(node: dict[str, Any], settings: Finetune, trained: Trained | No
     return dataset.finetune(**labels, seed=seed, label_fraction=settings.label_fraction), dataset
 
 
-def model_node(settings: Finetune, trained: Trained | None, task: Task) -> dict[str, Any]:
+def model_node(settings: Finetune, trained: Checkpoint | None, task: Task) -> dict[str, Any]:
     """Return the node of encoder and head, from which checkpoints can rebuild them."""
     encoder = settings.model["encoder"] if trained is None else trained.encoder_node
     if trained is not None:
@@ -250,7 +250,7 @@ def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, traine
     best = next((c for c in trainer.callbacks if isinstance(c, ScoreEvery)), None)  # type: ignore[attr-defined]
     step, model = trainer.global_step, module.scored
     if best is not None and best.path.is_file():
-        checkpoint = Checkpoint.load(best.path)
+        checkpoint = RunCheckpoint.load(best.path)
         whole = checkpoint.build_model()  # the module's may be spread over devices
         assert isinstance(whole, FinetunedModel)
         model = whole

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from d2v.cli.cards import model_card
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import WHOSE, load_trained
 from d2v.cli.settings import Import, checked, plain
+from d2v.interop.checkpoints import ORIGINS, open_checkpoint
 from d2v.interop.exports import save_encoder
 from d2v.version import __version__
 
@@ -19,10 +19,10 @@ def import_(cfg: DictConfig) -> None:
     """Say what was found, and write its encoder as ``d2v export`` does."""
     with configuring():
         settings = checked(Import, plain(cfg))
-        trained = load_trained(settings.checkpoint, settings.network)
+        trained = open_checkpoint(settings.checkpoint, settings.network)
         state, node = trained.encoder.state_dict(), trained.encoder_node
         print(
-            f"{trained.path}: {WHOSE[trained.source]}\n"
+            f"{trained.path}: {ORIGINS[trained.origin]}\n"
             f"encoder: {', '.join(node['frontends'])}, {node.get('prenet_depth', 0)} + {node['depth']} blocks, width "
             f"{node['embed_dim']}, {node['num_heads']} heads\n"
             f"weights: {len(state)} tensors, {sum(t.numel() for t in state.values()):,} numbers: none missing, "

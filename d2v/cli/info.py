@@ -10,8 +10,8 @@ import yaml
 from omegaconf import DictConfig
 
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import WHOSE, load_trained
 from d2v.cli.settings import Info, checked, plain
+from d2v.interop.checkpoints import ORIGINS, open_checkpoint
 from d2v.lit.machine import choose_precision, describe_run
 
 
@@ -27,10 +27,10 @@ def info(cfg: DictConfig) -> None:
     if settings.checkpoint is None:
         return
     with configuring():
-        trained = load_trained(settings.checkpoint, "student")
+        trained = open_checkpoint(settings.checkpoint, "student")
     node = trained.encoder_node
     print(f"\n{trained.path}")
-    print(WHOSE[trained.source] + ("" if trained.step is None else f", step {trained.step}"))
+    print(ORIGINS[trained.origin] + ("" if trained.step is None else f", step {trained.step}"))
     parameters = sum(p.numel() for p in trained.encoder.parameters())
     print(
         f"encoder: {parameters:,} parameters, {node.get('prenet_depth', 0)} + {node['depth']} blocks, "

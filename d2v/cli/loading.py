@@ -1,130 +1,27 @@
-"""Parts that evaluate, extract and export share: a trained encoder, and data prepared as it was trained."""
+"""Data for a trained encoder, prepared as it was trained: what evaluate, extract and finetune share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from torch import nn
 
 from d2v.cli.settings import plain_value
 from d2v.data.fingerprint import tokenizer_digest
 from d2v.data.texts.tokenizer import Tokenizer, load_tokenizer
 from d2v.interop.build import build, part_named
-from d2v.interop.checkpoints import Found, Source, read_foreign, recognise
-from d2v.interop.exports import load_export, load_export_config
-from d2v.interop.native import Checkpoint, Network
-from d2v.models.heads import FinetunedModel
-from d2v.nn.encoder import Encoder
+from d2v.interop.checkpoints import Checkpoint
 from d2v.values import returned_by
 
 WORDS_OF_WRITING = ("cache", "download")
 
-WHOSE: dict[Source, str] = {
-    "run": "a run of d2v",
-    "export": "an export of d2v",
-    "fairseq": "a checkpoint of the authors' code",
-    "huggingface": "a model of Hugging Face's",
-}
 
-
-@dataclass(frozen=True)
-class Trained:
-    """An encoder and where it comes from.
-
-    Attributes:
-        encoder: in eval mode.
-        path: the file or folder.
-        encoder_node: configuration that rebuilds the encoder.
-        inputs: form of its inputs, under the keys of conf/inputs.
-        data_node: configuration of the data a run was trained on; {} of what is no run.
-        step: optimizer steps trained; None where that is not known.
-        source: whose checkpoint it is.
-        head: of a fine-tuned model, in eval mode; None: it is none, or the export holds the encoder only.
-        head_node: configuration that rebuilds it.
-        label_names: of the head's outputs, as far as they are known.
-    """
-
-    encoder: Encoder
-    path: Path
-    encoder_node: dict[str, Any]
-    inputs: dict[str, Any]
-    data_node: dict[str, Any]
-    step: int | None
-    source: Source
-    head: nn.Module | None = None
-    head_node: dict[str, Any] | None = None
-    label_names: Any = None
-
-    def untrained(self, seed: int) -> Encoder:
-        """The same encoder with fresh weights."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            encoder: Encoder = build(self.encoder_node)
-        return encoder.eval()
-
-
-def load_trained(path: str, network: Network) -> Trained:
-    """Read whatever d2v can: a run, a checkpoint, an export, the authors' checkpoints, Hugging Face's models.
-
-    Raises:
-        FileNotFoundError, ValueError: there is nothing readable, or no such network.
-    """
-    if network not in ("student", "teacher"):
-        raise ValueError(f"network={network}: choose student or teacher")
-    found = recognise(str(path))
-    if found.source == "export":
-        config = load_export_config(found.path)
-        return Trained(load_export(found.path), found.path, config["encoder"], config["inputs"], {}, None, found.source)
-    if found.source == "run":
-        return _trained_by_run(found, network)
-    imported = read_foreign(found, network)
-    return Trained(
-        imported.build_encoder(),
-        found.path,
-        imported.encoder_node,
-        imported.inputs,
-        {},
-        None,
-        found.source,
-        imported.build_head(),
-        imported.head_node,
-        imported.label_names,
-    )
-
-
-def _trained_by_run(found: Found, network: Network) -> Trained:
-    checkpoint = Checkpoint.load(found.path)
-    try:
-        config, model = checkpoint.config, checkpoint.build_model().eval().requires_grad_(False)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint={found.path}: its configuration does not build a model ({error!r})") from error
-    node, head, labels = config["model"], None, None
-    if isinstance(model, FinetunedModel):
-        encoder, head, labels = model.encoder, model.head, config["label_names"]
-    else:
-        encoder = model.network(network)
-    return Trained(
-        encoder,
-        found.path,
-        node["encoder"],
-        config["inputs"],
-        config.get("data") or {},
-        checkpoint.step,
-        found.source,
-        head,
-        node.get("head"),
-        labels,
-    )
-
-
-def load_data(cfg: DictConfig, trained: Trained) -> Any:
+def load_data(cfg: DictConfig, trained: Checkpoint) -> Any:
     """Return the data set of ``cfg.data``, or the one the encoder was trained on, seen as the encoder saw its own.
 
     Args:
@@ -144,7 +41,7 @@ def load_data(cfg: DictConfig, trained: Trained) -> Any:
     return data
 
 
-def check_fits(data: Any, trained: Trained) -> None:
+def check_fits(data: Any, trained: Checkpoint) -> None:
     """Raise ValueError if data are none, of another modality than an encoder reads, or longer than it can read."""
     if not hasattr(data, "modality"):
         raise ValueError(f"checkpoint={trained.path}: data._target_ makes no data set; choose one by data=...")
@@ -170,7 +67,7 @@ def check_fits(data: Any, trained: Trained) -> None:
         )
 
 
-def check_probed(layers: Any, pool: str, trained: Trained, key: str) -> None:
+def check_probed(layers: Any, pool: str, trained: Checkpoint, key: str) -> None:
     """Raise ValueError, before anything is computed, if an encoder lacks the block or the token that is asked for.
 
     Args:
@@ -196,7 +93,7 @@ def same_tokenizer(tokenizer: Tokenizer, stored: str) -> bool:
     return tokenizer_digest(tokenizer) == tokenizer_digest(load_tokenizer(stored))
 
 
-def data_node(cfg: DictConfig, trained: Trained) -> dict[str, Any]:
+def data_node(cfg: DictConfig, trained: Checkpoint) -> dict[str, Any]:
     """Return ``cfg.data`` as plain containers, with the checkpoint's inputs beneath the command line's words.
 
     Nothing that comes from the checkpoint is resolved, and :func:`build` checks its types.
@@ -242,7 +139,7 @@ def _built_data(node: Mapping[str, Any], typed: Mapping[str, Any], path: Path) -
     return build({**kept, **typed}, key="data")
 
 
-def _check_modality(trained: Trained, modality: str | None) -> None:
+def _check_modality(trained: Checkpoint, modality: str | None) -> None:
     read = list(trained.encoder.frontends)
     if modality is not None and modality not in read:
         raise ValueError(

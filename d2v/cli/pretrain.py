@@ -12,15 +12,15 @@ from omegaconf import DictConfig
 
 from d2v.cli.ending import stopped_early
 from d2v.cli.launch import configuring, naming, run, running
-from d2v.cli.loading import inert, load_trained, same_tokenizer
+from d2v.cli.loading import inert, same_tokenizer
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable, write_configuration
 from d2v.cli.run_dir import claim
 from d2v.cli.settings import Pretrain, build_each, build_schedule, check_modality, checked, inputs_of, plain
 from d2v.data.texts.tokenizer import load_tokenizer
 from d2v.interop.build import build
-from d2v.interop.checkpoints import init_from
-from d2v.interop.native import Checkpoint
+from d2v.interop.checkpoints import Checkpoint, open_checkpoint
+from d2v.interop.native import RunCheckpoint
 from d2v.lit import machine, setup
 from d2v.lit.data import PretrainDataModule
 from d2v.lit.pretrain import PretrainModule
@@ -37,8 +37,7 @@ def pretrain(cfg: DictConfig) -> None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with configuring():
         claim(run_dir)
-        checkpoint = find_checkpoint(cfg.resume, run_dir)
-        before = None if checkpoint is None else Checkpoint.load(checkpoint)
+        checkpoint, before = find_checkpoint(cfg.resume, run_dir)
         if before is None:
             check_modality(cfg)
         config = absolute(plain(cfg), Pretrain) if before is None else own_configuration(cfg, before, Pretrain)
@@ -46,8 +45,11 @@ def pretrain(cfg: DictConfig) -> None:
         setup.quiet_libraries()
         L.seed_everything(settings.seed, verbose=False)
         check_warmup(settings)
-        if before is None:
-            keep_tokenizer(settings)
+        start = None
+        if before is None and settings.init_from:
+            with naming("init_from"):
+                start = open_checkpoint(settings.init_from)
+                keep_tokenizer(settings, start)
         data, mask, model = (
             build(node, key=key, trusted=True)
             for key, node in (("data", settings.data), ("mask", settings.mask), ("model", settings.model))
@@ -61,11 +63,11 @@ def pretrain(cfg: DictConfig) -> None:
                 raise ValueError(f"the data are {modality}, but the model reads {', '.join(model.student.frontends)}")
         found = check_same_data(data, before, settings.resume, settings.resume_with_other_data)
         assets = data.assets()
-        if settings.init_from and checkpoint is not None:
+        if settings.init_from and before is not None:
             log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", settings.init_from)
-        elif settings.init_from:
+        elif start is not None:
             with naming("init_from"):
-                init_from(model, settings.init_from)
+                start.start(model)
         callbacks = build_each(settings.callbacks, "callbacks", {"run_dir": run_dir, "data": data})
         loggers = build_each(settings.logger, "logger", {"run_dir": run_dir})
         trainer = setup.make_trainer(settings.trainer, callbacks, loggers)
@@ -111,16 +113,23 @@ def pretrain(cfg: DictConfig) -> None:
         print(f"run: {run_dir}")
 
 
-def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
-    """The checkpoint to go on from, or None to start anew (said aloud under resume=auto)."""
+def find_checkpoint(resume: str | None, run_dir: Path) -> tuple[Path | None, RunCheckpoint | None]:
+    """Return the checkpoint to go on from and its content, or None twice to start anew (logged under resume=auto).
+
+    Args:
+        resume: as configured.
+        run_dir: folder of the run.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none to go on from, or it is not readable.
+    """
     if not resume:
-        return None
+        return None, None
     if Path(resume).resolve().name == BEST:  # pretraining's is a link to a whole one
         raise ValueError(f"resume={resume}: holds weights to use, but not where training stood; give a step-*.ckpt")
     if resume != "auto" and Path(resume).is_file():
         with naming("resume"):
-            Checkpoint.load(resume)
-        return Path(resume)
+            return Path(resume), RunCheckpoint.load(resume)
     if resume.endswith(".ckpt"):
         raise FileNotFoundError(f"resume={resume}: no such file; give a run's folder to go on from its newest")
     checkpoint = newest_intact_checkpoint(run_dir / FOLDER)
@@ -128,9 +137,9 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Path | None:
         raise FileNotFoundError(f"resume={resume}: no intact checkpoint there; give a .ckpt file or a run's folder")
     if checkpoint is None:
         log.warning("resume=auto: no run of this command has a checkpoint yet; starting a new one")
-    else:
-        log.info("resuming from %s", checkpoint)
-    return checkpoint
+        return None, None
+    log.info("resuming from %s", checkpoint)
+    return checkpoint, RunCheckpoint.load(checkpoint)
 
 
 def check_warmup(settings: Pretrain) -> None:
@@ -150,16 +159,14 @@ def check_warmup(settings: Pretrain) -> None:
     log.warning("%s: the learning rate ends at %.3g of its peak", said, steps / warmup)
 
 
-def keep_tokenizer(settings: Pretrain) -> None:
+def keep_tokenizer(settings: Pretrain, start: Checkpoint) -> None:
     """Where none is given, text is read with the tokenizer of the checkpoint that the run starts from.
 
-    Its embeddings mean nothing with another one, such as would be trained on other text; if one is given, that is said.
+    Its embeddings mean nothing with another one, such as would be trained on other text: a warning says so.
     """
-    if "tokenizer" not in settings.data or not settings.init_from:
+    if "tokenizer" not in settings.data:
         return
-    with naming("init_from"):
-        trained = load_trained(settings.init_from, "student")
-        theirs = inert(trained.inputs.get("tokenizer"), "data.tokenizer", trained.path)
+    theirs = inert(start.inputs.get("tokenizer"), "data.tokenizer", start.path)
     given = settings.data["tokenizer"]
     if given is None:
         settings.data["tokenizer"] = theirs

@@ -16,7 +16,7 @@ from d2v.cli.loading import WORDS_OF_WRITING
 from d2v.cli.paths import absolute
 from d2v.data.fingerprint import differences, fingerprint
 from d2v.interop.build import check_file_pattern, part_of
-from d2v.interop.native import Checkpoint
+from d2v.interop.native import RunCheckpoint
 from d2v.runs.files import replace_yaml
 from d2v.runs.resuming import OtherRun, Words, resumed, trains_otherwise
 
@@ -78,7 +78,7 @@ def words_of(
     return Words(keys, groups, deleted)
 
 
-def own_configuration(cfg: DictConfig, checkpoint: Checkpoint, schema: Any) -> dict[str, Any]:
+def own_configuration(cfg: DictConfig, checkpoint: RunCheckpoint, schema: Any) -> dict[str, Any]:
     """The configuration of the run that goes on, changed by what the command line says and may say.
 
     Args:
@@ -138,13 +138,13 @@ def leave_words_of_writing(data: dict[str, Any], composed: Mapping[str, Any], re
             del data[name]
 
 
-def own_choices_of(checkpoint: Checkpoint | None) -> dict[str, Any]:
+def own_choices_of(checkpoint: RunCheckpoint | None) -> dict[str, Any]:
     """Options of configuration groups that a run chose."""
     choices = {} if checkpoint is None else checkpoint.record.get("choices", {})
     return dict(choices) if isinstance(choices, Mapping) else {}
 
 
-def choices_now(checkpoint: Checkpoint | None) -> dict[str, str | None]:
+def choices_now(checkpoint: RunCheckpoint | None) -> dict[str, str | None]:
     """Options of groups that the run has from now on: those of its start, and what this command line chooses anew."""
     hydra = HydraConfig.get()
     found = {key: value for key, value in hydra.runtime.choices.items() if not key.startswith("hydra/")}
@@ -163,7 +163,7 @@ def readable(config: dict[str, Any], assets: Mapping[str, str], run_dir: Path) -
     return {**config, "data": {**config["data"], **files}}
 
 
-def write_configuration(path: Path, config: dict[str, Any], before: Checkpoint | None) -> None:
+def write_configuration(path: Path, config: dict[str, Any], before: RunCheckpoint | None) -> None:
     """Write ``config.yaml``: what the run is. A resume rewrites it only where what is learned changes.
 
     What is of one start alone (steps, devices, workers, where it was started) stands in ``run.json``.
@@ -178,7 +178,7 @@ def write_configuration(path: Path, config: dict[str, Any], before: Checkpoint |
 
 
 def check_same_data(
-    data: Any, checkpoint: Checkpoint | None, resume: str | None, accept_others: bool
+    data: Any, checkpoint: RunCheckpoint | None, resume: str | None, accept_others: bool
 ) -> dict[str, Any]:
     """The data's fingerprint, to be kept in checkpoints.
 

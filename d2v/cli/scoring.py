@@ -9,26 +9,19 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from d2v.cli.loading import best_device, load_data, load_trained
+from d2v.cli.loading import best_device, load_data
 from d2v.cli.settings import Evaluate
 from d2v.data.contents import describe_sources
 from d2v.data.labelled import FinetuneSet
 from d2v.data.scored import whole_as_val, with_known_labels
 from d2v.interop.build import build
-from d2v.interop.checkpoints import recognise
-from d2v.interop.native import Checkpoint, resolve_checkpoint
+from d2v.interop.checkpoints import Checkpoint
 from d2v.runs.results import RESULTS
 from d2v.tasks.results import score_and_write
 from d2v.tasks.transcription import Transcription
 
 
-def is_finetuned(path: str) -> bool:
-    """Return whether there is a fine-tuned model in a checkpoint or run."""
-    found = recognise(path)
-    return found.source == "run" and "task" in Checkpoint.load(found.path).config
-
-
-def score_finetuned(cfg: DictConfig, settings: Evaluate, run_dir: Path, num_workers: int) -> None:
+def score_finetuned(cfg: DictConfig, settings: Evaluate, trained: Checkpoint, run_dir: Path, num_workers: int) -> None:
     """Print the scores and write them, with predictions and reports, to the command's folder.
 
     Raises:
@@ -41,9 +34,8 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, run_dir: Path, num_work
                 f"{override}: checkpoint={settings.checkpoint} is fine-tuned, and is scored; to probe its encoder, "
                 "d2v export it"
             )
-    checkpoint = Checkpoint.load(resolve_checkpoint(settings.checkpoint))
-    config = checkpoint.config
-    dataset = whole_as_val(load_data(cfg, load_trained(settings.checkpoint, "student")), settings.checkpoint)
+    config = trained.config
+    dataset = whole_as_val(load_data(cfg, trained), settings.checkpoint)
     # Which part of the labels was trained on is of no interest here.
     labels = build(config["labels"], key="labels")
     data: FinetuneSet[Any] = dataset.finetune(**{key: value for key, value in labels.items() if key != "hours"})
@@ -57,7 +49,8 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, run_dir: Path, num_work
     elif config.get("decoder") is not None:  # as it was fine-tuned with
         task.decoder = build(config["decoder"], {"letters": task.letters}, key="decoder")
     print("\n".join(describe_sources(data.evals)), flush=True)
-    model = checkpoint.build_model().eval().to(best_device())
+    assert trained.model is not None
+    model = trained.model.to(best_device())
     table = score_and_write(
         run_dir,
         model,
@@ -66,9 +59,9 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, run_dir: Path, num_work
         best_device(),
         num_workers,
         checkpoint=str(settings.checkpoint),
-        step=checkpoint.step,
+        step=trained.step,
     )
-    print(f"checkpoint: {resolve_checkpoint(settings.checkpoint)}\n{table}\nresults: {run_dir / RESULTS}")
+    print(f"checkpoint: {trained.path}\n{table}\nresults: {run_dir / RESULTS}")
 
 
 def set_decoder(task: Any, node: dict[str, Any]) -> None:

@@ -1,77 +1,145 @@
-"""Checkpoints of every origin, told by their content: ours, the authors' (fairseq), Hugging Face's; their encoders."""
+"""Checkpoints of every origin: a run's, an export's, the authors' (fairseq), Hugging Face's.
+
+:func:`open_checkpoint` tells by the content of a file or folder whose it is, checks it, and reads it once. Everything
+that commands need is then asked of the :class:`Checkpoint`.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
 
 from d2v.bounds import read_json
 from d2v.errors import how_to_install
-from d2v.interop.build import load_exactly, part_of
+from d2v.interop.build import build, load_exactly, part_of
 from d2v.interop.exports import WEIGHTS, load_export, refuse_damaged
 from d2v.interop.fairseq.files import FairseqCheckpoint, is_fairseq
 from d2v.interop.huggingface.reading import load_huggingface
 from d2v.interop.imported import Imported
-from d2v.interop.native import Checkpoint, Network, read_safely, resolve_checkpoint
+from d2v.interop.native import Network, RunCheckpoint, read_safely, resolve_checkpoint
+from d2v.models.heads import FinetunedModel
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
-Source = Literal["run", "export", "fairseq", "huggingface"]
+Origin = Literal["run", "export", "fairseq", "huggingface"]
+ORIGINS: dict[Origin, str] = {
+    "run": "a run of d2v",
+    "export": "an export of d2v",
+    "fairseq": "a checkpoint of the authors' code",
+    "huggingface": "a model of Hugging Face's",
+}
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint that was recognised.
+class Checkpoint:
+    """A checkpoint that was opened, checked and read.
 
     Attributes:
-        source: whose it is: a run's of d2v ("run"), an export's ("export"), the authors', or Hugging Face's.
+        origin: whose it is.
         path: the file or folder itself.
+        encoder: in eval mode.
+        encoder_node: configuration that rebuilds it.
+        inputs: form of its inputs, under the keys of conf/inputs.
+        config: configuration of the whole run; {} of what is no run.
+        step: optimizer steps trained; None where that is not known.
+        head: of a fine-tuned model, in eval mode; None: it is none, or the export holds the encoder only.
+        head_node: configuration that rebuilds it.
+        label_names: of the head's outputs: classes, letters as one text, or the lowest and the highest score; None: not
+            known.
+        model: the whole model of a run; None of what is no run.
+        fairseq: content of a file of the authors'.
     """
 
-    source: Source
+    origin: Origin
     path: Path
+    encoder: Encoder
+    encoder_node: dict[str, Any]
+    inputs: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    head: nn.Module | None = None
+    head_node: dict[str, Any] | None = None
+    label_names: Any = None
+    model: MaskedModel | FinetunedModel | None = None
+    fairseq: FairseqCheckpoint | None = None
+
+    @property
+    def data_node(self) -> dict[str, Any]:
+        """Configuration of the data a run was trained on; {} of what is no run."""
+        return self.config.get("data") or {}
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Return whether a fine-tuning run wrote it, so that its task can be scored."""
+        return "task" in self.config
+
+    def untrained(self, seed: int) -> Encoder:
+        """Return the same encoder with fresh weights, in eval mode.
+
+        Args:
+            seed: of the weights; the global generator is left alone.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder: Encoder = build(self.encoder_node)
+        return encoder.eval()
+
+    def start(self, model: MaskedModel) -> None:
+        """Give a model these weights: all of a pretrained checkpoint's, or the encoder's, for every network.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        _warn_of_differences(model.student, self.encoder, self.path)
+        if isinstance(self.model, type(model)):
+            load_exactly(model, self.model.state_dict())
+            return
+        theirs = self.fairseq
+        if theirs is not None and not theirs.head and isinstance(model, part_of(theirs.model_node()["_target_"])):
+            load_exactly(model, theirs.model_state())
+            return
+        log.info("init_from=%s: its encoder alone starts this %s", self.path, type(model).__name__)
+        for name in model.networks:
+            load_exactly(model.network(name), self.encoder.state_dict())
 
 
-def recognise(path: str | Path) -> Found:
-    """Tell by its content whose checkpoint lies at ``path``; a name of the Hugging Face Hub is downloaded.
+def open_checkpoint(path: str | Path, network: Network = "student") -> Checkpoint:
+    """Open, check and read whatever d2v can.
+
+    Args:
+        path: a run's folder, a checkpoint, a folder of ``d2v export``; a checkpoint of the authors' (fairseq); a folder
+            or Hub name of Hugging Face's ``Data2Vec*`` models. A Hub name is downloaded.
+        network: which of a checkpoint's two networks is its encoder; some hold one.
 
     Raises:
         FileNotFoundError: there is nothing.
-        ValueError: it is nobody's that d2v knows.
+        ValueError: it is nobody's that d2v knows, damaged, or does not fit together; or there is no such network.
     """
+    if network not in get_args(Network):
+        raise ValueError(f"network={network}: choose student or teacher")
     given = Path(path)
     if not given.exists() and _HUB_NAME.fullmatch(str(path)):
         given = _download(str(path))
     if given.is_dir():
         refuse_damaged(given)
-    if given.is_dir() and (given / "config.json").is_file():
-        if (given / WEIGHTS).is_file():
-            raise ValueError(
-                f"checkpoint={path}: holds two models, an export of d2v's ({WEIGHTS}) and one for transformers "
-                "(config.json): move one of them elsewhere"
-            )
-        model_type = _model_type(given / "config.json")
-        if model_type == "d2v":
-            raise ValueError(
-                f"checkpoint={path}: was written by d2v export format=huggingface, for transformers; give what it was "
-                "written from"
-            )
-        if model_type.startswith("data2vec-"):
-            return Found("huggingface", given)
-        raise ValueError(
-            f"checkpoint={path}: is a Hugging Face model of the type {model_type!r}; d2v reads data2vec-text, "
-            "data2vec-audio and data2vec-vision"
-        )
+        if (given / "config.json").is_file():
+            return _open_huggingface(given, path, network)
     found = resolve_checkpoint(given)
     if found.is_dir():
-        return Found("export", found)
+        config, encoder = load_export(found)
+        return Checkpoint("export", found, encoder, config["encoder"], config["inputs"])
     if found.name == WEIGHTS:
         raise ValueError(f"checkpoint={path}: is the weights of an export; give its folder, {found.parent}")
     if not found.is_file():
@@ -80,80 +148,88 @@ def recognise(path: str | Path) -> Found:
             "or a folder or Hub name of Hugging Face's"
         )
     content = read_safely(found)
-    if isinstance(content, dict) and "d2v" in content:
-        return Found("run", found)
+    if isinstance(content, Mapping) and "d2v" in content:
+        return _of_run(found, content, network)
     if is_fairseq(content):
-        return Found("fairseq", found)
+        return _of_fairseq(found, content, network)
     raise ValueError(
         f"checkpoint={path}: neither written by a d2v run (no 'd2v' entry) nor by fairseq (no 'model' beside 'cfg')"
     )
 
 
-def read_foreign(found: Found, network: Network = "student") -> Imported:
-    """The encoder, and the head of a fine-tuned model, in somebody else's checkpoint; every parameter accounted for.
-
-    Args:
-        found: "fairseq" or "huggingface".
-        network: the authors' pretrained checkpoints hold two; Hugging Face's one, the student.
-
-    Raises:
-        ValueError: something is missing, left over or of another shape, or d2v has no such model.
-    """
-    if found.source == "huggingface" and network == "teacher":
-        raise ValueError(f"checkpoint={found.path}: Hugging Face's models hold no teacher: set network=student")
-    try:
-        if found.source == "fairseq":
-            return FairseqCheckpoint.load(found.path).to_imported(network)
-        return load_huggingface(found.path)
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError) as error:
-        # Their configurations may hold anything in any place.
-        raise ValueError(f"checkpoint={found.path}: describes no model that can be built ({error!r})") from error
-
-
 def load_encoder(path: str | Path, network: Network = "student") -> Encoder:
-    """An encoder, in eval mode, from whatever d2v can read.
-
-    Args:
-        path: a run's folder, a checkpoint, a folder of ``d2v export``; a checkpoint of the authors' (fairseq); a folder
-            or Hub name of Hugging Face's ``Data2Vec*`` models.
-        network: which of a checkpoint's two networks; some hold one.
-
-    Raises:
-        FileNotFoundError, ValueError: there is nothing readable, or it does not fit together.
-    """
-    found = recognise(path)
-    if found.source == "export":
-        return load_export(found.path)
-    if found.source == "run":
-        return Checkpoint.load(found.path).build_encoder(network)
-    return read_foreign(found, network).build_encoder()
+    """Return an encoder, in eval mode, from whatever d2v can read; arguments and errors as :func:`open_checkpoint`."""
+    return open_checkpoint(path, network).encoder
 
 
-def init_from(model: MaskedModel, path: str | Path) -> None:
-    """Start ``model`` from other weights: all of a pretrained checkpoint's, or an encoder's, for every network.
-
-    Raises:
-        FileNotFoundError, ValueError: there is nothing readable, or it does not fit.
-    """
-    found = recognise(path)
-    encoder = load_encoder(path)
-    _say_differences(model.student, encoder, path)
-    if found.source == "run" and isinstance(whole := Checkpoint.load(found.path).build_model(), type(model)):
-        load_exactly(model, whole.state_dict())
-        return
-    if (
-        found.source == "fairseq"
-        and not (checkpoint := FairseqCheckpoint.load(found.path)).head
-        and isinstance(model, part_of(checkpoint.model_node()["_target_"]))
-    ):
-        load_exactly(model, checkpoint.model_state())
-        return
-    log.info("init_from=%s: its encoder alone starts this %s", path, type(model).__name__)
-    for name in model.networks:
-        load_exactly(model.network(name), encoder.state_dict())
+def _of_run(path: Path, content: Any, network: Network) -> Checkpoint:
+    run = RunCheckpoint.of(path, content)
+    try:
+        config, model = run.config, run.build_model().eval().requires_grad_(False)
+        names = config["label_names"] if isinstance(model, FinetunedModel) else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint={path}: its configuration does not build a model ({error!r})") from error
+    node = config["model"]
+    own: dict[str, Any] = {"config": config, "step": run.step, "model": model, "label_names": names}
+    if isinstance(model, FinetunedModel):
+        own |= {"head": model.head, "head_node": node.get("head")}
+        return Checkpoint("run", path, model.encoder, node["encoder"], config["inputs"], **own)
+    return Checkpoint("run", path, model.network(network), node["encoder"], config["inputs"], **own)
 
 
-def _say_differences(encoder: Encoder, other: Encoder, path: str | Path) -> None:
+def _of_fairseq(path: Path, content: Any, network: Network) -> Checkpoint:
+    with _describing_a_model(path):
+        theirs = FairseqCheckpoint.of(path, content)
+        return _of_import("fairseq", path, theirs.to_imported(network), theirs)
+
+
+def _open_huggingface(folder: Path, path: str | Path, network: Network) -> Checkpoint:
+    if (folder / WEIGHTS).is_file():
+        raise ValueError(
+            f"checkpoint={path}: holds two models, an export of d2v's ({WEIGHTS}) and one for transformers "
+            "(config.json): move one of them elsewhere"
+        )
+    model_type = _model_type(folder / "config.json")
+    if model_type == "d2v":
+        raise ValueError(
+            f"checkpoint={path}: was written by d2v export format=huggingface, for transformers; give what it was "
+            "written from"
+        )
+    if not model_type.startswith("data2vec-"):
+        raise ValueError(
+            f"checkpoint={path}: is a Hugging Face model of the type {model_type!r}; d2v reads data2vec-text, "
+            "data2vec-audio and data2vec-vision"
+        )
+    if network == "teacher":
+        raise ValueError(f"checkpoint={folder}: Hugging Face's models hold no teacher: set network=student")
+    with _describing_a_model(folder):
+        return _of_import("huggingface", folder, load_huggingface(folder))
+
+
+def _of_import(origin: Origin, path: Path, imported: Imported, fairseq: FairseqCheckpoint | None = None) -> Checkpoint:
+    return Checkpoint(
+        origin,
+        path,
+        imported.build_encoder(),
+        imported.encoder_node,
+        imported.inputs,
+        head=imported.build_head(),
+        head_node=imported.head_node,
+        label_names=imported.label_names,
+        fairseq=fairseq,
+    )
+
+
+@contextmanager
+def _describing_a_model(path: Path) -> Iterator[None]:
+    """Turn any error of a configuration into a ValueError: those of others may hold anything in any place."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError) as error:
+        raise ValueError(f"checkpoint={path}: describes no model that can be built ({error!r})") from error
+
+
+def _warn_of_differences(encoder: Encoder, other: Encoder, path: str | Path) -> None:
     """Settings that no shape shows (heads, norms, places of padding) and that weights trained with others rely on."""
     modules = dict(other.named_modules())
     for name, module in encoder.named_modules():

@@ -117,8 +117,8 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not readable ({error})") from error
 
 
-def load_export(folder: Path) -> Encoder:
-    """The encoder, in eval mode, in a folder of ``d2v export``.
+def load_export(folder: Path) -> tuple[dict[str, Any], Encoder]:
+    """Configuration and encoder, in eval mode, of a folder of ``d2v export``.
 
     Raises:
         ValueError: it is not readable, or does not fit together.
@@ -126,4 +126,4 @@ def load_export(folder: Path) -> Encoder:
     config = load_export_config(folder)
     refuse_damaged(folder, (WEIGHTS,))
     encoder: Encoder = build_fitting(config["encoder"], _load_weights(folder / WEIGHTS))
-    return encoder.eval().requires_grad_(False)
+    return config, encoder.eval().requires_grad_(False)

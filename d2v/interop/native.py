@@ -18,7 +18,6 @@ from d2v.interop.pickles import Unusual, check_content, check_pickle
 from d2v.lfs import refuse_lfs_pointer
 from d2v.models.heads import FinetunedModel
 from d2v.models.masked import MaskedModel
-from d2v.nn.encoder import Encoder
 from d2v.runs.archives import Damaged, check_archive, is_archive
 from d2v.runs.checkpoints import BEST, FOLDER, newest_intact_checkpoint
 
@@ -28,7 +27,7 @@ Network = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class RunCheckpoint:
     """Content of a training checkpoint for its readers.
 
     Attributes:
@@ -44,7 +43,7 @@ class Checkpoint:
     record: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str | Path) -> Checkpoint:
+    def load(cls, path: str | Path) -> RunCheckpoint:
         """Read a ``.ckpt`` file, weights only.
 
         Raises:
@@ -54,7 +53,15 @@ class Checkpoint:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint={path}: no such file; give a .ckpt file, a run's folder or an export")
-        content = read_safely(path)
+        return cls.of(path, read_safely(path))
+
+    @classmethod
+    def of(cls, path: Path, content: Any) -> RunCheckpoint:
+        """Take what a file was found to hold.
+
+        Raises:
+            ValueError: it is no checkpoint of a d2v run.
+        """
         if not isinstance(content, dict) or "d2v" not in content:
             raise ValueError(f"checkpoint={path}: not written by a d2v run (no 'd2v' entry)")
         try:
@@ -77,12 +84,6 @@ class Checkpoint:
         """The model with its weights."""
         model: MaskedModel | FinetunedModel = build_fitting(self.config["model"], self.state)
         return model
-
-    def build_encoder(self, network: Network) -> Encoder:
-        """An encoder with its weights: the student or the teacher, or a fine-tuned model's only one."""
-        model = self.build_model()
-        encoder: Encoder = model.encoder if isinstance(model, FinetunedModel) else model.network(network)
-        return encoder.eval().requires_grad_(False)
 
 
 def _described(config: Any) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from d2v.interop.checkpoints import init_from, load_encoder
-from d2v.interop.native import Checkpoint
+from d2v.interop.checkpoints import load_encoder, open_checkpoint
+from d2v.interop.native import RunCheckpoint
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.models.mae import MaskedAutoencoder
 from d2v.nn.decoders import ConvDecoder2d
@@ -24,7 +24,7 @@ def test_a_run_is_saved_read_out_and_starts_others(runs: ModuleType, images: Pat
         "model.encoder.num_heads=2", "model.encoder.depth=1", "callbacks.health.min_spread=null",
     ]  # fmt: skip
     assert runs.d2v_command("pretrain", *arguments, f"hydra.run.dir={run}").status in (0, None)
-    checkpoint = Checkpoint.load(run / "checkpoints" / "step-00000002.ckpt")
+    checkpoint = RunCheckpoint.load(run / "checkpoints" / "step-00000002.ckpt")
     model = checkpoint.build_model()
     assert isinstance(model, MaskedAutoencoder)
     metrics = (run / "metrics.csv").read_text()
@@ -39,7 +39,7 @@ def test_a_run_is_saved_read_out_and_starts_others(runs: ModuleType, images: Pat
     other = Data2Vec2(load_encoder(run), {"image": ConvDecoder2d(32, 16, 1, groups=2)}, average_top_k_layers=1)
     with torch.no_grad():
         other.teacher.trunk.blocks[0].norm1.weight.zero_()  # type: ignore[union-attr]
-    init_from(other, run)
+    open_checkpoint(run).start(other)
     assert torch.equal(
         other.teacher.state_dict()["trunk.blocks.0.norm1.weight"], loaded.state_dict()["trunk.blocks.0.norm1.weight"]
     )

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import d2v
 from d2v.cli.export import _answering_head
-from d2v.cli.loading import Trained
+from d2v.interop.checkpoints import Checkpoint
 from d2v.interop.fairseq.files import FairseqCheckpoint
 from d2v.models.heads import FirstTokenHead
 from d2v.tasks.classification import Regression
@@ -328,7 +328,7 @@ def test_an_exported_regression_puts_out_scores(files: Path) -> None:
     encoder = d2v.load_encoder(files / "text.pt")
     head = FirstTokenHead(encoder.embed_dim, 1).eval()
     node = {"embed_dim": encoder.embed_dim}
-    trained = Trained(encoder, files, node, {}, {}, 1, "run", head, node, (1.0, 5.0))
+    trained = Checkpoint("run", files, encoder, node, {}, head=head, head_node=node, label_names=(1.0, 5.0))
     batch = d2v.Batch("text", torch.arange(4, 12).view(2, 4), torch.arange(2))
     with torch.no_grad():
         out = encoder(batch)

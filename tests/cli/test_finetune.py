@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from d2v.interop.checkpoints import load_encoder
-from d2v.interop.native import Checkpoint
+from d2v.interop.native import RunCheckpoint
 from d2v.lit.callbacks import score
 from d2v.runs.results import Results, read_results
 
@@ -212,7 +212,7 @@ def test_early_stopping(runs: ModuleType, images: Path, pretrained: Path, tmp_pa
         "callbacks.score.every_n_steps=1", "callbacks.score.patience=2", "trainer.max_steps=30",
     )  # fmt: skip
     assert len(runs.metrics(run)) == 3
-    assert Checkpoint.load(run / "checkpoints" / "best.ckpt").step == 1
+    assert RunCheckpoint.load(run / "checkpoints" / "best.ckpt").step == 1
 
 
 @pytest.mark.parametrize(

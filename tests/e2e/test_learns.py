@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from d2v.eval.features import extract
 from d2v.eval.knn import knn_accuracy
 from d2v.interop.build import build
-from d2v.interop.native import Checkpoint
+from d2v.interop.native import RunCheckpoint
 
 RUN = [
     "model.encoder.embed_dim=64",
@@ -54,7 +54,7 @@ def test_a_short_run_learns(runs: ModuleType, tmp_path: Path) -> None:
     assert all(float(row["train/target_std"]) > 0.3 for row in rows)
     assert all(float(row["train/relative_spread"]) > 0.1 for row in rows)
 
-    checkpoint = Checkpoint.load(next((run / "checkpoints").glob("*.ckpt")))
+    checkpoint = RunCheckpoint.load(next((run / "checkpoints").glob("*.ckpt")))
     model = checkpoint.build_model()
     torch.manual_seed(0)
     untrained = build(checkpoint.config["model"]["encoder"]).eval()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from d2v.interop.build import build, load_exactly
-from d2v.interop.checkpoints import init_from, load_encoder, read_foreign, recognise
+from d2v.interop.checkpoints import load_encoder, open_checkpoint
 from d2v.interop.fairseq.files import FairseqCheckpoint, save_fairseq
 from d2v.models.mae import MaskedAutoencoder
 from d2v.types import Batch
@@ -58,7 +58,7 @@ def test_another_algorithm_starts_from_the_encoder_of_a_file(files: Path) -> Non
     with torch.no_grad():
         for parameter in model.student.parameters():
             parameter.zero_()
-    init_from(model, path)
+    open_checkpoint(path).start(model)
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.student.state_dict().items())
 
 
@@ -67,7 +67,7 @@ def test_pretraining_goes_on_from_a_file_whole(files: Path, name: str) -> None:
     """Student, teacher and decoder; what the teacher does not average is the student's."""
     checkpoint = FairseqCheckpoint.load(files / f"{name}.pt")
     model = build(checkpoint.model_node())
-    init_from(model, files / f"{name}.pt")
+    open_checkpoint(files / f"{name}.pt").start(model)
     stored = content_of(files / f"{name}.pt")["model"]
     decoder = next(v for k, v in stored.items() if "decoder.blocks.0.0.weight" in k)
     assert torch.equal(next(iter(model.decoders.values())).convs[0].weight, decoder)
@@ -155,7 +155,7 @@ def test_a_malicious_file_executes_nothing(files: Path, tmp_path: Path, legacy: 
     content = content_of(files / "text.pt")
     content[place] = {**content[place], "x": Malicious(proof)}
     path = saved(tmp_path / "malicious.pt", content, _use_new_zipfile_serialization=not legacy)
-    for load in (recognise, load_encoder, FairseqCheckpoint.load):
+    for load in (open_checkpoint, load_encoder, FairseqCheckpoint.load):
         with pytest.raises(
             ValueError, match=r"malicious\.pt: refused, because it holds more than tensors and plain values"
         ):
@@ -221,16 +221,16 @@ def test_a_fine_tuned_file_gives_encoder_and_head(files: Path, tmp_path: Path, n
     content["model"] = {f"{prefix}{key}": value for key, value in own.items()} | head_state
     content["cfg"] = {"model": {"_name": "finetuned", place: {"model": content["cfg"]["model"]}}, "task": {}}
     path = saved(tmp_path / "finetuned.pt", content)
-    imported = read_foreign(recognise(path))
-    assert_equal(imported.build_encoder().state_dict(), load_encoder(files / f"{name}.pt").state_dict())
-    built = imported.build_head()
+    opened = open_checkpoint(path)
+    assert_equal(opened.encoder.state_dict(), load_encoder(files / f"{name}.pt").state_dict())
+    built = opened.head
     assert built is not None
     last = next(value for key, value in head_state.items() if key.endswith(("head.weight", "proj.weight")))
     assert torch.equal(built.state_dict()["proj.weight"], last)
     model = build(FairseqCheckpoint.load(files / f"{name}.pt").model_node())
-    init_from(model, path)  # the encoder for student and teacher, where there is no decoder
-    assert_equal(model.student.state_dict(), imported.encoder_state)
-    assert_equal(model.teacher.state_dict(), imported.encoder_state)
+    opened.start(model)  # the encoder for student and teacher, where there is no decoder
+    assert_equal(model.student.state_dict(), opened.encoder.state_dict())
+    assert_equal(model.teacher.state_dict(), opened.encoder.state_dict())
 
 
 @pytest.mark.slow

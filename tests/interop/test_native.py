@@ -15,9 +15,9 @@ from torch import nn
 
 from d2v.interop import exports
 from d2v.interop.build import build, load_exactly
-from d2v.interop.checkpoints import init_from, load_encoder
+from d2v.interop.checkpoints import load_encoder, open_checkpoint
 from d2v.interop.exports import save_encoder
-from d2v.interop.native import Checkpoint, resolve_checkpoint
+from d2v.interop.native import RunCheckpoint, resolve_checkpoint
 from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.encoder import Encoder
 from d2v.runs.exports import CARD, SUMS
@@ -239,7 +239,7 @@ def test_an_export_without_the_encoders_configuration_is_a_value_error(tmp_path:
 
 def test_a_checkpoint_gives_back_model_config_and_step(tmp_path: Path) -> None:
     model = make_model()
-    checkpoint = Checkpoint.load(write_checkpoint(tmp_path / "a.ckpt", model))
+    checkpoint = RunCheckpoint.load(write_checkpoint(tmp_path / "a.ckpt", model))
     assert checkpoint.step == 7
     assert checkpoint.config == {"model": MODEL_NODE, "inputs": {}, "seed": 3}
     assert_same(checkpoint.build_model(), model)
@@ -248,7 +248,7 @@ def test_a_checkpoint_gives_back_model_config_and_step(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    for load in (Checkpoint.load, load_encoder):
+    for load in (RunCheckpoint.load, load_encoder):
         with pytest.raises(FileNotFoundError, match=r"checkpoint=.*nothing\.ckpt"):
             load(tmp_path / "nothing.ckpt")
 
@@ -258,21 +258,21 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "garbage.ckpt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"checkpoint=.*garbage\.ckpt"):
-        Checkpoint.load(path)
+        RunCheckpoint.load(path)
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "cut.ckpt", make_model())
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match=r"checkpoint=.*cut\.ckpt: is damaged"):
-        Checkpoint.load(path)
+        RunCheckpoint.load(path)
 
 
 @pytest.mark.parametrize("content", [{"model": {"w": torch.zeros(2)}}, [1, 2], torch.zeros(3)])
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="not written by a d2v run"):
-        Checkpoint.load(tmp_path / "foreign.ckpt")
+        RunCheckpoint.load(tmp_path / "foreign.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path, content: Any) -> None:
 def test_a_checkpoint_with_parts_missing_is_a_value_error(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = write_checkpoint(tmp_path / "parts.ckpt", make_model(), **changes)
     with pytest.raises(ValueError, match="checkpoint="):
-        Checkpoint.load(path)
+        RunCheckpoint.load(path)
 
 
 class Malicious:
@@ -300,7 +300,7 @@ def test_a_malicious_checkpoint_executes_nothing(tmp_path: Path, legacy: bool) -
     proof, path = tmp_path / "executed", tmp_path / "malicious.ckpt"
     content = {"d2v": {"config": Malicious(proof)}, "state_dict": {}, "global_step": 1}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    for load in (Checkpoint.load, load_encoder, lambda p: init_from(make_model(), p)):
+    for load in (RunCheckpoint.load, load_encoder, lambda p: open_checkpoint(p).start(make_model())):
         with pytest.raises(ValueError, match=r"malicious\.ckpt: refused, because it holds more than tensors"):
             load(path)
         assert not proof.exists()
@@ -312,7 +312,7 @@ def test_a_malicious_pickle_executes_nothing(tmp_path: Path) -> None:
     proof, path = tmp_path / "executed", tmp_path / "plain.ckpt"
     path.write_bytes(pickle.dumps(Malicious(proof)))
     with pytest.raises(ValueError, match=r"plain\.ckpt"):
-        Checkpoint.load(path)
+        RunCheckpoint.load(path)
     assert not proof.exists()
     pickle.loads(path.read_bytes())
     assert proof.exists()
@@ -349,22 +349,22 @@ def test_a_folder_without_anything_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"checkpoint=.*holds neither"):
         resolve_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match="checkpoint="):
-        init_from(make_model(), tmp_path)
+        open_checkpoint(tmp_path).start(make_model())
 
 
 def test_init_from_a_checkpoint_takes_everything(tmp_path: Path) -> None:
     source, model = make_model(0), make_model(1)
-    init_from(model, write_checkpoint(tmp_path / "checkpoints" / "step-00000007.ckpt", source))
+    open_checkpoint(write_checkpoint(tmp_path / "checkpoints" / "step-00000007.ckpt", source)).start(model)
     assert_same(model, source)
     other = make_model(1)
-    init_from(other, tmp_path)
+    open_checkpoint(tmp_path).start(other)
     assert_same(other, source)
 
 
 def test_init_from_an_export_starts_student_and_teacher(tmp_path: Path) -> None:
     source, model = make_model(0), make_model(1)
     decoders = {k: v.clone() for k, v in model.decoders.state_dict().items()}
-    init_from(model, save_encoder(source.teacher, {"encoder": ENCODER_NODE, "inputs": {}}, tmp_path, ""))
+    open_checkpoint(save_encoder(source.teacher, {"encoder": ENCODER_NODE, "inputs": {}}, tmp_path, "")).start(model)
     assert_same(model.student, source.teacher)
     assert_same(model.teacher, source.teacher)
     assert all(torch.equal(v, decoders[k]) for k, v in model.decoders.state_dict().items())
@@ -375,10 +375,10 @@ def test_init_from_an_export_starts_student_and_teacher(tmp_path: Path) -> None:
 def test_init_from_refuses_what_does_not_fit(tmp_path: Path) -> None:
     source = build({**MODEL_NODE, "encoder": {**ENCODER_NODE, "depth": 3}})
     with pytest.raises(ValueError, match="do not fit the model"):
-        init_from(make_model(), write_checkpoint(tmp_path / "a.ckpt", source))
+        open_checkpoint(write_checkpoint(tmp_path / "a.ckpt", source)).start(make_model())
     save_encoder(source.student, {"encoder": ENCODER_NODE, "inputs": {}}, tmp_path / "export", "")
     with pytest.raises(ValueError, match="do not fit the model"):
-        init_from(make_model(), tmp_path / "export")
+        open_checkpoint(tmp_path / "export").start(make_model())
 
 
 def test_saved_weights_are_plain_safetensors(tmp_path: Path) -> None:

@@ -22,11 +22,10 @@ import pytest
 import torch
 
 from d2v.cli import loading
-from d2v.cli.loading import load_trained
 from d2v.cli.pretrain import keep_tokenizer
 from d2v.cli.resuming import check_words_of_file
 from d2v.interop.build import build, check_node
-from d2v.interop.checkpoints import init_from
+from d2v.interop.checkpoints import open_checkpoint
 from d2v.interop.fitting import sketch
 from d2v.interop.huggingface.inputs import write_tokenizer
 
@@ -101,10 +100,10 @@ def refused(path: Path) -> str:
     """Read a file as every command does; it must be refused in words, soon, in little memory."""
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        load_trained(str(path), "student")
+        open_checkpoint(path)
     model = build(make.MODEL)
     with pytest.raises((ValueError, FileNotFoundError)):
-        init_from(model, path)
+        open_checkpoint(path).start(model)
     assert time.process_time() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
     assert SECRET not in str(error.value)
@@ -187,7 +186,7 @@ def test_good_files_are_read(tmp_path: Path) -> None:
         make.fairseq_file(tmp_path / "good.pt"),
         make.huggingface_folder(tmp_path / "huggingface"),
     ):
-        assert load_trained(str(path), "student").encoder.embed_dim == 16
+        assert open_checkpoint(path).encoder.embed_dim == 16
 
 
 CONTENTS: dict[str, Any] = {
@@ -315,7 +314,7 @@ def test_code_in_a_folder_of_hugging_face_is_not_looked_at(canary: Canary) -> No
     )
     for name in ("evil.py", "yaml.py", "__init__.py"):
         (folder / name).write_text(f"open({str(canary.folder / 'EXECUTED')!r}, 'w')")
-    assert load_trained(str(folder), "student").encoder.embed_dim == 16
+    assert open_checkpoint(folder).encoder.embed_dim == 16
 
 
 def test_an_index_names_files_beside_it_only(canary: Canary) -> None:
@@ -430,8 +429,8 @@ def test_values_of_files_among_the_users_words_are_inert(canary: Canary, monkeyp
         assert loading.inert(value, "data.mean", canary.folder) is value
     path = make.run_file(canary.folder / "evil.ckpt", make.put("inputs.tokenizer", evil))
     settings = SimpleNamespace(init_from=str(path), data={"_target_": "mine.data", "tokenizer": None})
-    with pytest.raises(ValueError, match=r"init_from=.*its data\.tokenizer is no plain value"):
-        keep_tokenizer(settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"checkpoint=.*its data\.tokenizer is no plain value"):
+        keep_tokenizer(settings, open_checkpoint(path))  # type: ignore[arg-type]
     assert settings.data["tokenizer"] is None
 
 
@@ -513,7 +512,7 @@ def test_a_model_larger_than_its_weights_is_never_built(tmp_path: Path, monkeypa
     path = make.run_file(tmp_path / "evil.ckpt", make.put("model.encoder.depth", 1024))
     monkeypatch.setattr(torch.nn.Linear, "reset_parameters", _only_on_meta)
     with pytest.raises(ValueError, match="weights do not fit"):
-        load_trained(str(path), "student")
+        open_checkpoint(path)
 
 
 def _only_on_meta(linear: torch.nn.Linear) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from d2v.cli import export
-from d2v.cli.loading import Trained, load_trained
+from d2v.interop.checkpoints import Checkpoint, open_checkpoint
 from d2v.interop.exports import load_export_config
 from d2v.interop.private import public_inputs
 
@@ -29,8 +29,8 @@ def run(runs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(run: Path) -> Trained:
-    found = load_trained(str(run), "student")
+def trained(run: Path) -> Checkpoint:
+    found = open_checkpoint(run)
     assert OWNER in str(found.data_node["root"])
     private = {
         "tokenizer": f"/home/{OWNER}/tokenizer.json", "columns": [OWNER], "nested": {"key": OWNER},
@@ -50,13 +50,13 @@ def _check(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["to_d2v", "to_huggingface", "to_onnx", "to_fairseq"])
-def test_no_byte_of_an_export_is_private(form: str, trained: Trained, tmp_path: Path) -> None:
+def test_no_byte_of_an_export_is_private(form: str, trained: Checkpoint, tmp_path: Path) -> None:
     folder = tmp_path / f"of-{OWNER}"
     getattr(export, form)(trained, folder, "student")
     _check(folder)
 
 
-def test_an_import_is_private_too(runs: ModuleType, trained: Trained, tmp_path: Path) -> None:
+def test_an_import_is_private_too(runs: ModuleType, trained: Checkpoint, tmp_path: Path) -> None:
     folder = tmp_path / OWNER
     export.to_fairseq(trained, folder, "student")
     source = folder / f"{OWNER}.pt"
@@ -66,7 +66,7 @@ def test_an_import_is_private_too(runs: ModuleType, trained: Trained, tmp_path: 
     _check(tmp_path / "imported")
 
 
-def test_inputs_stay(trained: Trained, tmp_path: Path) -> None:
+def test_inputs_stay(trained: Checkpoint, tmp_path: Path) -> None:
     export.to_d2v(trained, tmp_path, "student")
     config = load_export_config(tmp_path)
     assert config["inputs"]["mean"] == trained.data_node["mean"]

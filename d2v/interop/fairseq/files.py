@@ -79,7 +79,15 @@ class FairseqCheckpoint:
             ValueError: it is damaged, would execute code, or holds no data2vec model.
         """
         path = Path(path)
-        content = read_safely(path)
+        return cls.of(path, read_safely(path))
+
+    @classmethod
+    def of(cls, path: Path, content: Any) -> FairseqCheckpoint:
+        """Take what a file was found to hold.
+
+        Raises:
+            ValueError: it is no data2vec model of the authors'.
+        """
         if not is_fairseq(content):
             raise ValueError(f"checkpoint={path}: not a checkpoint of fairseq's (no 'model' beside 'cfg' or 'args')")
         odd = [name for name in content["model"] if not isinstance(name, str)]

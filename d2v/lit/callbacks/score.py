@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
 from d2v.eval.features import eval_mode
-from d2v.interop.native import Checkpoint
+from d2v.interop.native import RunCheckpoint
 from d2v.lit.callbacks.stop import find_stop
 from d2v.lit.checkpoint_io import save
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
@@ -88,7 +88,7 @@ class ScoreEvery(L.Callback):
         if not self.path.is_file():
             return None if self.best is None else f"the best checkpoint, step {self.best_step}, is lost"
         try:
-            there = Checkpoint.load(self.path).step  # compares checksums
+            there = RunCheckpoint.load(self.path).step  # compares checksums
         except (OSError, ValueError) as error:
             self.path.replace(self.path.with_name(f"{BEST}.damaged"))
             return f"the best checkpoint is damaged ({error}): renamed to {BEST}.damaged"
