@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from d2v.models.data2vec2 import Data2Vec2
+from d2v.models.distillation import evenly
 from d2v.nn.decoders import ConvDecoder1d
 from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.speech import SpeechFrontend
@@ -134,3 +135,9 @@ def test_local_features_are_there_to_be_watched(make: object) -> None:
     assert out.local_features.ndim == 2
     assert 1 <= len(out.local_features) <= 256
     assert not out.local_features.requires_grad
+
+
+def test_features_to_watch_are_spread_over_the_whole_batch() -> None:
+    tokens = torch.arange(24.0).view(2, 12, 1)
+    assert evenly(tokens, 6).flatten().tolist() == [0, 4, 8, 12, 16, 20]
+    assert evenly(tokens, 100).flatten().tolist() == list(range(24))

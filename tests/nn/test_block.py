@@ -124,3 +124,11 @@ def test_gradients_reach_every_parameter_through_both_outputs() -> None:
     out, _ = module(torch.randn(2, 5, 12))
     out.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_a_block_is_skipped_as_often_as_asked() -> None:
+    block = Block(dim=8, num_heads=2, layer_drop_rate=0.2).train()
+    x = torch.randn(1, 3, 8)
+    skipped = sum(torch.equal(block(x)[0], x) for _ in range(400))
+    assert 0.12 < skipped / 400 < 0.28
+    assert not torch.equal(block.eval()(x)[0], x)

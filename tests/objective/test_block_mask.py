@@ -60,3 +60,12 @@ def test_errors_name_key_and_fix() -> None:
         BlockMask(min_aspect=1.5).validate((14, 14))
     with pytest.raises(ValueError, match=r"mask\.mask_ratio=0\.001"):
         BlockMask(mask_ratio=0.001).validate((4, 4))
+
+
+def test_rectangles_lie_and_stand_equally_often() -> None:
+    """One rectangle a mask: its sides are those of the masked rows and columns."""
+    blocks = BlockMask(1, 0.12, 24, 0.3)((14, 14), rngs(*range(1500))).reshape(-1, 14, 14)
+    heights, widths = blocks.any(2).sum(1), blocks.any(1).sum(1)
+    lying, standing = (heights < widths).mean(), (heights > widths).mean()
+    assert lying == pytest.approx(standing, abs=0.06)
+    assert min(lying, standing) > 0.3

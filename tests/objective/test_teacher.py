@@ -98,3 +98,15 @@ def test_parameters_keep_their_storage() -> None:
     pointers = [p.data_ptr() for p in teacher.parameters()]
     update_teacher(teacher, network(1), 0.5)
     assert pointers == [p.data_ptr() for p in teacher.parameters()]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_parameters_that_are_not_averaged_are_copied_whatever_the_decay(decay: float) -> None:
+    teacher, student = make_teacher(network(0)), network(1)
+    before = {k: v.clone() for k, v in teacher.named_parameters()}
+    update_teacher(teacher, student, decay, lambda name: name.startswith("2."))
+    for name, value in student.named_parameters():
+        if name.startswith("2."):
+            torch.testing.assert_close(teacher.get_parameter(name), decay * before[name] + (1 - decay) * value)
+        else:
+            assert torch.equal(teacher.get_parameter(name), value), name
