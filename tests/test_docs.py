@@ -39,3 +39,11 @@ def test_nothing_is_left_to_be_filled_in(page: Path) -> None:
 def test_scripts_that_are_named_are_there(page: Path) -> None:
     for name in re.findall(r"(?<!tests/)scripts/\w+\.(?:py|json|sbatch)", page.read_text()):
         assert (ROOT / name).exists(), name
+
+
+@each_page
+def test_prose_is_wrapped_at_120_columns(page: Path) -> None:
+    """Tables, indented and fenced code stay as they are; a command in a line of prose may be longer."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    prose = [line for line in text.splitlines() if not line.lstrip().startswith(("|", "![")) and line[:4] != "    "]
+    assert [line for line in prose if len(re.sub(r"`[^`]*`|\]\([^)]*\)", "", line)) > 120] == []
