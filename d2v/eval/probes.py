@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from d2v.eval.ctc import ctc_probe
+from d2v.eval.features import Layers, Pool
 from d2v.eval.knn import knn_accuracy
 from d2v.eval.linear import linear_probe
 from d2v.eval.tfidf import tfidf_knn, tfidf_linear
@@ -27,7 +28,11 @@ class Settings:
         temperature: of the votes.
         c_grid: inverse regularisations of the linear classifier to choose from.
         ctc_epochs: passes over the training clips.
+        layers: blocks that features are read from, as in :func:`d2v.eval.features.extract`.
+        pool: how tokens become the features of a sample.
         seed: of the linear classifier's inner split, and of the order of clips.
+        device: the encoder's.
+        bf16: encode in bfloat16 where autocast allows it.
     """
 
     linear: bool = True
@@ -37,7 +42,11 @@ class Settings:
     temperature: float = 0.07
     c_grid: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     ctc_epochs: int = 60
+    layers: Layers = "last"
+    pool: Pool = "mean"
     seed: int = 0
+    device: str = "cpu"
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
