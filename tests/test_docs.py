@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "SECURITY.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -47,3 +55,20 @@ def test_prose_is_wrapped_at_120_columns(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     prose = [line for line in text.splitlines() if not line.lstrip().startswith(("|", "![")) and line[:4] != "    "]
     assert [line for line in prose if len(re.sub(r"`[^`]*`|\]\([^)]*\)", "", line)) > 120] == []
+
+
+def test_targets_that_are_named_are_in_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    (matrix,) = re.findall(r"target: \[(.+)\]", workflow)
+    named = set(matrix.split(", "))
+    pages = [
+        *(page for page in PAGES if page.name != "CHANGELOG.md"),
+        ROOT / ".ci" / "run",
+        ROOT / ".github" / "pull_request_template.md",
+    ]
+    for text in (workflow, *(page.read_text() for page in pages)):
+        for words in re.findall(r"(?:^ *|run: |`)make ((?:[a-z-]+ ?)+)", text, re.MULTILINE):
+            named |= set(words.split())
+    assert {"install", "lint", "type", "test", "test-faults", "parity"} <= named
+    assert named <= targets
