@@ -110,7 +110,7 @@ def read_yaml(path: str | Path, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def _is_long_number(text: str) -> bool:
-    """Return whether YAML could take the text for a number whose reading takes time quadratic in its digits."""
+    """Return whether YAML could take the text for a number that takes time quadratic in its digits to read."""
     return len(text) > MAX_DIGITS and text[0] in "+-.0123456789"
 
 
@@ -134,7 +134,7 @@ def walk(
     A part that is shared is met as often as it is found: so often would any reader visit it.
 
     Args:
-        content: lists, tuples, sets, and mappings whose keys are texts or whole numbers.
+        content: lists, tuples, sets, and mappings with texts or whole numbers as keys.
         max_values: containers included.
         parts: of a container of another kind; None for what is none.
 

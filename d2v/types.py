@@ -1,4 +1,4 @@
-"""What flows between the parts: a batch with its masks, an encoder's output, a loss.
+"""Values that flow between the parts: a batch with its masks, an encoder's output, a loss.
 
 Every tensor's shape uses B samples, M masks a sample, N = B*M masked views (sample-major: sample 0's M masks first),
 T tokens, K visible tokens, P prefix (CLS) tokens, D features.
@@ -76,7 +76,7 @@ class TokenMask:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a collate function makes and a model reads.
+    """Inputs, masks and labels of some samples: made by a collate function, read by a model.
 
     Attributes:
         modality: the key of the frontend (and decoder) that reads ``inputs``, for example "image".
@@ -126,7 +126,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What an encoder returns.
+    """Output of an encoder.
 
     Attributes:
         x: (N, P + T', D) final features, prefix tokens first; T' is K under a mask, T without.

@@ -19,11 +19,11 @@ BLANK = 0
 
 @dataclass(frozen=True)
 class CTCProbe:
-    """What a CTC probe found.
+    """Result of a CTC probe.
 
     Attributes:
         letter_error: edits over letters, on the validation clips; 0 is perfect, 1 what silence gets.
-        hypotheses: what was decoded, clip by clip.
+        hypotheses: decoded text of every validation clip.
         losses: mean training loss of every epoch.
     """
 
@@ -47,9 +47,9 @@ def ctc_probe(
 
     Args:
         train_x: (T_i, D) float frames of every clip.
-        train_texts: what is said in it; its letters, spaces included, make the alphabet.
-        val_x: likewise, to measure on.
-        val_texts: likewise; letters that the training texts lack count as errors.
+        train_texts: transcript of every clip; their letters, spaces included, make the alphabet.
+        val_x: frames of the validation clips.
+        val_texts: their transcripts; letters that the training texts lack count as errors.
         epochs: passes over the training clips.
         lr: peak learning rate of Adam, falling to 0 by a cosine.
         batch_size: clips a step.

@@ -1,4 +1,4 @@
-"""From a frozen encoder to what the probes read: features, labels and sample ids; and the probes' results as files.
+"""Features, labels and sample ids of a data set, from a frozen encoder.
 
 A sample's vector is the mean over its patch tokens or its CLS token, read after any block, or from the mean over all
 blocks: data2vec's targets average blocks, and its last block is not always its best.

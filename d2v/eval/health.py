@@ -1,4 +1,4 @@
-"""Is the representation healthy? Measures of collapse that need no labels.
+"""Measures of collapse that need no labels.
 
 All of them take (N, D) features of N samples on any device, compute in float32 or better whatever the input and the
 autocast state, and return a 0-dim tensor, so that the caller decides when to wait for it.
@@ -42,7 +42,7 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 def relative_spread(features: Tensor) -> Tensor:
-    """How far apart the samples' features are, relative to the features' size.
+    """Spread of the features over samples, relative to their size.
 
     The root of the mean (biased) variance over samples, divided by the root mean square of all features. Unlike a
     standard deviation it does not change if all features are scaled: 0.01 means that 99.99 % of the features' energy

@@ -24,7 +24,7 @@ _INNER_FRACTION = 0.2  # of the training set, held out to choose C
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """What a linear probe found.
+    """Result of a linear probe.
 
     Attributes:
         accuracy: fraction of validation samples classified correctly, 0 to 1.

@@ -18,7 +18,7 @@ from d2v.runs.results import Row
 
 @dataclass(frozen=True)
 class Settings:
-    """How to probe.
+    """Settings of the probes.
 
     Attributes:
         linear: fit a linear classifier.
@@ -51,7 +51,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What is classified.
+    """Samples to classify.
 
     Attributes:
         x: (N, D) features; or texts, which become TF-IDF vectors.

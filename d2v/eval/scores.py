@@ -44,7 +44,7 @@ def pearson_spearman(predicted: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) -> Scores:
-    """Share of samples whose class is among the k highest of (N, C) scores; k is at most C."""
+    """Share of samples that have their class among the k highest of (N, C) scores; k is at most C."""
     order = np.argsort(-scores, axis=1, kind="stable")
     return {f"top{k}": float((order[:, :k] == labels[:, None]).any(1).mean()) for k in ks}
 

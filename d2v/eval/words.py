@@ -21,8 +21,8 @@ def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
     """Edits over words (wer) and over letters (cer), over all utterances together.
 
     Args:
-        hypotheses: what was decoded.
-        references: what was said, none of them empty.
+        hypotheses: decoded texts.
+        references: transcripts, none of them empty.
     """
     jiwer = require_jiwer()
     return {
@@ -32,7 +32,7 @@ def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
 
 
 def align_worst(hypotheses: Sequence[str], references: Sequence[str], names: Sequence[str], count: int = 20) -> str:
-    """Markdown: the utterances with the most word errors, said and decoded one above the other, word by word."""
+    """Markdown: the utterances with the most word errors, transcript above decoded text, word by word."""
     jiwer = require_jiwer()
     rows = []
     for name, reference, hypothesis in zip(names, references, hypotheses, strict=True):

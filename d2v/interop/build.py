@@ -1,4 +1,4 @@
-"""From configuration nodes to objects: what a node may name, the check of its arguments, and the call.
+"""Build objects from configuration nodes: the names that a node may hold, the check of its arguments, the call.
 
 A node is a mapping with ``_target_``, the dotted name of a class or function; its other keys are the arguments, nodes
 themselves or plain values. Nodes come from two places. A user's own words (the command line, Python) may name whatever
@@ -66,7 +66,7 @@ def check_node(
         wanted: class of what it has to describe.
         key: where it stands.
         trusted: as for :func:`build`.
-        given: likewise.
+        given: as for :func:`build`.
     """
     _check(node, wanted, key, trusted, given or {}, 0)
 

@@ -1,6 +1,6 @@
 """Checkpoints of every origin: a run's, an export's, the authors' (fairseq), Hugging Face's.
 
-:func:`open_checkpoint` tells by the content of a file or folder whose it is, checks it, and reads it once. Everything
+:func:`open_checkpoint` tells the origin of a file or folder by its content, checks it, and reads it once. Everything
 that commands need is then asked of the :class:`Checkpoint`.
 """
 
@@ -47,7 +47,7 @@ class Checkpoint:
     """A checkpoint that was opened, checked and read.
 
     Attributes:
-        origin: whose it is.
+        origin: of the file or folder.
         path: the file or folder itself.
         encoder: in eval mode.
         encoder_node: configuration that rebuilds it.

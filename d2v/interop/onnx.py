@@ -113,7 +113,7 @@ def _random_inputs(frontend: Frontend, num_samples: int, share: float) -> tuple[
     """Noise or random ids in the shape of the frontend's example.
 
     Args:
-        frontend: whose inputs.
+        frontend: of the encoder.
         num_samples: B.
         share: length of sequences over the example's.
 

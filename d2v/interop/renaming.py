@@ -17,7 +17,7 @@ class Rule(NamedTuple):
 
     Attributes:
         theirs: name; ``{n}`` stands for a number, ``{n+1}`` for the next one, ``{p}`` for "weight" or "bias".
-        ours: likewise; ``[0]``, ``[1]`` or ``[2]`` at its end is a third of it, in the first dimension.
+        ours: our name, in the same form; ``[0]``, ``[1]`` or ``[2]`` at its end is a third of it, in dimension 0.
         unit_dims: dimensions of size 1 that theirs has and ours has not.
     """
 
@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 
 class Renaming:
-    """Between two models with the same numbers under other names.
+    """Two-way table between models with the same parameters under other names.
 
     Args:
         rules: of every parameter; the first that matches counts.

@@ -83,7 +83,7 @@ class ResumableDataModule(L.LightningDataModule):
         return self.loader
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Without waiting: batches for a GPU come in pinned memory."""
+        """Move a batch without waiting: batches for a GPU come in pinned memory."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def state_dict(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class FinetuneModule(TrainingModule):
         return self.model if self.average is None else self.average
 
     def configure_model(self) -> None:
-        """Under FSDP, the average is spread as the model is."""
+        """Spread the average over devices as the model is, under FSDP."""
         super().configure_model()
         if self.average is not None and isinstance(self.trainer.strategy, FullyShardedStrategy):
             shard(self.average, self.trainer.strategy.device_mesh["data_parallel"])
@@ -116,5 +116,5 @@ class FinetuneDataModule(ResumableDataModule):
         return self.data.loader(self.seed, self.split, plan, workers)
 
     def score_loader(self, rank: int = 0, world_size: int = 1) -> DataLoader[Sample]:
-        """What the best checkpoint is chosen by, or a process's share of it."""
+        """Batches of the set that chooses the best checkpoint, or a process's share of them."""
         return self.data.eval_loader("val", self.num_workers, rank, world_size)

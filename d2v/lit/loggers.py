@@ -58,7 +58,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the resolved configuration lies beside the file."""
+        """Do nothing: the resolved configuration lies beside the file."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -172,7 +172,7 @@ def wandb_logger(
     tags: list[str] | None = None,
     notes: str | None = None,
 ) -> WandbLogger:
-    """A Weights & Biases logger whose run is resumed with ours: its id is kept in the run's folder.
+    """A Weights & Biases logger; its run is resumed with ours by the id kept in the run's folder.
 
     A server that cannot be reached keeps nothing from training: see :class:`PatientWandbLogger`.
 

@@ -27,7 +27,7 @@ def choose_precision(precision: str, accelerator: str, key: str = "trainer.preci
         key: of the configuration, for errors.
 
     Raises:
-        ValueError: a precision whose weights are not float32: the teacher's average needs them.
+        ValueError: a precision with weights other than float32: the teacher's average needs them.
     """
     allowed = ("auto", "32-true", "bf16-mixed")  # 16-mixed would clip scaled gradients
     if str(precision) not in allowed:

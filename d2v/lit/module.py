@@ -23,7 +23,7 @@ from d2v.version import __version__
 class TrainingModule(L.LightningModule):
     """Trains a model; a subclass defines ``training_step``.
 
-    A step whose gradient is not finite changes no weight (see :class:`~d2v.lit.callbacks.finite.SkippedSteps`).
+    A step without a finite gradient changes no weight (see :class:`~d2v.lit.callbacks.finite.SkippedSteps`).
 
     Args:
         model: what is trained.
@@ -77,7 +77,7 @@ class TrainingModule(L.LightningModule):
         return self.model if self._compiled is None else self._compiled
 
     def configure_model(self) -> None:
-        """Under FSDP, the model is spread over the devices before the optimizer is made."""
+        """Spread the model over the devices, under FSDP, before the optimizer is made."""
         if isinstance(self.trainer.strategy, FullyShardedStrategy):
             shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 

@@ -1,4 +1,4 @@
-"""From what a user asks for to Lightning's trainer; the summary before training."""
+"""Make Lightning's trainer from the settings of a user; print the summary before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model is spread over devices: a copy on each (DDP), or a share of every tensor on each (FSDP).
+"""Strategies that spread a model over devices: a copy on each (DDP), or a share of every tensor on each (FSDP).
 
 DDP: arXiv:2006.15704. FSDP: arXiv:2304.11277, in PyTorch's second form, which shards every parameter by itself.
 """

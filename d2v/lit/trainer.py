@@ -39,7 +39,7 @@ class TrainerOptions:
         log_every_n_steps: optimizer steps between two logged ones; the first and the last are logged, too.
         deterministic: use deterministic algorithms only, or warn where there is none.
         benchmark: let cuDNN try its algorithms; None: as Lightning chooses.
-        detect_anomaly: name the forward operation whose backward pass gave NaN; slow.
+        detect_anomaly: name the forward operation with the backward pass that gave NaN; slow.
         profiler: print what the loop's parts took at the end.
     """
 

@@ -82,7 +82,7 @@ class FeatureMask(nn.Module):
     Args:
         time_prob: expected share of frames in spans, overlaps counted twice.
         time_length: frames a span.
-        channel_prob: likewise of channels.
+        channel_prob: the same share, of channels.
         channel_length: channels a span.
     """
 

@@ -18,7 +18,7 @@ def list_checkpoints(dirpath: Path) -> list[Path]:
 
 
 def newest_intact_checkpoint(dirpath: Path) -> Path | None:
-    """The newest checkpoint whose contents match their checksums; damaged ones are named in the log and left out."""
+    """The newest checkpoint that matches its checksums; damaged ones are named in the log and left out."""
     for path in list_checkpoints(dirpath):
         damage = find_damage(path)
         if damage is None:

@@ -175,7 +175,7 @@ def disk_error(error: BaseException | None) -> OSError | None:
 
 
 def _os_error_code(message: str) -> int | None:
-    """safetensors is written in Rust, whose messages end in ``(os error 28)``."""
+    """Return the error number of a message of safetensors, which ends in ``(os error 28)``."""
     _, found, rest = message.partition("(os error ")
     number = rest.partition(")")[0]
     return int(number) if found and number.isdigit() else None

@@ -77,7 +77,7 @@ def _runs(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def command_of(folder: Path) -> str | None:
-    """The command whose run this folder is; None if it is none's."""
+    """Return the command that made this run's folder; None if no command did."""
     record = _content(folder / RECORD)
     entry = record[-1] if isinstance(record, list) and record else None
     words = entry.get("command") if isinstance(entry, dict) else None
@@ -87,7 +87,7 @@ def command_of(folder: Path) -> str | None:
 
 
 def newest_run(root: str | Path, commands: Sequence[str] = TRAINING) -> Path | None:
-    """The run below ``root`` whose newest checkpoint was written last; None if none has one."""
+    """Return the run below ``root`` with the checkpoint written last; None if there is no checkpoint."""
     found = [(_newest_checkpoint(folder), str(folder)) for folder in find_runs(root) if command_of(folder) in commands]
     newest = max(found, default=(0.0, ""))
     return Path(newest[1]) if newest[0] else None

@@ -51,8 +51,7 @@ class Words:
 
     Attributes:
         keys: dotted keys that it gives a value.
-        groups: parts of the configuration that it chooses anew, dotted keys, "" for all of it: those that the run chose
-            likewise are not among them.
+        groups: parts of the configuration that it chooses otherwise than the run did, dotted keys, "" for all of it.
         deleted: dotted keys that it leaves out.
     """
 

@@ -1,4 +1,4 @@
-"""What fine-tuning needs to know of a task: how many outputs, the loss, predictions, and their score."""
+"""Protocol of a fine-tuning task: number of outputs, loss, predictions and their score."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class Loss:
 
 
 class Task(Protocol):
-    """One kind of output, and what is made of it."""
+    """Meaning of a head's outputs."""
 
     @property
     def metric(self) -> str:
-        """Which of the scores chooses the best checkpoint."""
+        """Name of the score that chooses the best checkpoint."""
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether more of it is better."""
+        """True if a higher ``metric`` is better."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of the predictions' table, after the sample's name."""
+        """Columns of the table of predictions, after the sample's name."""
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the head."""
+        """Number of outputs of the head."""
 
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:
-        """Of the head's outputs for a labelled batch."""
+        """Loss of the head's outputs for a labelled batch."""
 
     def predict(self, outputs: Tensor, batch: Batch) -> list[Any]:
         """One prediction a sample, on the CPU."""
@@ -53,10 +53,10 @@ class Task(Protocol):
         """``metric`` and others, fractions."""
 
     def answer(self, prediction: Any) -> Any:
-        """What it comes down to: a class's number, a score, a text."""
+        """Answer of a prediction: a class's number, a score or a text."""
 
     def cells(self, prediction: Any, label: Any) -> tuple[str, ...]:
         """A row of the predictions' table; ``label`` is None where it is not known."""
 
     def report(self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str]) -> str:
-        """More about them, in Markdown; "" for nothing."""
+        """Report in Markdown: classes, or the worst utterances; "" for none."""

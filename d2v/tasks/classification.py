@@ -134,5 +134,5 @@ class Regression:
         return f"{prediction:.3f}", "" if label is None else f"{label:.3f}"
 
     def report(self, predictions: Sequence[float], labels: Sequence[float], names: Sequence[str]) -> str:
-        """Nothing."""
+        """Return "": there is no report."""
         return ""

@@ -47,7 +47,7 @@ def model_node(cfg: Mapping[str, Any], state: Mapping[str, Tensor], layout: Layo
     Args:
         cfg: of the model: ``cfg.model`` of a checkpoint, or a recipe of the same form.
         state: the student, under the authors' names: sizes that a configuration may lack are read off it.
-        layout: whose names these are.
+        layout: naming scheme of the parameters.
         batch_size: samples a device has at a time, on which the reference's CLS loss depends (docs/algorithm.md).
 
     Raises:

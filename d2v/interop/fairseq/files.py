@@ -55,7 +55,7 @@ class FairseqCheckpoint:
 
     Attributes:
         path: the file.
-        layout: whose names its parameters have.
+        layout: naming scheme of its parameters.
         cfg: the configuration of the (pretrained) model.
         task: that of its task: what inputs look like.
         student: parameters under the authors' names.
@@ -202,7 +202,7 @@ class FairseqCheckpoint:
         return {ours: frontend[key] for key, ours in keys.items()} | {"tokenizer": None}
 
     def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Under our names; constant positions are computed where a file lacks them."""
+        """Parameters under our names; constant positions are computed where a file lacks them."""
         try:
             found = to_d2v_state(state, self.layout)
         except KeyError as error:

@@ -135,7 +135,7 @@ _TEACHER_PREFIXES: dict[Layout, str] = {"text": "encoder.sentence_encoder.", "sp
 
 
 def layout_of(names: Mapping[str, object]) -> Layout:
-    """Whose parameters these are.
+    """Return the naming scheme of these parameters.
 
     Raises:
         ValueError: nobody's that is known.
@@ -162,7 +162,7 @@ def to_d2v_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[st
 
 
 def to_d2v_teacher(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
-    """What the authors' teacher averages under our names, ``teacher.``; for some recipes, part of an encoder."""
+    """Averaged parameters of the authors' teacher under our names, ``teacher.``; in some recipes, part of an encoder."""
     prefix = _TEACHER_PREFIXES.get(layout, "")
     if layout == "2.0" and all(name[0].isdigit() for name in state):
         prefix = "blocks."  # the teacher is a stack of blocks
@@ -180,6 +180,6 @@ def to_fairseq_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dic
 
 
 def to_fairseq_teacher(state: Mapping[str, Tensor], blocks_only: bool) -> dict[str, Tensor]:
-    """What a teacher of 2.0 averages, given as ``student.`` names, under the names that the authors' teacher has."""
+    """The averaged parameters of a teacher of 2.0, given as ``student.`` names, under the authors' names."""
     written = to_fairseq_state(state)
     return {name.removeprefix("blocks."): value for name, value in written.items()} if blocks_only else written

@@ -79,7 +79,7 @@ _ONLY: dict[str, dict[str, Any]] = {
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], Family]:
-    """What config.json says, defaults included, and whose it is.
+    """Read config.json, defaults included, and tell the family of its model.
 
     Raises:
         FileNotFoundError, ValueError: it is not there, cannot be read, or asks for something that d2v does not have.
@@ -100,7 +100,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Family]:
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value could stand in a default's place: a flag, a number, or a list of numbers."""
+    """True if a value has the kind of its default: a flag, a number, or a list of numbers."""
     if isinstance(default, list):
         return isinstance(value, list) and all(_is_like(item, default[0]) for item in value)
     if isinstance(default, bool):
@@ -109,7 +109,7 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 def has_head(config: Mapping[str, Any], family: Family, folder: Path) -> bool:
-    """Whether the model has a head that we have, too; the class that the configuration names says so.
+    """True if the class that the configuration names has a head that d2v has, too.
 
     Raises:
         ValueError: its head is another.
@@ -239,7 +239,7 @@ def encoder_node(config: Mapping[str, Any], family: Family, state: Mapping[str, 
 
     Args:
         config: from :func:`read_config`.
-        family: likewise.
+        family: from :func:`read_config`, too.
         state: its parameters, under Hugging Face's names.
         folder: where it lies.
     """
@@ -247,7 +247,7 @@ def encoder_node(config: Mapping[str, Any], family: Family, state: Mapping[str, 
 
 
 def _side(config: Mapping[str, Any], key: str, folder: Path) -> int:
-    """Of a square, which may be written twice."""
+    """Side of a square, which may be written twice."""
     sides = set(config[key]) if isinstance(config[key], list) else {config[key]}
     if len(sides) != 1:
         raise ValueError(f"{folder / 'config.json'}: {key}={config[key]}: images and patches of d2v are square")

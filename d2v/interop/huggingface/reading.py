@@ -146,7 +146,7 @@ def _load_file(path: Path) -> dict[str, Tensor]:
 
 
 def _own_names(state: Mapping[str, Tensor], family: Family, with_head: bool) -> dict[str, Tensor]:
-    """Without the prefix of a model with a head, and without what we have no part for."""
+    """Names without the prefix of a model with a head, and without parts that d2v lacks."""
     found, left_out = {}, []
     for key, value in state.items():
         name = key.removeprefix(family.prefix)

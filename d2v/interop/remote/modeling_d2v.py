@@ -159,7 +159,7 @@ class Trunk(nn.Module):
 
 
 class Frontend(nn.Module):
-    """What is of one modality: inputs to tokens, what of them is padding, and relative positions. Abstract: a modality
+    """Part of one modality: inputs to tokens, their padding, relative positions. Abstract: a modality
     defines :meth:`embed`.
 
     Args:
@@ -295,7 +295,7 @@ class SpeechFrontend(Frontend):
         self.alibi_scale = nn.Parameter(torch.ones(config.num_heads)) if alibi else None
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Of clips of so many samples."""
+        """Number of frames of clips of so many samples."""
         for _, kernel, stride in self.conv_layers:
             num_samples = (num_samples - kernel).div(stride, rounding_mode="floor") + 1
         return num_samples.clamp(min=0)
@@ -368,7 +368,7 @@ FRONTENDS: dict[str, Any] = {"image": ImageFrontend, "speech": SpeechFrontend, "
 
 
 class D2VPreTrainedModel(PreTrainedModel):
-    """What all models share."""
+    """Base class of all models."""
 
     config_class = D2VConfig
     base_model_prefix = "encoder"
@@ -496,7 +496,7 @@ class D2VForTask(D2VPreTrainedModel):
         return F.cross_entropy(logits, labels.view(-1))
 
     def forward(self, *args: Any, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any) -> Any:
-        """As the encoder's, and the loss if there are labels."""
+        """Outputs of the encoder and the head, and the loss if there are labels."""
         out = self.encoder(*args, **kwargs)
         num_prefix = self.encoder.frontends[self.encoder.modality].num_prefix_tokens
         logits = self.head(out.last_hidden_state[:, num_prefix:])

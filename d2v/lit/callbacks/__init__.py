@@ -1,1 +1,1 @@
-"""What happens around training: checkpoints, health, probes, progress."""
+"""Callbacks of training: checkpoints, health, probes, progress."""

@@ -33,7 +33,7 @@ class CheckpointEvery(Checkpoint):
 
     A run that is stopped (:class:`~d2v.lit.callbacks.stop.StopWhenTold`) is saved like one that has ended.
 
-    With ``monitor``, a step whose metric is among the best so far is saved, too, and stays until it no longer is;
+    With ``monitor``, a step with a metric among the best so far is saved, too, and stays until it no longer is;
     ``best.ckpt`` is a link to the best of all. Which they are is part of every checkpoint. The metric is rank 0's, and
     all ranks must log it. A callback that logs later than the first logged step says what in its ``metrics``. Where a
     callback has ``writes_best`` (fine-tuning's does), ``best.ckpt`` is that one's, and is left alone here.

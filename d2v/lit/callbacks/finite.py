@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite: they change no weight, are counted and named, and too many in a row end a run."""
+"""Count steps without a finite gradient, which change no weight, and end a run after too many in a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the representation alive? Measured on the student's own features, and a stop with advice when it is not.
+"""Collapse guard: measures the student's own features, and stops a run with advice when they have collapsed.
 
 The reference's two logged deviations cannot tell: its targets are normalised, so they keep their spread while every
 image gets the same features. What dies in a collapse is how much different samples' features differ.
@@ -48,7 +48,7 @@ class HealthMonitor(L.Callback):
         check_every_n_steps: optimizer steps between two looks at the spreads.
         min_spread: the run is stopped when the features' spread stays below this share of its highest so far; None for
             never.
-        min_frontend_spread: likewise for the frontend's, which in a healthy run may dip to a fifth while it warms up.
+        min_frontend_spread: the same for the frontend, which in a healthy run may dip to a fifth while it warms up.
         patience: for this many looks in a row.
     """
 

@@ -1,4 +1,4 @@
-"""Is it learning? kNN accuracy of the frozen student on labelled images, while it trains."""
+"""kNN accuracy of the frozen student on labelled images, while it trains."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class OnlineKNN(L.Callback):
         data: where the labelled images come from (:class:`d2v.data.images.factories.ImageData`).
         every_n_steps: optimizer steps between two probes.
         max_train: training images the neighbours are looked for in, spread evenly over the data set.
-        max_val: images to classify, likewise.
+        max_val: images to classify, spread evenly.
         batch_size: images encoded at a time.
         layers: which features to read, see :func:`d2v.eval.features.extract`.
-        pool: how, likewise.
+        pool: how tokens become one vector, see there.
 
     Raises:
         ValueError: the data set has no labels to probe with.
