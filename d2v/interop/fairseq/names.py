@@ -162,7 +162,7 @@ def to_d2v_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[st
 
 
 def to_d2v_teacher(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
-    """Averaged parameters of the authors' teacher under our names, ``teacher.``; in some recipes, part of an encoder."""
+    """Averaged parameters of their teacher under our names, ``teacher.``; in some recipes, part of an encoder."""
     prefix = _TEACHER_PREFIXES.get(layout, "")
     if layout == "2.0" and all(name[0].isdigit() for name in state):
         prefix = "blocks."  # the teacher is a stack of blocks
