@@ -13,6 +13,7 @@ from d2v.data.labelled import FinetuneSet, Part, part
 from d2v.data.letters import LETTERS, check_letters, spell, unspell
 from d2v.data.source import Sample
 from d2v.interop.build import build
+from d2v.types import Batch
 
 
 class Labels:
@@ -126,6 +127,21 @@ def test_mixed_batches_have_shares_of_classes() -> None:
     torch.testing.assert_close(batch.labels, again.labels, rtol=0, atol=0)
     other = collate([dataset[key] for key in [SampleKey(1, i) for i in range(8)]])
     assert not torch.equal(batch.labels, other.labels)
+
+
+@pytest.mark.parametrize(("switch_prob", "cuts"), [(1.0, True), (0.0, False)])
+def test_cutmix_cuts_and_mixup_blends(switch_prob: float, cuts: bool) -> None:
+    """Black and white images: after a cut every pixel is one of the two."""
+
+    def plain(rows: Sequence[Sample]) -> Batch:
+        inputs = torch.stack([torch.full((1, 8, 8), float(i % 2)) for i in range(len(rows))])
+        return Batch("image", inputs, torch.arange(len(rows)), labels=torch.arange(len(rows)) % 2)
+
+    augment = ImageAugment(mix_prob=1.0, switch_prob=switch_prob, label_smoothing=0.0)
+    mix = MixCollate(plain, 2, augment, seed=0)
+    for epoch in range(8):
+        batch = mix([Sample(None, SampleKey(epoch, i)) for i in range(4)])
+        assert bool(torch.isin(batch.inputs, torch.tensor([0.0, 1.0])).all()) == cuts
 
 
 def test_without_mixing_labels_are_classes() -> None:

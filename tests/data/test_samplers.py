@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v.data.batching import split_batch
+from d2v.data.batching import split_batch, split_seconds
 from d2v.data.keys import RandomStream, SampleKey, sample_rng
 from d2v.data.samplers import BatchPlan, StreamSampler
 
@@ -158,3 +158,11 @@ def test_split_batch_names_key_value_and_fix(arguments: tuple[int, int | None, i
         split_batch(*arguments)
     for word in words:
         assert word in str(error.value)
+
+
+def test_seconds_that_divide_but_for_the_last_bits_hold_as_many_clips() -> None:
+    """0.3 / 0.1 is 2.9999999999999996: three micro-batches of a clip each."""
+    split = split_seconds(0.3, 0.1, 1, longest=0.1)
+    assert (split.accumulate, split.world_size) == (3, 1)
+    with pytest.raises(ValueError, match=r"micro_batch_size=0\.1 seconds"):
+        split_seconds(0.3, 0.1, 1, longest=0.11)
