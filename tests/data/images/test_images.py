@@ -20,7 +20,7 @@ from torchvision.transforms.functional import InterpolationMode
 from d2v.data.bad_samples import BadSample, BadSampleCounter, TooManyBadSamples
 from d2v.data.images.factories import ImageData, hf_images, image_folder, imagenet, samples
 from d2v.data.images.sources import ImageFolder, SampleImages, decode_image, to_channels
-from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform, random_crop_box
+from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform, center_crop_box, random_crop_box
 from d2v.data.keys import SampleKey
 from d2v.data.samplers import StreamSampler
 from d2v.objective.masking import InverseBlockMask
@@ -251,6 +251,12 @@ def test_eval_transform_is_torchvisions():
         assert (ours - torch.from_numpy(expected)).abs().max() <= 1.001  # one grey level of rounding
 
 
+def test_an_odd_margin_of_the_center_crop_is_rounded_as_torchvision_does():
+    """Margins of 1.5 pixels are rounded to even: 2, and of 0.5 to 0."""
+    assert center_crop_box(11, 8, 8, 1.0) == (2.0, 0.0, 10.0, 8.0)
+    assert center_crop_box(8, 9, 8, 1.0) == (0.0, 0.0, 8.0, 8.0)
+
+
 def test_normalize():
     image = picture()
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -300,6 +306,19 @@ def test_the_flip_mirrors_and_has_its_probability():
         assert torch.equal(never.flip(2), always)
     flipped = sum(torch.equal(a, b) for a, b in zip(views[0.3], views[1.0], strict=True))
     assert 15 < flipped < 45
+    left_is_white = Image.fromarray(np.repeat(np.array([[255] * 8 + [0] * 8], np.uint8), 16, axis=0)).convert("RGB")
+    plain = PretrainTransform(16, (1.0, 1.0), 0.0, IDENTITY)(left_is_white, np.random.default_rng(0))
+    assert plain[:, :, 0].min() > 200 > 50 > plain[:, :, -1].max()
+
+
+def test_a_crop_lies_anywhere_in_both_directions():
+    boxes = [random_crop_box(400, 400, (0.25, 0.25), np.random.default_rng(i).random(40).tolist()) for i in range(2000)]
+    rows, columns = ([box[side] / (400 - box[side + 2] + box[side]) for box in boxes] for side in (1, 0))
+    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.1
+    for places in (rows, columns):
+        assert abs(np.mean(places) - 0.5) < 0.03
+        assert min(places) < 0.02
+        assert max(places) > 0.98
 
 
 # --- batches
