@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from d2v.values import NonNegativeFloat, PositiveDepth, PositiveFloat
+
+TargetNorm = Literal["instance", "layer"]
+TeacherScope = Literal["encoder", "context", "transformer", "blocks"]
 
 NO_LETTER = -1
 
@@ -170,3 +176,34 @@ class LossOutput:
     pred_std: Tensor
     features: Tensor
     local_features: Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """How a modality's targets are made and compared: what data2vec's recipes differ in.
+
+    Attributes:
+        average_top_k_layers: K, layers of the trunk that are averaged into the targets, counted from the last.
+        layer_norms: norms of each layer's output before averaging, in order.
+        target_norms: norms of the average, in order.
+        end_of_block_targets: average whole layers' outputs instead of their MLPs' (before the residual).
+        loss_scale: factor on the loss; None for 1 / sqrt(D).
+        loss_beta: 0 for the squared error, above 0 where smooth L1 turns linear.
+        cls_loss_weight: weight of the CLS token's loss (its mean over views) beside the mean over masked tokens.
+        teacher_scope: what the teacher averages; the rest of it follows the student. "encoder": everything;
+            "context": everything after the local features; "transformer": everything but the frontend; "blocks": the
+            trunk, which modalities share and every scope includes.
+    """
+
+    average_top_k_layers: PositiveDepth
+    layer_norms: Sequence[TargetNorm]
+    target_norms: Sequence[TargetNorm]
+    end_of_block_targets: bool
+    loss_scale: PositiveFloat | None
+    loss_beta: NonNegativeFloat
+    cls_loss_weight: NonNegativeFloat
+    teacher_scope: TeacherScope
+
+    def scale(self, embed_dim: int) -> float:
+        """The factor on the loss of ``embed_dim`` features."""
+        return embed_dim**-0.5 if self.loss_scale is None else self.loss_scale

@@ -20,6 +20,7 @@ from d2v.lit.checkpoint_io import AtomicCheckpointIO
 from d2v.lit.machine import available_cores, choose_precision, keep_freed_memory
 from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
 from d2v.lit.trainer import choose_devices, trainer_options
+from d2v.types import Targets
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +119,6 @@ def summary(
     unit = "" if data.batch_unit == "samples" else f" {data.batch_unit}"
     size = "streamed" if data.size is None else f"{data.size:,.0f} {data.batch_unit}"
     epochs = "" if data.size is None else f" = {trainer.max_steps * batch / data.size:.1f} epochs"
-    cls_weight = f", CLS weight {model.cls_loss_weight:g}" if hasattr(model, "cls_loss_weight") else ""
-    loss = [f"loss      scale {model.loss_scale:.4g}{cls_weight}"] if hasattr(model, "loss_scale") else []
     lines = [
         f"model     encoder {millions(model.student)}, {model.predictors_are} {millions(model.predictors)} parameters",
         f"data      {size}, {data.tokens_are} {num_tokens} tokens; {mask.num_masks} masks a sample, "
@@ -127,12 +126,24 @@ def summary(
         *data.describe(),
         f"batch     {batch:g}{unit} = {split.micro_batch_size:g} x {split.accumulate} accumulated x {split.world_size} "
         f"devices; {trainer.max_steps:,} steps{epochs}",
-        *loss,
+        *_loss_lines(model),
         f"machine   {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, {trainer.precision}, "
         f"{threads} threads, {workers} data workers",
         f"run       {run_dir}",
     ]
     return "\n".join(lines)
+
+
+def _loss_lines(model: Any) -> list[str]:
+    """One line, or one a modality where their recipes differ; none for a model without targets by recipe."""
+    recipes: dict[str, Targets] = getattr(model, "recipes", {})
+    found = {}
+    for modality, recipe in recipes.items():
+        cls_weight = f", CLS weight {recipe.cls_loss_weight:g}" if recipe.cls_loss_weight else ""
+        found[modality] = f"loss      scale {recipe.scale(model.student.embed_dim):.4g}{cls_weight}"
+    if len(set(found.values())) <= 1:
+        return list(found.values())[:1]
+    return [f"{words} ({modality})" for modality, words in found.items()]
 
 
 def quiet_libraries() -> None:

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from d2v.models.distillation import NUM_LOCAL_FEATURES, SelfDistillation, TeacherScope, evenly
+from d2v.models.distillation import NUM_LOCAL_FEATURES, SelfDistillation, TargetChanges, evenly
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import feature_std, regression_loss_sum
-from d2v.objective.targets import TargetNorm
-from d2v.types import Batch, LossOutput
+from d2v.types import Batch, LossOutput, TargetNorm, Targets, TeacherScope
 from d2v.values import Depth, NonNegativeFloat, PositiveDepth, PositiveFloat, Ratio, Width, buildable
 
 
@@ -51,15 +50,16 @@ class Data2Vec(SelfDistillation):
     """Student, teacher and regression heads.
 
     Args:
-        encoder: as in :class:`SelfDistillation`, like all that is not named here; its frontends have mask tokens.
+        encoder: the student, whose frontends have mask tokens; the teacher starts as its copy.
         heads: from the student's features to predictions, one for every modality, by its name.
-        average_top_k_layers: K.
+        average_top_k_layers: as in :class:`Targets`, like all that is not named here.
         layer_norms: of each layer's output.
         target_norms: of their average.
-        end_of_block_targets: whether targets are whole blocks' outputs (images).
-        loss_scale: factor on the loss.
+        end_of_block_targets: whether targets are whole blocks' outputs.
+        loss_scale: factor on the loss; None for 1 / sqrt(D).
         loss_beta: where smooth L1 turns linear.
         teacher_scope: "context" in the released recipe for images, "transformer" for speech and text.
+        targets: what of this differs for a modality, by its name.
 
     Raises:
         ValueError: a value that cannot work, naming its key and the fix.
@@ -78,22 +78,27 @@ class Data2Vec(SelfDistillation):
         loss_scale: PositiveFloat | None = None,
         loss_beta: NonNegativeFloat = 0.0,
         teacher_scope: TeacherScope = "transformer",
+        targets: TargetChanges | None = None,
     ) -> None:
-        super().__init__(
-            encoder,
-            heads,
+        recipe = Targets(
             average_top_k_layers,
             layer_norms,
             target_norms,
             end_of_block_targets,
             loss_scale,
             loss_beta,
-            teacher_scope,
+            cls_loss_weight=0.0,
+            teacher_scope=teacher_scope,
         )
+        super().__init__(encoder, heads, recipe, targets)
         for modality in encoder.frontends:
             if not encoder.frontend(modality).can_hide:
                 raise ValueError(
                     f"model.encoder.frontends.{modality} has no mask token: set its mask_token=true, or its mask_id"
+                )
+            if self.recipes[modality].cls_loss_weight:
+                raise ValueError(
+                    f"model.targets.{modality}.cls_loss_weight: data2vec 1.0 has no loss of the CLS token; leave it out"
                 )
         self.heads = nn.ModuleDict(heads)
 
@@ -105,7 +110,8 @@ class Data2Vec(SelfDistillation):
         """
         mask = batch.mask
         assert mask is not None, "pretraining batches carry masks"
-        frontend = self.student.frontend(batch.modality)
+        frontend, recipe = self.student.frontend(batch.modality), self.recipes[batch.modality]
+        scale = recipe.scale(self.student.embed_dim)
 
         hidden_NTD, features_BTD = frontend.hide(batch.inputs, mask)
         target_BTD = self.targets(batch, features_BTD)
@@ -116,7 +122,7 @@ class Data2Vec(SelfDistillation):
         pred = self.heads[batch.modality](gather_tokens(tokens_NTD, mask.ids_mask))  # (N, T - K, D)
         target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
 
-        loss_sum = regression_loss_sum(pred, target, self.loss_scale, self.loss_beta)
+        loss_sum = regression_loss_sum(pred, target, scale, recipe.loss_beta)
         visible_NKD = gather_tokens(tokens_NTD, mask.ids_keep)
         local_features = hidden_NTD if features_BTD is None else features_BTD
         return LossOutput(
@@ -131,6 +137,6 @@ class Data2Vec(SelfDistillation):
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Local features are the student's where it has computed them unmasked; all else is the teacher's own."""
-        if features_BTD is None or self.teacher_scope == "encoder":
+        if features_BTD is None or self.recipes[batch.modality].teacher_scope == "encoder":
             features_BTD = self.teacher.frontend(batch.modality).embed(batch.inputs)
         return self.teacher.context(batch.modality, features_BTD, padding_mask=batch.padding_mask)

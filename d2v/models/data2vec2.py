@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from d2v.models.distillation import NUM_LOCAL_FEATURES, SelfDistillation, TeacherScope, evenly
+from d2v.models.distillation import NUM_LOCAL_FEATURES, SelfDistillation, TargetChanges, evenly
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import feature_std, regression_loss_sum
-from d2v.objective.targets import TargetNorm
-from d2v.types import Batch, LossOutput
+from d2v.types import Batch, LossOutput, TargetNorm, Targets, TeacherScope
 from d2v.values import NonNegativeFloat, PositiveDepth, PositiveFloat, buildable
 
 
@@ -28,16 +27,17 @@ class Data2Vec2(SelfDistillation):
     """Student, teacher and decoders.
 
     Args:
-        encoder: as in :class:`SelfDistillation`, like all that is not named here.
+        encoder: the student; the teacher starts as its copy.
         decoders: from visible tokens to predictions at masked ones, one for every modality, by its name.
-        average_top_k_layers: K.
+        average_top_k_layers: as in :class:`Targets`, like all that is not named here.
         layer_norms: of each layer's output.
         target_norms: of their average.
         end_of_block_targets: whether targets are whole blocks' outputs.
-        loss_scale: factor on the loss.
+        loss_scale: factor on the loss; None for 1 / sqrt(D).
         loss_beta: where smooth L1 turns linear.
         cls_loss_weight: weight of the CLS token's loss (its mean over views) beside the mean over masked tokens.
         teacher_scope: "encoder" in the released recipes for images, "context" for speech, "blocks" for text.
+        targets: what of this differs for a modality, by its name.
 
     Raises:
         ValueError: a value that cannot work, naming its key and the fix.
@@ -57,26 +57,20 @@ class Data2Vec2(SelfDistillation):
         loss_beta: NonNegativeFloat = 0.0,
         cls_loss_weight: NonNegativeFloat = 0.0,
         teacher_scope: TeacherScope = "encoder",
+        targets: TargetChanges | None = None,
     ) -> None:
-        super().__init__(
-            encoder,
-            decoders,
+        recipe = Targets(
             average_top_k_layers,
             layer_norms,
             target_norms,
             end_of_block_targets,
             loss_scale,
             loss_beta,
-            teacher_scope,
+            cls_loss_weight=cls_loss_weight,
+            teacher_scope=teacher_scope,
         )
-        for modality in encoder.frontends:
-            if cls_loss_weight and not encoder.frontend(modality).num_prefix_tokens:
-                raise ValueError(
-                    f"model.cls_loss_weight={cls_loss_weight} needs a CLS token: set "
-                    f"model.encoder.frontends.{modality}.num_prefix_tokens=1, or the weight to 0"
-                )
+        super().__init__(encoder, decoders, recipe, targets)
         self.decoders = nn.ModuleDict(decoders)
-        self.cls_loss_weight = cls_loss_weight
 
     def forward(self, batch: Batch) -> LossOutput:
         """The loss of one batch, as sums (see :class:`LossOutput`).
@@ -86,7 +80,8 @@ class Data2Vec2(SelfDistillation):
         """
         mask = batch.mask
         assert mask is not None, "pretraining batches carry masks"
-        frontend = self.student.frontend(batch.modality)
+        frontend, recipe = self.student.frontend(batch.modality), self.recipes[batch.modality]
+        scale = recipe.scale(self.student.embed_dim)
 
         features_BTD = frontend.embed(batch.inputs)  # once a sample, for all of its masks
         target_BTD = self.targets(batch, features_BTD)
@@ -95,12 +90,12 @@ class Data2Vec2(SelfDistillation):
         pred = self.decoders[batch.modality](visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, D)
         target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
 
-        loss_sum = regression_loss_sum(pred, target, self.loss_scale, self.loss_beta)
+        loss_sum = regression_loss_sum(pred, target, scale, recipe.loss_beta)
         terms = {"regression": loss_sum.detach()}
-        if self.cls_loss_weight:
+        if recipe.cls_loss_weight:
             cls_target = target_BTD.mean(dim=1).repeat_interleave(mask.num_masks, dim=0)  # (N, D)
-            cls_sum = regression_loss_sum(out.cls_token, cls_target, self.loss_scale, self.loss_beta)
-            cls_sum = cls_sum * (self.cls_loss_weight * pred.shape[1])  # mean over N views, times N * (T - K) tokens
+            cls_sum = regression_loss_sum(out.cls_token, cls_target, scale, recipe.loss_beta)
+            cls_sum = cls_sum * (recipe.cls_loss_weight * pred.shape[1])  # mean over N views, times N * (T - K) tokens
             loss_sum = loss_sum + cls_sum
             terms["cls"] = cls_sum.detach()
         return LossOutput(
@@ -115,9 +110,9 @@ class Data2Vec2(SelfDistillation):
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Take what the teacher does not average from the student: local features, or all before the blocks."""
-        if self.teacher_scope == "encoder":
+        if self.recipes[batch.modality].teacher_scope == "encoder":
             features_BTD = self.teacher.frontend(batch.modality).embed(batch.inputs)
         elif features_BTD is None:
             features_BTD = self.student.frontend(batch.modality).embed(batch.inputs)
-        context = self.student if self.teacher_scope == "blocks" else self.teacher
+        context = self.student if self.recipes[batch.modality].teacher_scope == "blocks" else self.teacher
         return context.context(batch.modality, features_BTD, padding_mask=batch.padding_mask)

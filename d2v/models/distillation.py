@@ -6,19 +6,20 @@ B samples, T tokens, P prefix tokens, D features
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from dataclasses import replace
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
-from d2v.objective.targets import TargetNorm, normalize_targets
+from d2v.objective.targets import normalize_targets
 from d2v.objective.teacher import make_teacher, update_teacher
-from d2v.types import Batch
-from d2v.values import check
+from d2v.types import Batch, Targets, TeacherScope
+from d2v.values import check, check_arguments
 
-TeacherScope = Literal["encoder", "context", "transformer", "blocks"]
+TargetChanges = Mapping[str, Mapping[str, Any]]  # by modality: fields of Targets
 
 NUM_LOCAL_FEATURES = 256  # enough to see whether a frontend has collapsed
 
@@ -31,15 +32,11 @@ class SelfDistillation(MaskedModel):
     Args:
         encoder: the student; the teacher starts as its copy.
         predictors: from the student's features to predictions, one for every modality of the encoder, by its name.
-        average_top_k_layers: K, shared blocks whose outputs are averaged into the targets, counted from the last.
-        layer_norms: norms of each layer's output before averaging, in order, of "instance" and "layer".
-        target_norms: norms of the average, in order.
-        end_of_block_targets: average whole blocks' outputs instead of their MLPs' (before the residual).
-        loss_scale: factor on the loss; None for 1 / sqrt(D).
-        loss_beta: 0 for the squared error, above 0 for smooth L1.
-        teacher_scope: what the teacher averages; the rest of it follows the student. "encoder": everything;
-            "context": everything after the local features; "transformer": everything but the frontends; "blocks": the
-            trunk.
+        recipe: how targets are made, for every modality.
+        changes: what differs for one, by its name: fields of :class:`Targets`; None for nothing.
+
+    Attributes:
+        recipes: how targets are made, by modality.
 
     Raises:
         ValueError: a value that cannot work, naming its key and the fix.
@@ -51,13 +48,8 @@ class SelfDistillation(MaskedModel):
         self,
         encoder: Encoder,
         predictors: Mapping[str, nn.Module],
-        average_top_k_layers: int,
-        layer_norms: Sequence[TargetNorm],
-        target_norms: Sequence[TargetNorm],
-        end_of_block_targets: bool,
-        loss_scale: float | None,
-        loss_beta: float,
-        teacher_scope: TeacherScope,
+        recipe: Targets,
+        changes: TargetChanges | None,
     ) -> None:
         super().__init__()
         if set(predictors) != set(encoder.frontends):
@@ -65,26 +57,9 @@ class SelfDistillation(MaskedModel):
                 f"model.{self.predictors_are} has {sorted(predictors)}, model.encoder.frontends "
                 f"{sorted(encoder.frontends)}: every modality needs one of each"
             )
-        if not 1 <= average_top_k_layers <= encoder.trunk.depth:
-            raise ValueError(
-                f"model.average_top_k_layers={average_top_k_layers}: targets come from the {encoder.trunk.depth} "
-                f"shared blocks (model.encoder.depth); choose 1 to {encoder.trunk.depth}"
-            )
-        for name, value, annotation in (
-            ("layer_norms", layer_norms, Sequence[TargetNorm]),
-            ("target_norms", target_norms, Sequence[TargetNorm]),
-            ("teacher_scope", teacher_scope, TeacherScope),
-        ):
-            check(value, annotation, f"model.{name}")  # another word would train something else
         self.student = encoder
         self.teacher = make_teacher(encoder)
-        self.average_top_k_layers = average_top_k_layers
-        self.layer_norms = tuple(layer_norms)
-        self.target_norms = tuple(target_norms)
-        self.end_of_block_targets = end_of_block_targets
-        self.loss_scale = encoder.embed_dim**-0.5 if loss_scale is None else loss_scale
-        self.loss_beta = loss_beta
-        self.teacher_scope = teacher_scope
+        self.recipes = _recipes(encoder, recipe, changes or {})
 
     @torch.no_grad()
     def targets(self, batch: Batch, features_BTD: Tensor | None = None) -> Tensor:
@@ -97,16 +72,17 @@ class SelfDistillation(MaskedModel):
         Returns:
             (B, T, D) float32.
         """
+        recipe = self.recipes[batch.modality]
         num_prefix = self.teacher.frontend(batch.modality).num_prefix_tokens
         x, attn_bias = self._teacher_input(batch, features_BTD)  # (B, P + T, D)
-        first = self.teacher.trunk.depth - self.average_top_k_layers
+        first = self.teacher.trunk.depth - recipe.average_top_k_layers
         total: Tensor | float = 0.0
         for i, (output, mlp_output) in enumerate(self.teacher.trunk.layers(x, attn_bias)):
             if i >= first:
-                layer_output = output if self.end_of_block_targets else mlp_output
-                total = total + normalize_targets(layer_output[:, num_prefix:], self.layer_norms)
+                layer_output = output if recipe.end_of_block_targets else mlp_output
+                total = total + normalize_targets(layer_output[:, num_prefix:], recipe.layer_norms)
         assert isinstance(total, Tensor)
-        return normalize_targets(total / self.average_top_k_layers, self.target_norms)
+        return normalize_targets(total / recipe.average_top_k_layers, recipe.target_norms)
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the inputs of the teacher's shared blocks, and the bias of its attention logits."""
@@ -115,7 +91,8 @@ class SelfDistillation(MaskedModel):
     def is_averaged(self, name: str) -> bool:
         """Return whether the teacher averages its parameter of this name; the others it takes from the student."""
         local_parts = {modality: self.student.frontend(modality).local_parts for modality in self.student.frontends}
-        return averages(self.teacher_scope, name, local_parts)
+        scopes = {modality: recipe.teacher_scope for modality, recipe in self.recipes.items()}
+        return averages(scopes, name, local_parts)
 
     def update_teacher(self, decay: float) -> None:
         """Move the teacher towards the student; call once after every optimizer step."""
@@ -134,25 +111,57 @@ class SelfDistillation(MaskedModel):
         return self
 
 
-def averages(scope: TeacherScope, name: str, local_parts: Mapping[str, Sequence[str]]) -> bool:
-    """Return whether a teacher of this scope averages an encoder's parameter of this name.
+def _recipes(encoder: Encoder, recipe: Targets, changes: TargetChanges) -> dict[str, Targets]:
+    """The recipe of every modality of an encoder.
+
+    Raises:
+        ValueError: a value that cannot work, naming its key and the fix.
+    """
+    unknown = sorted(set(changes) - set(encoder.frontends))
+    if unknown:
+        raise ValueError(f"model.targets.{unknown[0]}: the modalities of this model are {sorted(encoder.frontends)}")
+    found = {}
+    for modality in encoder.frontends:
+        own = changes.get(modality, {})
+        check_arguments(Targets, own, f"model.targets.{modality}", lambda *_: None, partial=True)
+        one = replace(recipe, **own)
+        annotations = get_type_hints(Targets, include_extras=True)
+        keys = {name: f"model.targets.{modality}.{name}" if name in own else f"model.{name}" for name in annotations}
+        top_k, depth = one.average_top_k_layers, encoder.trunk.depth
+        if not 1 <= top_k <= depth:
+            raise ValueError(
+                f"{keys['average_top_k_layers']}={top_k}: targets come from the {depth} shared blocks "
+                f"(model.encoder.depth); choose 1 to {depth}"
+            )
+        for name, annotation in annotations.items():
+            check(getattr(one, name), annotation, keys[name])  # another word would train something else
+        if one.cls_loss_weight and not encoder.frontend(modality).num_prefix_tokens:
+            raise ValueError(
+                f"{keys['cls_loss_weight']}={one.cls_loss_weight} needs a CLS token: set "
+                f"model.encoder.frontends.{modality}.num_prefix_tokens=1, or the weight to 0"
+            )
+        found[modality] = replace(one, layer_norms=tuple(one.layer_norms), target_norms=tuple(one.target_norms))
+    return found
+
+
+def averages(scopes: Mapping[str, TeacherScope], name: str, local_parts: Mapping[str, Sequence[str]]) -> bool:
+    """Return whether a teacher averages an encoder's parameter of this name.
 
     Args:
-        scope: as in :class:`SelfDistillation`.
-        name: within the encoder.
+        scopes: the teacher's, by modality.
+        name: within the encoder: ``trunk.<...>``, or ``<part>.<modality>.<...>``.
         local_parts: of the frontends, by modality.
     """
     part, _, rest = name.partition(".")
-    if scope == "encoder" or part == "trunk":
+    if part == "trunk":
         return True
-    if scope == "blocks":
-        return False
+    modality, _, rest = rest.partition(".")
+    scope = scopes[modality]
+    if scope in ("encoder", "blocks"):
+        return scope == "encoder"
     if part != "frontends":
         return True
-    if scope == "transformer":
-        return False
-    modality, _, rest = rest.partition(".")
-    return rest.partition(".")[0] not in local_parts[modality]
+    return scope == "context" and rest.partition(".")[0] not in local_parts[modality]
 
 
 def evenly(x_BTD: Tensor, count: int) -> Tensor:

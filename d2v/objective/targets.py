@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TargetNorm = Literal["instance", "layer"]
+from d2v.types import TargetNorm
 
 
 def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -226,7 +226,7 @@ def test_the_teachers_scope_is_read(
     cfg, student, layout = read(name)
     node = model_node(cfg | changes, student, layout)
     assert node["teacher_scope"] == scope
-    assert build(node).teacher_scope == scope
+    assert {recipe.teacher_scope for recipe in build(node).recipes.values()} == {scope}
 
 
 @pytest.mark.parametrize(("scale", "ours"), [(None, None), (-1, None), (-1.0, None), (1, 1), (0.5, 0.5)])
@@ -234,7 +234,8 @@ def test_a_negative_loss_scale_is_that_of_the_width(read: Callable[[str], Case],
     cfg, student, layout = read("v1_text")
     node = model_node(cfg | {"loss_scale": scale}, student, layout)
     assert node["loss_scale"] == ours
-    assert build(node).loss_scale == (48**-0.5 if ours is None else ours)
+    recipe = build(node).recipes["text"]
+    assert recipe.scale(48) == (48**-0.5 if ours is None else ours)
 
 
 def test_the_mask_id_is_the_last_unless_it_is_said(read: Callable[[str], Case]) -> None:
@@ -363,3 +364,10 @@ def test_what_would_give_other_numbers_is_refused(
     part[key] = value
     with pytest.raises(ValueError, match=f"{key}={value} in the checkpoint's configuration"):
         model_node(cfg, student, layout)
+
+
+def test_targets_of_the_modality_are_the_recipes(read: Callable[[str], Case]) -> None:
+    node = model_node(*read("image_base"))
+    own = {"average_top_k_layers": 1, "loss_scale": 2.0, "teacher_scope": "blocks", "layer_norms": ["layer"]}
+    assert recipe_of({**node, "targets": {"image": own}}) == recipe_of({**node, **own})
+    assert recipe_of({**node, "targets": None}) == recipe_of(node) != recipe_of({**node, **own})

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from d2v.lit import machine, setup
 from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
+from d2v.types import Targets
 
 
 def test_choose_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,3 +153,17 @@ def test_torchrun_within_a_slurm_job_is_torchrun(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
     trainer = setup.make_trainer({**node, "strategy": "ddp"}, [], [])
     assert type(trainer._accelerator_connector.cluster_environment).__name__ == "TorchElasticEnvironment"
+
+
+def test_losses_are_one_line_or_one_a_modality() -> None:
+    recipe = Targets(1, (), (), False, None, 0.0, 0.0, "encoder")
+
+    def lines(**recipes: Targets) -> list[str]:
+        return setup._loss_lines(SimpleNamespace(recipes=recipes, student=SimpleNamespace(embed_dim=16)))
+
+    assert lines(image=recipe, text=recipe) == ["loss      scale 0.25"]
+    assert lines(image=replace(recipe, cls_loss_weight=2.0), text=replace(recipe, loss_scale=1.0)) == [
+        "loss      scale 0.25, CLS weight 2 (image)",
+        "loss      scale 1 (text)",
+    ]
+    assert setup._loss_lines(SimpleNamespace()) == []

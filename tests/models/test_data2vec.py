@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from d2v.models.data2vec import Data2Vec, RegressionHead
-from d2v.models.distillation import TeacherScope
 from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.nn.frontends.text import TextFrontend
-from d2v.types import Batch, LossOutput, TokenMask
+from d2v.types import Batch, LossOutput, TeacherScope, TokenMask
 
 Params = dict[str, Tensor]
 
@@ -712,9 +711,9 @@ def test_defaults_are_the_papers_for_speech() -> None:
     model = Data2Vec(
         transformer_encoder({"speech": frontend(RECIPES["speech"])}, DIM, 2, HEADS), {"speech": RegressionHead(DIM)}, 1
     )
-    assert model.loss_scale == 0.25  # 1 / sqrt(16)
-    assert model.loss_beta == 0
-    assert model.teacher_scope == "transformer"
+    assert model.recipes["speech"].scale(16) == 0.25  # 1 / sqrt(16)
+    assert model.recipes["speech"].loss_beta == 0
+    assert model.recipes["speech"].teacher_scope == "transformer"
     for (name, ours), theirs in zip(
         model.student.state_dict().items(), model.teacher.state_dict().values(), strict=True
     ):

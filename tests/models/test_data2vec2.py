@@ -211,7 +211,7 @@ def test_the_teacher_starts_as_the_student() -> None:
         model.student.state_dict().items(), model.teacher.state_dict().values(), strict=True
     ):
         assert torch.equal(ours, theirs), name
-    assert model.loss_scale == 0.25  # 1 / sqrt(16)
+    assert model.recipes["image"].scale(16) == 0.25  # 1 / sqrt(16)
 
 
 def test_update_teacher_moves_the_teacher_only(make_model: MakeModel, make_batch: MakeBatch) -> None:

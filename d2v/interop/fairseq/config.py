@@ -333,6 +333,7 @@ def recipe_of(node: Mapping[str, Any]) -> dict[str, Any]:
     if len(encoder["frontends"]) != 1:
         raise ValueError("format=fairseq: models of several modalities are not written")
     ((modality, frontend),) = encoder["frontends"].items()
+    node = {**node, **(node.get("targets") or {}).get(modality, {})}
     theirs = next(name.lower() for name, ours in MODALITIES.items() if ours == modality)
     for part, key in (
         (encoder, "layer_scale_init"),

@@ -31,6 +31,7 @@ from d2v.interop.native import Network, read_safely
 from d2v.models.distillation import SelfDistillation, averages
 from d2v.nn.positions import sincos_2d
 from d2v.runs.files import replacing
+from d2v.types import TeacherScope
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -157,7 +158,8 @@ class FairseqCheckpoint:
         frontends = node["encoder"]["frontends"]
         local_parts = {modality: part_of(f["_target_"]).local_parts for modality, f in frontends.items()}
         learned = (name for name in names if not name.endswith(".positions"))
-        return [name for name in learned if averages(node["teacher_scope"], name, local_parts)]
+        scope: TeacherScope = node["teacher_scope"]
+        return [name for name in learned if averages(dict.fromkeys(frontends, scope), name, local_parts)]
 
     def encoder_state(self, network: Network) -> dict[str, Tensor]:
         """The student's or the teacher's parameters, as those of an encoder.
@@ -260,9 +262,7 @@ def save_fairseq(model: nn.Module, node: Node, path: str | Path, inputs: Mapping
     averaged = {name for name in model.teacher.state_dict() if model.is_averaged(name)}
     teacher = {f"student.{n}": value for n, value in model.teacher.state_dict().items() if n in averaged}
     try:
-        content = to_fairseq_state(state) | {
-            "_ema": to_fairseq_teacher(teacher, blocks_only=model.teacher_scope == "blocks")
-        }
+        content = to_fairseq_state(state) | {"_ema": to_fairseq_teacher(teacher, blocks_only=cfg["ema_encoder_only"])}
     except KeyError as error:
         raise ValueError(f"format=fairseq: {error.args[0]}") from error
     task: dict[str, Any] = {"sample_rate": inputs["sample_rate"]} if "sample_rate" in inputs else {}
