@@ -1,4 +1,4 @@
-"""Hugging Face's doors: models of transformers become ours, ours become models of transformers."""
+"""Hugging Face: read models of transformers as ours, write ours as models of transformers."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from d2v.interop.huggingface.inputs import read_json
 from d2v.interop.huggingface.names import FAMILIES, Family
 from d2v.interop.imported import Node
 
-# What a config.json does not say: transformers leaves out what is as by default.
+# Defaults of transformers, which config.json leaves out.
 _COMMON = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "text": {

@@ -51,7 +51,7 @@ def inputs_of(folder: Path, modality: str, encoder_node: Node) -> Node:
     frontend = encoder_node["frontends"][modality]
     found = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
     if modality != "text" and found is None:
-        log.warning("%s has no %s: inputs as by transformers' defaults", folder, PREPROCESSOR)
+        log.warning("%s has no %s: inputs have transformers' defaults", folder, PREPROCESSOR)
     found = found or {}
     if modality == "speech":
         if not found.get("do_normalize", True):

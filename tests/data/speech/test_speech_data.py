@@ -20,6 +20,7 @@ from d2v.data.bad_samples import BadSample, TooManyBadSamples
 from d2v.data.batching import BatchSplit
 from d2v.data.eval_loader import eval_loader
 from d2v.data.keys import ClipKey
+from d2v.data.speech.batches import crop_start
 from d2v.data.speech.clips import AudioClips, Clip
 from d2v.data.speech.data import SpeechData
 from d2v.data.speech.factories import audio_folder, audio_manifest, hf_audio, librispeech, samples_speech
@@ -663,3 +664,11 @@ def test_configured_lists_are_read(folder):
     assert data.conv_layers == CONVS
     assert data == data
     assert next(iter(loader(data, steps=1))).inputs.ndim == 2
+
+
+def test_a_crop_may_begin_at_every_place_that_leaves_room() -> None:
+    starts = [crop_start(12, 10, np.random.default_rng(seed)) for seed in range(60)]
+    assert set(starts) == {0, 1, 2}
+    assert crop_start(10, 10, np.random.default_rng(0)) == 0
+    with pytest.raises(BadSample, match="holds 9 samples, fewer than the 10"):
+        crop_start(9, 10, np.random.default_rng(0))
