@@ -14,10 +14,25 @@ _LAZY = {
     "Encoder": "d2v.nn.encoder",
     "TokenMask": "d2v.types",
     "buildable": "d2v.values",
+    "evaluate": "d2v.api",
+    "finetune": "d2v.api",
     "load_encoder": "d2v.interop.checkpoints",
+    "pretrain": "d2v.api",
 }
 
-__all__ = ["Batch", "Data2Vec", "Data2Vec2", "Encoder", "TokenMask", "__version__", "buildable", "load_encoder"]
+__all__ = [
+    "Batch",
+    "Data2Vec",
+    "Data2Vec2",
+    "Encoder",
+    "TokenMask",
+    "__version__",
+    "buildable",
+    "evaluate",
+    "finetune",
+    "load_encoder",
+    "pretrain",
+]
 
 
 def __getattr__(name: str) -> Any:

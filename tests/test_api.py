@@ -39,8 +39,8 @@ def test_the_library_needs_neither_trainer_nor_command_line() -> None:
     assert loaded & heavy == set()
 
 
-def test_at_most_ten_public_names_all_of_which_resolve() -> None:
-    assert 1 <= len(d2v.__all__) <= 10
+def test_at_most_a_dozen_public_names_all_of_which_resolve() -> None:
+    assert 1 <= len(d2v.__all__) <= 12
     assert len(set(d2v.__all__)) == len(d2v.__all__)
     for name in d2v.__all__:
         assert getattr(d2v, name) is not None

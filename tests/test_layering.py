@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "eval": ("types", "runs"),
     "tasks": ("types", "data.letters", "eval", "runs", "terminal"),
     "lit": ("types", "terminal", "objective", "nn", "models", "interop", "runs", "data", "eval", "tasks", *READING),
+    "api": ("cli", "interop", "nn", "runs"),
     "cli": (
         "types",
         "terminal",

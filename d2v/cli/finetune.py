@@ -23,6 +23,7 @@ from d2v.cli.run_dir import claim
 from d2v.cli.scoring import set_decoder
 from d2v.cli.settings import Finetune, build_each, build_schedule, check_modality, checked, inputs_of, plain
 from d2v.cli.sweep import sweep
+from d2v.cli.words import arguments
 from d2v.data.protocol import FinetuneData
 from d2v.interop.build import build, check_node, load_exactly
 from d2v.interop.checkpoints import Checkpoint, open_checkpoint
@@ -111,7 +112,10 @@ def finetune(cfg: DictConfig) -> None:
             write_configuration(run_dir / CONFIG, readable(config, assets, run_dir), before)
             for name, content in assets.items():
                 replace_text(run_dir / f"{name}.json", content)
-            write_run_record(run_dir / RECORD, {**machine.describe_run(settings.seed), "max_steps": max_steps})
+            write_run_record(
+                run_dir / RECORD,
+                {**machine.describe_run(settings.seed, ["d2v", "finetune", *arguments()]), "max_steps": max_steps},
+            )
         with running():
             for logger in loggers:
                 logger.log_hyperparams(config)

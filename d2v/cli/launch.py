@@ -26,7 +26,7 @@ from d2v.cli.latest import name_latest
 from d2v.cli.resume_words import loosened, names_a_run
 from d2v.cli.run_dir import claim_given, name_sweep, results_parent, run_dir
 from d2v.cli.slurm import check_launcher
-from d2v.cli.words import check_words, is_multirun, read_text_as_typed
+from d2v.cli.words import arguments, check_words, is_multirun, read_text_as_typed
 from d2v.errors import UserError, without_stack
 from d2v.runs.listing import ENDED, TRAINING, note_end
 from d2v.runs.lock import is_first_process, unlock_folders
@@ -123,22 +123,32 @@ class Task:
         if missing and not names_a_run(sys.argv[1:]):  # which has values of its own
             fail(f"d2v {self.command} needs {' and '.join(missing)}", ValueError(str(missing)))
         folder = Path(HydraConfig.get().runtime.output_dir) if self.command in TRAINING else None
-        if folder is not None:
-            (folder / ENDED).unlink(missing_ok=True)
         module = importlib.import_module(self.__module__)
-        try:
+        with noting_end(folder):
             getattr(module, self.__module__.rpartition(".")[2])(cfg)
-        except Exception as error:
-            _note_end(folder, error)
-            raise
-        except SystemExit as error:
-            if isinstance(error.code, str):  # a message, and not the status of a run that was stopped
-                _note_end(folder, error.__cause__ or error)
-            raise
+
+
+@contextmanager
+def noting_end(folder: Path | None) -> Iterator[None]:
+    """Leave in the folder of a run that fails how it ended; d2v runs shows it.
+
+    Args:
+        folder: of a run that trains; None: nothing is left.
+    """
+    if folder is not None:
+        (folder / ENDED).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        _note_end(folder, error)
+        raise
+    except SystemExit as error:
+        if isinstance(error.code, str):  # a message, and not the status of a run that was stopped
+            _note_end(folder, error.__cause__ or error)
+        raise
 
 
 def _note_end(folder: Path | None, error: BaseException) -> None:
-    """Leave in the folder of a run that was begun how it ended; d2v runs shows it."""
     if folder is not None and is_first_process() and (folder / RECORD).is_file():
         with suppress(OSError):
             note_end(folder, error)
@@ -163,23 +173,23 @@ def run(command: str) -> int:
     # Processes that this one starts (of Lightning, of multiprocessing, of submitit) import nothing from the current
     # folder, where somebody else's yaml.py may lie; what PYTHONPATH names is imported.
     os.environ["PYTHONSAFEPATH"] = "1"
-    arguments = sys.argv[1:]
+    words = sys.argv[1:]
     try:
-        check_words(arguments)
-        arguments = name_latest(command, arguments)
-        sys.argv[1:] = loosened(command, arguments)
-        if "launcher=slurm" in arguments:
+        check_words(words)
+        words = name_latest(command, words)
+        sys.argv[1:] = loosened(command, words)
+        if "launcher=slurm" in words:
             check_launcher()
     except (ValueError, ImportError, OSError) as error:
         fail(str(error), error)
-    read_text_as_typed(is_multirun(arguments))
+    read_text_as_typed(is_multirun(words))
     entry = hydra.main(version_base="1.3", config_path="pkg://d2v.conf", config_name=command)(Task(command))
     Status.value = 0
     try:
         with tidying():
-            claim_given(arguments)
-            note_given(arguments)
-            sys.argv += name_sweep(arguments)
+            claim_given(words)
+            note_given(words)
+            sys.argv += name_sweep(words)
             entry()
     except UserError as error:
         fail(str(error), error)
@@ -189,11 +199,11 @@ def run(command: str) -> int:
         say("d2v: interrupted")
         return 128 + signal.SIGINT
     except HydraException as error:
-        fail(explain(error, arguments, command), error)
+        fail(explain(error, words, command), error)
     except ValueError as error:
         if "Config group override" not in str(error):
             raise
-        fail(explain(error, arguments, command), error)
+        fail(explain(error, words, command), error)
     except OSError as error:  # Hydra could not make the run's folder
         _fail_without_folder(error)
     finally:
@@ -217,7 +227,7 @@ def _fail_without_folder(error: BaseException) -> NoReturn:
 def _said_at_once(message: str) -> str:
     """A setting that the command line gives, and not an experiment, is left out by not giving it."""
     unknown = re.search(r"leave it out with '~(\S+)'", message)
-    given = {word.lstrip("+").partition("=")[0] for word in sys.argv[1:]}
+    given = {word.lstrip("+").partition("=")[0] for word in arguments()}
     return message.replace(unknown[0], "remove it") if unknown and unknown[1] in given else message
 
 

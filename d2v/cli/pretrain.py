@@ -17,6 +17,7 @@ from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, choices_now, own_configuration, readable, write_configuration
 from d2v.cli.run_dir import claim
 from d2v.cli.settings import Pretrain, build_each, build_schedule, check_modality, checked, inputs_of, plain
+from d2v.cli.words import arguments
 from d2v.data.texts.tokenizer import load_tokenizer
 from d2v.interop.build import build
 from d2v.interop.checkpoints import Checkpoint, open_checkpoint
@@ -98,7 +99,13 @@ def pretrain(cfg: DictConfig) -> None:
             write_configuration(run_dir / CONFIG, readable(config, assets, run_dir), before)
             for name, content in assets.items():
                 replace_text(run_dir / f"{name}.json", content)
-            write_run_record(run_dir / RECORD, {**machine.describe_run(settings.seed), "max_steps": trainer.max_steps})
+            write_run_record(
+                run_dir / RECORD,
+                {
+                    **machine.describe_run(settings.seed, ["d2v", "pretrain", *arguments()]),
+                    "max_steps": trainer.max_steps,
+                },
+            )
         with running():
             for logger in loggers:
                 logger.log_hyperparams(config)

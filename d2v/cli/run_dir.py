@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from itertools import count
@@ -20,7 +19,7 @@ from hydra.errors import HydraException
 
 from d2v.bounds import read_yaml
 from d2v.cli.folders import forget_making, note_making
-from d2v.cli.words import is_multirun, quoted
+from d2v.cli.words import arguments, is_multirun, quoted
 from d2v.errors import UserError
 from d2v.runs.checkpoints import FOLDER
 from d2v.runs.links import check_links
@@ -57,7 +56,7 @@ def new_folder(parent: str | Path) -> Path:
     parent = Path(parent)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     names = (stamp if attempt == 1 else f"{stamp}.{attempt}" for attempt in count(1))
-    if any(argument in _LOOKS for argument in sys.argv[1:]):
+    if any(argument in _LOOKS for argument in arguments()):
         return next(parent / name for name in names if not (parent / name).exists())
     note_making(parent / stamp)
     parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +79,7 @@ def claim(folder: str | Path) -> Path:
         LeadsElsewhere: it holds links that lead out of it.
     """
     check_links(folder)
-    if not any(argument in _LOOKS for argument in sys.argv[1:]):
+    if not any(argument in _LOOKS for argument in arguments()):
         lock_folder(folder)
         _make_way(Path(folder) / ".hydra")
     return Path(folder)
@@ -95,29 +94,29 @@ def _make_way(folder: Path) -> None:
             path.replace(aside)
 
 
-def claim_given(arguments: Sequence[str]) -> None:
+def claim_given(words: Sequence[str]) -> None:
     """:func:`claim` the folder of ``hydra.run.dir=DIR``, which Hydra writes to without asking ``d2v.run_dir``."""
-    for value in _values(arguments, "hydra.run.dir"):
+    for value in _values(words, "hydra.run.dir"):
         if not value.strip():
             raise UserError("hydra.run.dir=: an empty path; give a folder, or leave it out")
         if Path(value).is_dir() and Path(value).resolve() != Path.cwd():
             claim(value)
 
 
-def name_sweep(arguments: Sequence[str]) -> list[str]:
+def name_sweep(words: Sequence[str]) -> list[str]:
     """The override that gives a multirun a folder of its own, made here; [] if this is none, or names its folder.
 
     As an override it reaches every job, also those of Slurm, which compose their configuration anew.
     """
-    if not is_multirun(list(arguments)) or _values(arguments, "hydra.sweep.dir"):
+    if not is_multirun(list(words)) or _values(words, "hydra.sweep.dir"):
         return []
-    output_dir = next(iter(_values(arguments, "output_dir")), "outputs")
+    output_dir = next(iter(_values(words, "output_dir")), "outputs")
     return [f"hydra.sweep.dir={quoted(str(new_folder(Path(output_dir, 'multirun'))))}"]
 
 
-def _values(arguments: Sequence[str], key: str) -> list[str]:
+def _values(words: Sequence[str], key: str) -> list[str]:
     """Return the values of a key on the command line, last first, without those that refer to other keys."""
-    given = [a for a in arguments if a.lstrip("+").startswith(f"{key}=")]
+    given = [a for a in words if a.lstrip("+").startswith(f"{key}=")]
     try:
         values = [override.value() for override in OverridesParser.create().parse_overrides(given)]
     except HydraException:  # said when the command's configuration is composed

@@ -10,6 +10,10 @@ import functools
 import os
 import re
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -25,6 +29,25 @@ TEXT_KEYS = {
 }
 _TEXT_KEYS_IN_FULL = {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "data.probe_train", "data.probe_val"}
 _KEY = re.compile(r"(\+\+?)?([\w./@-]+)=(.*)", re.DOTALL)
+
+
+_called_with: ContextVar[list[str] | None] = ContextVar("called_with", default=None)
+
+
+def arguments() -> list[str]:
+    """Return the words after the command: those of ``sys.argv``, or those that a call from Python stands for."""
+    words = _called_with.get()
+    return sys.argv[1:] if words is None else words
+
+
+@contextmanager
+def called_with(words: list[str]) -> Iterator[None]:
+    """Within, :func:`arguments` are these."""
+    token = _called_with.set(words)
+    try:
+        yield
+    finally:
+        _called_with.reset(token)
 
 
 def quoted(text: str) -> str:
@@ -83,6 +106,11 @@ def read_text_as_typed(multirun: bool = False) -> None:
 
 
 _hydras_parse_rule = OverridesParser.parse_rule
+
+
+def read_text_as_hydra_does() -> None:
+    """Undo :func:`read_text_as_typed`."""
+    setattr(OverridesParser, "parse_rule", _hydras_parse_rule)  # noqa: B010
 
 
 def _parse_rule(parser: OverridesParser, s: str, rule_name: str, multirun: bool = False) -> Any:

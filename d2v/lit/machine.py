@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,17 @@ def keep_freed_memory() -> bool:
     return sum(mallopt(option, value) for option, value in options.items()) == len(options)
 
 
-def describe_run(seed: int) -> dict[str, Any]:
-    """Return the facts to repeat a run by: command, code revision, versions, machine, seed."""
+def describe_run(seed: int, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the facts to repeat a run by: command, code revision, versions, machine, seed.
+
+    Args:
+        seed: of the run.
+        command: words to type.
+    """
     packages = ("torch", "timm", "lightning", "hydra-core", "omegaconf", "numpy")
     return {
         "d2v": __version__,
-        "command": ["d2v", Path(sys.argv[0]).stem, *sys.argv[1:]],
+        "command": list(command),
         "git": _git_revision(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
