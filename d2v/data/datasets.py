@@ -14,7 +14,7 @@ from typing import ClassVar, Generic
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from d2v.data.bad_samples import BadSample, BadSampleCounter
 from d2v.data.batching import BatchSplit, split_batch
@@ -22,7 +22,9 @@ from d2v.data.contents import describe_sources
 from d2v.data.keys import ClipKey, RandomStream, SampleKey, sample_rng
 from d2v.data.loading import TrainLoader, Workers, sample_loader, stream_loader
 from d2v.data.samplers import BatchPlan, StepPlan, StreamSampler
+from d2v.data.shards import ShardedBatches
 from d2v.data.source import MAX_TRIES, FixedView, RandomView, Sample, Source, T, first_good, labels_of, skipped_in
+from d2v.data.streams import StreamBatches
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch, TokenMask
 
@@ -206,7 +208,7 @@ class PretrainSet:
         """Samples to a batch with masks."""
         raise NotImplementedError("data define pretrain_collate")
 
-    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> IterableDataset[Batch]:
+    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches | ShardedBatches:
         """Batches with masks, of data that is read in the order in which it is stored."""
         raise NotImplementedError("data that stream define pretrain_stream")
 

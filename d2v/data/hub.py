@@ -167,7 +167,9 @@ def _load_saved(path: str, split: str, streaming: bool, no_split: str) -> Any:
         data = data[split]
     elif split not in ("train", str(data.split)):  # what is saved alone is taken for the one to train on
         raise ValueError(f"{no_split}: it was saved as one data set, without splits")
-    return data.to_iterable_dataset() if streaming else data
+    if not streaming:
+        return data
+    return data.to_iterable_dataset(num_shards=max(1, min(len(data), len(data.cache_files))))
 
 
 def check_other_split(split: str, val_split: str) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.shards import START, Position, ReaderBatch, ShardedBatches
 from d2v.data.source import Sample
+from d2v.data.streams import StreamBatches
 from d2v.errors import UserError, without_stack
 from d2v.types import Batch
 
 log = logging.getLogger(__name__)
+
+_KEPT = 8  # positions of a reader that are remembered
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class TrainLoader:
     """Batches of one rank; names what they had to skip, and stops the run if it is too much.
 
     Args:
-        batches: the batches.
+        batches: the batches, from where the run resumes.
         bad_samples: counts and limits what cannot be read.
     """
 
@@ -66,6 +71,69 @@ class TrainLoader:
                 log.warning("skipped %s (%d bad so far)", entry, self.bad_samples.num_bad)
             yield batch
 
+    def state_dict(self, num_batches: int) -> dict[str, Any]:
+        """What a resume after ``num_batches`` has to know beside their number, as plain containers: nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a state."""
+
+
+class ShardedLoader(TrainLoader):
+    """Batches of one rank from a stream that is shared out; it knows the positions of the rank's readers.
+
+    Args:
+        stream: makes the batches.
+        workers: processes that load.
+        bad_samples: counts and limits what cannot be read.
+    """
+
+    def __init__(self, stream: ShardedBatches, workers: Workers, bad_samples: BadSampleCounter) -> None:
+        self.stream = stream
+        self.num_readers = max(1, workers.num_workers)
+        # Of every reader, after how many batches of the rank it stood where; the trainer takes some in advance.
+        self._positions: list[deque[tuple[int, Position]]] = [deque(maxlen=_KEPT) for _ in range(self.num_readers)]
+        super().__init__(self._note_positions(workers.load(stream, batch_size=None)), bad_samples)
+
+    def _note_positions(self, loaded: Iterable[ReaderBatch]) -> Iterator[Batch]:
+        start = self.stream.plan.start_batch
+        if start and self.stream.positions is None:
+            raise NoPosition(
+                "data.streaming=sharded: the run that is resumed kept no position in the shards; resume it with the "
+                "data.streaming that it had"
+            )
+        for number, (batch, position) in enumerate(loaded, start):
+            self._positions[number % self.num_readers].append((number + 1, position))
+            yield batch
+
+    def state_dict(self, num_batches: int) -> dict[str, Any]:
+        """Position of every reader after ``num_batches`` micro-batches of this rank."""
+        before = self.stream.positions or [START] * self.num_readers
+        return {
+            "positions": [
+                next((position for number, position in reversed(kept) if number <= num_batches), before[i])
+                for i, kept in enumerate(self._positions)
+            ]
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from these positions.
+
+        Raises:
+            NoPosition: there were more or fewer readers.
+        """
+        positions: list[Position] = state.get("positions", [])
+        if len(positions) != self.num_readers:
+            raise NoPosition(
+                f"num_workers={self.num_readers}: {len(positions)} on each device read the shards of the run that is "
+                f"resumed; resume it with num_workers={len(positions)}"
+            )
+        self.stream.positions = positions
+
+
+class NoPosition(UserError, RuntimeError):
+    """A resumed run's position in its shards is not known."""
+
 
 def sample_loader(
     dataset: Dataset[Sample],
@@ -78,8 +146,12 @@ def sample_loader(
     return TrainLoader(workers.load(dataset, batch_sampler=sampler, collate_fn=collate), bad_samples)
 
 
-def stream_loader(stream: IterableDataset[Batch], workers: Workers, bad_samples: BadSampleCounter) -> TrainLoader:
+def stream_loader(
+    stream: StreamBatches | ShardedBatches, workers: Workers, bad_samples: BadSampleCounter
+) -> TrainLoader:
     """Load the batches that a stream makes."""
+    if isinstance(stream, ShardedBatches):
+        return ShardedLoader(stream, workers, bad_samples)
     return TrainLoader(workers.load(stream, batch_size=None), bad_samples)
 
 

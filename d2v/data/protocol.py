@@ -6,7 +6,7 @@ that delegates to others, such as a mixture of data sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,18 @@ from d2v.data.samplers import StepPlan
 from d2v.data.source import Sample, Source
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch
+
+
+class BatchLoader(Protocol):
+    """Training batches of one rank, from where the run resumes to its end."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def state_dict(self, num_batches: int) -> dict[str, object]:
+        """What a resume has to know beside the number of micro-batches of this rank, as plain containers."""
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Resume from such a state. Raises UserError if the data cannot."""
 
 
 class TrainingData(Protocol):
@@ -60,7 +72,7 @@ class PretrainData(TrainingData, Protocol):
 
     def loader(
         self, mask: MaskGenerator | None, seed: int, split: BatchSplit, plan: StepPlan, workers: Workers
-    ) -> Iterable[Batch]:
+    ) -> BatchLoader:
         """Training batches of one rank, from ``plan.start_batch`` to ``plan.num_batches``.
 
         Args:
@@ -139,7 +151,7 @@ class FinetuneData(TrainingData, Protocol):
     def submission(self) -> Callable[[Path, str, Sequence[object]], Path] | None:
         """Writer of answers for a set without labels into a folder, for whoever scores them."""
 
-    def loader(self, seed: int, split: BatchSplit, plan: StepPlan, workers: Workers) -> Iterable[Batch]:
+    def loader(self, seed: int, split: BatchSplit, plan: StepPlan, workers: Workers) -> BatchLoader:
         """Training batches of one rank; arguments as in :meth:`PretrainData.loader`."""
 
     def eval_loader(self, name: str, num_workers: int = 0, rank: int = 0, world_size: int = 1) -> DataLoader[Sample]:

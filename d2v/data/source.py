@@ -92,8 +92,8 @@ def labels_of(samples: Sequence[Sample]) -> Tensor | None:
 
 
 def first_good(
-    candidates: Iterable[int], make: Callable[[int], Tensor], name: Callable[[int], str]
-) -> tuple[int, Tensor, tuple[str, ...]]:
+    candidates: Iterable[T], make: Callable[[T], Tensor], name: Callable[[T], str]
+) -> tuple[T, Tensor, tuple[str, ...]]:
     """The first candidate that can be read, its view, and "name: reason" of those before it.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Samples that cannot be asked for by number: batches from a stream, in the same order whatever the workers."""
+"""Batches of samples that cannot be asked for by number, in the same order whatever the number of workers.
+
+Every worker reads all of the data; :mod:`d2v.data.shards` shares them out.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,16 @@ class Stream(Protocol):
         """What the ``index``-th record is called in messages."""
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """A record of a stream, and its key."""
+
     key: SampleKey
     record: Any
+
+
+def record_notes(record: Any) -> tuple[tuple[str, ...], int | None]:
+    """What a record says was skipped before it, and how much was read for it; None where a record is what is read."""
+    return getattr(record, "skipped", ()), getattr(record, "num_read", None)
 
 
 class StreamBatches(IterableDataset[Batch]):
@@ -59,7 +69,7 @@ class StreamBatches(IterableDataset[Batch]):
     def __init__(
         self,
         stream: Stream,
-        view: RandomView,
+        view: RandomView[Any],
         collate: Callable[[Sequence[Sample]], Batch],
         seed: int,
         plan: BatchPlan,
@@ -95,14 +105,14 @@ class StreamBatches(IterableDataset[Batch]):
             row = window[candidate]
             return self.view(self.stream.decode(row.record), sample_rng(self.seed, *row.key, RandomStream.VIEW))
 
-        found, view, skipped = first_good(
+        good, view, skipped = first_good(
             islice(count(position), MAX_TRIES), make, lambda p: self.stream.name(window[p].key.index)
         )
-        row = window[found]
-        skipped += getattr(row.record, "skipped", ())
-        return Sample(view, row.key, skipped=skipped, num_read=getattr(row.record, "num_read", None))
+        row = window[good]
+        more, num_read = record_notes(row.record)
+        return Sample(view, row.key, skipped=skipped + more, num_read=num_read)
 
-    def _rows(self, first: int) -> Iterator[_Row]:
+    def _rows(self, first: int) -> Iterator[Row]:
         """The endless stream from position ``first`` on."""
         epoch, to_skip = 0, first
         while True:
@@ -116,13 +126,13 @@ class StreamBatches(IterableDataset[Batch]):
             whole_epochs, to_skip = divmod(max(0, to_skip - num_rows), num_rows)
             epoch += 1 + whole_epochs
 
-    def _epoch(self, epoch: int) -> Iterator[_Row]:
-        rows = (_Row(SampleKey(epoch, number), record) for number, record in enumerate(self.stream))
+    def _epoch(self, epoch: int) -> Iterator[Row]:
+        rows = (Row(SampleKey(epoch, number), record) for number, record in enumerate(self.stream))
         return _shuffle(rows, self.shuffle_buffer, sample_rng(self.seed, epoch, 0, RandomStream.ORDER))
 
 
-def _shuffle(rows: Iterable[_Row], buffer_size: int, rng: np.random.Generator) -> Iterator[_Row]:
-    buffer: list[_Row] = []
+def _shuffle(rows: Iterable[Row], buffer_size: int, rng: np.random.Generator) -> Iterator[Row]:
+    buffer: list[Row] = []
     for row in rows:
         if len(buffer) < buffer_size:
             buffer.append(row)
@@ -137,12 +147,12 @@ def _shuffle(rows: Iterable[_Row], buffer_size: int, rng: np.random.Generator) -
 class _Window:
     """Rows of a stream by position, as far ahead as asked for, until they are forgotten."""
 
-    def __init__(self, rows: Iterator[_Row], first: int) -> None:
+    def __init__(self, rows: Iterator[Row], first: int) -> None:
         self._rows = rows
         self._first = first
-        self._held: deque[_Row] = deque()
+        self._held: deque[Row] = deque()
 
-    def __getitem__(self, position: int) -> _Row:
+    def __getitem__(self, position: int) -> Row:
         missing = position - self._first + 1 - len(self._held)
         self._held.extend(islice(self._rows, max(0, missing)))
         return self._held[position - self._first]

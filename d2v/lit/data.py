@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -12,7 +12,7 @@ import torch
 
 from d2v.data.batching import BatchSplit
 from d2v.data.loading import Workers
-from d2v.data.protocol import PretrainData
+from d2v.data.protocol import BatchLoader, PretrainData
 from d2v.data.samplers import StepPlan
 from d2v.errors import UserError
 from d2v.objective.masking import MaskGenerator
@@ -25,7 +25,7 @@ class TimedLoader:
     It has no length: a run ends at ``trainer.max_steps``, wherever in an epoch that is.
     """
 
-    def __init__(self, loader: Iterable[Batch]) -> None:
+    def __init__(self, loader: BatchLoader) -> None:
         self.loader = loader
         self.wait_s = 0.0
 
@@ -57,6 +57,7 @@ class ResumableDataModule(L.LightningDataModule):
         self.split = split
         self.num_workers = num_workers
         self.first_step = 0
+        self._loader_states: list[dict[str, Any]] = []
         self.loader: TimedLoader | None = None
 
     def plan(self) -> StepPlan:
@@ -71,7 +72,7 @@ class ResumableDataModule(L.LightningDataModule):
             accumulate=trainer.accumulate_grad_batches,
         )
 
-    def batches(self, plan: StepPlan, workers: Workers) -> Iterable[Batch]:
+    def batches(self, plan: StepPlan, workers: Workers) -> BatchLoader:
         """Training batches of this rank."""
         raise NotImplementedError("data modules define batches")
 
@@ -79,7 +80,15 @@ class ResumableDataModule(L.LightningDataModule):
         """Batches from where the run stands to its end."""
         assert self.trainer is not None
         pin_memory = self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator"
-        self.loader = TimedLoader(self.batches(self.plan(), Workers(self.num_workers, pin_memory)))
+        batches = self.batches(self.plan(), Workers(self.num_workers, pin_memory))
+        if self._loader_states:
+            if len(self._loader_states) != self.trainer.world_size:
+                raise OtherBatch(
+                    f"trainer.devices: {len(self._loader_states)} devices read the shards of the run that is resumed, "
+                    f"now there are {self.trainer.world_size}; resume it with as many"
+                )
+            batches.load_state_dict(self._loader_states[self.trainer.global_rank])
+        self.loader = TimedLoader(batches)
         return self.loader
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -87,9 +96,16 @@ class ResumableDataModule(L.LightningDataModule):
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def state_dict(self) -> dict[str, Any]:
-        """Finished optimizer steps, and how much each of them read."""
+        """Finished optimizer steps, how much each of them read, and the loaders' own states, one a device."""
         assert self.trainer is not None
-        return {"step": self.trainer.global_step, "global_batch_size": self.split.global_batch_size}
+        state = {"step": self.trainer.global_step, "global_batch_size": self.split.global_batch_size}
+        own = {} if self.loader is None else self.loader.loader.state_dict(self._num_batches())
+        return state | ({"loaders": gathered_objects(own)} if own else {})
+
+    def _num_batches(self) -> int:
+        """Micro-batches of this rank that the finished optimizer steps took."""
+        assert self.trainer is not None
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the steps already done, however they are cut into micro-batches now.
@@ -104,6 +120,16 @@ class ResumableDataModule(L.LightningDataModule):
                 "it with that, or start another from its weights by init_from"
             )
         self.first_step = state_dict["step"]
+        self._loader_states = state_dict.get("loaders", [])
+
+
+def gathered_objects(own: dict[str, Any]) -> list[dict[str, Any]]:
+    """The plain containers of every rank, in their order."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [own]
+    everyone: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everyone, own)
+    return everyone
 
 
 class PretrainDataModule(ResumableDataModule):
@@ -126,6 +152,6 @@ class PretrainDataModule(ResumableDataModule):
         self.mask = mask
         self.seed = seed
 
-    def batches(self, plan: StepPlan, workers: Workers) -> Iterable[Batch]:
+    def batches(self, plan: StepPlan, workers: Workers) -> BatchLoader:
         """Training batches of this rank."""
         return self.data.loader(self.mask, self.seed, self.split, plan, workers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from d2v.data.batching import BatchSplit
 from d2v.data.loading import Workers
-from d2v.data.protocol import FinetuneData
+from d2v.data.protocol import BatchLoader, FinetuneData
 from d2v.data.samplers import StepPlan
 from d2v.data.source import Sample
 from d2v.lit.data import ResumableDataModule
@@ -111,7 +111,7 @@ class FinetuneDataModule(ResumableDataModule):
         self.data = data
         self.seed = seed
 
-    def batches(self, plan: StepPlan, workers: Workers) -> Iterable[Batch]:
+    def batches(self, plan: StepPlan, workers: Workers) -> BatchLoader:
         """Training batches of this rank."""
         return self.data.loader(self.seed, self.split, plan, workers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,12 +12,41 @@ from d2v.data.batching import BatchSplit, split_batch
 from d2v.data.images.data import ImageData
 from d2v.data.labelled import FinetuneSet
 from d2v.data.loading import Workers
-from d2v.data.protocol import EvalData, FinetuneData, PretrainData
+from d2v.data.protocol import BatchLoader, EvalData, FinetuneData, PretrainData
 from d2v.data.samplers import StepPlan
 from d2v.data.speech.data import SpeechData
 from d2v.data.texts.data import TextData
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch
+
+
+def own(plan: StepPlan, part: int, num_parts: int, batches: int) -> int:
+    """How many of the run's first micro-batches are of one part."""
+    return len(range(part, batches // plan.accumulate, num_parts)) * plan.accumulate
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Loaders that take turns, an optimizer step each."""
+
+    loaders: Sequence[BatchLoader]
+    plan: StepPlan
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = [iter(loader) for loader in self.loaders]
+        for number in range(self.plan.start_batch, self.plan.num_batches):
+            yield next(batches[number // self.plan.accumulate % len(batches)])
+
+    def state_dict(self, num_batches: int) -> dict[str, object]:
+        counts = [own(self.plan, i, len(self.loaders), num_batches) for i in range(len(self.loaders))]
+        states = [loader.state_dict(count) for loader, count in zip(self.loaders, counts, strict=True)]
+        return {"parts": states} if any(states) else {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        states = state["parts"]
+        assert isinstance(states, list)
+        for loader, own_state in zip(self.loaders, states, strict=True):
+            loader.load_state_dict(own_state)
 
 
 @dataclass(frozen=True)
@@ -49,21 +78,12 @@ class Mixture:
 
     def loader(
         self, mask: MaskGenerator | None, seed: int, split: BatchSplit, plan: StepPlan, workers: Workers
-    ) -> Iterable[Batch]:
-        def own(part: int, batches: int) -> int:  # how many of the run's first batches are this part's
-            return len(range(part, batches // plan.accumulate, len(self.parts))) * plan.accumulate
-
-        plans = [
-            replace(plan, num_batches=own(i, plan.num_batches), start_batch=own(i, plan.start_batch))
-            for i in range(len(self.parts))
-        ]
+    ) -> BatchLoader:
+        counts = [(own(plan, i, len(self.parts), plan.num_batches), own(plan, i, len(self.parts), plan.start_batch))
+                  for i in range(len(self.parts))]  # fmt: skip
+        plans = [replace(plan, num_batches=num_batches, start_batch=start) for num_batches, start in counts]
         loaders = [part.loader(mask, seed, split, p, workers) for part, p in zip(self.parts, plans, strict=True)]
-        return self._take_turns(loaders, plan)
-
-    def _take_turns(self, loaders: Sequence[Iterable[Batch]], plan: StepPlan) -> Iterator[Batch]:
-        batches = [iter(loader) for loader in loaders]
-        for batch in range(plan.start_batch, plan.num_batches):
-            yield next(batches[batch // plan.accumulate % len(batches)])
+        return Turns(loaders, plan)
 
     def describe(self) -> list[str]:
         return [line for part in self.parts for line in part.describe()]

@@ -355,6 +355,24 @@ def test_resumed_on_another_number_of_devices(
     assert progress == [STEPS * n for n in per_step]
 
 
+def test_shards_are_read_on_where_every_process_left_them(
+    runs: ModuleType, recipes: dict[str, list[str]], launch: Any, tmp_path: Path
+) -> None:
+    data = [*runs.image_shards(tmp_path / "data"), *WAYS["ddp"], "num_workers=1"]
+    whole = launch(tmp_path / "whole", *recipes["image"], *data)
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    name = "step-00000001.ckpt"
+    (folder / "checkpoints" / name).write_bytes((whole / "checkpoints" / name).read_bytes())
+    launch(folder, *recipes["image"], *data, f"resume={folder}")
+    a, b = runs.load(whole, STEPS), runs.load(folder, STEPS)
+    assert runs.differences(a["state_dict"], b["state_dict"]) == []
+    states = [checkpoint["PretrainDataModule"]["loaders"] for checkpoint in (a, b)]
+    assert states[0] == states[1]
+    assert len(states[0]) == 2
+    assert states[0][0] != states[0][1]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_finetuning_and_probes(
     runs: ModuleType, images: Path, run_of: Any, recipes: dict[str, list[str]], launch: Any, tmp_path: Path, way: str

@@ -97,6 +97,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert steps == [*range(1, 2 * N + 1), *range(N + 1, 2 * N + 1)]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_shards_are_read_on_where_they_were_left(runs: ModuleType, tmp_path: Path, num_workers: int) -> None:
+    """More than a pass over each reader's share; the trainer had taken a batch more than the checkpoint counts."""
+    data = runs.image_shards(tmp_path / "data", num_shards=2, rows=4)
+    whole, resumed = _halves(runs, tmp_path, [*data, f"num_workers={num_workers}", "micro_batch_size=2"], "gone")
+    _assert_same_end(runs, resumed, whole, 2 * N)
+    (states,) = runs.load(whole, 2 * N)["PretrainDataModule"]["loaders"]
+    assert len(states["positions"]) == max(1, num_workers)
+    assert any(position["epoch"] > 0 for position in states["positions"])
+
+
 def test_num_workers_change_nothing(runs: ModuleType, tmp_path: Path) -> None:
     ends = [
         runs.load(runs.pretrain(tmp_path / str(n), *runs.NOISE, f"num_workers={n}"), 4)["state_dict"] for n in (0, 1)

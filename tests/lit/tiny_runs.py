@@ -238,6 +238,25 @@ def librispeech(root: Path, speakers: int = 2, clips: int = 3, part: str = "trai
     return root
 
 
+def image_shards(folder: Path, num_shards: int = 4, rows: int = 6) -> list[str]:
+    """Parquet shards of images, every other one a row longer, and the overrides that share them out to readers."""
+    import datasets
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for shard in range(num_shards):
+        images = []
+        for _ in range(rows + shard % 2):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 255, (28, 28), dtype=np.uint8)).save(file, "png")
+            images.append({"bytes": file.getvalue(), "path": None})
+        datasets.Dataset.from_dict({"image": images}).to_parquet(folder / f"train-{shard}.parquet")
+    return [
+        "data=hf_images", f"data.path={folder}", "data.streaming=sharded", "data.shuffle_buffer=4", "data.img_size=28",
+        "data.in_chans=1", "data.mean=[0.5]", "data.std=[0.5]",
+    ]  # fmt: skip
+
+
 def text_file(path: Path, lines: int = 200) -> Path:
     """Sentences of a few words, one a line."""
     rng = np.random.default_rng(0)

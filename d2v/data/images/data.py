@@ -17,6 +17,7 @@ from d2v.data.images.batches import MODALITY, EvalView, PretrainView
 from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform
 from d2v.data.labelled import FinetuneSet, part
 from d2v.data.samplers import BatchPlan
+from d2v.data.shards import ShardedBatches, stream_batches
 from d2v.data.source import Source
 from d2v.data.streams import Stream, StreamBatches
 from d2v.objective.masking import MaskGenerator
@@ -138,7 +139,7 @@ class ImageData(EqualSamples):
         """
         return PretrainSamples(self._train_images(), self._pretrain_view(), seed)
 
-    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches:
+    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches | ShardedBatches:
         """Batches of random views with masks, for a ``DataLoader`` with ``batch_size=None``.
 
         Raises:
@@ -148,7 +149,7 @@ class ImageData(EqualSamples):
             raise ValueError("data.streaming=false: use pretrain_dataset")
         stream: Stream = self.train  # type: ignore[assignment]  # what ``streaming`` has just told
         collate = self.pretrain_collate(mask, seed)
-        return StreamBatches(stream, self._pretrain_view(), collate, seed, plan, self.shuffle_buffer)
+        return stream_batches(stream, self._pretrain_view(), collate, seed, plan, self.shuffle_buffer)
 
     def eval_dataset(self, split: str, img_size: int | None = None) -> EvalSamples[Image.Image]:
         """The evaluation view of every image, for a ``DataLoader`` with ``eval_collate``.

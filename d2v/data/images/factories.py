@@ -14,6 +14,7 @@ from d2v.data.images.hub import HFImages, HFImageStream
 from d2v.data.images.levels import Levels
 from d2v.data.images.sources import SampleImages, require_directory, set_levels
 from d2v.data.images.splits import read_splits
+from d2v.data.shards import SHARDED, Streaming
 from d2v.values import (
     BitDepth,
     Channels,
@@ -178,7 +179,7 @@ def hf_images(
     image_column: Name | None = None,
     label_column: Name | None = None,
     *,
-    streaming: bool = False,
+    streaming: Streaming = False,
     shuffle_buffer: PositiveInt = 1000,
     bit_depth: BitDepth | None = None,
     img_size: ImageSize = 224,
@@ -200,6 +201,7 @@ def hf_images(
         image_column: found from the features if None.
         label_column: found from the features if None.
         streaming: read while training instead of downloading first; then there are no labelled training images.
+            "sharded" lets every reader read a share of its own (docs/data.md).
         shuffle_buffer: rows that every worker holds, still encoded, to shuffle a stream. Files are read in their order:
             choose it well above the rows of a class if those are stored together.
         bit_depth: as in :func:`image_folder`.
@@ -214,7 +216,7 @@ def hf_images(
     levels: Levels | None
     probe_train: HFImages | None = None
     if streaming:
-        train = HFImageStream(path, split, image_column, bit_depth)
+        train = HFImageStream(path, split, image_column, bit_depth, streaming == SHARDED)
         levels = train.levels
     else:
         train = images = HFImages(path, split, image_column, label_column)

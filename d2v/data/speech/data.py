@@ -21,6 +21,7 @@ from d2v.data.labelled import FinetuneSet, part
 from d2v.data.length_sampler import LengthSampler
 from d2v.data.letters import LETTERS, check_letters
 from d2v.data.samplers import BatchPlan
+from d2v.data.shards import ShardedBatches, stream_batches
 from d2v.data.source import Source
 from d2v.data.speech.batches import MODALITY, ClipCollate, CropView, EvalView, PretrainClips
 from d2v.data.speech.clips import AudioClips
@@ -182,13 +183,13 @@ class SpeechData(PretrainSet):
         self.check_mask(mask)
         return ClipCollate(MODALITY, mask, self.token_grid, seed, self.conv_layers)  # type: ignore[arg-type]  # made tuples above
 
-    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches:
+    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches | ShardedBatches:
         """Batches of random crops with masks, for a ``DataLoader`` with ``batch_size=None``."""
         if self.train is None or isinstance(self.train, AudioClips):
             raise ValueError("data.streaming=false: use pretrain_dataset")
         collate = self.pretrain_collate(mask, seed)
         view = CropView(self._samples(self.crop_seconds))
-        return StreamBatches(self.train, view, collate, seed, plan, self.shuffle_buffer)
+        return stream_batches(self.train, view, collate, seed, plan, self.shuffle_buffer)
 
     def eval_dataset(self, split: str) -> EvalSamples[np.ndarray]:
         """Every whole clip, for a ``DataLoader`` with ``eval_collate``: those shorter than ``min_seconds``, too.

@@ -16,6 +16,7 @@ from filelock import FileLock
 from d2v.data.contents import Contents
 from d2v.data.files import home_path, printable
 from d2v.data.hub import check_other_split
+from d2v.data.shards import SHARDED, Streaming
 from d2v.data.speech.clips import AudioClips, audio_listing, prompt_clips, read_prompt, require_folder
 from d2v.data.speech.corpora import librispeech_folder, librispeech_parts, manifest_clips, with_transcripts
 from d2v.data.speech.data import SpeechData, check_seconds
@@ -275,7 +276,7 @@ def hf_audio(
     val_split: Name | None = None,
     audio_column: Name | None = None,
     text_column: Name | None = None,
-    streaming: bool = False,
+    streaming: Streaming = False,
     shuffle_buffer: PositiveInt = 1000,
     crop_seconds: Seconds = 10.0,
     conv_layers: ConvLayers,
@@ -296,7 +297,8 @@ def hf_audio(
         audio_column: the only column of audio if None.
         text_column: of transcripts; None for none.
         streaming: read while training instead of downloading first. Lengths are not known then: every clip is cropped
-            to ``crop_seconds``, and shorter ones are skipped.
+            to ``crop_seconds``, and shorter ones are skipped. "sharded" lets every reader read a share of its own
+            (docs/data.md).
         shuffle_buffer: rows that every worker holds, still encoded, to shuffle a stream.
         crop_seconds: of a stream.
         conv_layers: as in SpeechData, like all that follow.
@@ -309,7 +311,7 @@ def hf_audio(
     shortest = round(min_seconds * sample_rate)
     train: AudioClips | Stream
     if streaming:
-        train = HFAudioStream(path, split, audio_column, sample_rate)
+        train = HFAudioStream(path, split, audio_column, sample_rate, streaming == SHARDED)
     else:
         train = hf_clips(path, split, audio_column, text_column, sample_rate, shortest)
     val = None

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -28,7 +28,7 @@ from d2v.runs.files import replace_text
 log = logging.getLogger(__name__)
 
 # Documents, or pieces of them, that are encoded, written and recorded at a time: so many, or so many characters.
-_CHUNK, _CHUNK_CHARACTERS = 4096, 2**21
+_CHUNK, CHUNK_CHARACTERS = 4096, 2**21
 _MAX_TRAINING_DOCUMENTS = 2_000_000  # that a tokenizer is trained on
 
 
@@ -102,7 +102,7 @@ class TokenBlocks:
     def check_not_empty(self) -> None:
         """Raise ValueError if the text is shorter than one block."""
         if len(self) == 0:
-            raise _no_block(self.block_size, self.num_tokens)
+            raise no_block(self.block_size, self.num_tokens)
 
     def __len__(self) -> int:
         return self.num_tokens // (self.block_size - 1)
@@ -134,7 +134,8 @@ class TokenBlocks:
         return self.load(index).tobytes()
 
 
-def _no_block(block_size: int, num_tokens: int) -> ValueError:
+def no_block(block_size: int, num_tokens: int) -> ValueError:
+    """The error about text that is shorter than one block."""
     fix = f"choose at most {num_tokens + 1}" if num_tokens > 2 else "give more text"
     return ValueError(f"data.block_size={block_size}: the whole text has {num_tokens} tokens; {fix}")
 
@@ -176,8 +177,8 @@ def _pack(documents: Documents, tokenizer: Tokenizer, target: Path, dtype: np.dt
     with tokens_path.open("ab") as tokens_file, bad_path.open("ab") as bad_file:
         tokens_file.truncate(done["tokens"] * dtype.itemsize)
         bad_file.truncate(done["bad_bytes"])
-        for chunk in _chunks(documents.read(done["pieces"]), _CHUNK, _CHUNK_CHARACTERS):
-            tokens = _encode(chunk, tokenizer, dtype)
+        for chunk in chunks(documents.read(done["pieces"]), _CHUNK, CHUNK_CHARACTERS):
+            tokens = encode_chunk(chunk, tokenizer, dtype)
             bad = "".join(f"{json.dumps(document.entry)}\n" for document in chunk if document.text is None).encode()
             for file, content in ((tokens_file, tokens.tobytes()), (bad_file, bad)):
                 file.write(content)
@@ -219,7 +220,7 @@ def _recorded(path: Path, dtype: np.dtype) -> dict[str, Any] | None:
     return record
 
 
-def _chunks(reader: Iterator[Document], most: int, characters: int) -> Iterator[list[Document]]:
+def chunks(reader: Iterator[Document], most: int, characters: int) -> Iterator[list[Document]]:
     """Documents in lists of at most so many, or, the last one of a list apart, so many characters."""
     chunk: list[Document] = []
     held = 0
@@ -233,7 +234,7 @@ def _chunks(reader: Iterator[Document], most: int, characters: int) -> Iterator[
         yield chunk
 
 
-def _encode(documents: list[Document], tokenizer: Tokenizer, dtype: np.dtype) -> np.ndarray:
+def encode_chunk(documents: list[Document], tokenizer: Tokenizer, dtype: np.dtype) -> np.ndarray:
     """The tokens of documents; one with a text in any of its pieces is closed."""
     ids = iter(tokenizer.encode([document.text for document in documents if document.text]))
     parts = []
@@ -251,63 +252,3 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
-
-
-class Block(NamedTuple):
-    """A record of a stream.
-
-    Attributes:
-        tokens: (block_size,) int64.
-        skipped: documents since the block before that could not be read, as "name: reason".
-        num_read: documents since the block before, these included.
-    """
-
-    tokens: np.ndarray
-    skipped: tuple[str, ...] = ()
-    num_read: int = 0
-
-
-class BlockStream:
-    """Blocks packed while they are read, for text that is not to be stored a second time.
-
-    Args:
-        documents: to pack; those that cannot be read are reported with the next block.
-        tokenizer: encodes them.
-        block_size: tokens a block.
-
-    Raises:
-        ValueError: when it is read to its end, if it is shorter than one block or there is no text at all.
-    """
-
-    def __init__(self, documents: Documents, tokenizer: Tokenizer, block_size: int) -> None:
-        self.documents = documents
-        self.tokenizer = tokenizer
-        self.block_size = block_size
-
-    def __iter__(self) -> Iterator[Block]:
-        length = self.block_size - 1
-        rest = np.empty(0, dtype=np.int64)
-        bad: list[str] = []
-        num_read = num_blocks = 0
-        for chunk in _chunks(self.documents.read(), 256, _CHUNK_CHARACTERS):
-            bad += [document.entry for document in chunk if document.text is None]
-            num_read += sum(document.starts for document in chunk)
-            rest = np.concatenate([rest, _encode(chunk, self.tokenizer, np.dtype(np.int64))])
-            for start in range(0, len(rest) - length + 1, length):
-                tokens = np.concatenate([[self.tokenizer.bos_id], rest[start : start + length]])
-                yield Block(tokens, tuple(bad), num_read)
-                bad, num_read = [], 0
-                num_blocks += 1
-            rest = rest[len(rest) - len(rest) % length :]
-        if num_blocks == 0 and len(rest) == 0:
-            raise no_text(bad)
-        if num_blocks == 0:
-            raise _no_block(self.block_size, len(rest))
-
-    def decode(self, record: Block) -> np.ndarray:
-        """The block itself."""
-        return record.tokens
-
-    def name(self, index: int) -> str:
-        """The block's number."""
-        return f"block[{index}]"

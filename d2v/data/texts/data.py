@@ -13,8 +13,10 @@ from torch import Tensor
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples
 from d2v.data.samplers import BatchPlan
+from d2v.data.shards import ShardedBatches, stream_batches
 from d2v.data.streams import StreamBatches
-from d2v.data.texts.blocks import BlockStream, TokenBlocks
+from d2v.data.texts.block_stream import BlockStream
+from d2v.data.texts.blocks import TokenBlocks
 from d2v.data.texts.documents import Documents
 from d2v.data.texts.tables import Labelled
 from d2v.data.texts.tokenizer import Tokenizer
@@ -149,12 +151,12 @@ class TextData(EqualSamples):
             self._blocks()
         super().check_mask(mask)
 
-    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches:
+    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches | ShardedBatches:
         """Batches of blocks with masks, for a ``DataLoader`` with ``batch_size=None``."""
         if not isinstance(self.train, BlockStream):
             raise ValueError("data.streaming=false: use pretrain_dataset")
         collate = self.pretrain_collate(mask, seed)
-        return StreamBatches(self.train, _block_view, collate, seed, plan, self.shuffle_buffer)
+        return stream_batches(self.train, _block_view, collate, seed, plan, self.shuffle_buffer)
 
     def eval_dataset(self, split: str) -> EvalSamples[np.ndarray] | EvalSamples[str]:
         """Texts for a ``DataLoader`` with ``eval_collate``.

@@ -14,6 +14,7 @@ from typing import IO, Any, Literal, NamedTuple, Protocol
 from d2v.data.contents import Contents, in_words
 from d2v.data.files import Listing, home_path, list_files, printable, splits_read
 from d2v.data.hub import find_column, hf_fingerprint, load_hf
+from d2v.data.hub_files import Rows
 from d2v.data.plain_text import not_plain_text, open_text
 from d2v.data.texts.tables import read_table as read_table
 
@@ -307,6 +308,44 @@ class HFTexts:
         # Not iter(rows): inside a data worker that would give this worker's share of the files only.
         for batch in rows.iter(batch_size=256):
             for text in batch[column]:
-                name = f"{self.path}/{self.split}[{number}]"
-                yield Document(None, name, "no text in this row") if text is None else Document(text.strip(), name)
+                yield _document(text, f"{self.path}/{self.split}[{number}]")
                 number += 1
+
+    def share(self, reader: int, num_readers: int) -> DocumentShare:
+        """The rows of one of ``num_readers``, of a data set that is streamed."""
+        data, column = self._rows()
+        name = f"{self.path}/{self.split}, share {reader + 1} of {num_readers}"
+        return DocumentShare(Rows(data, column).share(reader, num_readers), name)
+
+
+class DocumentShare:
+    """One reader's documents, by their number in its share.
+
+    Args:
+        rows: the texts.
+        name: of the share, for messages.
+    """
+
+    def __init__(self, rows: Rows, name: str) -> None:
+        self._rows = rows
+        self._name = name
+        self._number = 0
+
+    def __iter__(self) -> Iterator[Document]:
+        for text in self._rows:
+            self._number += 1
+            yield _document(text, f"{self._name}[{self._number - 1}]")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position after the last document, as plain containers."""
+        return {"rows": self._rows.state_dict(), "number": self._number}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next pass after that document."""
+        self._rows.load_state_dict(state["rows"])
+        self._number = state["number"]
+
+
+def _document(text: str | None, name: str) -> Document:
+    """A row as a document; one without a text has a reason instead."""
+    return Document(None, name, "no text in this row") if text is None else Document(text.strip(), name)

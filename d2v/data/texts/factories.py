@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from d2v.data.texts.blocks import BlockStream, TokenBlocks, cache_dir, cached_tokenizer, pack
+from d2v.data.shards import SHARDED, Streaming
+from d2v.data.texts.block_stream import BlockStream
+from d2v.data.texts.blocks import TokenBlocks, cache_dir, cached_tokenizer, pack
 from d2v.data.texts.data import TextData
 from d2v.data.texts.documents import Documents, HFTexts, TextFiles
 from d2v.data.texts.samples import SampleTexts
@@ -113,7 +115,7 @@ def hf_text(
     split: Name = "train",
     column: Name | None = None,
     *,
-    streaming: bool = False,
+    streaming: Streaming = False,
     shuffle_buffer: PositiveInt = 1000,
     tokenizer: PathStr | None = None,
     vocab_size: VocabSize = 32768,
@@ -134,14 +136,15 @@ def hf_text(
         path: name on the Hub, a local directory of parquet, arrow, text or JSON files, or what ``save_to_disk`` wrote.
         split: to train on.
         column: of the texts; the only column of strings if None.
-        streaming: read while training, instead of downloading and packing first.
+        streaming: read while training, instead of downloading and packing first; "sharded" lets every reader read a
+            share of its own (docs/data.md).
         shuffle_buffer: as in :func:`text_files`, like all that follow.
 
     Raises:
         FileNotFoundError: no such data set, or no such table.
         ValueError: as :func:`text_files`, or ``datasets`` is not installed, or split or column do not exist.
     """
-    documents = HFTexts(path, split, column, streaming)
+    documents = HFTexts(path, split, column, bool(streaming))
     return _text_data(
         documents,
         streaming,
@@ -156,7 +159,7 @@ def hf_text(
 
 def _text_data(
     documents: Documents | None,
-    streaming: bool,
+    streaming: Streaming,
     shuffle_buffer: int,
     tokenizer: Tokenizer,
     block_size: int,
@@ -168,7 +171,7 @@ def _text_data(
     train: TokenBlocks | BlockStream | None = None
     if documents is not None and streaming:
         _check(block_size)
-        train = BlockStream(documents, tokenizer, block_size)
+        train = BlockStream(documents, tokenizer, block_size, streaming == SHARDED)
         next(iter(train))  # a text without one block fails here, and not in a data worker
     elif documents is not None:
         train = _blocks(documents, tokenizer, block_size, cache)

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from d2v.data.texts import blocks as text_blocks
-from d2v.data.texts.blocks import BlockStream, TokenBlocks, cache_dir, cached_tokenizer, pack
+from d2v.data.texts.block_stream import BlockStream
+from d2v.data.texts.blocks import TokenBlocks, cache_dir, cached_tokenizer, pack
 from d2v.data.texts.documents import Document, TextFiles
 from d2v.data.texts.tokenizer import Tokenizer, train_tokenizer
 

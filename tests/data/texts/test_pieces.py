@@ -12,7 +12,8 @@ import pytest
 
 from d2v.data.texts import blocks as text_blocks
 from d2v.data.texts import documents as text_sources
-from d2v.data.texts.blocks import BlockStream, TokenBlocks, pack
+from d2v.data.texts.block_stream import BlockStream
+from d2v.data.texts.blocks import TokenBlocks, pack
 from d2v.data.texts.documents import TextFiles, pieces
 from d2v.data.texts.tokenizer import LONGEST_WORD, load_tokenizer, train_tokenizer
 from d2v.data.texts.whole_documents import PackedDocuments
@@ -35,7 +36,7 @@ def tokenizer():
 @pytest.fixture
 def small_pieces(monkeypatch):
     monkeypatch.setattr(text_sources, "PIECE", 50)
-    monkeypatch.setattr(text_blocks, "_CHUNK_CHARACTERS", 120)
+    monkeypatch.setattr(text_blocks, "CHUNK_CHARACTERS", 120)
 
 
 @pytest.mark.parametrize("document", ["line", "file"])
@@ -81,7 +82,7 @@ def test_packing_goes_on_within_a_document(tmp_path, tokenizer, small_pieces, mo
     documents = TextFiles(str(tmp_path / "a.txt"), document)
     whole = pack(documents, tokenizer, tmp_path / "whole")
     expected = (whole / "tokens.bin").read_bytes()
-    encode, calls = text_blocks._encode, []
+    encode, calls = text_blocks.encode_chunk, []
 
     def dying(*arguments):
         calls.append(1)
@@ -89,7 +90,7 @@ def test_packing_goes_on_within_a_document(tmp_path, tokenizer, small_pieces, mo
             raise KeyboardInterrupt
         return encode(*arguments)
 
-    monkeypatch.setattr(text_blocks, "_encode", dying)
+    monkeypatch.setattr(text_blocks, "encode_chunk", dying)
     for _ in range(100):
         try:
             folder = pack(documents, tokenizer, tmp_path / "torn")
@@ -129,18 +130,18 @@ def test_a_bad_piece_is_left_out_and_named_by_its_place(tmp_path, tokenizer, sma
 def test_packing_holds_a_few_documents_at_a_time(tmp_path, tokenizer, monkeypatch):
     """Not the corpus, and not 4,096 documents."""
     monkeypatch.setattr(text_sources, "PIECE", 2**14)
-    monkeypatch.setattr(text_blocks, "_CHUNK_CHARACTERS", 2**15)
+    monkeypatch.setattr(text_blocks, "CHUNK_CHARACTERS", 2**15)
     (tmp_path / "books").mkdir()
     for i in range(12):
         (tmp_path / "books" / f"{i}.txt").write_text(prose(30_000, i))
     largest = []
-    encode = text_blocks._encode
+    encode = text_blocks.encode_chunk
 
     def counting(documents, *arguments):
         largest.append(sum(len(document.text or "") for document in documents))
         return encode(documents, *arguments)
 
-    monkeypatch.setattr(text_blocks, "_encode", counting)
+    monkeypatch.setattr(text_blocks, "encode_chunk", counting)
     tracemalloc.start()
     pack(TextFiles(str(tmp_path / "books"), "file"), tokenizer, tmp_path / "cache")
     peak = tracemalloc.get_traced_memory()[1]
