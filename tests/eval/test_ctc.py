@@ -1,3 +1,4 @@
+import math
 from functools import cache
 
 import numpy as np
@@ -119,3 +120,17 @@ def test_errors_say_what_is_missing() -> None:
         ctc_probe(x, ["ab", ""], x, ["ab", "c"])
     with pytest.raises(ValueError, match="the validation clip 0 has an empty text"):
         ctc_probe(x, ["ab", "c"], x, ["", "c"])
+
+
+def test_the_learning_rate_falls_to_zero_by_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    class Adam(torch.optim.Adam):
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    train = random_texts(40, 1)
+    ctc_probe(spoken(train, 1), train, spoken(train[:2], 2), train[:2], epochs=4, lr=0.1)
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 12)) for step in range(12)])

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from d2v.eval import tfidf
+from d2v.eval.linear import split_stratified
 from d2v.eval.tfidf import tfidf_knn, tfidf_linear
 
 COMMON = [f"common{i}" for i in range(30)]
@@ -94,3 +98,20 @@ def test_short_words_and_other_scripts_count() -> None:
     y = torch.tensor([0] * 5 + [1] * 5)
     for probe in (tfidf_linear, tfidf_knn):
         assert probe(train, y, ["x", "猫", "X!"], torch.tensor([0, 1, 0])) == 1
+
+
+def test_words_weigh_by_the_logarithm_of_their_count_and_by_their_rarity() -> None:
+    x, _ = tfidf._vectors(["a a a b", "a c"], ["b"])
+    a, b, _ = x.toarray()[0]
+    rarity = math.log(3 / 2) + 1  # of b, which is in one of two texts; that of a is 1
+    assert a / b == pytest.approx((1 + math.log(3)) / rarity)
+
+
+def test_the_held_out_texts_have_no_part_in_the_words_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[list[str]] = []
+    vectors = tfidf._vectors
+    monkeypatch.setattr(tfidf, "_vectors", lambda train, val: (fitted.append(list(train)), vectors(train, val))[1])
+    (train, y), val = texts(100, 1), texts(20, 2)
+    tfidf_linear(train, y, *val, seed=4)
+    held_out = split_stratified(y.numpy(), 4)
+    assert fitted == [[text for text, out in zip(train, held_out, strict=True) if not out], train]

@@ -1,4 +1,4 @@
-"""The fine-tuning step: the average of the weights."""
+"""Training steps under Lightning: seeds, and in fine-tuning the average of the weights."""
 
 from __future__ import annotations
 
@@ -53,3 +53,16 @@ def test_an_old_average_moves_by_its_decay(monkeypatch: pytest.MonkeyPatch) -> N
     found, expected = average_after(range(90, 92), 0.9, monkeypatch)
     assert found == pytest.approx(0.9 * 0.1 + 0.1 * 2)
     assert found == pytest.approx(expected)
+
+
+def test_every_micro_batch_of_every_step_and_rank_has_a_seed_of_its_own() -> None:
+    def seed(run_seed: int = 0, step: int = 0, micro_batch: int = 0, rank: int = 0) -> int:
+        module = TrainingModule(nn.Linear(1, 1), lambda named: None, lambda step: 1.0, run_seed)  # type: ignore[arg-type, return-value]
+        trainer = SimpleNamespace(global_step=step, accumulate_grad_batches=4, global_rank=rank)
+        module.trainer = trainer  # type: ignore[assignment]
+        module._seed_step(4 * step + micro_batch)
+        return torch.initial_seed()
+
+    assert seed() == seed()
+    assert len({seed(), seed(run_seed=1), seed(step=1), seed(micro_batch=1), seed(rank=1)}) == 5
+    assert seed(step=1, micro_batch=0) != seed(step=0, micro_batch=1)
