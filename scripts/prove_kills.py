@@ -32,6 +32,7 @@ from PIL import Image
 import d2v.cli.finetune
 import d2v.cli.pretrain  # what all runs import
 from d2v.cli import main as command_line
+from d2v.runs.checkpoints import BEST, FOLDER, checkpoint_name
 from d2v.runs.results import read_results
 
 STEPS = 24
@@ -152,8 +153,8 @@ def _lives(pid: int) -> bool:
 def state_of(folder: Path) -> dict[str, Any]:
     """Return the end of a run: its last and its best checkpoint, and its scores if it was fine-tuned."""
     last, best = (
-        torch.load(folder / "checkpoints" / name, map_location="cpu", weights_only=True)
-        for name in (f"step-{STEPS:08d}.ckpt", "best.ckpt")
+        torch.load(folder / FOLDER / name, map_location="cpu", weights_only=True)
+        for name in (checkpoint_name(STEPS), BEST)
     )
     found = {
         "last": {key: last[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")},

@@ -12,9 +12,20 @@ log = logging.getLogger(__name__)
 FOLDER, BEST = "checkpoints", "best.ckpt"
 
 
+def checkpoint_name(step: int) -> str:
+    """Return the name of the checkpoint of a step; names sort as steps do."""
+    return f"step-{step:08d}.ckpt"
+
+
 def list_checkpoints(dirpath: Path) -> list[Path]:
     """A folder's checkpoints, newest step first."""
     return sorted(dirpath.glob("step-*.ckpt"), reverse=True)
+
+
+def saved_steps(dirpath: Path) -> list[int]:
+    """Steps of a folder's checkpoints, newest first."""
+    names = (path.stem.removeprefix("step-") for path in list_checkpoints(dirpath))
+    return [int(name) for name in names if name.isdecimal()]
 
 
 def newest_intact_checkpoint(dirpath: Path) -> Path | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from d2v.bounds import read_json, read_yaml
-from d2v.runs.checkpoints import FOLDER
+from d2v.runs.checkpoints import FOLDER, saved_steps
 from d2v.runs.files import replace_text
 from d2v.runs.lock import is_locked
 from d2v.runs.metrics import METRICS
@@ -102,8 +102,7 @@ def summarise(folder: Path) -> RunSummary:
     config = _content(folder / CONFIG)
     config = config if isinstance(config, dict) else {}
     rows = _metrics(folder / METRICS)
-    saved = [int(path.stem[5:]) for path in (folder / FOLDER).glob("step-*.ckpt") if path.stem[5:].isdecimal()]
-    steps = saved + [int(row["step"]) for row in rows[-1:]]
+    steps = saved_steps(folder / FOLDER) + [int(row["step"]) for row in rows[-1:]]
     step, max_steps = max(steps, default=None), _last_max_steps(folder) or _at(config, "trainer", "max_steps")
     max_steps = max_steps if isinstance(max_steps, int) else None
     losses = [row["train/loss"] for row in rows if "train/loss" in row]

@@ -14,7 +14,7 @@ from d2v.runs.files import replace_bytes, replace_text
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.csv"
+METRICS, SKIPPED_STEPS = "metrics.csv", "skipped_steps_{}.jsonl"  # the latter a rank
 
 
 class MetricsFile:

@@ -14,7 +14,7 @@ import torch
 
 from d2v.runs import archives
 from d2v.runs.archives import Damaged, check_archive, is_archive
-from d2v.runs.checkpoints import list_checkpoints, newest_intact_checkpoint
+from d2v.runs.checkpoints import checkpoint_name, list_checkpoints, newest_intact_checkpoint, saved_steps
 
 
 def save(folder: Path, step: int) -> Path:
@@ -123,3 +123,12 @@ def test_archives_of_others(tmp_path: Path) -> None:
         archive.filelist *= 3
     with pytest.raises(Damaged, match="larger than the file"):
         check_archive(path)
+
+
+def test_steps_of_checkpoints_come_newest_first(tmp_path: Path) -> None:
+    for step in (9, 1000, 20):
+        (tmp_path / checkpoint_name(step)).touch()
+    for name in ("best.ckpt", "step-old.ckpt", ".step-00000030.ckpt.part"):
+        (tmp_path / name).touch()
+    assert checkpoint_name(20) == "step-00000020.ckpt"
+    assert saved_steps(tmp_path) == [1000, 20, 9]

@@ -17,7 +17,7 @@ from d2v.lit.callbacks.stop import agree
 from d2v.lit.checkpoint_io import NotSaved, point, save
 from d2v.lit.module import TrainingModule
 from d2v.lit.steps import ends_step, is_logged_step
-from d2v.runs.checkpoints import BEST, FOLDER, list_checkpoints
+from d2v.runs.checkpoints import BEST, FOLDER, checkpoint_name, list_checkpoints
 from d2v.values import PositiveFloat, PositiveInt, PositiveSteps, Range, buildable
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class CheckpointEvery(Checkpoint):
     def _set_aside_later_than(self, step: int) -> None:
         """A run that went back to an earlier checkpoint must not be resumed from the future it left."""
         for path in list_checkpoints(self.dirpath):
-            if path.stem > f"step-{step:08d}":
+            if path.name > checkpoint_name(step):
                 log.info("%s is of a future this run has left: renamed to %s.left", path, path.name)
                 path.rename(path.with_name(f"{path.name}.left"))
 
@@ -163,7 +163,7 @@ class CheckpointEvery(Checkpoint):
             )
 
     def _path(self, step: int) -> Path:
-        return self.dirpath / f"step-{step:08d}.ckpt"
+        return self.dirpath / checkpoint_name(step)
 
     def _save(self, trainer: L.Trainer, best: list[tuple[float, int]]) -> OSError | None:
         if trainer.global_step == self._saved_step:

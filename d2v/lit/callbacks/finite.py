@@ -14,6 +14,7 @@ from torch import Tensor
 from d2v.errors import UserError
 from d2v.lit.module import TrainingModule
 from d2v.lit.steps import ends_step, is_logged
+from d2v.runs.metrics import SKIPPED_STEPS
 from d2v.values import PositiveInt, PositiveSteps, buildable
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class SkippedSteps(L.Callback):
                 continue
             self.num_skipped += 1
             ids = torch.cat(sample_ids).tolist()
-            path = self.run_dir / f"skipped_steps_{trainer.global_rank}.jsonl"
+            path = self.run_dir / SKIPPED_STEPS.format(trainer.global_rank)
             with path.open("a") as file:
                 file.write(json.dumps({"step": step, "sample_ids": ids}) + "\n")
             log.warning(
