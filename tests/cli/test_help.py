@@ -80,7 +80,7 @@ def test_pretrain_help_lists_experiments_groups_and_examples(runs: ModuleType) -
     others = runs.d2v_command("evaluate", "--help").out + runs.d2v_command("finetune", "--help").out
     for path in files:
         group, *rest = path.relative_to(CONF).with_suffix("").parts
-        if rest and not rest[-1].startswith("_"):  # those are parts of other files
+        if rest and group != "inputs" and not rest[-1].startswith("_"):  # those are parts of other files
             shown = others if group in ("probe", "task", "decoder") else text
             assert "/".join(rest) in shown, path
             assert group in shown, path
