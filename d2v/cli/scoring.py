@@ -1,24 +1,34 @@
-"""``d2v evaluate`` of a fine-tuned checkpoint: its task's scores, on its own evaluation sets or on others."""
+"""Scores of fine-tuned models: at the end of fine-tuning, and by ``d2v evaluate``, on other sets, too."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from d2v.cli.loading import best_device, load_data
-from d2v.cli.settings import Evaluate
+from d2v.cli.settings import Evaluate, Finetune
 from d2v.data.contents import describe_sources
 from d2v.data.labelled import FinetuneSet
+from d2v.data.protocol import FinetuneData
 from d2v.data.scored import whole_as_val, with_known_labels
 from d2v.interop.build import build
 from d2v.interop.checkpoints import Checkpoint
+from d2v.interop.native import RunCheckpoint
+from d2v.lit.callbacks.score import ScoreEvery
+from d2v.lit.finetune import FinetuneModule
+from d2v.models.heads import FinetunedModel
 from d2v.runs.results import RESULTS
+from d2v.tasks.base import Task
 from d2v.tasks.results import score_and_write
 from d2v.tasks.transcription import Transcription
+
+log = logging.getLogger(__name__)
 
 
 def score_finetuned(cfg: DictConfig, settings: Evaluate, trained: Checkpoint, run_dir: Path, num_workers: int) -> None:
@@ -69,3 +79,29 @@ def set_decoder(task: Any, node: dict[str, Any]) -> None:
     if not isinstance(task, Transcription):
         raise ValueError("decoder=...: only transcripts are decoded; remove it")
     task.decoder = build(node, {"letters": task.letters}, key="decoder", trusted=True)
+
+
+def build_task(settings: Finetune, data: FinetuneData) -> Task:
+    """Return the task of the labels, with the decoder that is configured."""
+    task: Task = build(settings.task, {"labels": data.labels}, key="task", trusted=True)
+    if settings.decoder is not None:
+        set_decoder(task, settings.decoder)
+    return task
+
+
+def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, trainer: L.Trainer, num_workers: int) -> None:
+    """Score the best checkpoint on every evaluation set, and write what was found."""
+    best = next((c for c in trainer.callbacks if isinstance(c, ScoreEvery)), None)  # type: ignore[attr-defined]
+    step, model = trainer.global_step, module.scored
+    if best is not None and best.path.is_file():
+        checkpoint = RunCheckpoint.load(best.path)
+        whole = checkpoint.build_model()  # the module's may be spread over devices
+        assert isinstance(whole, FinetunedModel)
+        model = whole
+        step = checkpoint.step
+    else:
+        log.warning("there is no best checkpoint: the last step is scored")
+    model = model.eval().to(best_device())
+    table = score_and_write(run_dir, model, module.task, data, best_device(), num_workers, step=step, seed=module.seed)
+    print(table)
+    print(f"results: {run_dir / RESULTS}\nrun: {run_dir}")

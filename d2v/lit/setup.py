@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from d2v.data.batching import BatchSplit
+from d2v.data.protocol import TrainingData
 from d2v.lit.callbacks.stop import StopWhenTold, parse_time
 from d2v.lit.checkpoint_io import AtomicCheckpointIO
 from d2v.lit.machine import available_cores, choose_precision, keep_freed_memory
@@ -115,18 +117,35 @@ def summary(
 
     num_tokens = math.prod(data.token_grid)
     visible = mask.num_visible(num_tokens)
-    batch = split.global_batch_size
-    unit = "" if data.batch_unit == "samples" else f" {data.batch_unit}"
     size = "streamed" if data.size is None else f"{data.size:,.0f} {data.batch_unit}"
-    epochs = "" if data.size is None else f" = {trainer.max_steps * batch / data.size:.1f} epochs"
-    lines = [
+    head = [
         f"model     encoder {millions(model.student)}, {model.predictors_are} {millions(model.predictors)} parameters",
         f"data      {size}, {data.tokens_are} {num_tokens} tokens; {mask.num_masks} masks a sample, "
         f"{visible} tokens visible, {1 - visible / num_tokens:.1%} masked",
+    ]
+    return describe_session(head, data, split, trainer, threads, workers, run_dir, _loss_lines(model))
+
+
+def describe_session(
+    head: Sequence[str],
+    data: TrainingData,
+    split: BatchSplit,
+    trainer: L.Trainer,
+    threads: int,
+    workers: int,
+    run_dir: Path,
+    loss: Sequence[str] = (),
+) -> str:
+    """Return the summary of a run: the first lines as given, then data, batch arithmetic, epochs, loss, machine."""
+    batch = split.global_batch_size
+    unit = "" if data.batch_unit == "samples" else f" {data.batch_unit}"
+    epochs = "" if data.size is None else f" = {trainer.max_steps * batch / data.size:.1f} epochs"
+    lines = [
+        *head,
         *data.describe(),
         f"batch     {batch:g}{unit} = {split.micro_batch_size:g} x {split.accumulate} accumulated x {split.world_size} "
         f"devices; {trainer.max_steps:,} steps{epochs}",
-        *_loss_lines(model),
+        *loss,
         f"machine   {trainer.accelerator.__class__.__name__.removesuffix('Accelerator')}, {trainer.precision}, "
         f"{threads} threads, {workers} data workers",
         f"run       {run_dir}",

@@ -239,7 +239,7 @@ def test_another_sample_rate_than_the_encoders_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("command", "place"),
-    [("pretrain", "d2v.cli.pretrain.write_configuration"), ("evaluate", "d2v.runs.results.replace_text")],
+    [("pretrain", "d2v.cli.training.write_configuration"), ("evaluate", "d2v.runs.results.replace_text")],
 )
 def test_a_full_disk_is_one_message(
     runs: ModuleType, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, place: str

@@ -22,8 +22,8 @@ import pytest
 import torch
 
 from d2v.cli import loading
-from d2v.cli.pretrain import keep_tokenizer
 from d2v.cli.resuming import check_words_of_file
+from d2v.cli.starting import keep_tokenizer
 from d2v.interop.build import build, check_node
 from d2v.interop.checkpoints import open_checkpoint
 from d2v.interop.fitting import sketch

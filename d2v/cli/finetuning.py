@@ -1,0 +1,185 @@
+"""Parts of fine-tuning: settings that agree, labelled data, the model's configuration, and the number of steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from d2v.cli.loading import check_fits, data_node
+from d2v.cli.paths import absolute
+from d2v.cli.resuming import own_configuration
+from d2v.cli.settings import Finetune, check_modality, checked, plain
+from d2v.data.protocol import FinetuneData
+from d2v.interop.build import build, check_node, load_exactly
+from d2v.interop.checkpoints import Checkpoint, open_checkpoint
+from d2v.interop.native import RunCheckpoint
+from d2v.models.heads import FinetunedModel
+from d2v.tasks.base import Task
+from d2v.values import PositiveFraction, check, parameters, shown
+
+
+def checked_settings(cfg: DictConfig, before: RunCheckpoint | None) -> tuple[dict[str, Any], Finetune]:
+    """Return the configuration as plain containers, and as checked settings.
+
+    Args:
+        cfg: as composed.
+        before: checkpoint of the run that goes on, whose configuration it then is.
+
+    Raises:
+        ValueError: a setting is wrong, or contradicts another.
+    """
+    config = absolute(settings_of(cfg), Finetune) if before is None else own_configuration(cfg, before, Finetune)
+    settings = checked(Finetune, config)
+    check_given(settings)
+    return config, settings
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration as plain containers; of an encoder that is trained already, data come later.
+
+    ``data.label_fraction`` is of every kind of data, and no factory need know it.
+    """
+    from_scratch = cfg.checkpoint is None
+    if from_scratch and cfg.get("model") is None:
+        raise ValueError("checkpoint=null trains from scratch: choose the encoder by model=data2vec2/..., data2vec/...")
+    if from_scratch:
+        check_modality(cfg)
+    config = plain(cfg, without=() if from_scratch else ["data", "model"])
+    if cfg.get("data") is not None and "label_fraction" in cfg.data:
+        config["label_fraction"] = cfg.data.label_fraction
+        check(config["label_fraction"], PositiveFraction, "data.label_fraction")
+    if from_scratch and config.get("data"):
+        config["data"].pop("label_fraction", None)
+    return config
+
+
+def check_given(settings: Finetune) -> None:
+    """Raise ValueError for settings that contradict each other."""
+    if settings.checkpoint is not None and _is_given("model"):
+        raise ValueError(f"model=...: the encoder is that of checkpoint={settings.checkpoint}; give one of them")
+    monitor = (settings.callbacks.get("checkpoint") or {}).get("monitor")
+    if monitor is not None:
+        raise ValueError(f"callbacks.checkpoint.monitor={monitor}: here callbacks.score says which is best")
+    if settings.checkpoint is None:
+        layer_decay = settings.optim.get("layer_decay", 1)
+        for key, value, plain_value in (
+            ("train_frontend", settings.train_frontend, True),
+            ("freeze_steps", settings.freeze_steps, 0),
+            ("optim.layer_decay", layer_decay, 1),
+        ):
+            if value != plain_value:
+                raise ValueError(
+                    f"checkpoint=null: {key}={shown(value)} is for trained encoders; set {key}={shown(plain_value)}"
+                )
+
+
+def _is_given(key: str) -> bool:
+    """Return whether the command line says something of a key."""
+    return key in {o.lstrip("+~").partition("=")[0] for o in HydraConfig.get().overrides.task}
+
+
+def labelled_data(
+    cfg: DictConfig, config: dict[str, Any], settings: Finetune, before: RunCheckpoint | None
+) -> tuple[FinetuneData, Any, Checkpoint | None]:
+    """Return the labelled data, the data set that they come from, and the checkpoint that training starts from.
+
+    Args:
+        cfg: as composed.
+        config: as plain containers; its data are filled in from the checkpoint.
+        settings: checked.
+        before: checkpoint of the run that goes on, which holds everything.
+    """
+    trained = None
+    if before is None and settings.checkpoint is not None:
+        trained = open_checkpoint(settings.checkpoint, settings.network)
+        node = data_node(cfg, trained)
+        node.pop("label_fraction", None)
+        config["data"] = absolute({"data": node}, Finetune)["data"]
+    return *prepare_data(config["data"], settings, trained), trained
+
+
+def prepare_data(node: dict[str, Any], settings: Finetune, trained: Checkpoint | None) -> tuple[FinetuneData, Any]:
+    """Return the labelled data, and the data set that they come from."""
+    dataset = build(node, key="data", trusted=True)
+    if trained is not None:
+        check_fits(dataset, trained)
+    if not hasattr(dataset, "finetune"):
+        raise ValueError(f"data of this kind ({node['_target_']}) cannot be fine-tuned on: choose another data=...")
+    labels = build(settings.labels, key="labels", trusted=True)
+    known = parameters(type(dataset).finetune)
+    unknown = [key for key in labels if key not in known]
+    if unknown:
+        raise ValueError(
+            f"labels.{unknown[0]}={shown(labels[unknown[0]])}: is not for data of the kind {dataset.modality}; choose "
+            "another task=... or data=..."
+        )
+    seed = settings.seed if settings.label_seed is None else settings.label_seed
+    return dataset.finetune(**labels, seed=seed, label_fraction=settings.label_fraction), dataset
+
+
+def build_model(
+    config: dict[str, Any], settings: Finetune, trained: Checkpoint | None, task: Task, before: RunCheckpoint | None
+) -> FinetunedModel:
+    """Return encoder and head, with the weights of the checkpoint; ``config["model"]`` is filled in for a new run."""
+    if before is None:
+        config["model"] = model_node(settings, trained, task)
+    model: FinetunedModel = build(config["model"], key="model", trusted=True)
+    if trained is not None:
+        load_exactly(model.encoder, trained.encoder.state_dict())
+    return model
+
+
+def model_node(settings: Finetune, trained: Checkpoint | None, task: Task) -> dict[str, Any]:
+    """Return the node of encoder and head, from which checkpoints can rebuild them."""
+    encoder = settings.model["encoder"] if trained is None else trained.encoder_node
+    if trained is not None:
+        check_node(encoder, key="model.encoder")  # a file's words
+    changed = {key: value for key, value in asdict(settings.encoder).items() if value is not None}
+    return {
+        "_target_": "d2v.models.heads.FinetunedModel",
+        "encoder": {**encoder, **changed},
+        "head": {**settings.head, "embed_dim": encoder["embed_dim"], "num_outputs": task.num_outputs},
+        "train_frontend": settings.train_frontend,
+        "feature_mask": settings.feature_mask,
+    }
+
+
+def number_of_steps(settings: Finetune, data: FinetuneData) -> int:
+    """Return ``trainer.max_steps``, from ``epochs`` where it is not given.
+
+    Of a task's own, whichever the command line says counts.
+
+    Raises:
+        ValueError: both are given, or neither; or other settings need more steps.
+    """
+    steps: int | None = settings.trainer.get("max_steps")
+    if _is_given("epochs") and _is_given("trainer.max_steps") and None not in (settings.epochs, steps):
+        raise ValueError("epochs and trainer.max_steps say the same: give one of them")
+    if steps is None or (_is_given("epochs") and settings.epochs is not None):
+        if settings.epochs is None:
+            raise ValueError("give epochs=N or trainer.max_steps=N")
+        steps = max(1, math.ceil(settings.epochs * data.size / settings.global_batch_size))
+    if settings.freeze_steps and settings.freeze_steps >= steps:
+        raise ValueError(
+            f"freeze_steps={settings.freeze_steps} of {steps} steps would never train the encoder: lower it"
+        )
+    warmup_steps = settings.schedule.get("warmup_steps", 0)
+    if warmup_steps >= steps > 1:
+        raise ValueError(
+            f"schedule.warmup_steps={warmup_steps} of {steps} steps would be all warm-up: "
+            "lower it, or choose schedule=cosine, whose warm-up is a share of the run"
+        )
+    return steps
+
+
+def trainer_settings(settings: Finetune, max_steps: int) -> dict[str, Any]:
+    """Return the settings of the trainer, with the number of steps and a strategy that bears a frozen encoder."""
+    found = {**settings.trainer, "max_steps": max_steps}
+    several = (found["devices"], found["num_nodes"]) != (1, 1)
+    if settings.freeze_steps and found["strategy"] == "auto" and several:
+        found["strategy"] = "ddp_find_unused_parameters_true"  # at first the encoder takes no gradient
+    return found

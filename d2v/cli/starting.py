@@ -1,0 +1,95 @@
+"""Parts of pretraining: data, masks and model that fit, and the weights that a run starts from."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from d2v.cli.launch import naming
+from d2v.cli.loading import inert, same_tokenizer
+from d2v.cli.settings import Pretrain
+from d2v.data.texts.tokenizer import load_tokenizer
+from d2v.interop.build import build
+from d2v.interop.checkpoints import Checkpoint, open_checkpoint
+from d2v.interop.native import RunCheckpoint
+
+log = logging.getLogger(__name__)
+
+
+def build_parts(settings: Pretrain) -> tuple[Any, Any, Any]:
+    """Return data, masks and model.
+
+    Raises:
+        ValueError: the data are not to pretrain on, or of a modality that the model does not read.
+    """
+    data, mask, model = (
+        build(node, key=key, trusted=True)
+        for key, node in (("data", settings.data), ("mask", settings.mask), ("model", settings.model))
+    )
+    if not hasattr(data, "loader"):
+        raise ValueError(
+            f"data of this kind ({settings.data['_target_']}) are for fine-tuning: choose another data=..."
+        )
+    for modality in data.modalities:
+        if modality not in model.student.frontends:
+            raise ValueError(f"the data are {modality}, but the model reads {', '.join(model.student.frontends)}")
+    return data, mask, model
+
+
+def starting_weights(settings: Pretrain, before: RunCheckpoint | None) -> Checkpoint | None:
+    """Open ``init_from``, with whose tokenizer text is read; None without one, and where a run goes on.
+
+    Args:
+        settings: of the command; ``data.tokenizer`` is filled in.
+        before: checkpoint of the run that goes on.
+
+    Raises:
+        ValueError: it is not readable.
+    """
+    if not settings.init_from:
+        return None
+    if before is not None:
+        log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", settings.init_from)
+        return None
+    with naming("init_from"):
+        start = open_checkpoint(settings.init_from)
+        keep_tokenizer(settings, start)
+    return start
+
+
+def check_warmup(settings: Pretrain) -> None:
+    """Refuse more warm-up than steps if it was asked for; of a recipe that is cut short, say what it leads to.
+
+    Raises:
+        ValueError: ``schedule.warmup_steps`` was given and is no less than ``trainer.max_steps``.
+    """
+    warmup, steps = settings.schedule.get("warmup_steps", 0), settings.trainer.get("max_steps", 0)
+    if settings.schedule.get("max_steps") is not None:
+        return  # a run that is a part of a longer one
+    if not (isinstance(warmup, int) and isinstance(steps, int) and warmup >= steps > 1):
+        return
+    said = f"schedule.warmup_steps={warmup} of trainer.max_steps={steps}: all warm-up"
+    if any(o.lstrip("+").startswith("schedule.warmup_steps=") for o in HydraConfig.get().overrides.task):
+        raise ValueError(f"{said}; give fewer, or more steps")
+    log.warning("%s: the learning rate ends at %.3g of its peak", said, steps / warmup)
+
+
+def keep_tokenizer(settings: Pretrain, start: Checkpoint) -> None:
+    """Where none is given, text is read with the tokenizer of the checkpoint that the run starts from.
+
+    Its embeddings mean nothing with another one, such as would be trained on other text: a warning says so.
+    """
+    if "tokenizer" not in settings.data:
+        return
+    theirs = inert(start.inputs.get("tokenizer"), "data.tokenizer", start.path)
+    given = settings.data["tokenizer"]
+    if given is None:
+        settings.data["tokenizer"] = theirs
+    elif theirs is not None and not same_tokenizer(load_tokenizer(given), theirs):
+        log.warning(
+            "data.tokenizer=%s is another tokenizer than the one that the weights of init_from=%s were trained with: "
+            "their token embeddings mean nothing in it; leave data.tokenizer out to go on with theirs",
+            *(given, settings.init_from),
+        )
