@@ -61,11 +61,11 @@ def check_data(data: Any, max_bad_fraction: float) -> Report:
         raise ValueError("data.streaming=true: a stream is read once, by the run itself; set data.streaming=false")
     lines, bad, total = list(data.describe()), [], 0
     for name, source in _sources(data):
-        found = _Found(data, source)
-        found.read()
-        lines += [visible(f"{name:<9} {line}") for line in found.lines()]
-        total += found.total
-        bad += found.bad
+        of_source = _Statistics(data, source)
+        of_source.read()
+        lines += [visible(f"{name:<9} {line}") for line in of_source.lines()]
+        total += of_source.total
+        bad += of_source.bad
     bad = list(dict.fromkeys(bad))
     return Report(lines, bad, total, tolerated(max_bad_fraction, total))
 
@@ -79,7 +79,7 @@ def _sources(data: Any) -> Iterator[tuple[str, Any]]:
             yield name, source
 
 
-class _Found:
+class _Statistics:
     """Statistics of one source, gathered sample by sample."""
 
     def __init__(self, data: Any, source: Any) -> None:

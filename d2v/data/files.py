@@ -94,10 +94,10 @@ class Listing:
 def splits_read(listing: Listing) -> tuple[str, ...]:
     """A note for the summary, where all of a folder is read and some of it has the name of a split to evaluate on."""
     names = sorted({path.split(os.sep, 1)[0] for path in listing.paths})
-    found = [name for name in names if name.split(".", 1)[0].lower() in (*VAL, *TEST)]
-    if not found:
+    named = [name for name in names if name.split(".", 1)[0].lower() in (*VAL, *TEST)]
+    if not named:
         return ()
-    shown = ", ".join(printable(name) for name in found[:5])
+    shown = ", ".join(printable(name) for name in named[:5])
     return (f"read as all the others: {shown}; if that is to be held out, give its neighbour as data.root",)
 
 

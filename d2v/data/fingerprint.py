@@ -34,8 +34,8 @@ def fingerprint(data: Any) -> dict[str, Any]:
     """
     own = getattr(data, "fingerprint", None)
     if own is not None:
-        found: dict[str, Any] = own()
-        return found
+        stated: dict[str, Any] = own()
+        return stated
     evals = getattr(data, "evals", None)
     sets = {"train": data.train} | ({} if evals is None else {"val": evals["val"]})
     classes = data.class_names if evals is None else data.labels
@@ -73,25 +73,25 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str],
     Returns:
         One phrase a difference, and whether it is of the samples alone: classes and tokenizer are the same.
     """
-    found = []
+    phrases = []
     for name, there in before.get("sets", {}).items():
         here = now["sets"].get(name)
         what = "the data" if name == "train" else f"the {name} set"
         if here is None:
-            found.append(f"{what} had {there['samples']:,} samples, and are streamed now")
+            phrases.append(f"{what} had {there['samples']:,} samples, and are streamed now")
         elif here["samples"] != there["samples"]:
-            found.append(f"{what} had {there['samples']:,} samples, now {here['samples']:,}")
+            phrases.append(f"{what} had {there['samples']:,} samples, now {here['samples']:,}")
         elif here["digest"] != there["digest"]:
-            found.append(f"{what} have {here['samples']:,} samples as before, but others (names, labels or content)")
-    found += [f"the {name} set is new" for name in now["sets"] if name not in before.get("sets", {})]
+            phrases.append(f"{what} have {here['samples']:,} samples as before, but others (names, labels or content)")
+    phrases += [f"the {name} set is new" for name in now["sets"] if name not in before.get("sets", {})]
     alone = True
     if before.get("classes") != now["classes"]:
         alone = False
-        found.append(f"the classes were {_listed(before.get('classes'))}, now {_listed(now['classes'])}")
+        phrases.append(f"the classes were {_listed(before.get('classes'))}, now {_listed(now['classes'])}")
     if before.get("tokenizer") != now["tokenizer"]:
         alone = False
-        found.append("the tokenizer is another one, in which the token embeddings mean nothing")
-    return found, alone
+        phrases.append("the tokenizer is another one, in which the token embeddings mean nothing")
+    return phrases, alone
 
 
 def _of_source(source: Any) -> dict[str, Any]:

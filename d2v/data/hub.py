@@ -1,4 +1,4 @@
-"""Hugging Face data sets, whatever they hold: found, opened, and their columns chosen.
+"""Hugging Face data sets, whatever they hold: opening them and choosing their columns.
 
 ``datasets`` is an optional dependency (extra ``d2v[hf]``), imported only when a source is made.
 """
@@ -183,8 +183,8 @@ def check_other_split(split: str, val_split: str) -> None:
 
 def features_of(data: Any) -> dict[str, Any]:
     """The columns and their kinds; some formats tell only with their first rows."""
-    found: dict[str, Any] = data.features or data._resolve_features().features
-    return found
+    features: dict[str, Any] = data.features or data._resolve_features().features
+    return features
 
 
 def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples
+from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples, check_limits
 from d2v.data.images.augment import AugmentedView, ImageAugment, MixCollate
 from d2v.data.images.batches import MODALITY, EvalView, PretrainView
 from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform
@@ -98,11 +98,9 @@ class ImageData(EqualSamples):
             raise ValueError(f"data.crop_scale={list(self.crop_scale)}: give [low, high] with 0 < low <= high <= 1")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"data.crop_pct={self.crop_pct}: must be above 0 and at most 1")
-        for name in ("hflip", "max_bad_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must be between 0 and 1")
-        if self.shuffle_buffer < 1:
-            raise ValueError(f"data.shuffle_buffer={self.shuffle_buffer}: must be at least 1 (1 keeps the order)")
+        if not 0 <= self.hflip <= 1:
+            raise ValueError(f"data.hflip={self.hflip}: must be between 0 and 1")
+        check_limits(self.max_bad_fraction, self.shuffle_buffer)
 
     @property
     def streaming(self) -> bool:

@@ -134,12 +134,20 @@ def _choice(val: str, rest: list[str]) -> Iterator[str]:
 
 def _beside_classes(root: Path, splits: list[str], classes: list[str]) -> Splits:
     """A folder of classes; a validation split may lie among them, if it holds classes of the same names."""
-    found = [name for name in splits if _class_folders(root / name) & set(classes)]
-    notes = [_is_a_class(root, name, classes) for name in splits if name not in found and _holds_image(root / name)]
-    if not found:
+    with_classes = [name for name in splits if _class_folders(root / name) & set(classes)]
+    notes = [
+        _is_a_class(root, name, classes) for name in splits if name not in with_classes and _holds_image(root / name)
+    ]
+    if not with_classes:
         return Splits(root, train_notes=tuple(notes))
-    notes.append(f"{_listed(found)} inside data.root, beside its classes: not trained on")
-    return Splits(root, root / found[0], tuple(found), tuple(notes), tuple(_choice(found[0], found[1:])))
+    notes.append(f"{_listed(with_classes)} inside data.root, beside its classes: not trained on")
+    return Splits(
+        root,
+        root / with_classes[0],
+        tuple(with_classes),
+        tuple(notes),
+        tuple(_choice(with_classes[0], with_classes[1:])),
+    )
 
 
 def _is_a_class(root: Path, name: str, others: list[str]) -> str:

@@ -254,8 +254,8 @@ def _mono_blocks(sound: Any, most: int = 2**63) -> Iterator[np.ndarray]:
 
 def _stretch(sound: Any, start: int, stop: int) -> np.ndarray:
     sound.seek(start)
-    found = list(_mono_blocks(sound, stop - start))
-    waveform = np.concatenate(found) if found else np.empty(0, np.float32)
+    blocks = list(_mono_blocks(sound, stop - start))
+    waveform = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     if len(waveform) < stop - start:
         raise BadSample(f"breaks off at sample {start + len(waveform)} of {sound.frames}")
     return waveform

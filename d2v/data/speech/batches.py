@@ -88,14 +88,14 @@ class PretrainClips(Dataset[Sample]):
         turn = ((key.index + i) % len(self) for i in range(len(self)))
         long_enough = (candidate for candidate in turn if lengths[candidate] >= key.length)
         try:
-            found, view, skipped = first_good(islice(long_enough, MAX_TRIES), make, self.clips.name)
+            good, view, skipped = first_good(islice(long_enough, MAX_TRIES), make, self.clips.name)
         except BadSample:  # of the longest clips every one is bad: a shorter one, repeated
             shorter = [int(i) for i in np.argsort(-lengths, kind="stable") if lengths[i] < key.length][:MAX_TRIES]
             if not shorter:
                 raise
-            found, view, skipped = first_good(shorter, make_longer, self.clips.name)
+            good, view, skipped = first_good(shorter, make_longer, self.clips.name)
             skipped = (f"{self.clips.name(key.index)}: cannot be read", *skipped)
-        return Sample(view, SampleKey(key.epoch, found), skipped=skipped, step_size=key.step_size)
+        return Sample(view, SampleKey(key.epoch, good), skipped=skipped, step_size=key.step_size)
 
 
 @dataclass(frozen=True)

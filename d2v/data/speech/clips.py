@@ -102,11 +102,11 @@ class AudioClips:
         if not listed:
             there = f"; it holds {in_words(contents.left_out)}" if contents.left_out else ""
             raise FileNotFoundError(f"{key}: no audio file there ({', '.join(EXTENSIONS)}){there}")
-        found = self._lengths(listed)
+        lengths = self._lengths(listed)
         self.bad = tuple(
-            f"{printable(clip.path)}: {n}" for clip, n in zip(listed, found, strict=True) if isinstance(n, str)
+            f"{printable(clip.path)}: {n}" for clip, n in zip(listed, lengths, strict=True) if isinstance(n, str)
         )
-        self._all_lengths = np.array([0 if isinstance(n, str) else n for n in found], dtype=np.int64)
+        self._all_lengths = np.array([0 if isinstance(n, str) else n for n in lengths], dtype=np.int64)
         short = (self._all_lengths > 0) & (self._all_lengths < min_samples)
         self.too_short = tuple(printable(listed[i].path) for i in np.flatnonzero(short).tolist())
         self._ids = np.flatnonzero(self._all_lengths >= max(1, min_samples))
@@ -142,8 +142,8 @@ class AudioClips:
     def _search(self, clips: Sequence[Clip], pattern: str, key: str) -> list[str | None]:
         """Return the first groups of a pattern in the paths of clips; None for clips that cannot be read."""
         readable = [clip for clip, length in zip(clips, self._all_lengths, strict=True) if length > 0]
-        found = iter(_search(readable, pattern, key))
-        return [next(found) if length > 0 else None for length in self._all_lengths]
+        groups = iter(_search(readable, pattern, key))
+        return [next(groups) if length > 0 else None for length in self._all_lengths]
 
     def check_not_empty(self) -> None:
         """Raise ValueError if every clip is too short to train on, or cannot be read."""
@@ -253,13 +253,13 @@ def _search(clips: Sequence[Clip], pattern: str, key: str) -> list[str]:
         raise ValueError(f"{key}={pattern}: not a regular expression ({error})") from error
     if compiled.groups != 1:
         raise ValueError(f"{key}={pattern}: put parentheses around the one part that counts, as in '^([0-9])_'")
-    found = []
+    groups = []
     for clip in clips:
         match = compiled.search(clip.path)
         if match is None or match[1] is None:
             raise ValueError(f"{key}={pattern}: does not match {clip.path}")
-        found.append(match[1])
-    return found
+        groups.append(match[1])
+    return groups
 
 
 def audio_files(root: str, key: str = "data.root") -> Iterator[Clip]:

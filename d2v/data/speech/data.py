@@ -16,7 +16,7 @@ from torch import Tensor
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.batching import BatchSplit, check_seconds_fit, split_batch, split_seconds, whole
 from d2v.data.contents import describe_sources
-from d2v.data.datasets import EvalCollate, EvalSamples, PretrainSet
+from d2v.data.datasets import EvalCollate, EvalSamples, PretrainSet, check_limits
 from d2v.data.labelled import FinetuneSet, part
 from d2v.data.length_sampler import LengthSampler
 from d2v.data.letters import LETTERS, check_letters
@@ -25,7 +25,7 @@ from d2v.data.shards import ShardedBatches, stream_batches
 from d2v.data.source import Source
 from d2v.data.speech.batches import MODALITY, ClipCollate, CropView, EvalView, PretrainClips
 from d2v.data.speech.clips import AudioClips
-from d2v.data.speech.transcripts import SpokenClips, WholeView, choose_hours, name_unlearnable
+from d2v.data.speech.transcripts import TranscribedClips, WholeView, choose_hours, name_unlearnable
 from d2v.data.streams import Stream, StreamBatches
 from d2v.data.units import InSeconds
 from d2v.objective.masking import MaskGenerator
@@ -86,10 +86,7 @@ class SpeechData(PretrainSet):
         for name in ("min_seconds", "crop_seconds", "eval_max_seconds"):
             if num_frames(self._samples(getattr(self, name)), layers) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: such a clip holds no frame; raise it")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}: must be between 0 and 1")
-        if self.shuffle_buffer < 1:
-            raise ValueError(f"data.shuffle_buffer={self.shuffle_buffer}: must be at least 1 (1 keeps the order)")
+        check_limits(self.max_bad_fraction, self.shuffle_buffer)
         for name, clips in (("train", self.train), ("probe_train", self.probe_train), ("val", self.val)):
             if isinstance(clips, AudioClips) and not (name == "probe_train" and clips is self.train):
                 self._report(clips)
@@ -246,14 +243,14 @@ class SpeechData(PretrainSet):
         if clips is None or self.val is None:
             raise ValueError("fine-tuning needs clips with transcripts to train on and to score: see data.val")
         check_letters(letters)
-        spoken = SpokenClips(clips, letters, self._samples(self.max_seconds), on_bad_text, "data.max_seconds")
-        train: Source[np.ndarray] = spoken if hours is None else choose_hours(spoken, hours, self.sample_rate, seed)
+        every = TranscribedClips(clips, letters, self._samples(self.max_seconds), on_bad_text, "data.max_seconds")
+        train: Source[np.ndarray] = every if hours is None else choose_hours(every, hours, self.sample_rate, seed)
         train = part(train, label_fraction, seed, stratify=False)
         name_unlearnable(train, train.lengths, self.conv_layers)  # type: ignore[attr-defined, arg-type]
         view = EvalView(self._min_eval_samples, self._samples(self.eval_max_seconds))
         return FinetuneSet(
             train=train,
-            evals={"val": SpokenClips(self.val, letters, self._samples(self.eval_max_seconds), on_bad_text)},
+            evals={"val": TranscribedClips(self.val, letters, self._samples(self.eval_max_seconds), on_bad_text)},
             labels=letters,
             train_view=WholeView(view),
             eval_view=view,

@@ -41,7 +41,7 @@ class WholeView:
         return self.view(waveform)
 
 
-class SpokenClips:
+class TranscribedClips:
     """Clips with transcripts, by number.
 
     Args:
@@ -129,7 +129,7 @@ class SpokenClips:
         return self.clips.mark(self.ids[index])
 
 
-def choose_hours(clips: SpokenClips, hours: float, sample_rate: int, seed: int) -> Part[np.ndarray]:
+def choose_hours(clips: TranscribedClips, hours: float, sample_rate: int, seed: int) -> Part[np.ndarray]:
     """Clips that last so long together, the speakers taking turns: a few labels from as many voices as possible.
 
     The same for the same clips and seed; more hours hold the clips of fewer.

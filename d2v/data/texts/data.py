@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
-from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples
+from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples, check_limits
 from d2v.data.samplers import BatchPlan
 from d2v.data.shards import ShardedBatches, stream_batches
 from d2v.data.streams import StreamBatches
 from d2v.data.texts.block_stream import BlockStream
 from d2v.data.texts.blocks import TokenBlocks
 from d2v.data.texts.documents import Documents
-from d2v.data.texts.tables import Labelled
+from d2v.data.texts.tables import LabelledTexts
 from d2v.data.texts.tokenizer import Tokenizer
 from d2v.data.texts.whole_documents import PackedDocuments
 from d2v.objective.masking import MaskGenerator
@@ -101,8 +101,8 @@ class TextData(EqualSamples):
     train: TokenBlocks | BlockStream | None
     tokenizer: Tokenizer
     documents: Documents | None = None
-    probe_train: Labelled | None = None
-    val: Labelled | None = None
+    probe_train: LabelledTexts | None = None
+    val: LabelledTexts | None = None
     block_size: int = 512
     max_bad_fraction: float = 0.01
     shuffle_buffer: int = 1000
@@ -110,10 +110,7 @@ class TextData(EqualSamples):
     def __post_init__(self) -> None:
         if self.block_size < 4:
             raise ValueError(f"data.block_size={self.block_size}: must be at least 4 tokens")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}: must be between 0 and 1")
-        if self.shuffle_buffer < 1:
-            raise ValueError(f"data.shuffle_buffer={self.shuffle_buffer}: must be at least 1 (1 keeps the order)")
+        check_limits(self.max_bad_fraction, self.shuffle_buffer)
         if isinstance(self.train, TokenBlocks):
             for entry in BadSampleCounter(self.max_bad_fraction, self.train.num_documents).update(self.train.bad):
                 log.warning("skipped %s", entry)
@@ -216,7 +213,7 @@ class TextData(EqualSamples):
             )
         return documents
 
-    def _labelled(self, split: str) -> Labelled:
+    def _labelled(self, split: str) -> LabelledTexts:
         source: Any = {"train": self.probe_train, "val": self.val}.get(split)
         if source is None:
             raise ValueError(

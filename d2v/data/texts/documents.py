@@ -165,8 +165,8 @@ class TextFiles:
     def check(self) -> None:
         """Raise ValueError, naming them and the fix, if there are files that are no plain text."""
         files = self.files()
-        found = ((path, not_plain_text(path, self.key)) for path in files)
-        refused = [(path, reason) for path, reason in found if reason is not None]
+        reasons = ((path, not_plain_text(path, self.key)) for path in files)
+        refused = [(path, reason) for path, reason in reasons if reason is not None]
         if refused and len(files) == 1:
             raise ValueError(f"{self.key}={self.root}: {refused[0][1]}")
         if refused:

@@ -14,7 +14,7 @@ from d2v.data.texts.blocks import TokenBlocks, cache_dir, cached_tokenizer, pack
 from d2v.data.texts.data import TextData
 from d2v.data.texts.documents import Documents, HFTexts, TextFiles
 from d2v.data.texts.samples import SampleTexts
-from d2v.data.texts.tables import Labelled, read_table
+from d2v.data.texts.tables import LabelledTexts, read_table
 from d2v.data.texts.tokenizer import Tokenizer, load_tokenizer
 from d2v.values import BlockSize, Count, Fraction, Name, PathStr, PositiveInt, VocabSize, buildable
 
@@ -163,8 +163,8 @@ def _text_data(
     shuffle_buffer: int,
     tokenizer: Tokenizer,
     block_size: int,
-    probe_train: Labelled | None,
-    probe_val: Labelled | None,
+    probe_train: LabelledTexts | None,
+    probe_val: LabelledTexts | None,
     max_bad_fraction: float,
     cache: str | None,
 ) -> TextData:
@@ -233,7 +233,7 @@ def fitting_tokenizer(
 
 def _probe_tables(
     train: str | None, val: str | None, text_column: str | None, label_column: str | None, limit: int | None
-) -> tuple[Labelled | None, Labelled | None]:
+) -> tuple[LabelledTexts | None, LabelledTexts | None]:
     if (train is None) != (val is None):
         raise ValueError(f"data.probe_train={train}, data.probe_val={val}: give both tables or none")
     if train is None or val is None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from d2v.data.contents import Contents
 from d2v.data.texts.documents import Document
-from d2v.data.texts.tables import Labelled
+from d2v.data.texts.tables import LabelledTexts
 from d2v.data.texts.tables import read_table as read_table
 
 NUM_VAL, NUM_PROBE_TRAIN = 2500, 10000
@@ -37,10 +37,10 @@ class SampleTexts:
         for number, (_, gloss) in enumerate(self.rows()[NUM_VAL + start :], NUM_VAL + start):
             yield Document(gloss, f"wordnet_glosses[{number}]")
 
-    def labelled(self, split: Literal["train", "val"]) -> Labelled:
+    def labelled(self, split: Literal["train", "val"]) -> LabelledTexts:
         """First clauses with their classes: 10,000 to train a probe on, or the 2,500 held-out ones."""
         rows = self.rows()
         names = tuple(sorted({name for name, _ in rows}))
         chosen = rows[:NUM_VAL] if split == "val" else rows[NUM_VAL : NUM_VAL + NUM_PROBE_TRAIN]
         texts = [gloss.partition(";")[0].strip() for _, gloss in chosen]
-        return Labelled(texts, [names.index(name) for name, _ in chosen], names, f"wordnet_glosses/{split}")
+        return LabelledTexts(texts, [names.index(name) for name, _ in chosen], names, f"wordnet_glosses/{split}")

@@ -23,7 +23,7 @@ _CELL = r'(?:"[^"]*(?:""[^"]*)*"|[^"\t\r\n]*)'
 _QUOTED_ROW = re.compile(rf"{_CELL}(?:\t{_CELL})*(?:\r?\n|\Z)")
 
 
-class Labelled:
+class LabelledTexts:
     """Labelled texts by number, for probes.
 
     Args:
@@ -72,7 +72,7 @@ def read_table(
     label_column: str | None = None,
     limit: int | None = None,
     class_names: tuple[str, ...] | None = None,
-) -> Labelled:
+) -> LabelledTexts:
     """Labelled texts of a .tsv or .csv file with a header.
 
     Args:
@@ -100,7 +100,7 @@ def read_table(
         raise ValueError(f"{key}={path}: an empty table; give a .tsv or .csv file with a header")
     texts_at = _column(path, header, "data.text_column", text_column, ("sentence", "text"))
     labels_at = _column(path, header, "data.label_column", label_column, ("label",))
-    found: list[tuple[str, str]] = []
+    examples: list[tuple[str, str]] = []
     for row, line in rows:
         if len(row) != len(header):
             raise ValueError(
@@ -113,15 +113,15 @@ def read_table(
         if class_names is not None and label not in class_names:
             known = ", ".join(class_names[:10])
             raise ValueError(f"{path}:{line}: label {label!r} is not in the training set ({known})")
-        found.append((text, label))
-    if not found:
+        examples.append((text, label))
+    if not examples:
         raise ValueError(f"{key}={path}: the table has no rows")
-    names = class_names or tuple(sorted({label for _, label in found}))
+    names = class_names or tuple(sorted({label for _, label in examples}))
     _warn_of_look_alikes(path, names)
     number = {name: i for i, name in enumerate(names)}
-    if limit is not None and limit < len(found):
-        found = [found[i * len(found) // limit] for i in range(limit)]
-    return Labelled([text for text, _ in found], [number[label] for _, label in found], names, str(path))
+    if limit is not None and limit < len(examples):
+        examples = [examples[i * len(examples) // limit] for i in range(limit)]
+    return LabelledTexts([text for text, _ in examples], [number[label] for _, label in examples], names, str(path))
 
 
 def _content(path: Path, where: str) -> str:

@@ -96,8 +96,8 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of every text, without any that open or close it, as int32."""
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        found = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
-        return found if self._ids is None else [self._ids[ids] for ids in found]
+        ids_of = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return ids_of if self._ids is None else [self._ids[ids] for ids in ids_of]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; those that open, close and pad are left out."""

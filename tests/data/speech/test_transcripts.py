@@ -14,7 +14,7 @@ from d2v.data.letters import LETTERS, unspell
 from d2v.data.speech.clips import AudioClips, Clip
 from d2v.data.speech.corpora import librispeech_clips, manifest_clips, with_transcripts
 from d2v.data.speech.factories import audio_manifest, librispeech
-from d2v.data.speech.transcripts import SpokenClips, choose_hours
+from d2v.data.speech.transcripts import TranscribedClips, choose_hours
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 16000
@@ -33,11 +33,11 @@ def clips(folder: Path, texts: dict[str, str | None], seconds: float = 0.1) -> A
 
 
 def test_transcripts_are_spelled_in_capitals(tmp_path: Path) -> None:
-    spoken = SpokenClips(clips(tmp_path, {"a.wav": "it's  one", "b.wav": "TWO"}), LETTERS, RATE)
-    assert [unspell(spoken.label(i), LETTERS) for i in range(2)] == ["IT'S ONE", "TWO"]
-    assert spoken.lengths.tolist() == [1600, 1600]
-    assert spoken.load(1).shape == (1600,)
-    small = SpokenClips(clips(tmp_path, {"a.wav": "one"}), " eno", RATE)
+    transcribed = TranscribedClips(clips(tmp_path, {"a.wav": "it's  one", "b.wav": "TWO"}), LETTERS, RATE)
+    assert [unspell(transcribed.label(i), LETTERS) for i in range(2)] == ["IT'S ONE", "TWO"]
+    assert transcribed.lengths.tolist() == [1600, 1600]
+    assert transcribed.load(1).shape == (1600,)
+    small = TranscribedClips(clips(tmp_path, {"a.wav": "one"}), " eno", RATE)
     assert unspell(small.label(0), " eno") == "one"
 
 
@@ -46,23 +46,23 @@ def test_what_cannot_be_spelled_is_an_error_or_named_and_left_out(
 ) -> None:
     texts = {"a.wav": "one", "b.wav": "zwölf", "c.wav": "", "d.wav": "two"}
     with pytest.raises(ValueError, match=r"b\.wav: 'Ö' in 'ZWÖLF' is not in labels\.letters"):
-        SpokenClips(clips(tmp_path, texts), LETTERS, RATE)
+        TranscribedClips(clips(tmp_path, texts), LETTERS, RATE)
     with caplog.at_level(logging.WARNING):
-        spoken = SpokenClips(clips(tmp_path, texts), LETTERS, RATE, "skip")
-    assert [spoken.name(i) for i in range(len(spoken))] == ["a.wav", "d.wav"]
+        transcribed = TranscribedClips(clips(tmp_path, texts), LETTERS, RATE, "skip")
+    assert [transcribed.name(i) for i in range(len(transcribed))] == ["a.wav", "d.wav"]
     assert "b.wav" in caplog.text
     assert "c.wav: empty transcript" in caplog.text
     assert "left out 2 clips for their transcripts, 0 for their length" in caplog.text
     with pytest.raises(ValueError, match="none of 2 clips can be used: 2 transcripts"):
-        SpokenClips(clips(tmp_path, {"b.wav": "zwölf", "x.wav": None}), LETTERS, RATE, "skip")
+        TranscribedClips(clips(tmp_path, {"b.wav": "zwölf", "x.wav": None}), LETTERS, RATE, "skip")
     with pytest.raises(ValueError, match=r"labels\.on_bad_text=ignore"):
-        SpokenClips(clips(tmp_path, texts), LETTERS, RATE, "ignore")  # type: ignore[arg-type]
+        TranscribedClips(clips(tmp_path, texts), LETTERS, RATE, "ignore")  # type: ignore[arg-type]
 
 
 def test_clips_that_are_too_long_are_left_out_not_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = clips(tmp_path, {"a.wav": "one"}, seconds=0.1)
     with pytest.raises(ValueError, match="1 too long"):
-        SpokenClips(folder, LETTERS, 1000)
+        TranscribedClips(folder, LETTERS, 1000)
 
 
 def test_scored_sets_say_what_was_left_out(tmp_path: Path) -> None:
@@ -74,14 +74,14 @@ def test_scored_sets_say_what_was_left_out(tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_text("ONE\n4\nTHREE\nONE\n")
     listed = with_transcripts(manifest_clips(str(tmp_path / "m.tsv"), RATE, "")[1], str(tmp_path / "m.txt"), "")
     found = AudioClips(tmp_path.__truediv__, [clip._replace(num_samples=None) for clip in listed], RATE, 1)
-    spoken = SpokenClips(found, LETTERS, 8000, "skip")
-    assert [spoken.name(i) for i in range(len(spoken))] == ["a.wav"]
-    damaged, long, bad = spoken.left_out
+    transcribed = TranscribedClips(found, LETTERS, 8000, "skip")
+    assert [transcribed.name(i) for i in range(len(transcribed))] == ["a.wav"]
+    damaged, long, bad = transcribed.left_out
     assert damaged == "d.wav: empty file"
     assert long == "c.wav: 0.500062 s, data.eval_max_seconds allows 0.5"
     assert bad.startswith(f"b.wav: '4' in '4' ({tmp_path}/m.txt:2) is not in labels.letters")
     short = AudioClips(tmp_path.__truediv__, [Clip("a.wav", 1600, "ONE"), Clip("x.wav", 10, "ONE")], RATE, 100)
-    assert SpokenClips(short, LETTERS, 8000).left_out == ("x.wav: too short (data.min_seconds)",)
+    assert TranscribedClips(short, LETTERS, 8000).left_out == ("x.wav: too short (data.min_seconds)",)
     paths = {"transcripts": str(tmp_path / "m.txt"), "val_transcripts": str(tmp_path / "m.txt")}
     manifests = {"val_manifest": str(tmp_path / "m.tsv"), "conv_layers": [[8, 40, 20]], "min_seconds": 0.05}
     data = audio_manifest(str(tmp_path / "m.tsv"), eval_max_seconds=0.5, **paths, **manifests)  # type: ignore[arg-type]
@@ -116,11 +116,11 @@ def test_errors_about_transcripts_name_their_file_and_line(tmp_path: Path) -> No
         said.write_text(text, encoding="utf-8")
         found = AudioClips(tmp_path.__truediv__, with_transcripts(listed, str(said), "data.transcripts"), RATE, 1)
         with pytest.raises(ValueError, match=rf"^a\.wav: {message}"):
-            SpokenClips(found, LETTERS, RATE)
+            TranscribedClips(found, LETTERS, RATE)
     librispeech_part(tmp_path, "dev", {"1-2-0000": "ONE", "1-2-0001": "4"})
     found = AudioClips(tmp_path.__truediv__, librispeech_clips(str(tmp_path), "dev", "data.val"), RATE, 1)
     with pytest.raises(ValueError, match=r"1-2-0001\.flac: '4' in '4' \(.*1-2\.trans\.txt:2\) is not in"):
-        SpokenClips(found, LETTERS, RATE)
+        TranscribedClips(found, LETTERS, RATE)
 
 
 def test_transcripts_in_another_encoding_are_named(tmp_path: Path) -> None:
@@ -141,24 +141,24 @@ def test_transcripts_in_another_encoding_are_named(tmp_path: Path) -> None:
 
 def test_clips_without_transcripts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no transcripts"):
-        SpokenClips(clips(tmp_path, {"a.wav": None}), LETTERS, RATE)
+        TranscribedClips(clips(tmp_path, {"a.wav": None}), LETTERS, RATE)
 
 
 def test_a_few_hours_have_many_voices(tmp_path: Path) -> None:
     names = [f"{speaker}/{chapter}/{i}.wav" for speaker in "abcd" for chapter in "xy" for i in range(5)]
-    spoken = SpokenClips(clips(tmp_path, dict.fromkeys(names, "one")), LETTERS, RATE)
+    transcribed = TranscribedClips(clips(tmp_path, dict.fromkeys(names, "one")), LETTERS, RATE)
     hours = 8 * 0.1 / 3600
-    chosen = choose_hours(spoken, hours, RATE, seed=0)
+    chosen = choose_hours(transcribed, hours, RATE, seed=0)
     assert len(chosen) == 8
     voices = [chosen.name(i)[0] for i in range(8)]
     assert {voice: voices.count(voice) for voice in "abcd"} == dict.fromkeys("abcd", 2)
-    assert choose_hours(spoken, hours, RATE, 0).ids == chosen.ids
-    assert choose_hours(spoken, hours, RATE, 1).ids != chosen.ids
-    assert set(chosen.ids) < set(choose_hours(spoken, 3 * hours, RATE, 0).ids)
-    assert len(choose_hours(spoken, 1e-9, RATE, 0)) == 1
-    assert len(choose_hours(spoken, 100, RATE, 0)) == 40
+    assert choose_hours(transcribed, hours, RATE, 0).ids == chosen.ids
+    assert choose_hours(transcribed, hours, RATE, 1).ids != chosen.ids
+    assert set(chosen.ids) < set(choose_hours(transcribed, 3 * hours, RATE, 0).ids)
+    assert len(choose_hours(transcribed, 1e-9, RATE, 0)) == 1
+    assert len(choose_hours(transcribed, 100, RATE, 0)) == 40
     with pytest.raises(ValueError, match=r"labels\.hours=0"):
-        choose_hours(spoken, 0, RATE, 0)
+        choose_hours(transcribed, 0, RATE, 0)
 
 
 def test_batches_hold_whole_clips_of_about_one_length(tmp_path: Path) -> None:
