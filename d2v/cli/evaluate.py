@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import best_device, check_probed, load_data
+from d2v.cli.loading import best_device, check_probed, load_data, name_skipped
 from d2v.cli.scoring import score_finetuned
 from d2v.cli.settings import Evaluate, checked, plain
-from d2v.data.contents import visible
 from d2v.data.eval_loader import eval_loader
 from d2v.data.protocol import EvalData
 from d2v.eval.prober import Prober
@@ -70,12 +69,6 @@ def encoding(data: EvalData, split: str, settings: Evaluate, num_workers: int) -
     """Return the batches of a split, whose progress is shown."""
     batch_size = None if settings.batch_size == "auto" else settings.batch_size
     return watched(eval_loader(data, split, batch_size, num_workers), f"encoding {split}")
-
-
-def name_skipped(skipped: Sequence[str]) -> None:
-    """Print the samples that could not be read."""
-    for entry in skipped:
-        print(visible(f"skipped {entry}"))
 
 
 if __name__ == "__main__":

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, is_zipfile
 
-import numpy as np
 from omegaconf import DictConfig
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from d2v.cli.launch import configuring, run
-from d2v.cli.loading import best_device, check_probed, load_data
+from d2v.cli.loading import best_device, check_probed, load_data, name_skipped
 from d2v.cli.settings import Extract, checked, plain
-from d2v.data.contents import visible
 from d2v.data.eval_loader import eval_loader
-from d2v.eval.features import Features
+from d2v.eval.feature_files import holds_features, write_features
 from d2v.eval.features import extract as extract_features
 from d2v.interop.checkpoints import open_checkpoint
 from d2v.lit.machine import choose_workers, set_threads
-from d2v.runs.files import refuse_foreign, replacing, writing, written_beside
+from d2v.runs.files import refuse_foreign
 from d2v.terminal import watched
 
 
@@ -38,7 +31,7 @@ def extract(cfg: DictConfig) -> None:
             raise ValueError(f"output={output}: the name must end in .safetensors or .npz")
         if output.parent.exists() and not output.parent.is_dir():
             raise ValueError(f"output={output}: {output.parent} is a file, not a folder")
-        refuse_foreign(output, "output", _holds_features, "file of features")
+        refuse_foreign(output, "output", holds_features, "file of features")
         trained = open_checkpoint(settings.checkpoint, settings.network)
         check_probed(settings.layers, settings.pool, trained, "")
         data = load_data(cfg, trained)
@@ -50,45 +43,9 @@ def extract(cfg: DictConfig) -> None:
         features = features.by_id()
         source: Any = batches.dataset
         names = [source.source.name(i) for i in features.sample_ids.tolist()]
-        write(output, features, names, getattr(source.source, "class_names", None))
+        write_features(output, features, names, getattr(source.source, "class_names", None))
         print(f"{tuple(features.features.shape)} features, {len(features.skipped)} samples skipped: {output}")
-        for entry in features.skipped:
-            print(visible(f"skipped {entry}"))
-
-
-def write(path: Path, features: Features, names: list[str], class_names: Sequence[str] | None) -> None:
-    """Write what there is of ``features``, ``sample_ids``, ``labels``, ``lengths``, ``names`` and ``class_names``.
-
-    In .safetensors names are JSON in the metadata. The file is there whole or not at all.
-    """
-    tensors = {"features": features.features, "sample_ids": features.sample_ids}
-    if features.lengths is not None:
-        tensors["lengths"] = features.lengths
-    texts: dict[str, Sequence[str]] = {"names": names}
-    if features.labels is not None:
-        tensors["labels"] = features.labels
-        if class_names is not None:
-            texts["class_names"] = class_names
-    with writing("output", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".npz":
-            arrays: dict[str, Any] = {key: value.numpy() for key, value in tensors.items()}
-            arrays |= {key: np.array(values) for key, values in texts.items()}
-            with replacing(path) as file:
-                np.savez(file, **arrays)
-        else:
-            with written_beside(path) as part:
-                save_file(tensors, part, metadata={key: json.dumps(values) for key, values in texts.items()})
-
-
-def _holds_features(path: Path) -> bool:
-    if path.suffix == ".npz":
-        return is_zipfile(path) and {"features.npy", "sample_ids.npy"} <= set(ZipFile(path).namelist())
-    try:
-        with safe_open(path, "pt") as file:
-            return {"features", "sample_ids"} <= set(file.keys())
-    except SafetensorError:
-        return False
+        name_skipped(features.skipped)
 
 
 if __name__ == "__main__":

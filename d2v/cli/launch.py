@@ -123,6 +123,7 @@ class Task:
         if missing and not names_a_run(sys.argv[1:]):  # which has values of its own
             fail(f"d2v {self.command} needs {' and '.join(missing)}", ValueError(str(missing)))
         folder = Path(HydraConfig.get().runtime.output_dir) if self.command in TRAINING else None
+        OmegaConf.set_readonly(cfg, True)
         module = importlib.import_module(self.__module__)
         with noting_end(folder):
             getattr(module, self.__module__.rpartition(".")[2])(cfg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from d2v.cli.settings import plain_value
+from d2v.data.contents import visible
 from d2v.data.fingerprint import tokenizer_digest
 from d2v.data.texts.tokenizer import Tokenizer, load_tokenizer
 from d2v.interop.build import build, part_named
@@ -146,6 +147,12 @@ def _check_modality(trained: Checkpoint, modality: str | None) -> None:
             f"checkpoint={trained.path} reads {', '.join(read)}, but the data are {modality}: "
             "choose another checkpoint, or another task or data=..."
         )
+
+
+def name_skipped(skipped: Sequence[str]) -> None:
+    """Print the samples that could not be read."""
+    for entry in skipped:
+        print(visible(f"skipped {entry}"))
 
 
 def best_device() -> torch.device:

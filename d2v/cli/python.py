@@ -103,6 +103,7 @@ def _composed(command: str, words: list[str]) -> DictConfig:
         cfg.hydra.runtime.output_dir = str(Path(cfg.hydra.run.dir).absolute())
         HydraConfig.instance().set_config(cfg)
         del cfg["hydra"]
+    OmegaConf.set_readonly(cfg, True)
     Path(HydraConfig.get().runtime.output_dir).mkdir(parents=True, exist_ok=True)
     return cfg
 

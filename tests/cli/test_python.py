@@ -17,6 +17,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.version import VersionBase
+from omegaconf import DictConfig
+from omegaconf.errors import ReadonlyConfigError
 from packaging.version import Version
 
 import d2v
@@ -82,6 +84,20 @@ def test_a_call_leaves_everything_else_alone(
     assert HydraConfig.instance().cfg is None
     d2v.pretrain(tiny, output_dir=tmp_path / "out")  # no lock is left, and the next folder is another
     assert len(list((tmp_path / "out" / "image_tiny").iterdir())) == 2
+
+
+def test_a_composed_configuration_cannot_be_changed(
+    runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[DictConfig] = []
+    monkeypatch.setattr("d2v.cli.info.info", seen.append)
+    monkeypatch.setattr("d2v.cli.evaluate.evaluate", seen.append)
+    assert runs.d2v_command("info").status in (0, None)
+    d2v.evaluate(checkpoint=tmp_path, output_dir=tmp_path)
+    for cfg in seen:
+        with pytest.raises(ReadonlyConfigError):
+            cfg.checkpoint = "other"
+    assert len(seen) == 2
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
