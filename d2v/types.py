@@ -76,6 +76,11 @@ class TokenMask:
         ids_keep, ids_mask = ids_shuffle.split([num_tokens - num_masked, num_masked], dim=1)
         return cls(mask, ids_keep.contiguous(), ids_mask.contiguous(), torch.argsort(ids_shuffle, dim=1), num_masks)
 
+    @property
+    def masked_fraction(self) -> float:
+        """Share of the tokens that are masked."""
+        return self.ids_mask.shape[1] / self.mask.shape[1]
+
     def _map(self, f: Callable[[Tensor], Tensor]) -> TokenMask:
         return TokenMask(f(self.mask), f(self.ids_keep), f(self.ids_mask), f(self.ids_restore), self.num_masks)
 
@@ -163,19 +168,17 @@ class LossOutput:
         loss_sum: scalar, the sum of all loss terms; the loss is ``loss_sum / count``.
         count: scalar int64, masked tokens in the batch.
         terms: each loss term's share of ``loss_sum``, detached.
-        target_std: scalar, standard deviation of the targets over masked tokens, mean over features.
-        pred_std: scalar, the same of the predictions.
-        features: (B, D) detached: the student's mean visible token of each sample's first mask, to watch for collapse.
-        local_features: (n, D) detached: some tokens as the frontend gave them, to watch it for collapse, too.
+        logged: scalars to log as ``train/<name>``, detached.
+        watched: (n, D) features to watch for collapse, detached float32, by name. "features": the student's mean
+            visible token of each sample's first mask; "frontend": some tokens as the frontend gave them. A model of
+            several modalities adds which they are of: "features/<modality>".
     """
 
     loss_sum: Tensor
     count: Tensor
     terms: dict[str, Tensor]
-    target_std: Tensor
-    pred_std: Tensor
-    features: Tensor
-    local_features: Tensor
+    logged: dict[str, Tensor] = field(default_factory=dict)
+    watched: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -375,8 +375,8 @@ def check_case(case: Case) -> Iterator[Check]:
         yield f"loss/{term}", relative_error(value / out.count, spec["losses"].get(names[term], float("nan"))), FORWARD
     yield "sample_size", relative_error(out.count, float(spec["sample_size"])), 0.0
     yield "masked_fraction", relative_error(mask.mask.double().mean(), spec["masked_pct"]), FORWARD
-    yield "target_std", relative_error(out.target_std, spec["target_var"]), FORWARD
-    yield "pred_std", relative_error(out.pred_std, spec["pred_var"]), FORWARD
+    yield "target_std", relative_error(out.logged["target_std"], spec["target_var"]), FORWARD
+    yield "pred_std", relative_error(out.logged["pred_std"], spec["pred_var"]), FORWARD
 
     (out.loss_sum / out.count).backward()
     yield from check_gradients(case)

@@ -73,7 +73,7 @@ def words_of(
                 groups.append("" if key in _GLOBAL else override.package or key.replace("/", "."))
         elif override.is_delete():
             deleted.append(key)
-        elif not key.startswith("model.") or "mask" in own:  # of fine-tuning, the encoder's are in the checkpoint
+        elif not key.startswith("model.") or "ema" in own:  # of fine-tuning, the encoder's are in the checkpoint
             keys.append(_ALIASES.get(key, key))
     return Words(keys, groups, deleted)
 

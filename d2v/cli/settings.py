@@ -93,9 +93,14 @@ class Pretrain(Training):
     """Keys of ``d2v pretrain``."""
 
     model: Node
-    mask: Node
+    mask: Node = None
     ema: Node
     init_from: PathStr | None
+
+    @property
+    def masks(self) -> Any:
+        """The node of the masks; None after ``~mask``, which leaves the keys that an experiment sets."""
+        return self.mask if isinstance(self.mask, Mapping) and "_target_" in self.mask else None
 
 
 @dataclass(frozen=True, kw_only=True)

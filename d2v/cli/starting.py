@@ -26,12 +26,13 @@ def build_parts(settings: Pretrain) -> tuple[Any, Any, Any]:
     """
     data, mask, model = (
         build(node, key=key, trusted=True)
-        for key, node in (("data", settings.data), ("mask", settings.mask), ("model", settings.model))
+        for key, node in (("data", settings.data), ("mask", settings.masks), ("model", settings.model))
     )
     if not hasattr(data, "loader"):
         raise ValueError(
             f"data of this kind ({settings.data['_target_']}) are for fine-tuning: choose another data=..."
         )
+    model.check_mask(mask)
     for modality in data.modalities:
         if modality not in model.student.frontends:
             raise ValueError(f"the data are {modality}, but the model reads {', '.join(model.student.frontends)}")

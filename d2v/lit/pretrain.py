@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -41,20 +40,17 @@ class PretrainModule(TrainingModule):
         super().__init__(model, optim, schedule, seed, config)
         self.ema = ema
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""
         self._seed_step(batch_idx)
         out = self.forward_pass(batch)
         loss = out.loss_sum * self.trainer.world_size / self._mean_count(out.count, batch)
         if self.should_log:
-            mask = batch.mask
-            assert mask is not None
             self._log_loss(loss, batch_idx)
             seen = {f"train/loss_{name}": value / out.count for name, value in out.terms.items()}
-            seen["train/masked_fraction"] = torch.tensor(mask.ids_mask.shape[1] / mask.mask.shape[1])
-            seen |= {"train/target_std": out.target_std, "train/pred_std": out.pred_std}
+            seen |= {f"train/{name}": value for name, value in out.logged.items()}
             self.log_dict(seen, sync_dist=True)
-        return {"loss": loss, "features": out.features, "local_features": out.local_features}
+        return {"loss": loss, "watched": out.watched}
 
     def _mean_count(self, count: Tensor, batch: Batch) -> Tensor:
         """The masked tokens that ``world_size`` such micro-batches have on average, to divide the loss by."""

@@ -22,6 +22,7 @@ from d2v.lit.checkpoint_io import AtomicCheckpointIO
 from d2v.lit.machine import available_cores, choose_precision, keep_freed_memory
 from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
 from d2v.lit.trainer import choose_devices, trainer_options
+from d2v.objective.masking import MaskGenerator
 from d2v.types import Targets
 
 log = logging.getLogger(__name__)
@@ -116,12 +117,10 @@ def summary(
         return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f}M"
 
     num_tokens = math.prod(data.token_grid)
-    visible = mask.num_visible(num_tokens)
     size = "streamed" if data.size is None else f"{data.size:,.0f} {data.batch_unit}"
     head = [
         f"model     encoder {millions(model.student)}, {model.predictors_are} {millions(model.predictors)} parameters",
-        f"data      {size}, {data.tokens_are} {num_tokens} tokens; {mask.num_masks} masks a sample, "
-        f"{visible} tokens visible, {1 - visible / num_tokens:.1%} masked",
+        f"data      {size}, {data.tokens_are} {num_tokens} tokens{_mask_words(mask, num_tokens)}",
     ]
     return describe_session(head, data, split, trainer, threads, workers, run_dir, _loss_lines(model))
 
@@ -151,6 +150,13 @@ def describe_session(
         f"run       {run_dir}",
     ]
     return "\n".join(lines)
+
+
+def _mask_words(mask: MaskGenerator | None, num_tokens: int) -> str:
+    if mask is None:
+        return ", none masked"
+    visible = mask.num_visible(num_tokens)
+    return f"; {mask.num_masks} masks a sample, {visible} tokens visible, {1 - visible / num_tokens:.1%} masked"
 
 
 def _loss_lines(model: Any) -> list[str]:

@@ -92,10 +92,16 @@ class MaskedAutoencoder(MaskedModel):
             loss_sum=loss_sum,
             count=torch.tensor(mask.ids_mask.numel(), device=pred.device),
             terms={"regression": loss_sum.detach()},
-            target_std=feature_std(target),
-            pred_std=feature_std(pred),
-            features=visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
-            local_features=evenly(features_BTD.detach(), NUM_LOCAL_FEATURES).float(),
+            logged={
+                "target_std": feature_std(target),
+                "pred_std": feature_std(pred),
+                "masked_fraction": torch.tensor(mask.masked_fraction, device=pred.device),
+            },
+            watched=self.named_by(
+                batch.modality,
+                features=visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
+                frontend=evenly(features_BTD.detach(), NUM_LOCAL_FEATURES).float(),
+            ),
         )
 
     def targets(self, batch: Batch) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from d2v.nn.encoder import Encoder
+from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch, LossOutput
 
 
@@ -17,11 +18,13 @@ class MaskedModel(nn.Module):
         student: the encoder that is trained.
         predictors_are: what makes predictions is called: "decoders" or "heads".
         networks: the encoders there are, by name.
+        needs_mask: whether batches must have masks.
     """
 
     student: Encoder
     predictors_are: ClassVar[str]
     networks: ClassVar[tuple[str, ...]] = ("student",)
+    needs_mask: ClassVar[bool] = True
 
     @property
     def predictors(self) -> nn.ModuleDict:
@@ -48,3 +51,16 @@ class MaskedModel(nn.Module):
 
     def update_teacher(self, decay: float) -> None:
         """Called once after every optimizer step; nothing, where there is no teacher."""
+
+    def check_mask(self, mask: MaskGenerator | None) -> None:
+        """Raise ValueError if there are no masks, but the model needs them."""
+        if mask is None and self.needs_mask:
+            raise ValueError(
+                f"mask=null: a {type(self).__name__} predicts masked tokens; "
+                "choose mask=random, block, inverse_block or span"
+            )
+
+    def named_by(self, modality: str, **features: Tensor) -> dict[str, Tensor]:
+        """Watched features by name, with the modality where there are several."""
+        end = f"/{modality}" if len(self.student.frontends) > 1 else ""
+        return {f"{name}{end}": value for name, value in features.items()}

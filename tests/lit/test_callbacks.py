@@ -38,11 +38,14 @@ class Log:
 
     def end_batch(self, callback: Any, features: torch.Tensor, local: torch.Tensor | None = None) -> None:
         """A micro-batch ends; the frontend's features are healthy ones if not given."""
+        self.end(callback, {"features": features, "frontend": _features(0, 64) if local is None else local})
+
+    def end(self, callback: Any, watched: dict[str, torch.Tensor]) -> None:
+        """A micro-batch ends."""
         self.batch_idx += 1
         self.logged.append({})
         self.trainer.global_step = (self.batch_idx + 1) // self.trainer.accumulate_grad_batches
-        outputs = {"features": features, "local_features": _features(0, 64) if local is None else local}
-        callback.on_train_batch_end(self.trainer, self, outputs, None, self.batch_idx)
+        callback.on_train_batch_end(self.trainer, self, {"watched": watched}, None, self.batch_idx)
 
 
 def _features(seed: int, n: int = 8, d: int = 6, spread: float = 1.0) -> torch.Tensor:
@@ -94,6 +97,48 @@ def test_guard_watches_the_frontend_on_its_own() -> None:
         log.end_batch(monitor, _features(4, n=64), _features(4, n=64, spread=0.001))
     assert log.logged[-1]["train/frontend_spread"] < 0.01 < log.logged[0]["train/frontend_spread"]
     assert log.logged[-1]["train/frontend_rank"] < log.logged[0]["train/frontend_rank"]
+
+
+def test_every_modality_has_a_window_and_a_limit_of_its_own() -> None:
+    """Images and texts take turns, and looks fall on steps of texts."""
+    log, monitor = Log(every=2), HealthMonitor(window=16, check_every_n_steps=2, patience=3)
+    images, texts = [_features(i) for i in range(12)], [_features(100 + i, spread=3.0) for i in range(12)]
+    for i in range(4):
+        log.end(monitor, {"features/image": images[i]})
+        log.end(monitor, {"features/text": texts[i], "frontend/text": texts[i]})
+        logged = log.logged[-2] | log.logged[-1]  # the first step is logged, too
+        for name, batches in (("image", images), ("text", texts)):
+            window = torch.cat(batches[max(0, i - 1) : i + 1])
+            assert logged[f"train/effective_rank/{name}"] == pytest.approx(float(effective_rank(window)))
+            assert logged[f"train/relative_spread/{name}"] == pytest.approx(float(relative_spread(window)))
+        assert log.logged[-1]["train/frontend_spread/text"] == pytest.approx(float(relative_spread(texts[i])))
+        assert "train/frontend_spread/image" not in log.logged[-1]
+    resumed = HealthMonitor(window=16, check_every_n_steps=2, patience=3)
+    resumed.load_state_dict(monitor.state_dict())
+    for i in range(4, 7):
+        log.end(resumed, {"features/image": _features(i, spread=0.001)})
+        log.end(resumed, {"features/text": texts[i]})
+    log.end(resumed, {"features/image": _features(7, spread=0.001)})
+    with pytest.raises(Collapse, match=r"of image, the features have collapsed at step 16: .*relative_spread/image"):
+        log.end(resumed, {"features/text": texts[7]})
+
+
+def test_a_modality_that_was_not_seen_again_is_not_judged_again() -> None:
+    log, monitor = Log(), HealthMonitor(window=8, check_every_n_steps=1, patience=3)
+    for spread in (1.0, 0.001):
+        log.end(monitor, {"features/image": _features(0, spread=spread)})
+    for i in range(8):
+        log.end(monitor, {"features/text": _features(i)})
+        assert "train/effective_rank/image" not in log.logged[-1]
+
+
+def test_features_of_other_names_are_watched_too() -> None:
+    log, monitor = Log(), HealthMonitor(window=8, check_every_n_steps=1, patience=2)
+    log.end(monitor, {"slots": _features(0)})
+    assert log.logged[-1].keys() == {"train/slots_rank", "train/slots_spread"}
+    log.end(monitor, {"slots": _features(1, spread=0.001)})
+    with pytest.raises(Collapse, match=r"slots have collapsed at step 3: .*callbacks\.health\.min_spread"):
+        log.end(monitor, {"slots": _features(2, spread=0.001)})
 
 
 @pytest.mark.parametrize("end", [0.0, 0.02, float("nan")])

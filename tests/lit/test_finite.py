@@ -26,7 +26,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, is_bad: Callable[[int], bool]) -> No
     def forward(self: Data2Vec2, batch: Batch) -> LossOutput:
         out = FORWARD(self, batch)
         factor = float("nan") if is_bad(next(steps)) else 1.0
-        return replace(out, loss_sum=out.loss_sum * factor, features=out.features * factor)
+        watched = {**out.watched, "features": out.watched["features"] * factor}
+        return replace(out, loss_sum=out.loss_sum * factor, watched=watched)
 
     monkeypatch.setattr(Data2Vec2, "forward", forward)
 

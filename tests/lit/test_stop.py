@@ -271,8 +271,8 @@ def test_metrics_and_health_of_an_abandoned_step_are_dropped() -> None:
     monitor.check_every_n_steps = 100
     for i in range(5):
         features = torch.full((2, 3), float(i))
-        monitor.on_train_batch_end(trainer, SimpleNamespace(), {"features": features}, None, i)  # type: ignore[arg-type]
-    assert [int(f[0, 0]) for f in monitor.state_dict()["features"]] == [2, 3]
+        monitor.on_train_batch_end(trainer, SimpleNamespace(), {"watched": {"features": features}}, None, i)  # type: ignore[arg-type]
+    assert [int(f[0, 0]) for f in monitor.state_dict()["windows"]["features"]] == [2, 3]
 
 
 def test_told_before_the_first_step(runs: ModuleType, tmp_path: Path) -> None:

@@ -358,10 +358,17 @@ def test_forward_and_gradients_match_the_slow_oracle(name: str) -> None:
     assert out.count.item() == 3 * o.num_masks * 5
     assert out.count.dtype == torch.int64
     wanted = expected.targets.repeat_interleave(o.num_masks, 0)[batch.mask.mask]
-    for ours, theirs in ((out.target_std, wanted), (out.pred_std, expected.pred.detach())):
+    for ours, theirs in ((out.logged["target_std"], wanted), (out.logged["pred_std"], expected.pred.detach())):
         assert ours.item() == pytest.approx((theirs.var(0) + 1e-6).sqrt().mean().item(), rel=1e-4)
-    torch.testing.assert_close(out.features.double(), expected.features.detach(), rtol=1e-4, atol=1e-4)
-    others = [out.count, out.features, out.local_features, out.target_std, out.pred_std, *out.terms.values()]
+    torch.testing.assert_close(out.watched["features"].double(), expected.features.detach(), rtol=1e-4, atol=1e-4)
+    others = [
+        out.count,
+        out.watched["features"],
+        out.watched["frontend"],
+        out.logged["target_std"],
+        out.logged["pred_std"],
+        *out.terms.values(),
+    ]
     assert not any(t.requires_grad for t in others)
 
     out.loss_sum.backward()
@@ -411,7 +418,7 @@ def test_many_masks_are_as_many_passes_over_the_same_targets(o: Options) -> None
     alone = [model(replace(batch, mask=TokenMask.from_bool(batch.mask.mask[m::3]))) for m in range(3)]
     together = model(batch)
     assert together.loss_sum.item() == pytest.approx(sum(out.loss_sum.item() for out in alone), rel=1e-5)
-    torch.testing.assert_close(together.features, alone[0].features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.watched["features"], alone[0].watched["features"], rtol=1e-4, atol=1e-5)
 
 
 def gradients(model: Data2Vec) -> Params:
@@ -432,7 +439,9 @@ def test_a_batch_in_two_parts_has_the_same_summed_loss_and_gradients(o: Options,
     sum((out.loss_sum for out in parts), torch.zeros(())).backward()
     assert whole.loss_sum.item() == pytest.approx(sum(out.loss_sum.item() for out in parts), rel=1e-5)
     assert whole.count.item() == sum(out.count.item() for out in parts)
-    torch.testing.assert_close(whole.features, torch.cat([out.features for out in parts]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        whole.watched["features"], torch.cat([out.watched["features"] for out in parts]), rtol=1e-4, atol=1e-5
+    )
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-3)
 
@@ -630,9 +639,16 @@ def test_bfloat16_autocast_keeps_losses_and_targets_in_float32(o: Options) -> No
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(batch)
         assert model.targets(batch).dtype == torch.float32
-    assert {t.dtype for t in (out.loss_sum, out.target_std, out.pred_std, out.features, out.local_features)} == {
-        torch.float32
-    }
+    assert {
+        t.dtype
+        for t in (
+            out.loss_sum,
+            out.logged["target_std"],
+            out.logged["pred_std"],
+            out.watched["features"],
+            out.watched["frontend"],
+        )
+    } == {torch.float32}
     assert out.loss_sum.item() == pytest.approx(exact, rel=0.05)
     out.loss_sum.backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.student.parameters())

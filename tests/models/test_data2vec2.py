@@ -104,11 +104,18 @@ def test_forward_matches_the_slow_oracle(oracle: ModuleType, name: str) -> None:
     assert out.loss_sum.item() == pytest.approx((expected.regression + expected.cls).item(), rel=2e-5)
     assert out.count.item() == expected.count
     assert out.count.dtype == torch.int64
-    assert out.target_std.item() == pytest.approx(oracle.spread(expected.target_masked), rel=1e-4)
-    assert out.pred_std.item() == pytest.approx(oracle.spread(expected.pred.detach()), rel=1e-4)
-    torch.testing.assert_close(out.features.double(), expected.features.detach(), rtol=1e-4, atol=1e-4)
+    assert out.logged["target_std"].item() == pytest.approx(oracle.spread(expected.target_masked), rel=1e-4)
+    assert out.logged["pred_std"].item() == pytest.approx(oracle.spread(expected.pred.detach()), rel=1e-4)
+    torch.testing.assert_close(out.watched["features"].double(), expected.features.detach(), rtol=1e-4, atol=1e-4)
     assert not any(
-        t.requires_grad for t in [out.count, out.features, out.target_std, out.pred_std, *out.terms.values()]
+        t.requires_grad
+        for t in [
+            out.count,
+            out.watched["features"],
+            out.logged["target_std"],
+            out.logged["pred_std"],
+            *out.terms.values(),
+        ]
     )
 
     (out.loss_sum / out.count).backward()
@@ -141,7 +148,9 @@ def test_one_batch_of_eight_is_two_of_four(make_model: MakeModel, make_batch: Ma
     assert whole.count.item() == sum(h.count.item() for h in halves)
     for term, value in whole.terms.items():
         assert value.item() == pytest.approx(sum(h.terms[term].item() for h in halves), rel=1e-5)
-    torch.testing.assert_close(whole.features, torch.cat([h.features for h in halves]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        whole.watched["features"], torch.cat([h.watched["features"] for h in halves]), rtol=1e-4, atol=1e-5
+    )
     for key, parameter in model.named_parameters():
         if key in gradients:
             torch.testing.assert_close(parameter.grad, gradients[key], rtol=1e-3, atol=1e-3)
@@ -325,9 +334,16 @@ def test_bfloat16_autocast_keeps_losses_and_targets_in_float32(make_model: MakeM
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(batch)
         assert model.targets(batch).dtype == torch.float32
-    assert {t.dtype for t in (out.loss_sum, out.target_std, out.pred_std, out.features, *out.terms.values())} == {
-        torch.float32
-    }
+    assert {
+        t.dtype
+        for t in (
+            out.loss_sum,
+            out.logged["target_std"],
+            out.logged["pred_std"],
+            out.watched["features"],
+            *out.terms.values(),
+        )
+    } == {torch.float32}
     assert out.loss_sum.item() == pytest.approx(exact.loss_sum.item(), rel=0.05)
     out.loss_sum.backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.student.parameters())

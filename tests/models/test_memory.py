@@ -120,7 +120,14 @@ def test_the_teacher_keeps_nothing() -> None:
 def test_what_a_step_returns_holds_no_more_than_it_shows(recipe: str) -> None:
     """A view would keep the whole of what it is a part of until the step is over."""
     out = build(recipe)(make_batch(recipe))
-    for tensor in (out.count, *out.terms.values(), out.target_std, out.pred_std, out.features, out.local_features):
+    for tensor in (
+        out.count,
+        *out.terms.values(),
+        out.logged["target_std"],
+        out.logged["pred_std"],
+        out.watched["features"],
+        out.watched["frontend"],
+    ):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 

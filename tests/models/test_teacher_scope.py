@@ -132,9 +132,9 @@ def test_layers_are_dropped_at_their_rate() -> None:
 def test_local_features_are_there_to_be_watched(make: object) -> None:
     model, batch = make("context")  # type: ignore[operator]
     out = model(batch)
-    assert out.local_features.ndim == 2
-    assert 1 <= len(out.local_features) <= 256
-    assert not out.local_features.requires_grad
+    assert out.watched["frontend"].ndim == 2
+    assert 1 <= len(out.watched["frontend"]) <= 256
+    assert not out.watched["frontend"].requires_grad
 
 
 def test_features_to_watch_are_spread_over_the_whole_batch() -> None:

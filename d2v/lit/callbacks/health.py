@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -27,21 +27,65 @@ class Collapse(UserError, RuntimeError):
     state = "diverged"
 
 
-_SUBJECTS = {
-    "features": ("the features have", "different samples' features", "min_spread"),
-    "frontend": ("the frontend has", "its features of different tokens", "min_frontend_spread"),
+class Watched(NamedTuple):
+    """How features of a name are measured and spoken of.
+
+    Attributes:
+        rank: metric, like ``spread``.
+        spread: metric.
+        subject: what has collapsed, in the message.
+        what: what differs too little, in the message.
+        limit: the monitor's argument.
+        last_only: measured over the last micro-batch instead of the window.
+    """
+
+    rank: str
+    spread: str
+    subject: str
+    what: str
+    limit: str = "min_spread"
+    last_only: bool = False
+
+
+_WATCHED = {
+    "features": Watched("effective_rank", "relative_spread", "the features have", "different samples' features"),
+    "frontend": Watched(
+        "frontend_rank",
+        "frontend_spread",
+        "the frontend has",
+        "its features of different tokens",
+        "min_frontend_spread",
+        last_only=True,
+    ),
 }
+
+
+def _watched(key: str) -> Watched:
+    """What is known of a key, "<name>" or "<name>/<modality>"; names of others are those of their metrics."""
+    name, _, modality = key.partition("/")
+    known = _WATCHED.get(name) or Watched(f"{name}_rank", f"{name}_spread", f"{name} have", "different rows")
+    if not modality:
+        return known
+    return known._replace(
+        rank=f"{known.rank}/{modality}",
+        spread=f"{known.spread}/{modality}",
+        subject=f"of {modality}, {known.subject}",
+    )
 
 
 @buildable
 class HealthMonitor(L.Callback):
     """Logs ``train/{effective_rank,relative_spread}`` and stops a run that has collapsed.
 
-    Measured over the samples of the last optimizer steps, one mean-pooled view of each, and averaged over ranks. A
-    fresh encoder has a spread from its inputs (about .5 for images) and a healthy run keeps it; a collapsed one falls
-    to almost 0, whatever its loss, its targets and its predictions do. A fresh encoder of speech gives almost the same
-    features to every clip, so what counts is the highest spread so far, not the first. ``train/frontend_{rank,spread}``
-    say the same of the frontend's local features, over tokens of the last step: a convolutional one can die on its own.
+    Every key of ``LossOutput.watched`` has a window of its own: "features" and "frontend", or "<name>/<modality>" where
+    a model has several modalities, with metrics that end in "/<modality>", too.
+
+    Features are measured over the samples of the last optimizer steps, one mean-pooled view of each, and averaged over
+    ranks. A fresh encoder has a spread from its inputs (about .5 for images) and a healthy run keeps it; a collapsed
+    one falls to almost 0, whatever its loss, its targets and its predictions do. A fresh encoder of speech gives almost
+    the same features to every clip, so what counts is the highest spread so far, not the first.
+    ``train/frontend_{rank,spread}`` say the same of the frontend's local features, over tokens of the last step: a
+    convolutional one can die on its own.
 
     Args:
         window: samples to measure over, as far as they have been seen.
@@ -62,26 +106,32 @@ class HealthMonitor(L.Callback):
     ) -> None:
         self.window = window
         self.check_every_n_steps = check_every_n_steps
-        self.limits = {"features": min_spread, "frontend": min_frontend_spread}
+        self.limits = {"min_spread": min_spread, "min_frontend_spread": min_frontend_spread}
         self.patience = patience
-        self._features: deque[Tensor] = deque()
-        self._num_pending = 0  # of them, micro-batches of an optimizer step that has not ended
+        self._windows: dict[str, deque[Tensor]] = {}
+        self._num_pending: dict[str, int] = {}  # micro-batches of an optimizer step that has not ended
+        self._unseen: set[str] = set()  # keys with features that came after the last look
         self._best_spread: dict[str, float] = {}
         self._num_below: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """State by which a resumed run judges: finished optimizer steps."""
-        num_finished = len(self._features) - self._num_pending
         return {
             "best_spread": dict(self._best_spread),
             "num_below": dict(self._num_below),
-            "features": [features.cpu() for features in itertools.islice(self._features, num_finished)],
+            "windows": {
+                key: [features.cpu() for features in itertools.islice(window, len(window) - self._num_pending[key])]
+                for key, window in self._windows.items()
+            },
+            "unseen": sorted(self._unseen),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self._best_spread, self._num_below = dict(state_dict["best_spread"]), dict(state_dict["num_below"])
-        self._features = deque(state_dict["features"])
+        self._windows = {key: deque(window) for key, window in state_dict["windows"].items() if window}
+        self._num_pending = dict.fromkeys(self._windows, 0)
+        self._unseen = set(state_dict["unseen"]) & self._windows.keys()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -91,47 +141,54 @@ class HealthMonitor(L.Callback):
         Raises:
             Collapse: on every rank at once.
         """
-        self._features.append(outputs["features"])
-        if self._features[0].device != self._features[-1].device:  # resumed
-            self._features = deque(features.to(self._features[-1].device) for features in self._features)
-        self._num_pending += 1
+        for key, features in outputs["watched"].items():
+            self._keep(key, features)
         if not ends_step(trainer, batch_idx):
             return
-        self._num_pending = 0
-        while sum(map(len, self._features)) - len(self._features[0]) >= self.window:
-            self._features.popleft()
+        for key, window in self._windows.items():
+            if self._num_pending[key]:
+                self._unseen.add(key)
+            self._num_pending[key] = 0
+            size = 1 if _watched(key).last_only else self.window
+            while sum(map(len, window)) - len(window[0]) >= size:
+                window.popleft()
         step = trainer.global_step
         logged = is_logged(trainer, step)
         if not logged and step % self.check_every_n_steps:
             return
-        measured = (
-            ("features", "effective_rank", "relative_spread", torch.cat(list(self._features))),
-            ("frontend", "frontend_rank", "frontend_spread", outputs["local_features"]),
-        )
-        for part, rank_name, spread_name, features in measured:
+        for key in [key for key in self._windows if key in self._unseen]:
+            self._unseen.discard(key)
+            watched, features = _watched(key), torch.cat(list(self._windows[key]))
             finite = features[features.isfinite().all(dim=1)]  # those of a skipped step say nothing
             features = finite if len(finite) else features
             spread = trainer.strategy.reduce(relative_spread(features), reduce_op="mean")
             if logged:
-                pl_module.log(f"train/{rank_name}", effective_rank(features), sync_dist=True)
-                pl_module.log(f"train/{spread_name}", spread)
-            self._judge(part, spread_name, float(spread), step)
+                pl_module.log(f"train/{watched.rank}", effective_rank(features), sync_dist=True)
+                pl_module.log(f"train/{watched.spread}", spread)
+            self._judge(key, float(spread), step)
 
-    def _judge(self, part: str, spread_name: str, spread: float, step: int) -> None:
-        limit = self.limits[part]
+    def _keep(self, key: str, features: Tensor) -> None:
+        window = self._windows.setdefault(key, deque())
+        window.append(features)
+        if window[0].device != features.device:  # resumed
+            self._windows[key] = deque(kept.to(features.device) for kept in window)
+        self._num_pending[key] = self._num_pending.get(key, 0) + 1
+
+    def _judge(self, key: str, spread: float, step: int) -> None:
+        watched = _watched(key)
+        limit = self.limits[watched.limit]
         if limit is None:
             return
-        best = max(self._best_spread.get(part, 0.0), spread if math.isfinite(spread) else 0.0)
-        self._best_spread[part] = best
+        best = max(self._best_spread.get(key, 0.0), spread if math.isfinite(spread) else 0.0)
+        self._best_spread[key] = best
         alive = spread >= limit * best  # false for NaN
-        self._num_below[part] = 0 if alive else self._num_below.get(part, 0) + 1
-        if self._num_below[part] >= self.patience:
-            subject, what, key = _SUBJECTS[part]
+        self._num_below[key] = 0 if alive else self._num_below.get(key, 0) + 1
+        if self._num_below[key] >= self.patience:
             raise Collapse(
-                f"{subject} collapsed at step {step}: {what} differ by {spread:.3g} of "
-                f"their size, at best by {best:.3g} (train/{spread_name}; limit: "
-                f"callbacks.health.{key}={limit} of the best). What helps, in this order: a lower "
+                f"{watched.subject} collapsed at step {step}: {watched.what} differ by {spread:.3g} of "
+                f"their size, at best by {best:.3g} (train/{watched.spread}; limit: "
+                f"callbacks.health.{watched.limit}={limit} of the best). What helps, in this order: a lower "
                 "optim.lr; a longer schedule.warmup_steps; trainer.gradient_clip_val=4; a slower teacher "
                 "(ema.decay_start and ema.decay_end closer to 1); instance norm in model.layer_norms. "
-                f"callbacks.health.{key}=null goes on regardless."
+                f"callbacks.health.{watched.limit}=null goes on regardless."
             )
