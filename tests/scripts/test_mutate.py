@@ -52,3 +52,11 @@ def test_the_list_is_read(mutate: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("- {file: a.py, old: x, new: y, tests: tests/a tests/b}\n")
     assert mutate.read_mutations(path) == [mutate.Mutation("a.py", "x", "y", ("tests/a", "tests/b"))]
+
+
+def test_every_mutation_of_the_list_fits_its_file_and_names_tests_that_are_there(mutate: ModuleType) -> None:
+    mutations = mutate.read_mutations(mutate.REPO / "scripts" / "mutations.yaml")
+    assert len(mutations) > 56
+    for mutation in mutations:
+        assert (mutate.REPO / mutation.file).read_text().count(mutation.old) == 1, mutation
+        assert all((mutate.REPO / test).exists() for test in mutation.tests), mutation
