@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,3 +114,12 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     for path in (others, folder):
         with pytest.raises(ValueError, match=f"^output={path}: is there already and is no report: choose another name"):
             refuse_foreign(path, "output", begins_with_ours, "report")
+
+
+def test_the_content_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(path.read_text()))
+    replace_bytes(path, b"new")
+    assert synced == ["old", "new"]  # the part's bytes first, then the folder's names
