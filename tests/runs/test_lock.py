@@ -103,3 +103,17 @@ def test_where_nothing_can_be_locked_it_warns(
     monkeypatch.setattr(lock.FileLock, "acquire", refuse)
     lock_folder(tmp_path / "run")
     assert f"cannot be locked ({error})" in caplog.text
+
+
+def test_a_living_process_of_somebody_else_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = {"pid": 1, "host": socket.gethostname()}
+
+    def kill(error: type[OSError]) -> float:
+        def refuse(pid: int, number: int) -> None:
+            raise error
+
+        monkeypatch.setattr(os, "kill", refuse)
+        return lock._patience(holder)
+
+    assert kill(PermissionError) == 0
+    assert kill(ProcessLookupError) == lock._PATIENCE > 0
