@@ -259,3 +259,58 @@ def test_the_word_search_finds_names_and_skips_docstrings() -> None:
     assert modality_words("if modality == 'speech': pass")
     assert modality_words("x = f'model.decoders.image.groups={groups}'")
     assert modality_words("context = extra") == []
+
+
+# Packages that belong to a modality, or whose files are about other people's models of each.
+OWNERS = (
+    "d2v.data.images", "d2v.data.speech", "d2v.data.texts", "d2v.data.samples", "d2v.nn.frontends",
+    "d2v.interop.fairseq", "d2v.interop.huggingface", "d2v.interop.remote",
+)  # fmt: skip
+# Everyone else who names one, and why.
+NAME_A_MODALITY = {
+    "d2v.cli.cards": "words of model cards",
+    "d2v.cli.commands": "about tokenizers",
+    "d2v.cli.export": "sentences for an encoder of waveforms",
+    "d2v.cli.loading": "tokenizers",
+    "d2v.cli.starting": "tokenizers",
+    "d2v.cli.tokenizer": "trains a tokenizer on texts",
+    "d2v.data.checking": "levels of images",
+    "d2v.data.hub": "columns of texts",
+    "d2v.data.hub_files": "columns by modality",
+    "d2v.data.plain_text": "the column called text",
+    "d2v.errors": "names of extras",
+    "d2v.eval.beam": "the extra to install",
+    "d2v.eval.figures.images": "titles",
+    "d2v.eval.words": "the extra to install",
+    "d2v.interop.onnx": "attention of texts",
+}
+
+
+def modalities_named(source: str, module: str) -> list[str]:
+    """Strings that are the name of a modality, and imports of its package."""
+    found = [
+        f"line {node.lineno}: {node.value!r}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and node.value in ("image", "speech", "text", "audio")
+    ]
+    owned = [owner for owner in OWNERS if owner.startswith("d2v.data.")]
+    owned += [f"d2v.nn.frontends.{name}" for name in ("image", "speech", "text")]
+    found += [f"line {line}: {name}" for line, name in imports(source, module) if any(within(name, o) for o in owned)]
+    return found
+
+
+def test_modalities_are_named_where_the_list_says() -> None:
+    named = set()
+    for path in FILES:
+        module = module_name(path)
+        if not any(within(module, owner) for owner in OWNERS) and modalities_named(path.read_text(), module):
+            named.add(module)
+    assert named == NAME_A_MODALITY.keys()
+
+
+def test_the_search_finds_strings_and_imports() -> None:
+    assert modalities_named("if modality == 'speech': pass", "d2v.cli.x") == ["line 1: 'speech'"]
+    assert modalities_named("def f():\n    from d2v.data.texts import blocks", "d2v.cli.x") == [
+        "line 2: d2v.data.texts.blocks"
+    ]
+    assert modalities_named("x = 'a text'  # no modality", "d2v.cli.x") == []

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from d2v.cli.commands import options
 from d2v.cli.launch import configuring, run, running
-from d2v.cli.settings import Check, checked, plain
+from d2v.cli.settings import Check, checked, is_given, plain
 from d2v.data.checking import check_data
 from d2v.data.contents import visible
 from d2v.interop.build import build
@@ -34,6 +34,8 @@ def check(cfg: DictConfig) -> None:
             raise ValueError(f"data.max_bad_fraction={shown(allowed)}: give a number from 0 to 1")
         if "max_bad_fraction" in node:
             node["max_bad_fraction"] = 1.0  # so that all bad samples are found
+        if "patch_size" in node and not is_given("data.patch_size"):
+            node["patch_size"] = 1  # an experiment says what a token is; images of any size can be checked
         data = build(node, key="data", trusted=True)
         if not hasattr(data, "describe") or not hasattr(data, "train"):
             raise ValueError(f"data of this kind ({node['_target_']}) are not checked: choose another data=...")

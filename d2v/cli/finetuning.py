@@ -6,13 +6,12 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from d2v.cli.loading import check_fits, data_node
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import own_configuration
-from d2v.cli.settings import Finetune, check_modality, checked, plain
+from d2v.cli.settings import Finetune, check_modality, checked, is_given, plain
 from d2v.data.protocol import FinetuneData
 from d2v.interop.build import build, check_node, load_exactly
 from d2v.interop.checkpoints import Checkpoint, open_checkpoint
@@ -59,7 +58,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 def check_given(settings: Finetune) -> None:
     """Raise ValueError for settings that contradict each other."""
-    if settings.checkpoint is not None and _is_given("model"):
+    if settings.checkpoint is not None and is_given("model"):
         raise ValueError(f"model=...: the encoder is that of checkpoint={settings.checkpoint}; give one of them")
     monitor = (settings.callbacks.get("checkpoint") or {}).get("monitor")
     if monitor is not None:
@@ -75,11 +74,6 @@ def check_given(settings: Finetune) -> None:
                 raise ValueError(
                     f"checkpoint=null: {key}={shown(value)} is for trained encoders; set {key}={shown(plain_value)}"
                 )
-
-
-def _is_given(key: str) -> bool:
-    """Return whether the command line says something of a key."""
-    return key in {o.lstrip("+~").partition("=")[0] for o in HydraConfig.get().overrides.task}
 
 
 def labelled_data(
@@ -157,9 +151,9 @@ def number_of_steps(settings: Finetune, data: FinetuneData) -> int:
         ValueError: both are given, or neither; or other settings need more steps.
     """
     steps: int | None = settings.trainer.get("max_steps")
-    if _is_given("epochs") and _is_given("trainer.max_steps") and None not in (settings.epochs, steps):
+    if is_given("epochs") and is_given("trainer.max_steps") and None not in (settings.epochs, steps):
         raise ValueError("epochs and trainer.max_steps say the same: give one of them")
-    if steps is None or (_is_given("epochs") and settings.epochs is not None):
+    if steps is None or (is_given("epochs") and settings.epochs is not None):
         if settings.epochs is None:
             raise ValueError("give epochs=N or trainer.max_steps=N")
         steps = max(1, math.ceil(settings.epochs * data.size / settings.global_batch_size))

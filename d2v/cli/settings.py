@@ -8,6 +8,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2v.cli.commands import options
@@ -339,3 +340,8 @@ def build_schedule(node: Mapping[str, Any], max_steps: int) -> Any:
     given = {} if node.get("max_steps") is not None else {"max_steps": max_steps}
     plain_node = {name: value for name, value in node.items() if name not in given}
     return build(plain_node, given, key="schedule", trusted=True)
+
+
+def is_given(key: str) -> bool:
+    """Return whether the command line says something of a key."""
+    return key in {o.lstrip("+~").partition("=")[0] for o in HydraConfig.get().overrides.task}

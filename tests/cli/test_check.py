@@ -62,6 +62,13 @@ def write_wav(path: Path, seconds: float) -> None:
         file.writeframes(bytes(2 * int(16000 * seconds)))
 
 
+def test_images_of_any_size_are_checked(runs: ModuleType, images: Path) -> None:
+    command = ["check", "data=image_folder", "data.in_chans=1", "data.mean=[0.5]", "data.std=[0.5]", "data.img_size=30"]
+    assert runs.d2v_command(*command, f"data.root={images}").status in (0, None)
+    result = runs.d2v_command(*command, f"data.root={images}", "data.patch_size=7")
+    assert "data.img_size=30 is no positive multiple of data.patch_size=7" in result.err
+
+
 def test_what_is_missing_is_named(runs: ModuleType) -> None:
     assert "choose data=...: one of audio_folder" in runs.d2v_command("check").err
     assert "d2v check needs data.root=VALUE" in runs.d2v_command("check", "data=image_folder").err
