@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What a call leaves behind.
+    """Result of a call: its folder, metrics and encoder.
 
     Attributes:
         folder: of the run: configuration, metrics, results, checkpoints.

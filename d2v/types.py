@@ -183,7 +183,7 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class Targets:
-    """How a modality's targets are made and compared: what data2vec's recipes differ in.
+    """Recipe of a modality's targets and of their comparison.
 
     Attributes:
         average_top_k_layers: K, layers of the trunk that are averaged into the targets, counted from the last.

@@ -255,7 +255,7 @@ class Case:
 
 
 def configuration(spec: dict[str, Any]) -> tuple[Layout, dict[str, Any]]:
-    """Whose names a case's parameters have, and the authors' configuration of its model."""
+    """Owner of the names of a case's parameters, and the authors' configuration of its model."""
     if "name" in spec:
         base, differences = RECIPES[spec["name"]]
         return "2.0", merge(merge(base, differences), spec["overrides"])

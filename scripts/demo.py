@@ -33,7 +33,7 @@ from d2v.runs.metrics import METRICS
 
 
 class Demo(NamedTuple):
-    """What a demo runs: the experiment, seconds of training, more overrides of pretraining and of the probes.
+    """Settings of a demo: the experiment, seconds of training, more overrides of pretraining and of the probes.
 
     ``least_steps`` are trained even where they take longer: with fewer, the inputs themselves would be as good.
     """

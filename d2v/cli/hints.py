@@ -132,7 +132,7 @@ def _explain_key(unknown: str, arguments: list[str], command: str) -> str:
 
 
 def _has_group(command: str, group: str, option: str) -> bool:
-    """Whether a command's options of a group can be chosen at all."""
+    """Return whether a command's options of a group can be chosen at all."""
     with initialize_config_module("d2v.conf", version_base="1.3"):
         try:
             compose(command, overrides=chosen(command, [f"{group}={option}"]))

@@ -78,7 +78,7 @@ def check_warmup(settings: Pretrain) -> None:
 
 
 def keep_tokenizer(settings: Pretrain, start: Checkpoint) -> None:
-    """Where none is given, text is read with the tokenizer of the checkpoint that the run starts from.
+    """Read text with the tokenizer of the checkpoint that the run starts from, unless one is given.
 
     Its embeddings mean nothing with another one, such as would be trained on other text: a warning says so.
     """

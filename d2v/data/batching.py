@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a global batch is spread over ``world_size`` devices and ``accumulate`` micro-batches on each.
+    """Split of a global batch over ``world_size`` devices and ``accumulate`` micro-batches on each.
 
     Attributes:
         micro_batch_size: samples, or seconds of audio, on a device at a time.

@@ -86,7 +86,7 @@ def load_hf(
 
 
 def folder_notes(path: str, endings: tuple[str, ...], labelled: bool) -> tuple[Listing | None, tuple[str, ...]]:
-    """What Hugging Face makes of a local folder of samples in files of their own, where that is not what it looks like.
+    """Notes on a local folder of sample files that Hugging Face reads otherwise than its look suggests.
 
     Args:
         path: of the data set.

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class RandomStream(IntEnum):
-    """What a random generator is for: generators of different streams are independent."""
+    """Purpose of a random generator; generators of different streams are independent."""
 
     ORDER = 1
     VIEW = 2  # a sample's augmentation: crop, flip
@@ -30,14 +30,14 @@ def sample_rng(seed: int, epoch: int, index: int, stream: RandomStream) -> np.ra
 
 
 class SampleKey(NamedTuple):
-    """What a map-style data set needs to know to make one sample: which one, and in which epoch."""
+    """Key of one sample of a map-style data set: its number and the epoch."""
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
 
 
 class ClipKey(NamedTuple):
-    """What a data set of samples of different lengths needs to know to make one.
+    """Key of one sample of a data set whose samples differ in length.
 
     Attributes:
         epoch: passes over the data set completed before this one.

@@ -91,7 +91,7 @@ class LengthSampler(StepPlan):
             yield clips, bounds, rng
 
     def _step_count(self, lengths: np.ndarray) -> int:
-        """How many of these samples, ascending by length, the next step takes."""
+        """Return the number of these samples, ascending by length, that the next step takes."""
         if self.crop:
             return min(len(lengths), self.step_length // int(lengths[0]))
         return int((np.arange(1, len(lengths) + 1) * lengths <= self.step_length).sum())

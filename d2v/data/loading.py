@@ -72,7 +72,7 @@ class TrainLoader:
             yield batch
 
     def state_dict(self, num_batches: int) -> dict[str, Any]:
-        """What a resume after ``num_batches`` has to know beside their number, as plain containers: nothing."""
+        """State for a resume after ``num_batches``: none, their number is enough."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -283,7 +283,7 @@ def _named(keys: list[str]) -> str:
 
 
 def _rows_in_quotes(lines: list[bytes]) -> bool:
-    """Whether most rows hold a cell in quotes beside another, as csv writes texts with commas."""
+    """Return whether most rows hold a cell in quotes beside another, as csv writes texts with commas."""
     quoted = sum(_QUOTED_CELL.match(line) is not None for line in lines)
     return quoted * 2 > len(lines)
 

@@ -1,4 +1,4 @@
-"""What the trainer and the command line know of data: one Protocol to pretrain, one to evaluate, one to fine-tune.
+"""Contracts between data and trainer: one Protocol to pretrain, one to evaluate, one to fine-tune.
 
 Every modality fulfils them (:class:`d2v.data.images.data.ImageData` is a good one to read first), and so may an object
 that delegates to others, such as a mixture of data sets.
@@ -28,14 +28,14 @@ class BatchLoader(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
     def state_dict(self, num_batches: int) -> dict[str, object]:
-        """What a resume has to know beside the number of micro-batches of this rank, as plain containers."""
+        """State for a resume after ``num_batches`` micro-batches of this rank, as plain containers."""
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Resume from such a state. Raises UserError if the data cannot."""
 
 
 class TrainingData(Protocol):
-    """What pretraining and fine-tuning both ask."""
+    """Common part of data to pretrain and to fine-tune on."""
 
     @property
     def batch_unit(self) -> str:

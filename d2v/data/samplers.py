@@ -1,4 +1,4 @@
-"""Which samples a run reads, in which order, and with which randomness; the same for every modality.
+"""Order of samples in a run, and their randomness; the same for every modality.
 
 A run reads one endless stream of samples. Position n of the stream belongs to epoch ``n // num_samples`` and is the
 ``n % num_samples``-th sample of that epoch's permutation. Micro-batch b of rank r is the run of ``micro_batch_size``
@@ -22,7 +22,7 @@ from d2v.data.keys import RandomStream, SampleKey, sample_rng
 
 @dataclass(kw_only=True, eq=False)
 class StepPlan:
-    """Which micro-batches this rank makes, of a run of optimizer steps.
+    """Micro-batches of one rank in a run of optimizer steps.
 
     Attributes:
         num_batches: micro-batches of this rank in the whole run, consumed ones included.
@@ -78,7 +78,7 @@ class StepPlan:
 
 @dataclass(kw_only=True, eq=False)
 class BatchPlan(StepPlan):
-    """Which positions of the endless stream each micro-batch of this rank covers.
+    """Positions of the endless stream that each micro-batch of this rank covers.
 
     Attributes:
         micro_batch_size: samples a micro-batch, on one device. Accumulation does not move any position.

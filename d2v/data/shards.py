@@ -185,7 +185,7 @@ class _Reader:
             self.position = Position(epoch=self.position["epoch"] + 1, rows=0, share=None, place=0)
 
     def _pass(self) -> Iterator[Row]:
-        """What is left of a pass over the share."""
+        """Rest of a pass over the share."""
         epoch, first, place = self.position["epoch"], self.position["rows"], self.position["place"]
         share = self.stream.share(self.reader, self.num_readers)
         if self.position["share"] is not None:

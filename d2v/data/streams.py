@@ -34,7 +34,7 @@ class Stream(Protocol):
         """The decoded sample of a record that iteration gave. Raises BadSample."""
 
     def name(self, index: int) -> str:
-        """What the ``index``-th record is called in messages."""
+        """Return the name of the ``index``-th record in messages."""
 
 
 class Row(NamedTuple):
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 def record_notes(record: Any) -> tuple[tuple[str, ...], int | None]:
-    """What a record says was skipped before it, and how much was read for it; None where a record is what is read."""
+    """Samples skipped before a record, and the number read for it; None where the record is what is read."""
     return getattr(record, "skipped", ()), getattr(record, "num_read", None)
 
 

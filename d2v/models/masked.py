@@ -1,4 +1,4 @@
-"""What every algorithm of pretraining is to those who train, save and load it: a student, and what predicts."""
+"""Base class of all pretraining models: a student encoder and its predictors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MaskedModel(nn.Module):
 
     @property
     def predictors(self) -> nn.ModuleDict:
-        """What makes predictions of the student's features, by modality."""
+        """Modules that predict from the student's features, by modality."""
         found = self.get_submodule(self.predictors_are)
         assert isinstance(found, nn.ModuleDict)
         return found

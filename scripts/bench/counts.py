@@ -1,4 +1,4 @@
-"""What the benchmark of a step measures with: a counter of operations, products to compare with, memory in use."""
+"""Instruments of the benchmark of a step: a counter of operations, products to compare with, memory in use."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Laps:
         self.readings: list[tuple[str, Any]] = []
 
     def start(self, stage: str) -> None:
-        """What follows is part of ``stage``."""
+        """Begin the part ``stage``."""
         self.readings.append((stage, self.read()))
 
     def totals(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How fast samples are loaded and masked, by the number of data workers, and what a sample costs.
+"""Speed of loading and masking, by the number of data workers, and the cost of a sample.
 
     python scripts/bench/data.py                                   # the samples that ship: images, speech, text
     python scripts/bench/data.py --images DIR                      # a folder of images as image_base reads it

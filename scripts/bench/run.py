@@ -91,7 +91,7 @@ def measured(threads: int) -> dict[str, float]:
 
 
 def points_gained(run: Path) -> float:
-    """How many percent a short run's features are above those of the untrained encoder, by the kNN probe."""
+    """Percent by which a short run's features are above those of the untrained encoder, by the kNN probe."""
     schedule = [f"schedule.warmup_steps={LEARNING_STEPS // 8}", f"ema.anneal_steps={LEARNING_STEPS // 2}"]
     steps = f"trainer.max_steps={LEARNING_STEPS}"
     run_d2v("pretrain", f"experiment={PRETRAINED}", ONE_CORE, steps, *schedule, "seed=0", f"hydra.run.dir={run}")

@@ -1,4 +1,4 @@
-"""How long a training step takes, in which of its parts, how much of the machine it uses, and how that grows.
+"""Time of a training step and of its parts, the share of the machine it uses, and its growth.
 
     python scripts/bench/step.py image_base speech_base --precision both --json outputs/bench/step.json
     python scripts/bench/step.py image_tiny --sweep masks
@@ -265,7 +265,7 @@ class Run:
         return torch.randint(4, data.vocab_size, (count, data.block_size))  # ids below 4 stand for no text
 
     def _collate(self) -> PretrainCollate:
-        """What the recipe's data would make batches with."""
+        """Parts with which the recipe's data would make batches."""
         frontend = self.model.student.frontend(self.modality)
         grid = frontend.token_grid(torch.stack([self.samples[0].inputs]))  # type: ignore[list-item]  # it was made above
         self.mask.validate(grid)

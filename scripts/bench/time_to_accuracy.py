@@ -1,4 +1,4 @@
-"""How much accuracy a second of training buys: data2vec 2.0, 1.0 and a masked autoencoder at equal time.
+"""Accuracy by seconds of training: data2vec 2.0, 1.0 and a masked autoencoder at equal time.
 
     python scripts/bench/time_to_accuracy.py methods DIR
     python scripts/bench/time_to_accuracy.py masks DIR --budgets 80
@@ -73,7 +73,7 @@ C_GRID = "[0.01,0.1,1.0,10.0]"
 
 
 class Score(NamedTuple):
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
         variant: its name.

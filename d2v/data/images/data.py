@@ -104,7 +104,7 @@ class ImageData(EqualSamples):
 
     @property
     def streaming(self) -> bool:
-        """Whether to train on ``pretrain_stream`` and not on ``pretrain_dataset``."""
+        """Return whether the training images are a stream."""
         return not hasattr(self.train, "__len__")
 
     @property

@@ -166,7 +166,7 @@ def _rows(content: str, delimiter: str, path: str) -> Iterator[tuple[list[str], 
 
 
 def quotes_mean_something(path: Path, size: int = 2**22) -> bool:
-    """Whether quotes at the beginning of a file with tabs are those that csv writes: see :func:`_rows`."""
+    """Return whether quotes at the beginning of a file with tabs are those that csv writes: see :func:`_rows`."""
     with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:
         head = file.read(size)
     if len(head) == size:

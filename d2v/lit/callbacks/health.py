@@ -28,7 +28,7 @@ class Collapse(UserError, RuntimeError):
 
 
 class Watched(NamedTuple):
-    """How features of a name are measured and spoken of.
+    """Measures of the features of a name, and their words in messages.
 
     Attributes:
         rank: metric, like ``spread``.
@@ -61,7 +61,7 @@ _WATCHED = {
 
 
 def _watched(key: str) -> Watched:
-    """What is known of a key, "<name>" or "<name>/<modality>"; names of others are those of their metrics."""
+    """Return the watch of a key, "<name>" or "<name>/<modality>"; one of another name is called as its metrics are."""
     name, _, modality = key.partition("/")
     known = _WATCHED.get(name) or Watched(f"{name}_rank", f"{name}_spread", f"{name} have", "different rows")
     if not modality:
