@@ -270,7 +270,6 @@ OWNERS = (
 NAME_A_MODALITY = {
     "d2v.cli.cards": "words of model cards",
     "d2v.cli.commands": "about tokenizers",
-    "d2v.cli.export": "sentences for an encoder of waveforms",
     "d2v.cli.loading": "tokenizers",
     "d2v.cli.starting": "tokenizers",
     "d2v.cli.tokenizer": "trains a tokenizer on texts",

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from d2v.cli.cards import model_card
 from d2v.cli.launch import configuring, run
 from d2v.cli.settings import Export, checked, plain
 from d2v.interop.checkpoints import Checkpoint, open_checkpoint
 from d2v.interop.exports import save_encoder
-from d2v.interop.fairseq.files import save_fairseq
+from d2v.interop.fairseq.files import differences_there, save_fairseq
 from d2v.interop.huggingface import huggingface_problems, save_custom_huggingface, save_huggingface
 from d2v.runs.exports import export_folder
-from d2v.version import __version__
 
 FAIRSEQ_FILE = "checkpoint.pt"
 
@@ -36,20 +31,20 @@ def export(cfg: DictConfig) -> None:
 
 def to_d2v(trained: Checkpoint, folder: Path, network: str) -> str:
     """encoder.safetensors, config.yaml, a model card, and the tokenizer of text."""
-    return f"encoder: {save_encoder(trained.encoder, _config(trained), folder, model_card(trained, network))}"
+    return f"encoder: {save_encoder(trained.encoder, trained.export_config, folder, model_card(trained, network))}"
 
 
 def to_huggingface(trained: Checkpoint, folder: Path, network: str) -> str:
     """A class of transformers if there is one for such a model; else one of d2v's own, which the folder holds."""
     problems = huggingface_problems(trained.encoder_node, trained.head_node)
     save = save_custom_huggingface if problems else save_huggingface
-    names = None if _score_range(trained) else trained.label_names
+    names = None if trained.score_range else trained.label_names
     written = save(
         trained.encoder,
         trained.encoder_node,
         folder,
         trained.inputs,
-        _answering_head(trained),
+        trained.answering_head(),
         trained.head_node,
         names,
         model_card(trained, network, "AutoModel" if problems else "transformers"),
@@ -66,7 +61,7 @@ def to_onnx(trained: Checkpoint, folder: Path, network: str) -> str:
     from d2v.interop.onnx import save_onnx
 
     path = save_onnx(
-        trained.encoder, folder, model_card(trained, network, "ONNX"), _config(trained), _answering_head(trained)
+        trained.encoder, folder, model_card(trained, network, "ONNX"), trained.export_config, trained.answering_head()
     )
     return f"model: {path}"
 
@@ -77,41 +72,7 @@ def to_fairseq(trained: Checkpoint, folder: Path, network: str) -> str:
         raise ValueError(f"format=fairseq: checkpoint={trained.path} is an encoder alone; give a run of d2v pretrain")
     with export_folder(folder, "fairseq") as part:
         save_fairseq(trained.model, trained.config["model"], part / FAIRSEQ_FILE, trained.inputs)
-    lines = [f"checkpoint: {folder / FAIRSEQ_FILE}"]
-    speech = trained.encoder_node["frontends"].get("speech")
-    if speech and trained.encoder.frontend("speech").zero_padding != "never":
-        lines.append(
-            "the authors' code lets padding reach into the frames before it, this model does not: clips that are "
-            "padded will get other features there"
-        )
-    return "\n".join(lines)
-
-
-def _score_range(trained: Checkpoint) -> tuple[float, float] | None:
-    """The lowest and highest score of a fine-tuned regression; None of anything else."""
-    names = trained.label_names
-    if not isinstance(names, list | tuple) or len(names) != 2 or not all(isinstance(n, int | float) for n in names):
-        return None
-    return float(names[0]), float(names[1])
-
-
-def _answering_head(trained: Checkpoint) -> Any:
-    """The head as others are to use it: a regression's puts out scores, not shares of the way between two of them."""
-    found = _score_range(trained)
-    if trained.head is None or found is None:
-        return trained.head
-    low, high = found
-    head = copy.deepcopy(trained.head)
-    proj = head.get_submodule("proj")
-    assert isinstance(proj, nn.Linear)
-    with torch.no_grad():
-        proj.weight.mul_(high - low)
-        proj.bias.mul_(high - low).add_(low)
-    return head
-
-
-def _config(trained: Checkpoint) -> dict[str, Any]:
-    return {"encoder": trained.encoder_node, "inputs": trained.inputs, "d2v_version": __version__}
+    return "\n".join([f"checkpoint: {folder / FAIRSEQ_FILE}", *differences_there(trained.encoder)])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ that commands need is then asked of the :class:`Checkpoint`.
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from d2v.interop.native import Network, RunCheckpoint, read_safely, resolve_chec
 from d2v.models.heads import FinetunedModel
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
+from d2v.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,32 @@ class Checkpoint:
     def is_finetuned(self) -> bool:
         """Return whether a fine-tuning run wrote it, so that its task can be scored."""
         return "task" in self.config
+
+    @property
+    def export_config(self) -> dict[str, Any]:
+        """Content of an export's configuration."""
+        return {"encoder": self.encoder_node, "inputs": self.inputs, "d2v_version": __version__}
+
+    @property
+    def score_range(self) -> tuple[float, float] | None:
+        """The lowest and highest score of a fine-tuned regression; None of anything else."""
+        names = self.label_names
+        if not isinstance(names, list | tuple) or len(names) != 2 or not all(isinstance(n, int | float) for n in names):
+            return None
+        return float(names[0]), float(names[1])
+
+    def answering_head(self) -> nn.Module | None:
+        """Return the head for users elsewhere: a regression's puts out scores, not their share of the range."""
+        if self.head is None or self.score_range is None:
+            return self.head
+        low, high = self.score_range
+        head = copy.deepcopy(self.head)
+        proj = head.get_submodule("proj")
+        assert isinstance(proj, nn.Linear)
+        with torch.no_grad():
+            proj.weight.mul_(high - low)
+            proj.bias.mul_(high - low).add_(low)
+        return head
 
     def untrained(self, seed: int) -> Encoder:
         """Return the same encoder with fresh weights, in eval mode.

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import d2v
-from d2v.cli.export import _answering_head
 from d2v.interop.checkpoints import Checkpoint
 from d2v.interop.fairseq.files import FairseqCheckpoint
 from d2v.models.heads import FirstTokenHead
@@ -332,11 +331,11 @@ def test_an_exported_regression_puts_out_scores(files: Path) -> None:
     batch = d2v.Batch("text", torch.arange(4, 12).view(2, 4), torch.arange(2))
     with torch.no_grad():
         out = encoder(batch)
-        found = _answering_head(trained)(out)
+        found = trained.answering_head()(out)
         expected = Regression((1.0, 5.0)).predict(head(out), batch)
     torch.testing.assert_close(found.squeeze(-1), torch.tensor(expected))
     classes = replace(trained, label_names=["no", "yes"])
-    assert _answering_head(classes) is head
+    assert classes.answering_head() is head
 
 
 def test_a_task_of_another_modality_is_named(runs: ModuleType, files: Path, tmp_path: Path) -> None:

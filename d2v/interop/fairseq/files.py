@@ -29,6 +29,7 @@ from d2v.interop.fairseq.names import (
 from d2v.interop.imported import Imported
 from d2v.interop.native import Network, read_safely
 from d2v.models.distillation import SelfDistillation, averages
+from d2v.nn.encoder import Encoder
 from d2v.nn.positions import sincos_2d
 from d2v.runs.files import replacing
 from d2v.types import TeacherScope
@@ -271,6 +272,16 @@ def save_fairseq(model: nn.Module, node: Node, path: str | Path, inputs: Mapping
     with replacing(path) as file:
         torch.save({"args": None, "cfg": {"model": cfg, "task": task}, "model": content}, file)
     return path
+
+
+def differences_there(encoder: Encoder) -> list[str]:
+    """Return sentences on what the authors' code will compute otherwise."""
+    if "speech" in encoder.frontends and encoder.frontend("speech").zero_padding != "never":
+        return [
+            "the authors' code lets padding reach into the frames before it, this model does not: clips that are "
+            "padded will get other features there"
+        ]
+    return []
 
 
 def _model_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
