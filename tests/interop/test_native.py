@@ -91,7 +91,7 @@ def test_build_makes_nested_parts_with_their_arguments() -> None:
     assert isinstance(model, Data2Vec2)
     assert isinstance(model.student, Encoder)
     assert model.student.frontend("image").num_prefix_tokens == 1
-    assert model.layer_norms == ("instance",)
+    assert model.recipes["image"].layer_norms == ("instance",)
     assert len(model.student.prenets["image"].blocks) == 1
 
 

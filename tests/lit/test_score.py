@@ -20,7 +20,12 @@ def best_at(folder: Path, step: int) -> Path:
     path = folder / "checkpoints" / "best.ckpt"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(
-        {"d2v": {"config": {"model": {}}}, "global_step": step, "state_dict": {"model.x": torch.zeros(1000)}}, path
+        {
+            "d2v": {"config": {"model": {}, "inputs": {}}},
+            "global_step": step,
+            "state_dict": {"model.x": torch.zeros(1000)},
+        },
+        path,
     )
     return path
 
