@@ -9,11 +9,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from d2v.cli.ending import stopped_early
-from d2v.cli.finetuning import build_model, checked_settings, labelled_data, number_of_steps, trainer_settings
+from d2v.cli.finetuning import (
+    build_model,
+    checked_settings,
+    labelled_data,
+    number_of_steps,
+    score_best,
+    trainer_settings,
+)
 from d2v.cli.launch import configuring, run, running
 from d2v.cli.resuming import check_same_data
 from d2v.cli.run_dir import claim
-from d2v.cli.scoring import build_task, score_best
+from d2v.cli.scoring import build_task
 from d2v.cli.sweep import sweep
 from d2v.cli.training import find_checkpoint, seed, set_up
 from d2v.lit import setup

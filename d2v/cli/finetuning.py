@@ -1,14 +1,17 @@
-"""Parts of fine-tuning: settings that agree, labelled data, the model's configuration, and the number of steps."""
+"""Parts of fine-tuning: settings that agree, labelled data, the model, the number of steps, scoring of the best."""
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 from omegaconf import DictConfig
 
-from d2v.cli.loading import check_fits, data_node
+from d2v.cli.loading import best_device, check_fits, data_node
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import own_configuration
 from d2v.cli.settings import Finetune, check_modality, checked, is_given, plain
@@ -16,9 +19,15 @@ from d2v.data.protocol import FinetuneData
 from d2v.interop.build import build, check_node, load_exactly
 from d2v.interop.checkpoints import Checkpoint, open_checkpoint
 from d2v.interop.native import RunCheckpoint
+from d2v.lit.callbacks.score import ScoreEvery
+from d2v.lit.finetune import FinetuneModule
 from d2v.models.heads import FinetunedModel
+from d2v.runs.results import RESULTS
 from d2v.tasks.base import Task
+from d2v.tasks.results import score_and_write
 from d2v.values import PositiveFraction, check, parameters, shown
+
+log = logging.getLogger(__name__)
 
 
 def checked_settings(cfg: DictConfig, before: RunCheckpoint | None) -> tuple[dict[str, Any], Finetune]:
@@ -177,3 +186,21 @@ def trainer_settings(settings: Finetune, max_steps: int) -> dict[str, Any]:
     if settings.freeze_steps and found["strategy"] == "auto" and several:
         found["strategy"] = "ddp_find_unused_parameters_true"  # at first the encoder takes no gradient
     return found
+
+
+def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, trainer: L.Trainer, num_workers: int) -> None:
+    """Score the best checkpoint on every evaluation set, and write what was found."""
+    best = next((c for c in trainer.callbacks if isinstance(c, ScoreEvery)), None)  # type: ignore[attr-defined]
+    step, model = trainer.global_step, module.scored
+    if best is not None and best.path.is_file():
+        checkpoint = RunCheckpoint.load(best.path)
+        whole = checkpoint.build_model()  # the module's may be spread over devices
+        assert isinstance(whole, FinetunedModel)
+        model = whole
+        step = checkpoint.step
+    else:
+        log.warning("there is no best checkpoint: the last step is scored")
+    model = model.eval().to(best_device())
+    table = score_and_write(run_dir, model, module.task, data, best_device(), num_workers, step=step, seed=module.seed)
+    print(table)
+    print(f"results: {run_dir / RESULTS}\nrun: {run_dir}")

@@ -1,4 +1,4 @@
-"""Scores of fine-tuned models: at the end of fine-tuning, and by ``d2v evaluate``, on other sets, too."""
+"""Scores of fine-tuned models on their own evaluation sets or on others, for ``d2v evaluate``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -19,10 +18,6 @@ from d2v.data.protocol import FinetuneData
 from d2v.data.scored import whole_as_val, with_known_labels
 from d2v.interop.build import build
 from d2v.interop.checkpoints import Checkpoint
-from d2v.interop.native import RunCheckpoint
-from d2v.lit.callbacks.score import ScoreEvery
-from d2v.lit.finetune import FinetuneModule
-from d2v.models.heads import FinetunedModel
 from d2v.runs.results import RESULTS
 from d2v.tasks.base import Task
 from d2v.tasks.results import score_and_write
@@ -87,21 +82,3 @@ def build_task(settings: Finetune, data: FinetuneData) -> Task:
     if settings.decoder is not None:
         set_decoder(task, settings.decoder)
     return task
-
-
-def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, trainer: L.Trainer, num_workers: int) -> None:
-    """Score the best checkpoint on every evaluation set, and write what was found."""
-    best = next((c for c in trainer.callbacks if isinstance(c, ScoreEvery)), None)  # type: ignore[attr-defined]
-    step, model = trainer.global_step, module.scored
-    if best is not None and best.path.is_file():
-        checkpoint = RunCheckpoint.load(best.path)
-        whole = checkpoint.build_model()  # the module's may be spread over devices
-        assert isinstance(whole, FinetunedModel)
-        model = whole
-        step = checkpoint.step
-    else:
-        log.warning("there is no best checkpoint: the last step is scored")
-    model = model.eval().to(best_device())
-    table = score_and_write(run_dir, model, module.task, data, best_device(), num_workers, step=step, seed=module.seed)
-    print(table)
-    print(f"results: {run_dir / RESULTS}\nrun: {run_dir}")
