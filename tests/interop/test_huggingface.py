@@ -787,7 +787,7 @@ def test_any_model_with_a_head_computes_the_same_and_can_be_trained(modality: st
 
 
 @pytest.mark.slow
-def test_doors_need_no_transformers(tmp_path: Path) -> None:
+def test_reading_and_writing_need_no_transformers(tmp_path: Path) -> None:
     node = node_of("text")
     save_huggingface(perturb(build(node)), node, tmp_path / "a", DATA["text"])
     code = f"""

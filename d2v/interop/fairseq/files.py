@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v.interop.build import check_node, part_of
-from d2v.interop.fairseq.config import Node, model_node, recipe_of
+from d2v.interop.fairseq.config import Node, model_node
 from d2v.interop.fairseq.names import (
     MODALITIES,
     Layout,
@@ -26,6 +26,7 @@ from d2v.interop.fairseq.names import (
     to_fairseq_state,
     to_fairseq_teacher,
 )
+from d2v.interop.fairseq.recipe import recipe_of
 from d2v.interop.imported import Imported
 from d2v.interop.native import Network, read_safely
 from d2v.models.distillation import SelfDistillation, averages
