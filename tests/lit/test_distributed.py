@@ -57,10 +57,8 @@ class Uneven:
     def validate(self, grid: tuple[int, ...]) -> None:
         RandomMask(self.num_masks).validate(grid)
 
-    def __call__(
-        self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator], lengths: Sequence[int] | None = None
-    ) -> np.ndarray:
-        return RandomMask(self.num_masks, 0.25 + 0.5 * rngs[0].random())(grid, rngs, lengths)
+    def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
+        return RandomMask(self.num_masks, 0.25 + 0.5 * rngs[0].random())(grid, rngs)
 
 
 class SmallBatches(L.Callback):
