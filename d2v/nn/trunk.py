@@ -141,7 +141,7 @@ class Transformer(Trunk):
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if has_norm else nn.Identity()
 
     def layers(self, x: Tensor, attn_bias: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """As in :class:`Trunk`."""
+        """Run the blocks, one a step of the iteration (:meth:`Trunk.layers`)."""
         for block in self.blocks:
             x, mlp_output = block(x, attn_bias)
             yield x, mlp_output

@@ -1,7 +1,8 @@
 """Files that attack their reader, in every format and for every command: refused in words, and nothing was touched.
 
 A canary watches: a file of the user's that must stay as it is, files that must not appear, a variable of the
-environment that must not be resolved, functions that must not be called.
+environment that must not be resolved, functions that must not be called. Tests assert through ``refused`` and through
+the canary, which is checked when a test ends.
 """
 
 from __future__ import annotations
