@@ -273,7 +273,6 @@ NAME_A_MODALITY = {
     "d2v.cli.loading": "tokenizers",
     "d2v.cli.starting": "tokenizers",
     "d2v.cli.tokenizer": "trains a tokenizer on texts",
-    "d2v.data.checking": "levels of images",
     "d2v.data.hub": "columns of texts",
     "d2v.data.hub_files": "columns by modality",
     "d2v.data.plain_text": "the column called text",

@@ -37,7 +37,7 @@ def check(cfg: DictConfig) -> None:
         if "patch_size" in node and not is_given("data.patch_size"):
             node["patch_size"] = 1  # an experiment says what a token is; images of any size can be checked
         data = build(node, key="data", trusted=True)
-        if not hasattr(data, "describe") or not hasattr(data, "train"):
+        if not hasattr(data, "measures"):
             raise ValueError(f"data of this kind ({node['_target_']}) are not checked: choose another data=...")
         report = check_data(data, float(allowed))
     print("\n".join(report.lines))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 NO_ENDING = "without ending"  # among the kinds of files that are left out
 _NAMED_CLASSES, _NAMED_KINDS = 5, 6
@@ -31,6 +33,15 @@ class Contents:
     notes: tuple[str, ...] = ()
 
 
+def distinct(sources: Mapping[str, T | None]) -> dict[str, T]:
+    """Sources by name, without those that the data lack, and under its first name alone what has several."""
+    found: dict[str, T] = {}
+    for name, source in sources.items():
+        if source is not None and not any(source is other for other in found.values()):
+            found[name] = source
+    return found
+
+
 def describe_sources(sources: Mapping[str, Any]) -> list[str]:
     """Lines of a summary: a line a source, and an indented line for each of its notes.
 
@@ -39,11 +50,7 @@ def describe_sources(sources: Mapping[str, Any]) -> list[str]:
             described once.
     """
     lines: list[str] = []
-    described: list[Any] = []
-    for name, source in sources.items():
-        if source is None or any(source is other for other in described):
-            continue
-        described.append(source)
+    for name, source in distinct(sources).items():
         contents = getattr(source, "contents", None) or Contents()
         lines.append(f"{name:<9} {_size(source, contents)}{_classes(getattr(source, 'class_names', None))}")
         if contents.left_out:

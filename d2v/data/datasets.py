@@ -7,9 +7,9 @@ reported in ``Batch.skipped``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Generic
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor
@@ -18,13 +18,14 @@ from torch.utils.data import Dataset
 
 from d2v.data.bad_samples import BadSample, BadSampleCounter
 from d2v.data.batching import BatchSplit, split_batch
-from d2v.data.contents import describe_sources
+from d2v.data.contents import describe_sources, distinct
 from d2v.data.keys import ClipKey, RandomStream, SampleKey, sample_rng
 from d2v.data.loading import TrainLoader, Workers, sample_loader, stream_loader
+from d2v.data.measures import Measures
 from d2v.data.samplers import BatchPlan, StepPlan, StreamSampler
 from d2v.data.shards import ShardedBatches
 from d2v.data.source import MAX_TRIES, FixedView, RandomView, Sample, Source, T, first_good, labels_of, skipped_in
-from d2v.data.streams import StreamBatches
+from d2v.data.streams import Stream, StreamBatches
 from d2v.objective.masking import MaskGenerator
 from d2v.types import Batch, TokenMask
 
@@ -177,11 +178,14 @@ def check_limits(max_bad_fraction: float, shuffle_buffer: int) -> None:
 class PretrainSet:
     """Base class of data to pretrain on: ``loader`` from the parts that a modality gives.
 
-    Abstract: a data class adds ``modality`` and ``pretrain_dataset``, or, of a stream, ``pretrain_stream``; and the
-    rest of :class:`d2v.data.protocol.PretrainData`.
+    Abstract: a data class adds ``modality``, ``train`` and ``pretrain_dataset``, or, of a stream, ``pretrain_stream``;
+    and the rest of :class:`d2v.data.protocol.PretrainData`.
     """
 
     modality: ClassVar[str]
+    train: Source[object] | Stream | None
+    probe_train: Source[object] | None = None
+    val: Source[object] | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -224,6 +228,17 @@ class PretrainSet:
         """A counter for ``Batch.skipped`` with this data's limit."""
         raise NotImplementedError("data define bad_sample_counter")
 
+    def describe(self) -> list[str]:
+        """Lines of the summary before a run: splits, sizes, classes, files left out."""
+        return describe_sources(self._sources())
+
+    def measures(self) -> Mapping[str, Measures[Any]]:
+        """Measurements to be made for ``d2v check``, by the name of the source; a stream has none."""
+        return {name: Measures(source) for name, source in self._sources().items() if hasattr(source, "__len__")}
+
+    def _sources(self) -> dict[str, Any]:
+        return distinct({"train": self.train, "probe_train": self.probe_train, "val": self.val})
+
 
 class EqualSamples(PretrainSet):
     """Base class of data whose samples have equally many tokens: a batch is a number of samples.
@@ -263,11 +278,6 @@ class EqualSamples(PretrainSet):
         """Views to a batch with masks. Raises ValueError if no such masks exist on the token grid."""
         self.check_mask(mask)
         return PretrainCollate(self.modality, mask, self.token_grid, seed)
-
-    def describe(self) -> list[str]:
-        """Lines of the summary before a run: splits, sizes, classes, files left out."""
-        names = ("train", "probe_train", "val")
-        return describe_sources({name: getattr(self, name, None) for name in names})
 
     def assets(self) -> dict[str, str]:
         """Whole files that must go with an encoder, as values that take the place of this data's keys."""

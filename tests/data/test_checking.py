@@ -9,9 +9,13 @@ import pytest
 from PIL import Image
 
 from d2v.data.checking import check_data
+from d2v.data.datasets import PretrainSet
 from d2v.data.images.factories import image_folder
+from d2v.data.images.sources import SampleImages
 from d2v.data.speech.factories import audio_folder, audio_manifest
 from d2v.data.texts.factories import text_files
+from d2v.data.texts.glue import glue
+from d2v.data.texts.tokenizer import train_tokenizer
 
 
 def _images(root: Path) -> Path:
@@ -102,8 +106,52 @@ def test_text(tmp_path: Path) -> None:
     assert report.too_many
 
 
-def test_streams_are_refused(tmp_path: Path) -> None:
-    class Stream:
+def test_tables_of_text_are_measured_in_characters(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "a.txt").write_text("a line of text, again and again\n" * 200)
+    (tmp_path / "t.tsv").write_text("text\tlabel\nabcd\tx\nab\ty\n \ty\n")
+    table = str(tmp_path / "t.tsv")
+    options = {"vocab_size": 300, "block_size": 16, "cache": str(tmp_path / "cache")}
+    data = text_files(str(tmp_path / "a.txt"), probe_train=table, probe_val=table, **options)
+    report = check_data(data, 0.01)
+    text = "\n".join(report.lines)
+    assert "lengths 2 to 4 (median 3) characters" in text
+    assert "classes: x 1, y 1" in text
+    assert len(report.bad) == 1
+
+
+def test_glue_is_measured_in_characters(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "RTE").mkdir()
+    header = "index\tsentence1\tsentence2\tlabel\n"
+    for split in ("train", "dev", "test"):
+        rows = "0\tabc\tde\tentailment\n1\tab\tc\tnot_entailment\n"
+        (tmp_path / "RTE" / f"{split}.tsv").write_text(header + rows)
+    tokenizer = train_tokenizer(["a b c d e"] * 10, 300)
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    data = glue("rte", str(tmp_path), tokenizer=str(tmp_path / "tokenizer.json"))
+    report = check_data(data, 0.0)
+    assert [line for line in report.lines if "characters" in line] == [
+        f"{name:<9} lengths 3 to 5 (median 4) characters" for name in ("train", "val", "test")
+    ]
+    assert report.num_samples == 6
+
+
+def test_a_modality_without_measures_of_its_own_has_formats_and_classes() -> None:
+    class Pictures(PretrainSet):
+        modality = "pictures"
+
+        def __init__(self) -> None:
+            self.train = self.probe_train = SampleImages("val")
+
+    report = check_data(Pictures(), 0.01)
+    assert report.num_samples == 2000
+    assert sum(line.startswith("train ") and "classes: " in line for line in report.lines) == 2
+    assert not any(line.startswith("probe_train") for line in report.lines)
+
+
+def test_streams_are_refused() -> None:
+    class Stream(PretrainSet):
         streaming = True
 
     with pytest.raises(ValueError, match=r"data\.streaming=true: .* set data\.streaming=false"):

@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.contents import distinct
 from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples, check_limits
 from d2v.data.images.augment import AugmentedView, ImageAugment, MixCollate
 from d2v.data.images.batches import MODALITY, EvalView, PretrainView
+from d2v.data.images.measures import ImageMeasures
 from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform
 from d2v.data.labelled import FinetuneSet, part
 from d2v.data.samplers import BatchPlan
@@ -229,6 +231,11 @@ class ImageData(EqualSamples):
     def bad_sample_counter(self) -> BadSampleCounter:
         """A counter for ``Batch.skipped`` with this data's limit."""
         return BadSampleCounter(self.max_bad_fraction, self.num_samples)
+
+    def measures(self) -> dict[str, ImageMeasures]:
+        """Measurements to be made for ``d2v check``, by the name of the source. Raises ValueError for a stream."""
+        sources = distinct({"train": self._train_images(), "probe_train": self.probe_train, "val": self.val})
+        return {name: ImageMeasures(source, self.in_chans) for name, source in sources.items()}
 
     def _train_images(self) -> Source[Image.Image]:
         if self.streaming:

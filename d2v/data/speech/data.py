@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.batching import BatchSplit, check_seconds_fit, split_batch, split_seconds, whole
-from d2v.data.contents import describe_sources
+from d2v.data.contents import distinct
 from d2v.data.datasets import EvalCollate, EvalSamples, PretrainSet, check_limits
 from d2v.data.labelled import FinetuneSet, part
 from d2v.data.length_sampler import LengthSampler
@@ -25,6 +25,7 @@ from d2v.data.shards import ShardedBatches, stream_batches
 from d2v.data.source import Source
 from d2v.data.speech.batches import MODALITY, ClipCollate, CropView, EvalView, PretrainClips
 from d2v.data.speech.clips import AudioClips
+from d2v.data.speech.measures import ClipMeasures
 from d2v.data.speech.transcripts import TranscribedClips, WholeView, choose_hours, name_unlearnable
 from d2v.data.streams import Stream, StreamBatches
 from d2v.data.units import InSeconds
@@ -277,9 +278,10 @@ class SpeechData(PretrainSet):
         kept = [(mel(sample.inputs), sample.key.index) for sample in samples if sample.inputs is not None]
         return [frames for frames, _ in kept], torch.tensor([index for _, index in kept])
 
-    def describe(self) -> list[str]:
-        """Lines of the summary before a run: splits, sizes, classes, files left out."""
-        return describe_sources({"train": self.train, "probe_train": self.probe_train, "val": self.val})
+    def measures(self) -> dict[str, ClipMeasures]:
+        """Measurements to be made for ``d2v check``, by the name of the source; a stream has none."""
+        sources = distinct({"train": self.train, "probe_train": self.probe_train, "val": self.val})
+        return {name: ClipMeasures(clips) for name, clips in sources.items() if isinstance(clips, AudioClips)}
 
     def assets(self) -> dict[str, str]:
         """Nothing but the configuration need go with an encoder of speech."""

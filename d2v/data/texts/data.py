@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
+from d2v.data.contents import distinct
 from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples, check_limits
+from d2v.data.measures import Measures
 from d2v.data.samplers import BatchPlan
 from d2v.data.shards import ShardedBatches, stream_batches
 from d2v.data.streams import StreamBatches
 from d2v.data.texts.block_stream import BlockStream
 from d2v.data.texts.blocks import TokenBlocks
 from d2v.data.texts.documents import Documents
+from d2v.data.texts.measures import TextMeasures
 from d2v.data.texts.tables import LabelledTexts
 from d2v.data.texts.tokenizer import Tokenizer
 from d2v.data.texts.whole_documents import PackedDocuments
@@ -187,6 +190,15 @@ class TextData(EqualSamples):
     def bad_sample_counter(self) -> BadSampleCounter:
         """A counter for ``Batch.skipped`` with this data's limit."""
         return BadSampleCounter(self.max_bad_fraction, None if self.streaming else len(self._blocks()))
+
+    def measures(self) -> dict[str, Measures[Any]]:
+        """Measurements to be made for ``d2v check``, by the name of the source; a stream has none."""
+        blocks = self.train if isinstance(self.train, TokenBlocks) else None
+        tables = distinct({"probe_train": self.probe_train, "val": self.val})
+        found: dict[str, Measures[Any]] = {}
+        if blocks is not None:  # a run counts documents, which are more or fewer than blocks
+            found["train"] = TextMeasures(blocks, "tokens", len, blocks.bad, blocks.num_documents)
+        return found | {name: TextMeasures(texts, "characters", len) for name, texts in tables.items()}
 
     def _blocks(self) -> TokenBlocks:
         if not isinstance(self.train, TokenBlocks):

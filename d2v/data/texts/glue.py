@@ -15,10 +15,12 @@ from torch import Tensor
 
 from d2v.data.contents import describe_sources
 from d2v.data.labelled import FinetuneSet, part
+from d2v.data.measures import Measures
 from d2v.data.texts.data import INPUT_KEYS, MODALITY, eval_collate
 from d2v.data.texts.factories import fitting_tokenizer
 from d2v.data.texts.glue_files import read_file, read_hub, write_submission
 from d2v.data.texts.glue_tasks import TASKS, GlueTask, Sentences, TaskName
+from d2v.data.texts.measures import TextMeasures
 from d2v.values import BlockSize, Count, Name, PathStr, VocabSize, buildable
 
 
@@ -66,6 +68,7 @@ class GlueData:
 
     modality = MODALITY
     input_keys = INPUT_KEYS
+    streaming = False
 
     def finetune(self, label_fraction: float = 1.0, seed: int = 0) -> FinetuneSet[tuple[str, ...]]:
         """The sentences, to train on and to score.
@@ -90,9 +93,18 @@ class GlueData:
         """Lines of the summary before a run: splits, sizes, classes."""
         return describe_sources({"train": self.train, **self.evals})
 
+    def measures(self) -> dict[str, Measures[tuple[str, ...]]]:
+        """Measurements to be made for ``d2v check``, by the name of the set."""
+        sets = {"train": self.train, **self.evals}
+        return {name: TextMeasures(texts, "characters", _characters) for name, texts in sets.items()}
+
     def assets(self) -> dict[str, str]:
         """Values that must go with a model."""
         return {"tokenizer": self.tokenizer.to_json()}
+
+
+def _characters(texts: tuple[str, ...]) -> int:
+    return sum(map(len, texts))
 
 
 @buildable
