@@ -9,20 +9,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from d2v.cli.ending import stopped_early
-from d2v.cli.finetuning import (
-    build_model,
-    checked_settings,
-    labelled_data,
-    number_of_steps,
-    score_best,
-    trainer_settings,
-)
+from d2v.cli.finetuning import build_parts, score_best
 from d2v.cli.launch import configuring, run, running
-from d2v.cli.resuming import check_same_data
 from d2v.cli.run_dir import claim
-from d2v.cli.scoring import build_task
 from d2v.cli.sweep import sweep
-from d2v.cli.training import find_checkpoint, seed, set_up
+from d2v.cli.training import find_checkpoint, set_up
 from d2v.lit import setup
 from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 
@@ -37,27 +28,21 @@ def finetune(cfg: DictConfig) -> None:
         return
     with configuring():
         resumed = find_checkpoint(cfg.resume, run_dir)
-        before = None if resumed is None else resumed.content
-        config, settings = checked_settings(cfg, before)
-        seed(settings)
-        data, dataset, trained = labelled_data(cfg, config, settings, before)
-        fingerprint = check_same_data(data, before, settings.resume, settings.resume_with_other_data)
-        task = build_task(settings, data)
-        model = build_model(config, settings, trained, task, before)
-        config["trainer"]["max_steps"] = max_steps = number_of_steps(settings, data)
-        trainer_node = trainer_settings(settings, max_steps)
-        session = set_up("finetune", settings, config, run_dir, resumed, data, dataset, trainer_node)
+        parts = build_parts(cfg, None if resumed is None else resumed.content)
+        settings, data, model = parts.settings, parts.data, parts.model
+        trainer_node = parts.trainer_node()
+        session = set_up("finetune", settings, parts.config, run_dir, resumed, data, parts.dataset, trainer_node)
         trainer, split = session.trainer, session.split
         if data.mixes and split.micro_batch_size % 2:
             raise ValueError(f"global_batch_size={settings.global_batch_size}: mixing takes an even number a device")
         portable = {**session.portable(), "label_names": data.labels}
         module = FinetuneModule(
-            *(model, task, session.optim, session.schedule),
+            *(model, parts.task, session.optim, session.schedule),
             *(settings.freeze_steps, settings.ema_decay, settings.seed, portable),
         )
-        session.prepare(module, model, fingerprint)
-    path = trained.path if trained is not None else None if resumed is None else resumed.path
-    origin = "from scratch" if path is None else f"from {path}"
+        session.prepare(module, model, parts.fingerprint)
+    start = parts.trained or resumed
+    origin = "from scratch" if start is None else f"from {start.path}"
     head = [
         f"model     {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {origin}",
         f"data      {data.size:,.0f} {data.batch_unit} to train on, {len(data.evals['val']):,} samples to score",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from omegaconf import DictConfig
 
 from d2v.cli.loading import best_device, check_fits, data_node
 from d2v.cli.paths import absolute
-from d2v.cli.resuming import own_configuration
+from d2v.cli.resuming import check_same_data, own_configuration
+from d2v.cli.scoring import build_task
 from d2v.cli.settings import Finetune, check_modality, checked, is_given, plain
+from d2v.cli.training import seed
 from d2v.data.protocol import FinetuneData
 from d2v.interop.build import build, check_node, load_exactly
 from d2v.interop.checkpoints import Checkpoint, open_checkpoint
@@ -30,26 +33,73 @@ from d2v.values import PositiveFraction, check, parameters, shown
 log = logging.getLogger(__name__)
 
 
-def checked_settings(cfg: DictConfig, before: RunCheckpoint | None) -> tuple[dict[str, Any], Finetune]:
-    """Return the configuration as plain containers, and as checked settings.
+@dataclass(frozen=True)
+class Parts:
+    """A run as it was resolved, and what it is built of.
+
+    Attributes:
+        settings: of the command, checked.
+        config: the same as plain containers, with data, model and number of steps, from which checkpoints rebuild it.
+        dataset: that the data come from.
+        data: labelled, to train on.
+        fingerprint: of the data.
+        trained: checkpoint that training starts from; None from scratch, and for a run that goes on.
+        task: meaning of the model's outputs.
+        model: encoder and head.
+    """
+
+    settings: Finetune
+    config: Mapping[str, Any]
+    dataset: Any
+    data: FinetuneData
+    fingerprint: Mapping[str, Any]
+    trained: Checkpoint | None
+    task: Task
+    model: FinetunedModel
+
+    def trainer_node(self) -> dict[str, Any]:
+        """Return the settings of the trainer, with a strategy that allows for a frozen encoder."""
+        node: dict[str, Any] = dict(self.config["trainer"])
+        several = (node["devices"], node["num_nodes"]) != (1, 1)
+        if self.settings.freeze_steps and node["strategy"] == "auto" and several:
+            node["strategy"] = "ddp_find_unused_parameters_true"  # at first the encoder takes no gradient
+        return node
+
+
+def build_parts(cfg: DictConfig, before: RunCheckpoint | None) -> Parts:
+    """Resolve a composed configuration, and build data, task and model, in the order in which they need each other.
 
     Args:
         cfg: as composed.
         before: checkpoint of the run that goes on, whose configuration it then is.
 
     Raises:
-        ValueError: a setting is wrong, or contradicts another.
+        ValueError: a setting is wrong or contradicts another, or checkpoint and data do not fit.
     """
     config = absolute(settings_of(cfg), Finetune) if before is None else own_configuration(cfg, before, Finetune)
     settings = checked(Finetune, config)
     check_given(settings)
-    return config, settings
+    seed(settings)
+    trained = None
+    if before is None and settings.checkpoint is not None:
+        trained = open_checkpoint(settings.checkpoint, settings.network)
+    node = config["data"] if trained is None else trained_data_node(cfg, trained)
+    dataset, data = prepare_data(node, settings, trained)
+    fingerprint = check_same_data(data, before, settings.resume, settings.resume_with_other_data)
+    task = build_task(settings, data)
+    model_node = config["model"] if before is not None else new_model_node(settings, trained, task)
+    model: FinetunedModel = build(model_node, key="model", trusted=True)
+    if trained is not None:
+        load_exactly(model.encoder, trained.encoder.state_dict())
+    trainer_node = {**config["trainer"], "max_steps": number_of_steps(settings, data)}
+    config = {**config, "data": node, "model": model_node, "trainer": trainer_node}
+    return Parts(settings, config, dataset, data, fingerprint, trained, task, model)
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
-    """Return the configuration as plain containers; of an encoder that is trained already, data come later.
+    """Return the configuration as plain containers, without data and model for an encoder that is trained already.
 
-    ``data.label_fraction`` is of every kind of data, and no factory need know it.
+    Every kind of data has ``data.label_fraction``, which moves to ``label_fraction``.
     """
     from_scratch = cfg.checkpoint is None
     if from_scratch and cfg.get("model") is None:
@@ -57,12 +107,17 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     if from_scratch:
         check_modality(cfg)
     config = plain(cfg, without=() if from_scratch else ["data", "model"])
-    if cfg.get("data") is not None and "label_fraction" in cfg.data:
-        config["label_fraction"] = cfg.data.label_fraction
-        check(config["label_fraction"], PositiveFraction, "data.label_fraction")
-    if from_scratch and config.get("data"):
-        config["data"].pop("label_fraction", None)
-    return config
+    if cfg.get("data") is None or "label_fraction" not in cfg.data:
+        return config
+    label_fraction = cfg.data.label_fraction
+    check(label_fraction, PositiveFraction, "data.label_fraction")
+    data = {"data": without_label_fraction(config["data"])} if from_scratch else {}
+    return {**config, **data, "label_fraction": label_fraction}
+
+
+def without_label_fraction(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the node of the data for their factory, which does not know the share of the labels."""
+    return {key: value for key, value in node.items() if key != "label_fraction"}
 
 
 def check_given(settings: Finetune) -> None:
@@ -85,28 +140,14 @@ def check_given(settings: Finetune) -> None:
                 )
 
 
-def labelled_data(
-    cfg: DictConfig, config: dict[str, Any], settings: Finetune, before: RunCheckpoint | None
-) -> tuple[FinetuneData, Any, Checkpoint | None]:
-    """Return the labelled data, the data set that they come from, and the checkpoint that training starts from.
-
-    Args:
-        cfg: as composed.
-        config: as plain containers; its data are filled in from the checkpoint.
-        settings: checked.
-        before: checkpoint of the run that goes on, which holds everything.
-    """
-    trained = None
-    if before is None and settings.checkpoint is not None:
-        trained = open_checkpoint(settings.checkpoint, settings.network)
-        node = data_node(cfg, trained)
-        node.pop("label_fraction", None)
-        config["data"] = absolute({"data": node}, Finetune)["data"]
-    return *prepare_data(config["data"], settings, trained), trained
+def trained_data_node(cfg: DictConfig, trained: Checkpoint) -> dict[str, Any]:
+    """Return the node of the data, which are read as those that an encoder was trained on."""
+    node: dict[str, Any] = absolute({"data": without_label_fraction(data_node(cfg, trained))}, Finetune)["data"]
+    return node
 
 
-def prepare_data(node: dict[str, Any], settings: Finetune, trained: Checkpoint | None) -> tuple[FinetuneData, Any]:
-    """Return the labelled data, and the data set that they come from."""
+def prepare_data(node: dict[str, Any], settings: Finetune, trained: Checkpoint | None) -> tuple[Any, FinetuneData]:
+    """Return a data set, and the labelled data of it."""
     dataset = build(node, key="data", trusted=True)
     if trained is not None:
         check_fits(dataset, trained)
@@ -120,23 +161,11 @@ def prepare_data(node: dict[str, Any], settings: Finetune, trained: Checkpoint |
             f"labels.{unknown[0]}={shown(labels[unknown[0]])}: is not for data of the kind {dataset.modality}; choose "
             "another task=... or data=..."
         )
-    seed = settings.seed if settings.label_seed is None else settings.label_seed
-    return dataset.finetune(**labels, seed=seed, label_fraction=settings.label_fraction), dataset
+    label_seed = settings.seed if settings.label_seed is None else settings.label_seed
+    return dataset, dataset.finetune(**labels, seed=label_seed, label_fraction=settings.label_fraction)
 
 
-def build_model(
-    config: dict[str, Any], settings: Finetune, trained: Checkpoint | None, task: Task, before: RunCheckpoint | None
-) -> FinetunedModel:
-    """Return encoder and head, with the weights of the checkpoint; ``config["model"]`` is filled in for a new run."""
-    if before is None:
-        config["model"] = model_node(settings, trained, task)
-    model: FinetunedModel = build(config["model"], key="model", trusted=True)
-    if trained is not None:
-        load_exactly(model.encoder, trained.encoder.state_dict())
-    return model
-
-
-def model_node(settings: Finetune, trained: Checkpoint | None, task: Task) -> dict[str, Any]:
+def new_model_node(settings: Finetune, trained: Checkpoint | None, task: Task) -> dict[str, Any]:
     """Return the node of encoder and head, from which checkpoints can rebuild them."""
     encoder = settings.model["encoder"] if trained is None else trained.encoder_node
     if trained is not None:
@@ -177,15 +206,6 @@ def number_of_steps(settings: Finetune, data: FinetuneData) -> int:
             "lower it, or choose schedule=cosine, whose warm-up is a share of the run"
         )
     return steps
-
-
-def trainer_settings(settings: Finetune, max_steps: int) -> dict[str, Any]:
-    """Return the settings of the trainer, with the number of steps and a strategy that bears a frozen encoder."""
-    found = {**settings.trainer, "max_steps": max_steps}
-    several = (found["devices"], found["num_nodes"]) != (1, 1)
-    if settings.freeze_steps and found["strategy"] == "auto" and several:
-        found["strategy"] = "ddp_find_unused_parameters_true"  # at first the encoder takes no gradient
-    return found
 
 
 def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, trainer: L.Trainer, num_workers: int) -> None:

@@ -14,7 +14,7 @@ from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, own_configuration
 from d2v.cli.run_dir import claim
 from d2v.cli.settings import Pretrain, check_modality, checked, plain
-from d2v.cli.starting import build_parts, check_warmup, starting_weights
+from d2v.cli.starting import build_parts, check_warmup, starting_weights, with_tokenizer
 from d2v.cli.training import find_checkpoint, seed, set_up
 from d2v.interop.build import build
 from d2v.lit import setup
@@ -36,6 +36,8 @@ def pretrain(cfg: DictConfig) -> None:
         seed(settings)
         check_warmup(settings)
         start = starting_weights(settings, before)
+        if start is not None:
+            settings = with_tokenizer(settings, start)
         data, mask, model = build_parts(settings)
         fingerprint = check_same_data(data, before, settings.resume, settings.resume_with_other_data)
         if start is not None:

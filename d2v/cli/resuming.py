@@ -157,13 +157,13 @@ def choices_now(checkpoint: RunCheckpoint | None) -> dict[str, str | None]:
     return {str(key): None if value is None else str(value) for key, value in found.items()}
 
 
-def readable(config: dict[str, Any], assets: Mapping[str, str], run_dir: Path) -> dict[str, Any]:
+def readable(config: Mapping[str, Any], assets: Mapping[str, str], run_dir: Path) -> dict[str, Any]:
     """A configuration for ``config.yaml``: what a checkpoint holds as text (a tokenizer) is named by its file."""
     files = {name: str(run_dir / f"{name}.json") for name in assets if str(config["data"].get(name)).startswith("{")}
     return {**config, "data": {**config["data"], **files}}
 
 
-def write_configuration(path: Path, config: dict[str, Any], before: RunCheckpoint | None) -> None:
+def write_configuration(path: Path, config: Mapping[str, Any], before: RunCheckpoint | None) -> None:
     """Write ``config.yaml``: what the run is. A resume rewrites it only where what is learned changes.
 
     What is of one start alone (steps, devices, workers, where it was started) stands in ``run.json``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import PurePath
@@ -61,7 +60,7 @@ class Machine:
 class Training(Machine):
     """Keys that pretraining and fine-tuning share; conf/pretrain.yaml says what they mean."""
 
-    data: Node = None  # fine-tuning fills it in from the checkpoint
+    data: Node = None  # None to fine-tune a trained encoder, which says how they are read
     optim: Node
     schedule: Schedule
     trainer: Mapping[str, Any]
@@ -311,7 +310,7 @@ def checked(schema: type[S], settings: Mapping[str, Any], key: str = "") -> S:
         ValueError: naming the first key that does not fit, its value, and what would.
     """
     check_settings(schema, settings, key, trusted=True)
-    known, settings = parameters(schema), copy.deepcopy(dict(settings))  # the commands fill in some values
+    known = parameters(schema)
     made = schema(
         **{
             name: known[name].annotation(**value) if is_dataclass(known[name].annotation) else value

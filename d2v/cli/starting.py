@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -40,10 +41,10 @@ def build_parts(settings: Pretrain) -> tuple[Any, Any, Any]:
 
 
 def starting_weights(settings: Pretrain, before: RunCheckpoint | None) -> Checkpoint | None:
-    """Open ``init_from``, with whose tokenizer text is read; None without one, and where a run goes on.
+    """Open ``init_from``; None without one, and where a run goes on.
 
     Args:
-        settings: of the command; ``data.tokenizer`` is filled in.
+        settings: of the command.
         before: checkpoint of the run that goes on.
 
     Raises:
@@ -55,9 +56,7 @@ def starting_weights(settings: Pretrain, before: RunCheckpoint | None) -> Checkp
         log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", settings.init_from)
         return None
     with naming("init_from"):
-        start = open_checkpoint(settings.init_from)
-        keep_tokenizer(settings, start)
-    return start
+        return open_checkpoint(settings.init_from)
 
 
 def check_warmup(settings: Pretrain) -> None:
@@ -77,20 +76,22 @@ def check_warmup(settings: Pretrain) -> None:
     log.warning("%s: the learning rate ends at %.3g of its peak", said, steps / warmup)
 
 
-def keep_tokenizer(settings: Pretrain, start: Checkpoint) -> None:
-    """Read text with the tokenizer of the checkpoint that the run starts from, unless one is given.
+def with_tokenizer(settings: Pretrain, start: Checkpoint) -> Pretrain:
+    """Return settings that read text with the tokenizer of the checkpoint to start from, unless one is given.
 
     Its embeddings mean nothing with another one, such as would be trained on other text: a warning says so.
     """
     if "tokenizer" not in settings.data:
-        return
-    theirs = inert(start.inputs.get("tokenizer"), "data.tokenizer", start.path)
+        return settings
+    with naming("init_from"):
+        theirs = inert(start.inputs.get("tokenizer"), "data.tokenizer", start.path)
     given = settings.data["tokenizer"]
     if given is None:
-        settings.data["tokenizer"] = theirs
-    elif theirs is not None and not same_tokenizer(load_tokenizer(given), theirs):
+        return replace(settings, data={**settings.data, "tokenizer": theirs})
+    if theirs is not None and not same_tokenizer(load_tokenizer(given), theirs):
         log.warning(
             "data.tokenizer=%s is another tokenizer than the one that the weights of init_from=%s were trained with: "
             "their token embeddings mean nothing in it; leave data.tokenizer out to go on with theirs",
             *(given, settings.init_from),
         )
+    return settings

@@ -65,7 +65,7 @@ class Session:
 
     command: str
     settings: Training
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     run_dir: Path
     resumed: Resumed | None
     trainer: L.Trainer
@@ -136,7 +136,7 @@ def seed(settings: Training) -> None:
 def set_up(
     command: str,
     settings: Training,
-    config: dict[str, Any],
+    config: Mapping[str, Any],
     run_dir: Path,
     resumed: Resumed | None,
     data: TrainingData,

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -98,9 +98,9 @@ def replace_json(path: str | Path, content: Any) -> None:
     replace_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def replace_yaml(path: str | Path, content: dict[str, Any]) -> None:
+def replace_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
     """Replace a file by YAML, keys in their order; it reads the same with OmegaConf and with PyYAML."""
-    replace_text(path, OmegaConf.to_yaml(OmegaConf.create(content)))
+    replace_text(path, OmegaConf.to_yaml(OmegaConf.create(dict(content))))
 
 
 def read_json_or_none(path: Path) -> Any:

@@ -24,7 +24,7 @@ import torch
 
 from d2v.cli import loading
 from d2v.cli.resuming import check_words_of_file
-from d2v.cli.starting import keep_tokenizer
+from d2v.cli.starting import with_tokenizer
 from d2v.interop.build import build, check_node
 from d2v.interop.checkpoints import open_checkpoint
 from d2v.interop.fitting import sketch
@@ -430,9 +430,8 @@ def test_values_of_files_among_the_users_words_are_inert(canary: Canary, monkeyp
         assert loading.inert(value, "data.mean", canary.folder) is value
     path = make.run_file(canary.folder / "evil.ckpt", make.put("inputs.tokenizer", evil))
     settings = SimpleNamespace(init_from=str(path), data={"_target_": "mine.data", "tokenizer": None})
-    with pytest.raises(ValueError, match=r"checkpoint=.*its data\.tokenizer is no plain value"):
-        keep_tokenizer(settings, open_checkpoint(path))  # type: ignore[arg-type]
-    assert settings.data["tokenizer"] is None
+    with pytest.raises(ValueError, match=r"init_from=.*its data\.tokenizer is no plain value"):
+        with_tokenizer(settings, open_checkpoint(path))  # type: ignore[arg-type]
 
 
 COMMANDS = (
