@@ -93,7 +93,7 @@ def set_threads(num_threads: int | str, num_workers: int, num_processes: int = 1
 def keep_freed_memory() -> bool:
     """Have glibc keep what is freed for the next step instead of handing it back to the system, page by page.
 
-    On a CPU a tiny model's step takes a sixth less time (docs/performance.md); up to 2 GB may stay with the process.
+    On a CPU a tiny model's step takes a sixth less time (docs/results/optimizations.md). Up to 2 GB may stay allocated.
 
     Returns:
         Whether this system's allocator could be told.

@@ -60,7 +60,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None = None, 
     """``scaled_dot_product_attention`` in its parts.
 
     In bfloat16 on a CPU these take a fifth of the time that the fused function's backward pass takes: measured in
-    docs/performance.md.
+    docs/results/optimizations.md.
 
     Args:
         q: (N, heads, T, E) queries; keys and values ``k`` and ``v`` alike.

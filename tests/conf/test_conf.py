@@ -566,7 +566,7 @@ SPEECH = {
     "encoder.mlp_drop_rate": 0.1, "encoder.post_mlp_drop_rate": 0.0, "encoder.layer_drop_rate": 0.1,
     "head.drop_rate": 0.0, "global_batch_size": 1600,
 }  # fmt: skip
-TASKS: dict[str, dict[str, Any]] = {  # where each comes from: docs/recipes.md, fine-tuning
+TASKS: dict[str, dict[str, Any]] = {  # sources: docs/recipes/finetuning.md
     "imagenet": {
         **IMAGENET, "epochs": 100, "optim.lr": 1e-3, "optim.layer_decay": 0.65, "encoder.drop_path_rate": 0.1,
         "schedule.warmup_fraction": 16000 / 250200, "schedule.min_factor": 1e-3, "trainer.gradient_clip_val": None,
