@@ -170,8 +170,9 @@ class LossOutput:
         terms: each loss term's share of ``loss_sum``, detached.
         logged: scalars to log as ``train/<name>``, detached.
         watched: (n, D) features to watch for collapse, detached float32, by name. "features": the student's mean
-            visible token of each sample's first mask; "frontend": some tokens as the frontend gave them. A model of
-            several modalities adds which they are of: "features/<modality>".
+            visible token of each sample's first mask; "frontend": some tokens as the frontend gave them.
+
+    Where a model has several modalities, the trainer logs and watches each on its own: ``<name>/<modality>``.
     """
 
     loss_sum: Tensor

@@ -75,6 +75,8 @@ class PretrainData(TrainingData, Protocol):
     ) -> BatchLoader:
         """Training batches of one rank, from ``plan.start_batch`` to ``plan.num_batches``.
 
+        Micro-batches of the same number are of one modality on all ranks, which log them together.
+
         Args:
             mask: draws the masks, in the workers; None for batches without.
             seed: decides order, augmentation and masks.

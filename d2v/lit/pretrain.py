@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from d2v.lit.module import TrainingModule
 from d2v.models.masked import MaskedModel
-from d2v.types import Batch
+from d2v.types import Batch, LossOutput
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An optimizer step's measures of one modality.
+
+    Attributes:
+        step: its number.
+        losses: of the micro-batches of that modality, detached.
+        terms: shares of the loss of the last one, as sums over ``count``.
+        count: what the sums are divided by.
+        logged: scalars of the last one.
+    """
+
+    step: int
+    losses: tuple[Tensor, ...]
+    terms: Mapping[str, Tensor]
+    count: Tensor
+    logged: Mapping[str, Tensor]
 
 
 class PretrainModule(TrainingModule):
     """Trains a :class:`MaskedModel`.
+
+    Where a model has several modalities, what it measures is logged and watched for each, as ``<name>/<modality>``: the
+    last step of each since the step that was logged before.
 
     Args:
         model: student, maybe a teacher, and what predicts.
@@ -39,18 +63,37 @@ class PretrainModule(TrainingModule):
     ) -> None:
         super().__init__(model, optim, schedule, seed, config)
         self.ema = ema
+        self._measured: dict[str, Measured] = {}  # by modality, since a step was logged
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""
         self._seed_step(batch_idx)
         out = self.forward_pass(batch)
         loss = out.loss_sum * self.trainer.world_size / self._mean_count(out.count, batch)
+        self._measure(batch.modality, loss, out)
         if self.should_log:
             self._log_loss(loss, batch_idx)
-            seen = {f"train/loss_{name}": value / out.count for name, value in out.terms.items()}
-            seen |= {f"train/{name}": value for name, value in out.logged.items()}
+            self._log_measured()
+        end = self._ending(batch.modality)
+        return {"loss": loss, "watched": {f"{name}{end}": features for name, features in out.watched.items()}}
+
+    def _ending(self, modality: str) -> str:
+        """What the names of a modality's metrics end in."""
+        return f"/{modality}" if len(self.model.student.frontends) > 1 else ""
+
+    def _measure(self, modality: str, loss: Tensor, out: LossOutput) -> None:
+        step, before = self.trainer.global_step, self._measured.get(modality)
+        losses = before.losses if before is not None and before.step == step else ()
+        self._measured[modality] = Measured(step, (*losses, loss.detach()), out.terms, out.count, out.logged)
+
+    def _log_measured(self) -> None:
+        for modality, measured in sorted(self._measured.items()):  # in one order on all ranks
+            end = self._ending(modality)
+            seen = {f"train/loss_{name}{end}": value / measured.count for name, value in measured.terms.items()}
+            seen |= {f"train/{name}{end}": value for name, value in measured.logged.items()}
+            if end:
+                seen[f"train/loss{end}"] = torch.stack(measured.losses).mean()
             self.log_dict(seen, sync_dist=True)
-        return {"loss": loss, "watched": out.watched}
 
     def _mean_count(self, count: Tensor, batch: Batch) -> Tensor:
         """The masked tokens that ``world_size`` such micro-batches have on average, to divide the loss by."""
@@ -72,5 +115,8 @@ class PretrainModule(TrainingModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         decay = self.ema(step)
         self.model.update_teacher(decay)
-        if log and "teacher" in self.model.networks:
+        if not log:
+            return
+        self._measured.clear()
+        if "teacher" in self.model.networks:
             self.log("train/ema_decay", decay)

@@ -134,11 +134,10 @@ class Data2Vec(SelfDistillation):
                 "pred_std": feature_std(pred),
                 "masked_fraction": torch.tensor(mask.masked_fraction, device=pred.device),
             },
-            watched=self.named_by(
-                batch.modality,
-                features=visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
-                frontend=evenly(local_features.detach(), NUM_LOCAL_FEATURES).float(),
-            ),
+            watched={
+                "features": visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
+                "frontend": evenly(local_features.detach(), NUM_LOCAL_FEATURES).float(),
+            },
         )
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -107,11 +107,10 @@ class Data2Vec2(SelfDistillation):
                 "pred_std": feature_std(pred),
                 "masked_fraction": torch.tensor(mask.masked_fraction, device=pred.device),
             },
-            watched=self.named_by(
-                batch.modality,
-                features=visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
-                frontend=evenly(features_BTD.detach(), NUM_LOCAL_FEATURES).float(),
-            ),
+            watched={
+                "features": visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
+                "frontend": evenly(features_BTD.detach(), NUM_LOCAL_FEATURES).float(),
+            },
         )
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:

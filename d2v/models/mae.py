@@ -97,11 +97,10 @@ class MaskedAutoencoder(MaskedModel):
                 "pred_std": feature_std(pred),
                 "masked_fraction": torch.tensor(mask.masked_fraction, device=pred.device),
             },
-            watched=self.named_by(
-                batch.modality,
-                features=visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
-                frontend=evenly(features_BTD.detach(), NUM_LOCAL_FEATURES).float(),
-            ),
+            watched={
+                "features": visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
+                "frontend": evenly(features_BTD.detach(), NUM_LOCAL_FEATURES).float(),
+            },
         )
 
     def targets(self, batch: Batch) -> Tensor:

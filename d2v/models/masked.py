@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from d2v.nn.encoder import Encoder
 from d2v.objective.masking import MaskGenerator
@@ -59,8 +59,3 @@ class MaskedModel(nn.Module):
                 f"mask=null: a {type(self).__name__} predicts masked tokens; "
                 "choose mask=random, block, inverse_block or span"
             )
-
-    def named_by(self, modality: str, **features: Tensor) -> dict[str, Tensor]:
-        """Watched features by name, with the modality where there are several."""
-        end = f"/{modality}" if len(self.student.frontends) > 1 else ""
-        return {f"{name}{end}": value for name, value in features.items()}

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from d2v.models.data2vec2 import Data2Vec2
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
 from d2v.types import Batch, LossOutput
@@ -40,7 +39,7 @@ class Whole(MaskedModel):
             count=torch.tensor(len(x)),
             terms={"mean": loss_sum.detach()},
             logged={"error": error.detach().abs().mean()},
-            watched=self.named_by(batch.modality, features=x.detach().float()),
+            watched={"features": x.detach().float()},
         )
 
 
@@ -72,11 +71,3 @@ def test_a_model_that_needs_masks_says_so_before_it_trains(runs: ModuleType, tmp
     assert result.status == 1
     assert "mask=null: a Data2Vec2 predicts masked tokens; choose mask=random" in result.err
     assert not (tmp_path / "metrics.csv").exists()
-
-
-def test_modalities_are_named_where_there_are_several(make_model) -> None:  # type: ignore[no-untyped-def]
-    model: Data2Vec2 = make_model()
-    x = torch.zeros(1, 2)
-    assert model.named_by("image", features=x).keys() == {"features"}
-    model.student.frontends["text"] = nn.Identity()
-    assert model.named_by("text", features=x, frontend=x).keys() == {"features/text", "frontend/text"}
