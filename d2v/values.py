@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Required, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints
 
 Key = str  # where a value stands, such as "model.encoder.depth"
 T = TypeVar("T")
@@ -107,7 +107,7 @@ NumMasks = Annotated[int, Range(1, 4096)]
 NumPrefixTokens = Annotated[int, Range(0, 1024)]
 KernelSize = Annotated[int, Range(1, 1023)]
 VocabSize = Annotated[int, Range(1, 10**7)]
-BlockSize = Annotated[int, Range(2, 10**7)]
+BlockSize = Annotated[int, Range(4, 10**7)]
 WindowSize = Annotated[int, Range(2, 10**6)]
 BeamSize = Annotated[int, Range(1, 10**5)]
 ImageSize = Annotated[int, Range(1, 2**15)]  # pixels
@@ -331,17 +331,33 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
         hints = get_type_hints(constructor, include_extras=True)
     except (NameError, TypeError, AttributeError):  # annotations that mean nothing at run time: nothing is known
         hints = {}
-    found = {}
+    found: dict[str, inspect.Parameter] = {}
     for name, parameter in signature.parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+        if get_origin(hints.get(name)) is Unpack:
+            found |= _options(*get_args(hints[name]))
+        elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found["**"] = parameter
         elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
             found[name] = parameter.replace(annotation=hints.get(name, inspect.Parameter.empty))
     return found
 
 
+def _options(options: Any) -> dict[str, inspect.Parameter]:
+    """Return the keys of a TypedDict as parameters; the default of those that may be left out stands elsewhere."""
+    found = {}
+    for name, annotation in get_type_hints(options, include_extras=True).items():
+        required = get_origin(annotation) is Required
+        annotation = get_args(annotation)[0] if required else annotation
+        default = inspect.Parameter.empty if required else ...
+        found[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    return found
+
+
 def parameters(target: Any) -> dict[str, inspect.Parameter]:
-    """Parameters of a class or function by name, with resolved annotations; ``**`` stands for ``**kwargs``."""
+    """Parameters of a class or function by name, with resolved annotations.
+
+    ``**options: Unpack[SomeTypedDict]`` counts as one parameter a key; ``**`` stands for any other ``**kwargs``.
+    """
     return dict(_parameters(target))
 
 

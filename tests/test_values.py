@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Required, TypedDict, Unpack
 
 import pytest
 
@@ -25,6 +25,7 @@ from d2v.values import (
     check_arguments,
     describe,
     is_path,
+    parameters,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -120,6 +121,38 @@ def test_arguments_are_checked_by_name() -> None:
         _arguments(a=1, colour=2)
     with pytest.raises(ValueError, match=r"model.run_dir=/tmp/x: is filled in by d2v; leave it out"):
         _arguments(a=1, run_dir="/tmp/x")
+
+
+class _Options(TypedDict, total=False):
+    width: Required[PositiveInt]
+    drop: Rate
+
+
+class _More(_Options, total=False):
+    root: PathStr
+
+
+def _factory(name: str = "a", **options: Unpack[_More]) -> None:
+    """A target with options."""
+
+
+def test_options_are_parameters() -> None:
+    known = parameters(_factory)
+    assert list(known) == ["name", "width", "drop", "root"]
+    assert [known[name].annotation for name in ("width", "drop", "root")] == [PositiveInt, Rate, PathStr]
+
+    def given(filled: tuple[str, ...] = (), **options: Any) -> None:
+        check_arguments(_factory, options, "data", lambda value, wanted, key: None, filled=filled)
+
+    given(width=1)
+    given(width=1, drop=0.5, root="x")
+    given(filled=("width",))
+    with pytest.raises(ValueError, match=r"data.width: a value is missing; give data.width=VALUE"):
+        given(drop=0.5)
+    with pytest.raises(ValueError, match=r"data.width=0: give a whole number from 1"):
+        given(width=0)
+    with pytest.raises(ValueError, match=r"unknown key data.dropp: did you mean data.drop\?"):
+        given(width=1, dropp=0.5)
 
 
 def test_ranges_say_what_they_hold() -> None:

@@ -167,14 +167,6 @@ class EvalCollate:
         return padding if bool(padding.any()) else None
 
 
-def check_limits(max_bad_fraction: float, shuffle_buffer: int) -> None:
-    """Raise ValueError, naming the key, if a limit that every modality has is out of its range."""
-    if not 0 <= max_bad_fraction <= 1:
-        raise ValueError(f"data.max_bad_fraction={max_bad_fraction}: must be between 0 and 1")
-    if shuffle_buffer < 1:
-        raise ValueError(f"data.shuffle_buffer={shuffle_buffer}: must be at least 1 (1 keeps the order)")
-
-
 class PretrainSet:
     """Base class of data to pretrain on: ``loader`` from the parts that a modality gives.
 

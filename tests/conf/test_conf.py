@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from d2v.cli.commands import COMMANDS, options
 from d2v.cli.settings import Pretrain, built, checked, plain
 from d2v.interop.build import part_named
-from d2v.values import returned_by
+from d2v.values import parameters, returned_by
 
 CONF = Path(d2v.conf.__file__).parent
 EXPERIMENTS = sorted(path.relative_to(CONF / "experiment").with_suffix("").as_posix()
@@ -405,8 +405,7 @@ def _check_nodes(config: dict[str, Any], at_least: int) -> None:
     for path, node in nodes:
         module, _, name = node["_target_"].rpartition(".")
         target = getattr(importlib.import_module(module), name)
-        parameters = inspect.signature(target).parameters
-        plain = {n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        plain = parameters(target).keys() - {"**"}
         keys = node.keys() - {"_target_", "_partial_", "_convert_"}
         called_with = CALLED_WITH.get(node["_target_"], set())
         supplied = called_with | (GIVEN & plain) | ({"embed_dim"} if path == "head" else set())

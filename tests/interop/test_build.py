@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import sys
@@ -113,7 +114,12 @@ def test_nothing_is_built_before_all_is_checked(monkeypatch: pytest.MonkeyPatch)
     from d2v.models import heads
 
     built: list[str] = []
-    monkeypatch.setattr(heads.FeatureMask, "__init__", lambda self: built.append("mask"))
+
+    @functools.wraps(heads.FeatureMask.__init__)  # signatures are read once a process
+    def noted(self: heads.FeatureMask) -> None:
+        built.append("mask")
+
+    monkeypatch.setattr(heads.FeatureMask, "__init__", noted)
     node = {"a": {"_target_": "d2v.models.heads.FeatureMask"}, "b": {"_target_": "os.system"}}
     with pytest.raises(ValueError, match=r"b._target_=os.system: refused"):
         build(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 import torch
 from PIL import Image
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.contents import distinct
-from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples, check_limits
+from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples
 from d2v.data.images.augment import AugmentedView, ImageAugment, MixCollate
 from d2v.data.images.batches import MODALITY, EvalView, PretrainView
 from d2v.data.images.measures import ImageMeasures
@@ -23,11 +23,26 @@ from d2v.data.shards import ShardedBatches, stream_batches
 from d2v.data.source import Source
 from d2v.data.streams import Stream, StreamBatches
 from d2v.objective.masking import MaskGenerator
+from d2v.values import Channels, CropScale, FiniteFloat, Fraction, ImageSize, PositiveFloat, PositiveFraction
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _RAW_SIZE = 32  # pixels: side of the images of the baseline
+
+
+class ImageOptions(TypedDict, total=False):
+    """Options of every factory of images, with their ranges; meaning and defaults are those of :class:`ImageData`."""
+
+    img_size: ImageSize
+    patch_size: ImageSize
+    in_chans: Channels
+    mean: Sequence[FiniteFloat]
+    std: Sequence[PositiveFloat]
+    crop_scale: CropScale
+    crop_pct: PositiveFraction
+    hflip: Fraction
+    max_bad_fraction: Fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +65,8 @@ class ImageData(EqualSamples):
         shuffle_buffer: rows that every worker holds to shuffle a stream; unused otherwise.
 
     Raises:
-        ValueError: a value is out of its range, or ``img_size`` is no multiple of ``patch_size``.
+        ValueError: values do not fit each other: ``img_size`` is no multiple of ``patch_size``, or ``mean`` or ``std``
+            has not one number a channel.
     """
 
     modality: ClassVar[str] = MODALITY
@@ -75,14 +91,10 @@ class ImageData(EqualSamples):
     def __post_init__(self) -> None:
         for name in ("mean", "std", "crop_scale"):  # configuration files give lists of their own kind
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-        self._check_sizes()
-        self._check_ranges()
-
-    def _check_sizes(self) -> None:
-        if self.patch_size < 1 or self.img_size < 1 or self.img_size % self.patch_size:
-            multiple = max(1, round(self.img_size / max(1, self.patch_size))) * max(1, self.patch_size)
+        if self.img_size % self.patch_size:
+            multiple = max(1, round(self.img_size / self.patch_size)) * self.patch_size
             raise ValueError(
-                f"data.img_size={self.img_size} is no positive multiple of data.patch_size={self.patch_size}; set "
+                f"data.img_size={self.img_size} is no multiple of data.patch_size={self.patch_size}; set "
                 f"data.img_size={multiple} or another data.patch_size"
             )
         if self.in_chans not in (1, 3):
@@ -92,17 +104,8 @@ class ImageData(EqualSamples):
                 raise ValueError(
                     f"data.{name}={list(getattr(self, name))}: give one number a channel, data.in_chans={self.in_chans}"
                 )
-
-    def _check_ranges(self) -> None:
-        if min(self.std) <= 0:
-            raise ValueError(f"data.std={list(self.std)}: every channel's must be above 0")
-        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"data.crop_scale={list(self.crop_scale)}: give [low, high] with 0 < low <= high <= 1")
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"data.crop_pct={self.crop_pct}: must be above 0 and at most 1")
-        if not 0 <= self.hflip <= 1:
-            raise ValueError(f"data.hflip={self.hflip}: must be between 0 and 1")
-        check_limits(self.max_bad_fraction, self.shuffle_buffer)
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"data.crop_scale={list(self.crop_scale)}: give [low, high] with low <= high")
 
     @property
     def streaming(self) -> bool:

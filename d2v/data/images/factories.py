@@ -6,67 +6,40 @@ the keys of ``conf/data/<factory>.yaml``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
 from d2v.data.hub import check_other_split
-from d2v.data.images.data import IMAGENET_MEAN, IMAGENET_STD, ImageData
+from d2v.data.images.data import ImageData, ImageOptions
 from d2v.data.images.hub import HFImages, HFImageStream
 from d2v.data.images.levels import Levels
 from d2v.data.images.sources import SampleImages, require_directory, set_levels
 from d2v.data.images.splits import read_splits
 from d2v.data.shards import SHARDED, Streaming
-from d2v.values import (
-    BitDepth,
-    Channels,
-    CropScale,
-    FiniteFloat,
-    Fraction,
-    ImageSize,
-    Name,
-    PathStr,
-    PositiveFloat,
-    PositiveFraction,
-    PositiveInt,
-    buildable,
-)
+from d2v.values import BitDepth, Name, PathStr, PositiveInt, buildable
 
 
 @buildable
-def samples(
-    *,
-    img_size: ImageSize = 28,
-    patch_size: ImageSize = 4,
-    in_chans: Channels = 1,
-    mean: Sequence[FiniteFloat] = (0.2860,),
-    std: Sequence[PositiveFloat] = (0.3530,),
-    crop_scale: CropScale = (0.4, 1.0),
-    crop_pct: PositiveFraction = 1.0,
-    hflip: Fraction = 0.5,
-    max_bad_fraction: Fraction = 0.01,
-) -> ImageData:
+def samples(**options: Unpack[ImageOptions]) -> ImageData:
     """The Fashion-MNIST images that ship with the package: 8,000 to train on, 2,000 to evaluate.
 
     Args:
-        img_size: as in ImageData, like all that follow; mean and std are those of the original's training images.
+        **options: as in :class:`ImageData`, with defaults of their own: grey images of 28 pixels, mean and std of the
+            original's training images.
 
     Raises:
         ValueError: a value is out of its range.
     """
+    defaults: ImageOptions = {
+        "img_size": 28,
+        "patch_size": 4,
+        "in_chans": 1,
+        "mean": (0.2860,),
+        "std": (0.3530,),
+        "crop_scale": (0.4, 1.0),
+        "crop_pct": 1.0,
+    }
     train = SampleImages("train")
-    return ImageData(
-        train=train,
-        probe_train=train,
-        val=SampleImages("val"),
-        img_size=img_size,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        mean=mean,
-        std=std,
-        crop_scale=crop_scale,
-        crop_pct=crop_pct,
-        hflip=hflip,
-        max_bad_fraction=max_bad_fraction,
-    )
+    return ImageData(train=train, probe_train=train, val=SampleImages("val"), **(defaults | options))
 
 
 @buildable
@@ -75,15 +48,7 @@ def image_folder(
     val_root: PathStr | None = None,
     *,
     bit_depth: BitDepth | None = None,
-    img_size: ImageSize = 224,
-    patch_size: ImageSize = 16,
-    in_chans: Channels = 3,
-    mean: Sequence[FiniteFloat] = IMAGENET_MEAN,
-    std: Sequence[PositiveFloat] = IMAGENET_STD,
-    crop_scale: CropScale = (0.2, 1.0),
-    crop_pct: PositiveFraction = 0.875,
-    hflip: Fraction = 0.5,
-    max_bad_fraction: Fraction = 0.01,
+    **options: Unpack[ImageOptions],
 ) -> ImageData:
     """Images in a folder, with class directories or without.
 
@@ -91,7 +56,7 @@ def image_folder(
         root: holds images, class directories or splits, by the rules in docs/data.md.
         val_root: class directories to evaluate on, instead of those below ``root``.
         bit_depth: bits that are used in images of more than 8, from 8 to 16; None to infer them from a sample.
-        img_size: as in ImageData, like all that follow.
+        **options: as in :class:`ImageData`.
 
     Raises:
         FileNotFoundError: a directory does not exist or holds no image.
@@ -105,15 +70,7 @@ def image_folder(
         train=train,
         probe_train=None if train.class_names is None else train,
         val=val,
-        img_size=img_size,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        mean=mean,
-        std=std,
-        crop_scale=crop_scale,
-        crop_pct=crop_pct,
-        hflip=hflip,
-        max_bad_fraction=max_bad_fraction,
+        **options,
     )
 
 
@@ -122,22 +79,14 @@ def imagenet(
     root: PathStr,
     *,
     bit_depth: BitDepth | None = None,
-    img_size: ImageSize = 224,
-    patch_size: ImageSize = 16,
-    in_chans: Channels = 3,
-    mean: Sequence[FiniteFloat] = IMAGENET_MEAN,
-    std: Sequence[PositiveFloat] = IMAGENET_STD,
-    crop_scale: CropScale = (0.2, 1.0),
-    crop_pct: PositiveFraction = 0.875,
-    hflip: Fraction = 0.5,
-    max_bad_fraction: Fraction = 0.01,
+    **options: Unpack[ImageOptions],
 ) -> ImageData:
     """ImageNet as its training recipes lay it out: ``root/train/<class>/*`` and ``root/val/<class>/*``.
 
     Args:
         root: the directory that holds ``train`` and ``val``.
         bit_depth: as in :func:`image_folder`.
-        img_size: as in ImageData, like all that follow.
+        **options: as in :class:`ImageData`.
 
     Raises:
         FileNotFoundError: a directory does not exist or holds no image.
@@ -152,15 +101,7 @@ def imagenet(
     data = image_folder(
         root,
         bit_depth=bit_depth,
-        img_size=img_size,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        mean=mean,
-        std=std,
-        crop_scale=crop_scale,
-        crop_pct=crop_pct,
-        hflip=hflip,
-        max_bad_fraction=max_bad_fraction,
+        **options,
     )
     for split, source in (("train", data.probe_train), ("val", data.val)):
         if source is None or source.class_names is None:
@@ -169,6 +110,12 @@ def imagenet(
                 "use data=image_folder, which needs none"
             )
     return data
+
+
+class HFImageOptions(ImageOptions, total=False):
+    """Options of images that may be a stream."""
+
+    shuffle_buffer: PositiveInt
 
 
 @buildable
@@ -180,17 +127,8 @@ def hf_images(
     label_column: Name | None = None,
     *,
     streaming: Streaming = False,
-    shuffle_buffer: PositiveInt = 1000,
     bit_depth: BitDepth | None = None,
-    img_size: ImageSize = 224,
-    patch_size: ImageSize = 16,
-    in_chans: Channels = 3,
-    mean: Sequence[FiniteFloat] = IMAGENET_MEAN,
-    std: Sequence[PositiveFloat] = IMAGENET_STD,
-    crop_scale: CropScale = (0.2, 1.0),
-    crop_pct: PositiveFraction = 0.875,
-    hflip: Fraction = 0.5,
-    max_bad_fraction: Fraction = 0.01,
+    **options: Unpack[HFImageOptions],
 ) -> ImageData:
     """A Hugging Face data set.
 
@@ -202,10 +140,9 @@ def hf_images(
         label_column: found from the features if None.
         streaming: read while training instead of downloading first; then there are no labelled training images.
             "sharded" lets every reader read a share of its own (docs/data.md).
-        shuffle_buffer: rows that every worker holds, still encoded, to shuffle a stream. Files are read in their order:
-            choose it well above the rows of a class if those are stored together.
         bit_depth: as in :func:`image_folder`.
-        img_size: as in ImageData, like all that follow.
+        **options: as in :class:`ImageData`. The files of a stream are read in their order: choose ``shuffle_buffer``
+            well above the rows of a class if those are stored together.
 
     Raises:
         FileNotFoundError: no such data set.
@@ -238,14 +175,5 @@ def hf_images(
         train=train,
         probe_train=probe_train,
         val=val,
-        img_size=img_size,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        mean=mean,
-        std=std,
-        crop_scale=crop_scale,
-        crop_pct=crop_pct,
-        hflip=hflip,
-        max_bad_fraction=max_bad_fraction,
-        shuffle_buffer=shuffle_buffer,
+        **options,
     )

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Required, TypedDict
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.batching import BatchSplit, check_seconds_fit, split_batch, split_seconds, whole
 from d2v.data.contents import distinct
-from d2v.data.datasets import EvalCollate, EvalSamples, PretrainSet, check_limits
+from d2v.data.datasets import EvalCollate, EvalSamples, PretrainSet
 from d2v.data.labelled import FinetuneSet, part
 from d2v.data.length_sampler import LengthSampler
 from d2v.data.letters import LETTERS, check_letters
@@ -31,9 +31,21 @@ from d2v.data.streams import Stream, StreamBatches
 from d2v.data.units import InSeconds
 from d2v.objective.masking import MaskGenerator
 from d2v.types import num_frames
-from d2v.values import Name, PositiveFloat, PositiveFraction
+from d2v.values import ConvLayers, Count, Fraction, Name, PositiveFloat, PositiveFraction, SampleRate, Seconds
 
 log = logging.getLogger(__name__)
+
+
+class SpeechOptions(TypedDict, total=False):
+    """Options of every factory of speech, with their ranges; meaning and defaults are those of :class:`SpeechData`."""
+
+    conv_layers: Required[ConvLayers]
+    sample_rate: SampleRate
+    min_seconds: Seconds
+    max_seconds: Seconds
+    eval_max_seconds: Seconds
+    pool_size: Count
+    max_bad_fraction: Fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +95,10 @@ class SpeechData(PretrainSet):
     def __post_init__(self) -> None:
         layers = tuple(tuple(int(value) for value in layer) for layer in self.conv_layers)
         object.__setattr__(self, "conv_layers", layers)
-        check_seconds(self.min_seconds, self.max_seconds, self.crop_seconds)
+        check_seconds(self.min_seconds, self.max_seconds)
         for name in ("min_seconds", "crop_seconds", "eval_max_seconds"):
             if num_frames(self._samples(getattr(self, name)), layers) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: such a clip holds no frame; raise it")
-        check_limits(self.max_bad_fraction, self.shuffle_buffer)
         for name, clips in (("train", self.train), ("probe_train", self.probe_train), ("val", self.val)):
             if isinstance(clips, AudioClips) and not (name == "probe_train" and clips is self.train):
                 self._report(clips)
@@ -322,11 +333,9 @@ class _LogMel:
         return (bands + 1e-5).log().T.contiguous()
 
 
-def check_seconds(min_seconds: float, max_seconds: float, crop_seconds: float = 1.0) -> None:
-    """Raise ValueError, naming the key and the fix, unless 0 < min <= max and the crop is positive."""
-    if not 0 < min_seconds <= max_seconds:
+def check_seconds(min_seconds: float, max_seconds: float) -> None:
+    """Raise ValueError, naming keys and fix, if the shortest clip is longer than the longest."""
+    if min_seconds > max_seconds:
         raise ValueError(
-            f"data.min_seconds={min_seconds}, data.max_seconds={max_seconds}: choose 0 < min_seconds <= max_seconds"
+            f"data.min_seconds={min_seconds}, data.max_seconds={max_seconds}: choose min_seconds <= max_seconds"
         )
-    if not crop_seconds > 0:
-        raise ValueError(f"data.crop_seconds={crop_seconds}: must be above 0")

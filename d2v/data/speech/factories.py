@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from filelock import FileLock
 
@@ -19,46 +20,27 @@ from d2v.data.hub import check_other_split
 from d2v.data.shards import SHARDED, Streaming
 from d2v.data.speech.clips import AudioClips, audio_listing, prompt_clips, read_prompt, require_folder
 from d2v.data.speech.corpora import librispeech_folder, librispeech_parts, manifest_clips, with_transcripts
-from d2v.data.speech.data import SpeechData, check_seconds
+from d2v.data.speech.data import SpeechData, SpeechOptions, check_seconds
 from d2v.data.speech.hub import HFAudioStream, hf_clips
 from d2v.data.streams import Stream
-from d2v.values import ConvLayers, Count, Fraction, Name, PathStr, PositiveInt, SampleRate, Seconds, buildable
+from d2v.values import Name, PathStr, PositiveInt, Seconds, buildable
 
 
 @buildable
-def samples_speech(
-    *,
-    conv_layers: ConvLayers,
-    sample_rate: SampleRate = 16000,
-    min_seconds: Seconds = 0.5,
-    max_seconds: Seconds = 4.0,
-    eval_max_seconds: Seconds = 60.0,
-    pool_size: Count = 0,
-    max_bad_fraction: Fraction = 0.01,
-) -> SpeechData:
+def samples_speech(**options: Unpack[SpeechOptions]) -> SpeechData:
     """The spoken prompts that ship with the package: 24 minutes of one speaker, with transcripts.
 
     Args:
-        conv_layers: as in SpeechData, like all that follow.
+        **options: as in :class:`SpeechData`; by default clips of 0.5 to 4 seconds.
 
     Raises:
         ValueError: a value is out of its range.
     """
-    check_seconds(min_seconds, max_seconds)
-    min_samples = round(min_seconds * sample_rate)
-    train = AudioClips(read_prompt, prompt_clips("train"), sample_rate, min_samples)
-    return SpeechData(
-        train=train,
-        probe_train=train,
-        val=AudioClips(read_prompt, prompt_clips("val"), sample_rate, min_samples),
-        sample_rate=sample_rate,
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-        eval_max_seconds=eval_max_seconds,
-        conv_layers=conv_layers,
-        pool_size=pool_size,
-        max_bad_fraction=max_bad_fraction,
-    )
+    options = {"min_seconds": 0.5, "max_seconds": 4.0} | options
+    sample_rate, shortest = _shortest(options)
+    train = AudioClips(read_prompt, prompt_clips("train"), sample_rate, shortest)
+    val = AudioClips(read_prompt, prompt_clips("val"), sample_rate, shortest)
+    return SpeechData(train=train, probe_train=train, val=val, **options)
 
 
 @buildable
@@ -69,13 +51,7 @@ def librispeech(
     val: Sequence[str] | str | None,
     probe_train: Sequence[str] | str | None = None,
     download: bool = False,
-    conv_layers: ConvLayers,
-    sample_rate: SampleRate = 16000,
-    min_seconds: Seconds = 2.0,
-    max_seconds: Seconds = 20.0,
-    eval_max_seconds: Seconds = 60.0,
-    pool_size: Count = 0,
-    max_bad_fraction: Fraction = 0.01,
+    **options: Unpack[SpeechOptions],
 ) -> SpeechData:
     """LibriSpeech as its site and torchaudio give it: part/<speaker>/<chapter>/*.flac with *.trans.txt.
 
@@ -85,13 +61,13 @@ def librispeech(
         val: parts to evaluate probes on, or None.
         probe_train: parts to train probes on; ``train`` if None.
         download: fetch parts that are missing, by torchaudio.
-        conv_layers: as in SpeechData, like all that follow.
+        **options: as in :class:`SpeechData`.
 
     Raises:
         FileNotFoundError: a part is not there, or could not be fetched.
         ValueError: an utterance has no transcript, one is not UTF-8, or a value is out of its range.
     """
-    check_seconds(min_seconds, max_seconds)
+    sample_rate, shortest = _shortest(options)
     if not download:
         require_folder(root, "data.root")
 
@@ -107,19 +83,12 @@ def librispeech(
         base = home_path(root, "data.root")
         return AudioClips(partial(_below, base), listed, sample_rate, min_samples, key=key, contents=contents)
 
-    shortest = round(min_seconds * sample_rate)
     pretrained_on = clips(train, "data.train", shortest)
     return SpeechData(
         train=pretrained_on,
         probe_train=pretrained_on if probe_train is None else clips(probe_train, "data.probe_train", 1),
         val=None if val is None else clips(val, "data.val", 1),
-        sample_rate=sample_rate,
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-        eval_max_seconds=eval_max_seconds,
-        conv_layers=conv_layers,
-        pool_size=pool_size,
-        max_bad_fraction=max_bad_fraction,
+        **options,
     )
 
 
@@ -162,13 +131,7 @@ def audio_folder(
     val_root: PathStr | None = None,
     label_pattern: str | None = None,
     group_pattern: str | None = None,
-    conv_layers: ConvLayers,
-    sample_rate: SampleRate = 16000,
-    min_seconds: Seconds = 2.0,
-    max_seconds: Seconds = 20.0,
-    eval_max_seconds: Seconds = 60.0,
-    pool_size: Count = 0,
-    max_bad_fraction: Fraction = 0.01,
+    **options: Unpack[SpeechOptions],
 ) -> SpeechData:
     """Any tree of audio files: wav, flac, ogg, mp3 and what else libsndfile reads.
 
@@ -178,14 +141,13 @@ def audio_folder(
         label_pattern: regular expression whose group is a clip's label, searched in its path below ``root``; None for
             no labels.
         group_pattern: likewise for its group, such as the speaker; probes then hold out every group in turn.
-        conv_layers: as in SpeechData, like all that follow.
+        **options: as in :class:`SpeechData`.
 
     Raises:
         FileNotFoundError: there is no folder, or no audio file in it.
         ValueError: a pattern does not match, or a value is out of its range.
     """
-    check_seconds(min_seconds, max_seconds)
-    shortest = round(min_seconds * sample_rate)
+    sample_rate, shortest = _shortest(options)
 
     def clips(
         folder: str, key: str, min_samples: int, held_out: str | None = None, names: tuple[str, ...] | None = None
@@ -202,13 +164,7 @@ def audio_folder(
         train=train,
         probe_train=train if label_pattern is not None else None,
         val=None if val_root is None else clips(val_root, "data.val_root", 1, None, train.class_names),
-        sample_rate=sample_rate,
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-        eval_max_seconds=eval_max_seconds,
-        conv_layers=conv_layers,
-        pool_size=pool_size,
-        max_bad_fraction=max_bad_fraction,
+        **options,
     )
 
 
@@ -219,13 +175,7 @@ def audio_manifest(
     transcripts: PathStr | None = None,
     val_manifest: PathStr | None = None,
     val_transcripts: PathStr | None = None,
-    conv_layers: ConvLayers,
-    sample_rate: SampleRate = 16000,
-    min_seconds: Seconds = 2.0,
-    max_seconds: Seconds = 20.0,
-    eval_max_seconds: Seconds = 60.0,
-    pool_size: Count = 0,
-    max_bad_fraction: Fraction = 0.01,
+    **options: Unpack[SpeechOptions],
 ) -> SpeechData:
     """Audio files listed with their lengths, so that none need be opened before it is used.
 
@@ -235,13 +185,13 @@ def audio_manifest(
         transcripts: a text file with what is said in each of them, a line a clip, in their order; or None.
         val_manifest: likewise, of the clips to evaluate on, or None.
         val_transcripts: of these.
-        conv_layers: as in SpeechData, like all that follow.
+        **options: as in :class:`SpeechData`.
 
     Raises:
         FileNotFoundError: no such manifest, root or file of transcripts.
         ValueError: a line or a value is not as it should be, or there are fewer or more transcripts than clips.
     """
-    check_seconds(min_seconds, max_seconds)
+    sample_rate, shortest = _shortest(options)
     if val_transcripts is not None and val_manifest is None:
         raise ValueError(f"data.val_transcripts={val_transcripts}: set data.val_manifest, the clips they belong to")
 
@@ -253,19 +203,20 @@ def audio_manifest(
         contents = Contents(printable(path), "clips")
         return AudioClips(partial(_below, root), listed, sample_rate, min_samples, key=key, contents=contents)
 
-    train = clips(manifest, transcripts, "", round(min_seconds * sample_rate))
+    train = clips(manifest, transcripts, "", shortest)
     return SpeechData(
         train=train,
         probe_train=None if transcripts is None else train,
         val=None if val_manifest is None else clips(val_manifest, val_transcripts, "val_", 1),
-        sample_rate=sample_rate,
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-        eval_max_seconds=eval_max_seconds,
-        conv_layers=conv_layers,
-        pool_size=pool_size,
-        max_bad_fraction=max_bad_fraction,
+        **options,
     )
+
+
+class HFSpeechOptions(SpeechOptions, total=False):
+    """Options of clips that may be a stream."""
+
+    shuffle_buffer: PositiveInt
+    crop_seconds: Seconds
 
 
 @buildable
@@ -277,15 +228,7 @@ def hf_audio(
     audio_column: Name | None = None,
     text_column: Name | None = None,
     streaming: Streaming = False,
-    shuffle_buffer: PositiveInt = 1000,
-    crop_seconds: Seconds = 10.0,
-    conv_layers: ConvLayers,
-    sample_rate: SampleRate = 16000,
-    min_seconds: Seconds = 2.0,
-    max_seconds: Seconds = 20.0,
-    eval_max_seconds: Seconds = 60.0,
-    pool_size: Count = 0,
-    max_bad_fraction: Fraction = 0.01,
+    **options: Unpack[HFSpeechOptions],
 ) -> SpeechData:
     """A Hugging Face data set of audio.
 
@@ -299,16 +242,13 @@ def hf_audio(
         streaming: read while training instead of downloading first. Lengths are not known then: every clip is cropped
             to ``crop_seconds``, and shorter ones are skipped. "sharded" lets every reader read a share of its own
             (docs/data.md).
-        shuffle_buffer: rows that every worker holds, still encoded, to shuffle a stream.
-        crop_seconds: of a stream.
-        conv_layers: as in SpeechData, like all that follow.
+        **options: as in :class:`SpeechData`.
 
     Raises:
         FileNotFoundError: no such data set.
         ValueError: ``datasets`` is not installed, split or columns do not exist, or a value is out of its range.
     """
-    check_seconds(min_seconds, max_seconds, crop_seconds)
-    shortest = round(min_seconds * sample_rate)
+    sample_rate, shortest = _shortest(options)
     train: AudioClips | Stream
     if streaming:
         train = HFAudioStream(path, split, audio_column, sample_rate, streaming == SHARDED)
@@ -322,13 +262,17 @@ def hf_audio(
         train=train,
         probe_train=train if isinstance(train, AudioClips) and train.has_transcripts else None,
         val=val,
-        sample_rate=sample_rate,
-        min_seconds=min_seconds,
-        max_seconds=max_seconds,
-        crop_seconds=crop_seconds,
-        eval_max_seconds=eval_max_seconds,
-        conv_layers=conv_layers,
-        pool_size=pool_size,
-        max_bad_fraction=max_bad_fraction,
-        shuffle_buffer=shuffle_buffer,
+        **options,
     )
+
+
+def _shortest(options: SpeechOptions) -> tuple[int, int]:
+    """Return the sample rate, Hz, and the samples of the shortest clip to train on.
+
+    Raises:
+        ValueError: the shortest is longer than the longest.
+    """
+    sample_rate = options.get("sample_rate", SpeechData.sample_rate)
+    min_seconds = options.get("min_seconds", SpeechData.min_seconds)
+    check_seconds(min_seconds, options.get("max_seconds", SpeechData.max_seconds))
+    return sample_rate, round(min_seconds * sample_rate)

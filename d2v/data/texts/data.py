@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.contents import distinct
-from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples, check_limits
+from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples
 from d2v.data.measures import Measures
 from d2v.data.samplers import BatchPlan
 from d2v.data.shards import ShardedBatches, stream_batches
@@ -111,9 +111,6 @@ class TextData(EqualSamples):
     shuffle_buffer: int = 1000
 
     def __post_init__(self) -> None:
-        if self.block_size < 4:
-            raise ValueError(f"data.block_size={self.block_size}: must be at least 4 tokens")
-        check_limits(self.max_bad_fraction, self.shuffle_buffer)
         if isinstance(self.train, TokenBlocks):
             for entry in BadSampleCounter(self.max_bad_fraction, self.train.num_documents).update(self.train.bad):
                 log.warning("skipped %s", entry)

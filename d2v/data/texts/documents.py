@@ -108,7 +108,6 @@ class TextFiles:
 
     Raises:
         FileNotFoundError: no such file or folder, or no text file in it.
-        ValueError: an unknown ``document``.
     """
 
     root: str
@@ -116,8 +115,6 @@ class TextFiles:
     key: str = "data.root"
 
     def __post_init__(self) -> None:
-        if self.document not in ("line", "file"):
-            raise ValueError(f"data.document={self.document}: choose line or file")
         if not self.files():
             left_out = self.contents.left_out
             there = f"; it holds {in_words(left_out)}, which data=hf_text may read" if left_out else ""

@@ -6,7 +6,7 @@ the keys of ``conf/data/<factory>.yaml``.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from d2v.data.shards import SHARDED, Streaming
 from d2v.data.texts.block_stream import BlockStream
@@ -19,36 +19,78 @@ from d2v.data.texts.tokenizer import Tokenizer, load_tokenizer
 from d2v.values import BlockSize, Count, Fraction, Name, PathStr, PositiveInt, VocabSize, buildable
 
 
+class TokenizerOptions(TypedDict, total=False):
+    """Options of a tokenizer, with their ranges.
+
+    Attributes:
+        tokenizer: a ``tokenizer.json``, or a folder with one or with the released models' encoder.json, vocab.bpe and
+            dict.txt; None to train one on the documents.
+        vocab_size: ids the encoder knows, at least as many as the tokenizer has.
+        pad_id: the tokenizer's id of padding.
+        mask_id: its id of masked tokens, for data2vec 1.0; None: not needed.
+    """
+
+    tokenizer: PathStr | None
+    vocab_size: VocabSize
+    pad_id: Count
+    mask_id: Count | None
+
+
+class TextOptions(TokenizerOptions, total=False):
+    """Options of every factory of text to pretrain on.
+
+    Attributes:
+        block_size: tokens a block.
+        max_bad_fraction: highest tolerated share of documents that are no UTF-8.
+        cache: folder for packed text and trained tokenizers; None for $D2V_CACHE or ~/.cache/d2v.
+    """
+
+    block_size: BlockSize
+    max_bad_fraction: Fraction
+    cache: PathStr | None
+
+
+class StreamOptions(TextOptions, total=False):
+    """Options of text that may be read while training.
+
+    Attributes:
+        shuffle_buffer: blocks that every worker holds to shuffle a stream.
+    """
+
+    shuffle_buffer: PositiveInt
+
+
+class CorpusOptions(StreamOptions, total=False):
+    """Options of text that has no labels of its own.
+
+    Attributes:
+        probe_train: .tsv or .csv of labelled texts to train probes on, or None.
+        probe_val: another table, to evaluate them on.
+        text_column: of these tables; "sentence" or "text" if None.
+        label_column: of these tables; "label" if None.
+        probe_limit: at most so many texts to train probes on, evenly spaced.
+    """
+
+    probe_train: PathStr | None
+    probe_val: PathStr | None
+    text_column: Name | None
+    label_column: Name | None
+    probe_limit: PositiveInt | None
+
+
 @buildable
-def samples_text(
-    *,
-    tokenizer: PathStr | None = None,
-    vocab_size: VocabSize = 4096,
-    pad_id: Count = 1,
-    mask_id: Count | None = None,
-    block_size: BlockSize = 128,
-    max_bad_fraction: Fraction = 0.01,
-    cache: PathStr | None = None,
-) -> TextData:
+def samples_text(**options: Unpack[TextOptions]) -> TextData:
     """WordNet's glosses, which ship with the package; their lexical class is the probes' label.
 
     Args:
-        tokenizer: as in :func:`text_files`, like all that follow.
+        **options: see :class:`TextOptions`; by default 4,096 ids and blocks of 128 tokens.
 
     Raises:
         ValueError: a value is out of its range.
     """
+    defaults: TextOptions = {"vocab_size": 4096, "block_size": 128}
     glosses = SampleTexts()
-    chosen = fitting_tokenizer(glosses, tokenizer, vocab_size, pad_id, cache, mask_id)
-    return TextData(
-        train=_blocks(glosses, chosen, block_size, cache),
-        tokenizer=chosen,
-        documents=glosses,
-        probe_train=glosses.labelled("train"),
-        val=glosses.labelled("val"),
-        block_size=block_size,
-        max_bad_fraction=max_bad_fraction,
-    )
+    return _text_data(glosses, glosses.labelled("train"), glosses.labelled("val"), **(defaults | options))
 
 
 @buildable
@@ -57,19 +99,7 @@ def text_files(
     *,
     document: Literal["line", "file"] = "line",
     streaming: bool = False,
-    shuffle_buffer: PositiveInt = 1000,
-    tokenizer: PathStr | None = None,
-    vocab_size: VocabSize = 32768,
-    pad_id: Count = 1,
-    mask_id: Count | None = None,
-    block_size: BlockSize = 512,
-    probe_train: PathStr | None = None,
-    probe_val: PathStr | None = None,
-    text_column: Name | None = None,
-    label_column: Name | None = None,
-    probe_limit: PositiveInt | None = None,
-    max_bad_fraction: Fraction = 0.01,
-    cache: PathStr | None = None,
+    **options: Unpack[CorpusOptions],
 ) -> TextData:
     """Documents in text files.
 
@@ -77,36 +107,13 @@ def text_files(
         root: a file, or a folder that is searched for .txt and .txt.gz; None for probes alone.
         document: a document is a line, or a whole file.
         streaming: read the files while training, instead of packing them once.
-        shuffle_buffer: blocks that every worker holds to shuffle a stream.
-        tokenizer: a ``tokenizer.json``, or a folder with one or with the released models' encoder.json, vocab.bpe and
-            dict.txt; None to train one on the documents.
-        vocab_size: ids the encoder knows, at least as many as the tokenizer has.
-        pad_id: the tokenizer's id of padding.
-        mask_id: its id of masked tokens, for data2vec 1.0; None: not needed.
-        block_size: tokens a block.
-        probe_train: .tsv or .csv of labelled texts to train probes on, or None.
-        probe_val: likewise, to evaluate them on.
-        text_column: of these tables; "sentence" or "text" if None.
-        label_column: of these tables; "label" if None.
-        probe_limit: at most so many texts to train probes on, evenly spaced.
-        max_bad_fraction: highest tolerated share of documents that are no UTF-8.
-        cache: folder for packed text and trained tokenizers; None for $D2V_CACHE or ~/.cache/d2v.
+        **options: see :class:`CorpusOptions`.
 
     Raises:
         FileNotFoundError: a file or folder does not exist, or holds no text file.
         ValueError: a value is out of its range, a column is missing, or the tokenizer does not fit.
     """
-    documents = None if root is None else TextFiles(root, document)
-    return _text_data(
-        documents,
-        streaming,
-        shuffle_buffer,
-        fitting_tokenizer(documents, tokenizer, vocab_size, pad_id, cache, mask_id),
-        block_size,
-        *_probe_tables(probe_train, probe_val, text_column, label_column, probe_limit),
-        max_bad_fraction,
-        cache,
-    )
+    return _corpus(None if root is None else TextFiles(root, document), streaming, **options)
 
 
 @buildable
@@ -116,19 +123,7 @@ def hf_text(
     column: Name | None = None,
     *,
     streaming: Streaming = False,
-    shuffle_buffer: PositiveInt = 1000,
-    tokenizer: PathStr | None = None,
-    vocab_size: VocabSize = 32768,
-    pad_id: Count = 1,
-    mask_id: Count | None = None,
-    block_size: BlockSize = 512,
-    probe_train: PathStr | None = None,
-    probe_val: PathStr | None = None,
-    text_column: Name | None = None,
-    label_column: Name | None = None,
-    probe_limit: PositiveInt | None = None,
-    max_bad_fraction: Fraction = 0.01,
-    cache: PathStr | None = None,
+    **options: Unpack[CorpusOptions],
 ) -> TextData:
     """A Hugging Face data set of texts.
 
@@ -138,97 +133,107 @@ def hf_text(
         column: of the texts; the only column of strings if None.
         streaming: read while training, instead of downloading and packing first; "sharded" lets every reader read a
             share of its own (docs/data.md).
-        shuffle_buffer: as in :func:`text_files`, like all that follow.
+        **options: see :class:`CorpusOptions`.
 
     Raises:
         FileNotFoundError: no such data set, or no such table.
         ValueError: as :func:`text_files`, or ``datasets`` is not installed, or split or column do not exist.
     """
-    documents = HFTexts(path, split, column, bool(streaming))
-    return _text_data(
-        documents,
-        streaming,
-        shuffle_buffer,
-        fitting_tokenizer(documents, tokenizer, vocab_size, pad_id, cache, mask_id),
-        block_size,
-        *_probe_tables(probe_train, probe_val, text_column, label_column, probe_limit),
-        max_bad_fraction,
-        cache,
-    )
+    return _corpus(HFTexts(path, split, column, bool(streaming)), streaming, **options)
+
+
+def _corpus(
+    documents: Documents | None,
+    streaming: Streaming,
+    *,
+    probe_train: str | None = None,
+    probe_val: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    probe_limit: int | None = None,
+    **options: Unpack[StreamOptions],
+) -> TextData:
+    tables = _probe_tables(probe_train, probe_val, text_column, label_column, probe_limit)
+    return _text_data(documents, *tables, streaming, **options)
 
 
 def _text_data(
     documents: Documents | None,
-    streaming: Streaming,
-    shuffle_buffer: int,
-    tokenizer: Tokenizer,
-    block_size: int,
     probe_train: LabelledTexts | None,
-    probe_val: LabelledTexts | None,
-    max_bad_fraction: float,
-    cache: str | None,
+    val: LabelledTexts | None,
+    streaming: Streaming = False,
+    *,
+    block_size: int = TextData.block_size,
+    max_bad_fraction: float = TextData.max_bad_fraction,
+    shuffle_buffer: int = TextData.shuffle_buffer,
+    cache: str | None = None,
+    **options: Unpack[TokenizerOptions],
 ) -> TextData:
+    tokenizer = fitting_tokenizer(documents, cache, **options)
     train: TokenBlocks | BlockStream | None = None
     if documents is not None and streaming:
-        _check(block_size)
         train = BlockStream(documents, tokenizer, block_size, streaming == SHARDED)
         next(iter(train))  # a text without one block fails here, and not in a data worker
     elif documents is not None:
-        train = _blocks(documents, tokenizer, block_size, cache)
+        packed = pack(documents, tokenizer, cache_dir(cache))
+        train = TokenBlocks(packed, block_size, tokenizer.bos_id, documents.contents)
     return TextData(
         train=train,
         tokenizer=tokenizer,
         documents=documents,
         probe_train=probe_train,
-        val=probe_val,
+        val=val,
         block_size=block_size,
         max_bad_fraction=max_bad_fraction,
         shuffle_buffer=shuffle_buffer,
     )
 
 
-def _blocks(documents: Documents, tokenizer: Tokenizer, block_size: int, cache: str | None) -> TokenBlocks:
-    _check(block_size)
-    return TokenBlocks(pack(documents, tokenizer, cache_dir(cache)), block_size, tokenizer.bos_id, documents.contents)
-
-
-def _check(block_size: int) -> None:
-    if block_size < 4:
-        raise ValueError(f"data.block_size={block_size}: must be at least 4 tokens")
-
-
 def fitting_tokenizer(
     documents: Documents | None,
-    path: str | None,
-    vocab_size: int,
-    pad_id: int,
-    cache: str | None,
+    cache: str | None = None,
+    *,
+    tokenizer: str | None = None,
+    vocab_size: int = 32768,
+    pad_id: int = 1,
     mask_id: int | None = None,
 ) -> Tokenizer:
-    """The given tokenizer, or one trained on the documents, that the encoder's vocabulary holds."""
-    if path is not None:
-        tokenizer = load_tokenizer(path)
+    """Return the given tokenizer, or one trained on the documents, that the encoder's vocabulary holds.
+
+    Args:
+        documents: to train it on, or None.
+        cache: folder for trained tokenizers.
+        tokenizer: as in :class:`TokenizerOptions`, like all that follow.
+        vocab_size: ids the encoder knows.
+        pad_id: id of padding.
+        mask_id: id of masked tokens, or None.
+
+    Raises:
+        ValueError: the tokenizer has other ids, or there is nothing to train one on.
+    """
+    if tokenizer is not None:
+        chosen = load_tokenizer(tokenizer)
     elif documents is None:
         raise ValueError(
             "data.tokenizer=null: without data.root there is nothing to train one on; give a tokenizer.json"
         )
     else:
-        tokenizer = cached_tokenizer(documents, vocab_size, cache_dir(cache))
-    if tokenizer.vocab_size > vocab_size:
+        chosen = cached_tokenizer(documents, vocab_size, cache_dir(cache))
+    if chosen.vocab_size > vocab_size:
         raise ValueError(
-            f"data.vocab_size={vocab_size}: the tokenizer has {tokenizer.vocab_size} tokens; "
-            f"set data.vocab_size={tokenizer.vocab_size}"
+            f"data.vocab_size={vocab_size}: the tokenizer has {chosen.vocab_size} tokens; "
+            f"set data.vocab_size={chosen.vocab_size}"
         )
-    if tokenizer.pad_id != pad_id:
+    if chosen.pad_id != pad_id:
         raise ValueError(
-            f"data.pad_id={pad_id}: the tokenizer's padding is {tokenizer.pad_id}; set data.pad_id={tokenizer.pad_id}"
+            f"data.pad_id={pad_id}: the tokenizer's padding is {chosen.pad_id}; set data.pad_id={chosen.pad_id}"
         )
-    if mask_id is not None and mask_id != tokenizer.mask_id:
+    if mask_id is not None and mask_id != chosen.mask_id:
         raise ValueError(
-            f"data.mask_id={mask_id}: the tokenizer's mask token is {tokenizer.mask_id}; "
-            + ("choose another tokenizer" if tokenizer.mask_id is None else f"set data.mask_id={tokenizer.mask_id}")
+            f"data.mask_id={mask_id}: the tokenizer's mask token is {chosen.mask_id}; "
+            + ("choose another tokenizer" if chosen.mask_id is None else f"set data.mask_id={chosen.mask_id}")
         )
-    return tokenizer
+    return chosen
 
 
 def _probe_tables(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from torch import Tensor
 from d2v.data.contents import describe_sources
 from d2v.data.labelled import FinetuneSet, part
 from d2v.data.measures import Measures
-from d2v.data.texts.data import INPUT_KEYS, MODALITY, eval_collate
-from d2v.data.texts.factories import fitting_tokenizer
+from d2v.data.texts.data import INPUT_KEYS, MODALITY, TextData, eval_collate
+from d2v.data.texts.factories import TokenizerOptions, fitting_tokenizer
 from d2v.data.texts.glue_files import read_file, read_hub, write_submission
 from d2v.data.texts.glue_tasks import TASKS, GlueTask, Sentences, TaskName
 from d2v.data.texts.measures import TextMeasures
-from d2v.values import BlockSize, Count, Name, PathStr, VocabSize, buildable
+from d2v.values import BlockSize, Name, PathStr, buildable
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,9 @@ def glue(
     root: PathStr | None = None,
     path: Name | None = None,
     *,
-    tokenizer: PathStr | None = None,
-    vocab_size: VocabSize = 50265,
-    pad_id: Count = 1,
-    mask_id: Count | None = None,
-    block_size: BlockSize = 512,
+    block_size: BlockSize = TextData.block_size,
     on_bad_row: Literal["error", "skip"] = "error",
+    **options: Unpack[TokenizerOptions],
 ) -> GlueData:
     """A task of GLUE from the original files, or from the Hugging Face Hub.
 
@@ -126,9 +123,10 @@ def glue(
         task: one of ``TASKS``.
         root: the folder that holds CoLA, MRPC, ...; or
         path: a Hugging Face data set with a configuration for every task, ``nyu-mll/glue``.
-        tokenizer: as in :func:`d2v.data.texts.factories.text_files`, like the next four.
+        block_size: tokens that the encoder can read.
         on_bad_row: what to do with a row to train on or to choose by that is bad, "error" or "skip". Bad are other
             columns than the header's, bytes that are not UTF-8, no text, and a label that is missing or unknown.
+        **options: see :class:`d2v.data.texts.factories.TokenizerOptions`; by default 50,265 ids.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -139,6 +137,7 @@ def glue(
         raise ValueError(f"data.root={root}, data.path={path}: give the folder of GLUE's files, or nyu-mll/glue")
     if task not in TASKS:
         raise ValueError(f"data.task={task}: choose one of {', '.join(TASKS)}")
+    defaults: TokenizerOptions = {"vocab_size": 50265}
     chosen = TASKS[task]
     skip = on_bad_row == "skip"
     read = partial(read_hub, chosen, task, str(path), skip) if root is None else partial(read_file, chosen, root, skip)
@@ -148,6 +147,6 @@ def glue(
         chosen,
         train,
         dev | {split: read(split) for split in chosen.test},
-        fitting_tokenizer(None, tokenizer, vocab_size, pad_id, None, mask_id),
+        fitting_tokenizer(None, **(defaults | options)),
         block_size,
     )

@@ -283,8 +283,6 @@ def test_streams_and_map_style_data_are_not_mixed_up(streamed, parquet):
         streamed.pretrain_dataset(0)
     with pytest.raises(ValueError, match=r"data\.streaming=false: use pretrain_dataset"):
         stream(hf_images(parquet))
-    with pytest.raises(ValueError, match=r"data\.shuffle_buffer=0: must be at least 1"):
-        hf_images(parquet, streaming=True, shuffle_buffer=0)
 
 
 def labelled(values: list, feature=None) -> datasets.Dataset:

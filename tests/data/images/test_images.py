@@ -18,12 +18,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 
 from d2v.data.bad_samples import BadSample, BadSampleCounter, TooManyBadSamples
-from d2v.data.images.factories import ImageData, hf_images, image_folder, imagenet, samples
+from d2v.data.images.factories import HFImageOptions, ImageData, hf_images, image_folder, imagenet, samples
 from d2v.data.images.sources import ImageFolder, SampleImages, decode_image, to_channels
 from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform, center_crop_box, random_crop_box
 from d2v.data.keys import SampleKey
 from d2v.data.samplers import StreamSampler
+from d2v.interop.build import build
 from d2v.objective.masking import InverseBlockMask
+from d2v.values import parameters
 
 MASK = InverseBlockMask(num_masks=4, mask_ratio=0.6, mask_length=2)
 IDENTITY = Normalize((0.0,) * 3, (1 / 255,) * 3)  # pixel values as they are
@@ -541,12 +543,14 @@ def test_folder_errors(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"img_size": 30}, r"data\.img_size=30 is no positive multiple of data\.patch_size=4; set data\.img_size=32"),
+        ({"img_size": 30}, r"data\.img_size=30 is no multiple of data\.patch_size=4; set data\.img_size=32"),
         ({"in_chans": 4}, r"data\.in_chans=4: choose 1 \(grey\) or 3 \(RGB\)"),
         ({"in_chans": 3}, r"data\.mean=\[0\.286\]: give one number a channel, data\.in_chans=3"),
-        ({"std": (0.0,)}, r"data\.std=\[0\.0\]"),
+        ({"std": (0.0,)}, r"data\.std\[0\]=0\.0: give a number above 0"),
         ({"crop_scale": (1.0, 0.2)}, r"data\.crop_scale=\[1\.0, 0\.2\]: give \[low, high\]"),
-        ({"crop_scale": (0.0, 0.2)}, r"data\.crop_scale"),
+        ({"crop_scale": (0.0, 0.2)}, r"data\.crop_scale\[0\]=0\.0"),
+        ({"crop_sale": (0.1, 0.2)}, r"unknown key data\.crop_sale: did you mean data\.crop_scale\?"),
+        ({"shuffle_buffer": 3}, r"data\.shuffle_buffer=3: samples has no such setting"),
         ({"crop_pct": 0.0}, r"data\.crop_pct=0\.0"),
         ({"hflip": 1.5}, r"data\.hflip=1\.5"),
         ({"max_bad_fraction": -0.1}, r"data\.max_bad_fraction=-0\.1"),
@@ -554,19 +558,22 @@ def test_folder_errors(tmp_path):
 )
 def test_value_errors_name_the_key(change, message):
     with pytest.raises(ValueError, match=message):
-        samples(**change)
+        build({"_target_": "d2v.data.images.factories.samples", **change}, key="data")
 
 
 @pytest.mark.parametrize("factory", [samples, image_folder, imagenet, hf_images])
 def test_configuration_files_spell_out_every_keyword(factory, data_config):
     config = data_config(factory.__name__)
-    keywords = inspect.signature(factory).parameters
-    assert config["_target_"] == f"{factory.__module__}.{factory.__name__}"
-    assert set(config) - {"_target_"} == set(keywords)
+    keywords = parameters(factory)
+    options = HFImageOptions.__annotations__.keys() & keywords.keys()
+    assert config.pop("_target_") == f"{factory.__module__}.{factory.__name__}"
+    assert set(config) == set(keywords)
+    if factory is samples:
+        config.patch_size = 4  # so that the tokens of the smallest models are few
     for name, keyword in keywords.items():
-        if name != "patch_size" and keyword.default is not inspect.Parameter.empty:
-            default = list(keyword.default) if isinstance(keyword.default, tuple) else keyword.default
-            assert config[name] == default, name
+        default = getattr(samples() if factory is samples else ImageData, name) if name in options else keyword.default
+        if default is not inspect.Parameter.empty:
+            assert config[name] == (list(default) if isinstance(default, tuple) else default), name
 
 
 def test_configured_lists_are_read(data_config):

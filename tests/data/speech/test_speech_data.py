@@ -23,11 +23,20 @@ from d2v.data.keys import ClipKey
 from d2v.data.speech.batches import crop_start
 from d2v.data.speech.clips import AudioClips, Clip
 from d2v.data.speech.data import SpeechData
-from d2v.data.speech.factories import audio_folder, audio_manifest, hf_audio, librispeech, samples_speech
+from d2v.data.speech.factories import (
+    HFSpeechOptions,
+    audio_folder,
+    audio_manifest,
+    hf_audio,
+    librispeech,
+    samples_speech,
+)
+from d2v.interop.build import build
 from d2v.nn.encoder import Encoder, transformer_encoder
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.objective.masking import SpanMask
 from d2v.types import Batch, num_frames
+from d2v.values import parameters
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("torchaudio")
@@ -64,9 +73,12 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
+FACTORIES = "d2v.data.speech.factories"
+SIZES = {"conv_layers": CONVS, "min_seconds": 0.05, "max_seconds": 0.3, "pool_size": 20}
+
+
 def speech(root: Path, **options) -> SpeechData:
-    options = {"conv_layers": CONVS, "min_seconds": 0.05, "max_seconds": 0.3, "pool_size": 20} | options
-    return audio_folder(str(root), **options)
+    return audio_folder(str(root), **(SIZES | options))
 
 
 def loader(
@@ -613,11 +625,11 @@ def test_there_may_be_nothing_to_evaluate(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"min_seconds": 0.0}, r"data\.min_seconds=0\.0, .*choose 0 < min_seconds <= max_seconds"),
+        ({"min_seconds": 0.0}, r"data\.min_seconds=0\.0: give a number above 0"),
         ({"min_seconds": 0.4}, r"data\.min_seconds=0\.4, data\.max_seconds=0\.3"),
         ({"max_seconds": float("nan")}, r"data\.max_seconds=nan"),
         ({"min_seconds": 0.001}, r"data\.min_seconds=0\.001: such a clip holds no frame; raise it"),
-        ({"max_bad_fraction": 1.5}, r"data\.max_bad_fraction=1\.5: must be between 0 and 1"),
+        ({"max_bad_fraction": 1.5}, r"data\.max_bad_fraction=1\.5: give a number from 0 to 1"),
         ({"max_bad_fraction": -0.1}, r"data\.max_bad_fraction=-0\.1"),
         ({"min_seconds": 0.39, "max_seconds": 0.5}, r"data\.root=.*: none of 20 clips can be used: .*20 are shorter"),
         ({"label_pattern": "x"}, r"data\.label_pattern=x: put parentheses"),
@@ -627,7 +639,7 @@ def test_there_may_be_nothing_to_evaluate(folder):
 )
 def test_errors_name_the_key(folder, change, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        _ = speech(folder, **change).size
+        _ = build({"_target_": f"{FACTORIES}.audio_folder", "root": str(folder), **SIZES, **change}, key="data").size
 
 
 def test_folder_errors(tmp_path):
@@ -642,20 +654,33 @@ def test_folder_errors(tmp_path):
 
 @pytest.mark.parametrize("name", ["crop_seconds", "shuffle_buffer"])
 def test_settings_of_streams_are_checked(name):
+    with pytest.raises(ValueError, match=rf"data\.{name}=0: give a"):
+        build({"_target_": f"{FACTORIES}.hf_audio", "path": "a", "conv_layers": CONVS, name: 0}, key="data")
+
+
+def test_a_crop_that_holds_no_frame_is_refused():
     clips = AudioClips(lambda path: b"", [Clip("a", RATE)], RATE, 1)
-    with pytest.raises(ValueError, match=rf"data\.{name}=0"):
-        SpeechData(train=clips, conv_layers=CONVS, **{name: 0})
+    with pytest.raises(ValueError, match=r"data\.crop_seconds=0\.001: such a clip holds no frame"):
+        SpeechData(train=clips, conv_layers=CONVS, crop_seconds=0.001)
+
+
+def test_the_encoder_says_what_a_frame_is():
+    with pytest.raises(ValueError, match=r"data\.conv_layers: a value is missing"):
+        build({"_target_": f"{FACTORIES}.samples_speech"}, key="data")
 
 
 @pytest.mark.parametrize("factory", [samples_speech, librispeech, audio_folder, audio_manifest, hf_audio])
 def test_configuration_files_spell_out_every_keyword(factory, data_config):
     config = data_config(factory.__name__)
-    keywords = inspect.signature(factory).parameters
+    keywords = parameters(factory)
+    options = HFSpeechOptions.__annotations__.keys() & keywords.keys()
     assert config.pop("_target_") == f"{factory.__module__}.{factory.__name__}"
     assert set(config) == set(keywords)
-    for name, keyword in keywords.items():
-        if name != "probe_train" and keyword.default is not inspect.Parameter.empty:
-            assert config[name] == keyword.default, name
+    made = samples_speech(conv_layers=CONVS) if factory is samples_speech else SpeechData
+    for name in config:
+        default = getattr(made, name) if name in options else keywords[name].default
+        if name not in ("probe_train", "conv_layers") and default is not inspect.Parameter.empty:
+            assert config[name] == default, name
 
 
 def test_configured_lists_are_read(folder):

@@ -145,8 +145,6 @@ def test_file_errors(tmp_path):
     (tmp_path / "x.md").write_text("x")
     with pytest.raises(FileNotFoundError, match=r"files=.*: no text file there \(\.txt, \.txt\.gz\)"):
         TextFiles(str(tmp_path), key="files")
-    with pytest.raises(ValueError, match=r"data\.document=page: choose line or file"):
-        TextFiles(str(tmp_path), "page")
 
 
 # --- packing

@@ -25,16 +25,19 @@ from d2v.data.keys import SampleKey
 from d2v.data.loading import TrainLoader
 from d2v.data.samplers import BatchPlan, StreamSampler
 from d2v.data.streams import StreamBatches
+from d2v.data.texts import factories
 from d2v.data.texts.blocks import TokenBlocks
 from d2v.data.texts.data import TextData
 from d2v.data.texts.documents import HFTexts, TextFiles, read_table
-from d2v.data.texts.factories import hf_text, samples_text, text_files
+from d2v.data.texts.factories import fitting_tokenizer, hf_text, samples_text, text_files
 from d2v.data.texts.samples import SampleTexts
 from d2v.data.texts.tokenizer import load_tokenizer, train_tokenizer
+from d2v.interop.build import build
 from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.text import TextFrontend
 from d2v.objective.masking import RandomMask
 from d2v.types import Batch
+from d2v.values import parameters
 
 pytest.importorskip("tokenizers")
 
@@ -57,6 +60,9 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("D2V_CACHE", str(tmp_path / "cache"))
 
 
+SIZES = {"tokenizer": tokenizer_json(), "vocab_size": 300, "block_size": 16}
+
+
 @pytest.fixture
 def root(tmp_path):
     """A folder of two files, 300 documents."""
@@ -69,7 +75,7 @@ def root(tmp_path):
 
 def files(root: str | None, **options) -> TextData:
     """With sizes for tests."""
-    return text_files(root, **({"tokenizer": tokenizer_json(), "vocab_size": 300, "block_size": 16} | options))
+    return text_files(root, **(SIZES | options))
 
 
 def loader(data: TextData, *, batches: int = 6, micro: int = 8, start: int = 0, workers: int = 0, seed: int = 3):
@@ -322,11 +328,11 @@ def test_a_document_may_be_a_file(root):
     [
         ({"vocab_size": 299}, r"data\.vocab_size=299: the tokenizer has 300 tokens; set data\.vocab_size=300"),
         ({"pad_id": 0}, r"data\.pad_id=0: the tokenizer's padding is 1; set data\.pad_id=1"),
-        ({"block_size": 3}, r"data\.block_size=3: must be at least 4"),
+        ({"block_size": 3}, r"data\.block_size=3: give a whole number from 4 to"),
         ({"block_size": 10**6}, r"data\.block_size=1000000: the whole text has \d+ tokens; choose at most"),
         ({"max_bad_fraction": 1.1}, r"data\.max_bad_fraction=1\.1"),
-        ({"shuffle_buffer": 0}, r"data\.shuffle_buffer=0: must be at least 1"),
-        ({"document": "page"}, r"data\.document=page: choose line or file"),
+        ({"shuffle_buffer": 0}, r"data\.shuffle_buffer=0: give a whole number from 1"),
+        ({"document": "page"}, r"data\.document=page: choose one of line, file"),
         ({"tokenizer": None, "vocab_size": 260}, r"vocab_size=260: 5 special tokens and 256 bytes need 261"),
         ({"tokenizer": '{"a": 1}'}, r"data\.tokenizer: not a tokenizer\.json"),
         ({"probe_train": "x.tsv"}, r"data\.probe_train=x\.tsv, data\.probe_val=None: give both tables or none"),
@@ -335,7 +341,7 @@ def test_a_document_may_be_a_file(root):
 )
 def test_value_errors_name_the_key(root, change, message):
     with pytest.raises(ValueError, match=message):
-        _ = files(root, **change).size
+        _ = build({"_target_": "d2v.data.texts.factories.text_files", "root": root, **SIZES, **change}, key="data").size
 
 
 def test_path_errors(root):
@@ -777,14 +783,21 @@ def test_samples_text(monkeypatch, tmp_path):
 @pytest.mark.parametrize("factory", [samples_text, text_files, hf_text])
 def test_configuration_files_spell_out_every_keyword(factory, data_config):
     config = data_config(factory.__name__)
-    keywords = inspect.signature(factory).parameters
-    assert config["_target_"] == f"{factory.__module__}.{factory.__name__}"
-    assert set(config) - {"_target_"} == set(keywords)
+    keywords = parameters(factory)
+    assert config.pop("_target_") == f"{factory.__module__}.{factory.__name__}"
+    assert set(config) == set(keywords)
+    own = {"vocab_size": 4096, "block_size": 128} if factory is samples_text else {}
+    stated = [parameters(target) for target in (factories._corpus, factories._text_data, fitting_tokenizer)]
+    unknown = (..., inspect.Parameter.empty)
+    passed_on = {name: p.default for known in stated for name, p in known.items() if p.default not in unknown}
     for name, keyword in keywords.items():
-        if keyword.default is inspect.Parameter.empty:
+        default = keyword.default
+        if default is ...:
+            default = own.get(name, passed_on[name])
+        if default is inspect.Parameter.empty:
             assert OmegaConf.is_missing(config, name), name
         else:
-            assert config[name] == keyword.default, name
+            assert config[name] == default, name
 
 
 def test_blocks_and_files_are_what_the_trainer_expects(root):
