@@ -1,4 +1,4 @@
-"""d2v: pretrain data2vec encoders. ``import d2v`` is cheap: a name is imported when it is first used."""
+"""Pretraining of data2vec encoders. ``import d2v`` is cheap: names are imported on first use."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     run = d2v.pretrain(experiment="image_tiny", trainer={"max_steps": 200})
 
-Keys, values and defaults are those of the command line: a group's option by its name (``data="image_folder"``), a
-section by a mapping (``optim={"lr": 1e-3}``), a key of a group whose option is chosen by its full name in the first
-argument (``{"data.root": DIR}``). Nothing heavy is imported before a function is called.
+Keys, values and defaults are those of the command line. Choose a group's option by name (``data="image_folder"``), set
+keys of a section by a mapping (``optim={"lr": 1e-3}``), or set any key by its full name in the first argument
+(``{"data.root": DIR}``). Nothing heavy is imported before a function is called.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """Result of a call: its folder, metrics and encoder.
+    """Finished run: its folder, metrics, results and encoder.
 
     Attributes:
-        folder: of the run: configuration, metrics, results, checkpoints.
-        checkpoint: what ``encoder`` is read from.
+        folder: folder of the run, with configuration, metrics, results and checkpoints.
+        checkpoint: file or folder from which ``encoder`` is read.
     """
 
     folder: Path
@@ -34,7 +34,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, list[float | None]]:
-        """Columns of ``metrics.csv``, None where a metric was not logged; of an evaluation, those of its scores."""
+        """Columns of ``metrics.csv`` by name, None where a metric was not logged; of an evaluation, its scores."""
         from d2v.runs.metrics import METRICS, read_metrics
 
         path = self.folder / METRICS
@@ -45,7 +45,7 @@ class Run:
 
     @cached_property
     def results(self) -> list[Row]:
-        """Rows of ``results.json``: scores by model and evaluation set; [] of pretraining."""
+        """Rows of ``results.json``, one for each model and evaluation set; [] after pretraining."""
         from d2v.runs.results import read_results
 
         found = read_results(self.folder)
@@ -53,24 +53,24 @@ class Run:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The student, or the fine-tuned encoder, in eval mode."""
+        """Student, or fine-tuned encoder, in eval mode."""
         from d2v.interop.checkpoints import load_encoder
 
         return load_encoder(self.checkpoint)
 
 
 def pretrain(config: Mapping[str, Any] | None = None, /, **settings: Any) -> Run:
-    """Train an encoder, as ``d2v pretrain`` does.
+    """Pretrain an encoder, like ``d2v pretrain``.
 
     Args:
-        config: settings by key.
-        settings: more of them.
+        config: settings by full key, such as ``{"data.root": DIR}``.
+        settings: settings by group, section or key.
 
     Returns:
         The run: its folder, metrics and encoder.
 
     Raises:
-        ValueError: a setting, the data or a checkpoint is wrong, in the words of the command line.
+        ValueError: a setting, the data or a checkpoint is invalid; the message is that of the command line.
     """
     from d2v.cli.python import call
 
@@ -79,9 +79,9 @@ def pretrain(config: Mapping[str, Any] | None = None, /, **settings: Any) -> Run
 
 
 def finetune(config: Mapping[str, Any] | None = None, /, **settings: Any) -> Run:
-    """Train an encoder and a head on labels and score them, as ``d2v finetune`` does.
+    """Train an encoder and a head on labels and score them, like ``d2v finetune``.
 
-    Arguments, result and errors are those of :func:`pretrain`. A sweep is for the command line.
+    Arguments, result and errors are those of :func:`pretrain`. Sweeps are for the command line only.
     """
     from d2v.cli.python import call
 
@@ -90,9 +90,9 @@ def finetune(config: Mapping[str, Any] | None = None, /, **settings: Any) -> Run
 
 
 def evaluate(config: Mapping[str, Any] | None = None, /, **settings: Any) -> Run:
-    """Probe an encoder, or score a fine-tuned model, as ``d2v evaluate`` does.
+    """Probe an encoder, or score a fine-tuned model, like ``d2v evaluate``.
 
-    Arguments, result and errors are those of :func:`pretrain`; ``checkpoint`` must be given.
+    Arguments, result and errors are those of :func:`pretrain`; ``checkpoint`` is required.
     """
     from d2v.cli.python import call
 

@@ -1,8 +1,8 @@
-"""Reading text, JSON and YAML that others wrote, bounded in size, depth and number of values.
+"""Reading of foreign text, JSON and YAML within bounds of size, depth and number of values.
 
-A small file can describe a structure that fills the memory (aliases in YAML, lists in lists), end the interpreter
-(nesting deeper than its stack) or keep it busy for ever (patterns that backtrack). Files that d2v and its peers write
-stay far below these bounds: the largest published tokenizers have 35 MB and two million values.
+A small file can describe a structure that fills the memory (aliases in YAML, nested lists), crashes the interpreter
+(nesting deeper than its stack) or never ends (backtracking patterns). Files of d2v and similar libraries stay far below
+these bounds: the largest published tokenizers have 35 MB and two million values.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import yaml
 
 from d2v.lfs import IS_POINTER, is_lfs_pointer
 
-MAX_BYTES = 128 << 20  # of a file of text
+MAX_BYTES = 128 << 20  # of a text file
 MAX_VALUES = 8_000_000  # of a structure, containers included
 MAX_NODES = 200_000  # of a structure in YAML: configurations
-MAX_DEPTH = 64  # of containers in containers
+MAX_DEPTH = 64  # of nesting
 MAX_DIGITS = 1_000  # of a number in YAML
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -28,15 +28,15 @@ _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class TooMuch(ValueError):
-    """Content of a file that exceeds a bound."""
+    """The content of a file exceeds a bound."""
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
     """Return the UTF-8 text of a regular file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a device or a pipe, too large, a Git LFS pointer, or no UTF-8; the message names no path.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is a device or pipe, too large, a Git LFS pointer, or not UTF-8; the message does not name it.
     """
     path = Path(path)
     status = path.stat()
@@ -55,12 +55,12 @@ def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Return what JSON describes.
+    """Parse JSON.
 
     Raises:
-        ValueError: it is not JSON, nested too deep, or describes too many values.
+        ValueError: the text is not JSON, is nested too deeply, or has too many values.
     """
-    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:  # before memory is taken
+    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:  # before memory is allocated
         raise TooMuch(f"more than {MAX_VALUES:,} values")
     try:
         content = json.loads(text)
@@ -71,16 +71,16 @@ def parse_json(text: str) -> Any:
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_BYTES) -> Any:
-    """Return what a JSON file describes; errors as of :func:`read_text` and :func:`parse_json`."""
+    """Read and parse a JSON file; raises the errors of :func:`read_text` and :func:`parse_json`."""
     return parse_json(read_text(path, max_bytes))
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the plain containers, numbers and texts that YAML describes.
+    """Parse YAML of plain containers, numbers and strings.
 
     Raises:
-        ValueError: it is not YAML, names something else, refers to its own parts (aliases: a few lines can describe
-            billions of values), is nested too deep, or describes too many values.
+        ValueError: the text is not YAML, has tags of other types, has aliases (with which a few lines can describe
+            billions of values), is nested too deeply, or has too many values.
     """
     depth = 0
     try:
@@ -105,21 +105,21 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: str | Path, max_bytes: int = MAX_BYTES) -> Any:
-    """Return what a YAML file describes; errors as of :func:`read_text` and :func:`parse_yaml`."""
+    """Read and parse a YAML file; raises the errors of :func:`read_text` and :func:`parse_yaml`."""
     return parse_yaml(read_text(path, max_bytes))
 
 
 def _is_long_number(text: str) -> bool:
-    """Return whether YAML could take the text for a number that takes time quadratic in its digits to read."""
+    """Return whether YAML could read the text as a number so long that reading it takes quadratic time."""
     return len(text) > MAX_DIGITS and text[0] in "+-.0123456789"
 
 
 def check_plain(content: Any, max_values: int = MAX_VALUES) -> None:
-    """Raise ValueError unless a structure holds plain values, not too many and not too deep.
+    """Raise ValueError unless a structure holds only plain values, not too many and not nested too deeply.
 
     Args:
-        content: None, bool, int, float, str, in lists, tuples, sets and mappings.
-        max_values: containers included.
+        content: None, bool, int, float and str, in lists, tuples, sets and mappings.
+        max_values: largest number of values, including containers.
     """
     for value in walk(content, max_values):
         if not isinstance(value, _PLAIN):
@@ -129,17 +129,17 @@ def check_plain(content: Any, max_values: int = MAX_VALUES) -> None:
 def walk(
     content: Any, max_values: int, parts: Callable[[Any], Iterable[Any] | None] = lambda value: None
 ) -> Iterator[Any]:
-    """Yield the values in a structure that are no containers.
+    """Yield the values of a structure that are not containers.
 
-    A part that is shared is met as often as it is found: so often would any reader visit it.
+    Shared parts count each time they occur, because any reader visits them that often.
 
     Args:
-        content: lists, tuples, sets, and mappings with texts or whole numbers as keys.
-        max_values: containers included.
-        parts: of a container of another kind; None for what is none.
+        content: lists, tuples, sets, and mappings with strings or integers as keys.
+        max_values: largest number of values, including containers.
+        parts: returns the elements of other containers, or None for values that are not containers.
 
     Raises:
-        ValueError: too many values, too deep, or a key of another type.
+        ValueError: too many values, nesting too deep, or a key of another type.
     """
     count, waiting = 0, [(content, 0)]
     while waiting:

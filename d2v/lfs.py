@@ -1,4 +1,4 @@
-"""Git LFS pointers: the few lines that stand in for a large file where ``git lfs`` has not fetched it."""
+"""Detection of Git LFS pointers, small text files in place of files that ``git lfs`` has not fetched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def is_lfs_pointer(file: str | os.PathLike[str] | bytes) -> bool:
     """Return whether a file holds a Git LFS pointer instead of data.
 
     Args:
-        file: a path, or a file's content. A path that cannot be read is no pointer.
+        file: a path, or the content of a file. A path that cannot be read counts as no pointer.
     """
     if isinstance(file, bytes):
         return len(file) < _LONGEST and file.startswith(_HEAD)
@@ -30,8 +30,8 @@ def refuse_lfs_pointer(path: str | os.PathLike[str], key: str) -> None:
     """Raise ValueError if the file of a configuration key holds a Git LFS pointer.
 
     Args:
-        path: of the file.
-        key: the config key and its value, ``data.tokenizer=FILE``.
+        path: path of the file.
+        key: config key and value for the message, such as ``data.tokenizer=FILE``.
     """
     if is_lfs_pointer(path):
         raise ValueError(f"{key}: {path} is {IS_POINTER}")

@@ -1,9 +1,8 @@
-"""Regular expressions that files bring: refused where matching could take for ever.
+"""Check of foreign regular expressions: those that could take exponential time to match are refused.
 
-Time grows exponentially only where a text can be matched in exponentially many ways: a group is repeated that itself
-varies, many parts in a row vary, or a part refers to an earlier group. This is told by the text of a pattern alone, in
-what the syntaxes of Python and of Oniguruma (the library tokenizers) share; what they do not share is refused. The
-patterns of published tokenizers pass.
+Time grows exponentially only if a text can match in exponentially many ways: a repeated group itself varies, many parts
+in a row vary, or a part refers to an earlier group. The check reads only the text of a pattern, in the syntax shared by
+Python and Oniguruma (the library of tokenizers); other syntax is refused. The patterns of published tokenizers pass.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 import re
 
 MAX_LENGTH = 2_000  # characters
-MAX_UNBOUNDED = 4  # unbounded repetitions one after another: time grows with that power of a text's length
-MAX_WAYS = 100_000  # in which bounded repetitions and alternatives one after another can match
+MAX_UNBOUNDED = 4  # unbounded repetitions in a row: time grows with that power of a text's length
+MAX_WAYS = 100_000  # ways in which bounded repetitions and alternatives in a row can match
 
 _REPEAT = r"[*+?]|\{\d+(?:,\d*)?\}|\{,\d+\}"
 _OPENING = r"\((?:\?(?:[:=!>]|<[=!]|P?<\w+>|[imsua-]+:))?"
@@ -25,19 +24,19 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _MANY = 1 << 30
-_FEW = 16  # a repetition that ends after so many adds ways, not a power
+_FEW = 16  # a repetition of at most so many times multiplies ways instead of adding a power
 
 
 class Endless(ValueError):
-    """A pattern could take for ever to match."""
+    """A pattern could take exponential time to match."""
 
 
 class _Group:
-    """Content of a group so far.
+    """State of a group while its pattern is read.
 
     Attributes:
-        ways: in which it can match, unbounded repetitions aside.
-        unbounded: repetitions in a row, of the alternative that has most.
+        ways: number of ways in which the group can match, without unbounded repetitions.
+        unbounded: largest number of unbounded repetitions in a row, over the alternatives.
     """
 
     def __init__(self) -> None:
@@ -49,7 +48,7 @@ class _Group:
         return self._others + self._ways
 
     def add(self, ways: int, unbounded: int) -> None:
-        """Add a part to the alternative under way."""
+        """Add a part to the current alternative."""
         self._ways *= ways
         self._in_a_row += unbounded
         self.unbounded = max(self.unbounded, self._in_a_row)
@@ -60,10 +59,10 @@ class _Group:
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise Endless if matching a pattern that a file brings could take for ever.
+    """Check a pattern from a file.
 
     Raises:
-        Endless: saying why.
+        Endless: the pattern could take exponential time to match; the message says why.
     """
     if len(pattern) > MAX_LENGTH:
         raise Endless(f"a pattern of {len(pattern):,} characters; {MAX_LENGTH:,} are read")
@@ -96,7 +95,7 @@ def check_pattern(pattern: str) -> None:
 
 
 def _repetition(pattern: str, place: int) -> tuple[int, int, int]:
-    """Return how often what ends at ``place`` is repeated, at least and at most, and where the repetition ends."""
+    """Return the smallest and largest number of repetitions of the part that ends at ``place``, and their end."""
     found = re.compile(rf"(?P<times>{_REPEAT})(?P<kind>\??|(?<=[*+?])\+)(?!{_REPEAT})").match(pattern, place)
     if found is None:
         return 1, 1, place

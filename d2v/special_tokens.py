@@ -1,15 +1,15 @@
-"""Special tokens of a tokenizer.json: the names in use, and which tokens open, close and pad a text."""
+"""Special tokens of a tokenizer.json: known names, and the tokens that open, close and pad a text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# Names by role, where nothing else tells which token has it.
+# Known names by role, used if nothing else names the token of a role.
 NAMES: dict[str, tuple[str, ...]] = {
     "bos": (
         *("<s>", "[CLS]", "<|startoftext|>", "<|begin_of_text|>", "<bos>", "<BOS_TOKEN>"),
-        *("<|begin▁of▁sentence|>", "<\uff5cbegin▁of▁sentence\uff5c>"),  # DeepSeek's bars are wide ones
+        *("<|begin▁of▁sentence|>", "<\uff5cbegin▁of▁sentence\uff5c>"),  # DeepSeek's bars are full-width
     ),
     "eos": (
         *("</s>", "[SEP]", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<EOS_TOKEN>"),
@@ -31,14 +31,14 @@ def token_ids(content: Mapping[str, Any]) -> dict[str, int]:
 
 
 def find_roles(content: Mapping[str, Any], config: Mapping[str, str] | None = None) -> dict[str, int]:
-    """Return the ids by role: "bos" opens a text, "eos" closes it, "pad", "unk", "mask"; those that there are.
+    """Return token ids by role: "bos" opens a text, "eos" closes it, "pad", "unk", "mask"; missing roles are left out.
 
-    The first that answers decides: the tokens that the tokenizer itself puts around a text and pads with;
-    ``tokenizer_config.json``; the names in use. Many tokenizers have one token between texts, which then opens and
-    closes, and none for padding, or none but that one, which would hide where texts end.
+    Order of precedence: the tokens of the post-processor and of padding; ``tokenizer_config.json``; known names. Many
+    tokenizers have a single token between texts: it then opens and closes them. If it also pads, it is not used as
+    "pad", because that would hide where texts end.
 
     Args:
-        content: a parsed tokenizer.json.
+        content: parsed tokenizer.json.
         config: names of tokens by their keys in ``tokenizer_config.json``.
     """
     ids = token_ids(content)
@@ -59,14 +59,14 @@ def find_roles(content: Mapping[str, Any], config: Mapping[str, str] | None = No
 
 
 def _own_pad(padding: Mapping[str, Any] | None, ids: Mapping[str, int]) -> Sequence[int]:
-    """The id that the tokenizer pads with, if it is that of the token named beside it."""
+    """Return the padding id of the tokenizer, if it is the id of its padding token."""
     if padding is None or ids.get(padding["pad_token"]) != padding["pad_id"]:
         return ()
     return (padding["pad_id"],)
 
 
 def _around(post_processor: Mapping[str, Any] | None) -> dict[str, int]:
-    """The ids next to a text, on its left "bos" and on its right "eos"; those that the post-processor adds."""
+    """Return the ids that the post-processor adds next to a text: "bos" on its left, "eos" on its right."""
     roles: dict[str, int] = {}
     for step in _steps(post_processor):
         before, after = _of_step(step)
@@ -85,7 +85,7 @@ def _steps(processor: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 
 def _of_step(step: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-    """The ids that a step puts before and after a text."""
+    """Return the ids that a step adds before and after a text."""
     if step["type"] in ("BertProcessing", "RobertaProcessing"):
         return [step["cls"][1]], [step["sep"][1]]
     before: list[int] = []

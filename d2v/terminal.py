@@ -1,4 +1,4 @@
-"""Messages of a long command to its terminal, which may be closed meanwhile."""
+"""Messages of a long command to a terminal that may be closed in the meantime."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any, Literal
 
 
 def say(text: str, stream: Literal["stdout", "stderr"] = "stderr") -> None:
-    """Print a line; without anybody to read it, for the rest of the process, nothing.
+    """Print a line; if the terminal or pipe is closed, drop this and all later output.
 
     Args:
-        text: without the line's end.
-        stream: where to.
+        text: line to print, without its line end.
+        stream: standard output or standard error.
     """
     try:
         print(text, file=getattr(sys, stream), flush=True)
-    except (OSError, ValueError):  # a terminal or pipe that is gone, a file that is closed
+    except (OSError, ValueError):  # closed terminal, pipe or file
         drop_what_nobody_reads()
 
 
 def drop_what_nobody_reads() -> None:
-    """Lead standard output and error into nothing where their terminal or pipe is gone, so that no print raises."""
+    """Redirect standard output and error to the null device if their terminal or pipe is closed, so no print raises."""
     for descriptor in (1, 2):
         if _is_gone(descriptor):
             nothing = os.open(os.devnull, os.O_WRONLY)
@@ -36,7 +36,7 @@ def drop_what_nobody_reads() -> None:
 
 
 def _is_gone(descriptor: int) -> bool:
-    """Return whether the other side has hung up."""
+    """Return whether the other end of a descriptor is closed."""
     if not hasattr(select, "poll"):
         return False
     poll = select.poll()
@@ -49,13 +49,13 @@ _PATIENCE_S, _ON_TERMINAL_S, _ELSEWHERE_S = 3.0, 0.5, 60.0
 
 
 def watched(loader: Any, what: str) -> Iterator[Any]:
-    """Batches of a loader; standard error tells how far it is, of a loader that takes longer than a few seconds.
+    """Yield the batches of a loader; show progress on standard error if it takes longer than a few seconds.
 
-    A terminal shows one line, twice a second; elsewhere (a file, a cluster's log) there is a line a minute.
+    A terminal shows one line, updated twice a second; other outputs (a file, a cluster's log) get a line a minute.
 
     Args:
-        loader: of batches with ``sample_ids``, from a ``dataset`` of known length.
-        what: is done, such as "scoring val".
+        loader: data loader of batches with ``sample_ids``, from a ``dataset`` of known length.
+        what: name of the activity, such as "scoring val".
     """
     shows, started_at = sys.stderr.isatty(), time.monotonic()
     every_s = _ON_TERMINAL_S if shows else _ELSEWHERE_S

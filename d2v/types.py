@@ -1,7 +1,7 @@
-"""Values that flow between the parts: a batch with its masks, an encoder's output, a loss.
+"""Data types that the parts of d2v exchange: a batch with its masks, an encoder's output, a loss.
 
-Every tensor's shape uses B samples, M masks a sample, N = B*M masked views (sample-major: sample 0's M masks first),
-T tokens, K visible tokens, P prefix (CLS) tokens, D features.
+Shapes: B samples, M masks a sample, N = B*M masked views (sample-major: sample 0's M masks first), T tokens, K visible
+tokens, P prefix (CLS) tokens, D features.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ NO_LETTER = -1
 
 
 def num_frames(num_samples: int, conv_layers: Sequence[Sequence[int]]) -> int:
-    """Frames that unpadded convolutions make of ``num_samples`` samples, 0 if there are too few for one.
+    """Return the number of frames of a waveform after unpadded convolutions; 0 if it is too short for one.
 
     Args:
-        num_samples: length of a waveform.
-        conv_layers: (channels, kernel size, stride) of every convolution.
+        num_samples: length of the waveform, samples.
+        conv_layers: (channels, kernel size, stride) of every convolution; kernel and stride in samples of its input.
     """
     for _, kernel_size, stride in conv_layers:
         num_samples = max(0, (num_samples - kernel_size) // stride + 1)
@@ -35,14 +35,14 @@ def num_frames(num_samples: int, conv_layers: Sequence[Sequence[int]]) -> int:
 
 @dataclass(frozen=True)
 class TokenMask:
-    """N masks over T tokens, every one with the same number of masked tokens.
+    """N masks over T tokens, all with the same number of masked tokens.
 
     Attributes:
         mask: (N, T) bool, True = masked = to predict.
         ids_keep: (N, K) int64, the visible tokens of each row, ascending.
         ids_mask: (N, T - K) int64, the masked tokens of each row, ascending.
         ids_restore: (N, T) int64: token t of the full row is entry ``ids_restore[:, t]`` of ``[visible, masked]``.
-        num_masks: M, the masks each sample has; row n masks sample n // M.
+        num_masks: M, masks per sample; row n masks sample n // M.
     """
 
     mask: Tensor
@@ -53,23 +53,23 @@ class TokenMask:
 
     @classmethod
     def from_bool(cls, mask: Tensor, num_masks: int = 1) -> TokenMask:
-        """Index tensors for a boolean mask.
+        """Build the index tensors of a boolean mask.
 
         Args:
             mask: (N, T) bool, True = masked; N a multiple of ``num_masks``.
             num_masks: masks per sample, M.
 
         Raises:
-            ValueError: rows mask different numbers of tokens, all of them or none, or N is no multiple of M.
+            ValueError: rows mask different numbers of tokens, or all, or none; or N is not a multiple of M.
         """
         if mask.dtype != torch.bool or mask.ndim != 2:
             raise ValueError(f"a mask is a 2-d bool tensor, got {mask.dtype} of shape {tuple(mask.shape)}")
         if num_masks < 1 or len(mask) == 0 or len(mask) % num_masks:
-            raise ValueError(f"{mask.shape[0]} mask rows cannot be {num_masks} masks for every sample")
+            raise ValueError(f"{mask.shape[0]} mask rows are not a multiple of num_masks={num_masks}")
         counts = mask.sum(1)
         num_masked, num_tokens = int(counts[0]), mask.shape[1]
         if not bool((counts == num_masked).all()):
-            raise ValueError(f"every row must mask equally many tokens, got counts {sorted(set(counts.tolist()))}")
+            raise ValueError(f"all rows must mask the same number of tokens, got {sorted(set(counts.tolist()))}")
         if not 0 < num_masked < num_tokens:
             raise ValueError(f"{num_masked} of {num_tokens} tokens masked: keep at least one and mask at least one")
         ids_shuffle = torch.argsort(mask.to(torch.uint8), dim=1, stable=True)
@@ -87,20 +87,20 @@ class TokenMask:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs, masks and labels of some samples: made by a collate function, read by a model.
+    """Inputs, masks and labels of B samples: made by a collate function, read by a model.
 
     Attributes:
-        modality: the key of the frontend (and decoder) that reads ``inputs``, for example "image".
-        inputs: image (B, C, H, W) float32, waveform (B, S) float32, or token ids (B, T) int64.
-        sample_ids: (B,) int64, which sample of the data set each row is.
-        mask: the M masks of every sample; None where nothing is masked (evaluation).
-        padding_mask: (B, T) bool, True = padding, ignore; None where nothing is padded.
+        modality: key of the frontend (and decoder) for ``inputs``, for example "image".
+        inputs: images (B, C, H, W) float32, waveforms (B, S) float32, or token ids (B, T) int64.
+        sample_ids: (B,) int64, index of each row's sample in the data set.
+        mask: M masks of every sample; None if nothing is masked (evaluation).
+        padding_mask: (B, T) bool, True = padding, ignore; None if nothing is padded.
         labels: (B,) int64 classes; (B, C) float32 shares of mixed classes; (B,) float32 scores; (B, L) int64 letters,
-            ended by ``NO_LETTER`` where they are fewer than L; or None.
+            padded with ``NO_LETTER``; or None.
         skipped: samples that could not be read and were replaced, as "name: reason".
-        step_size: samples (in fine-tuning on transcripts, letters) of the optimizer step that this batch is part of,
-            over all devices and micro-batches, where these hold different numbers of them; None where equally many.
-        num_read: documents read to make the batch, those skipped included; None where a sample is one of them.
+        step_size: number of samples (in fine-tuning on transcripts, letters) in the whole optimizer step, over all
+            devices and micro-batches; None if all micro-batches have the same number.
+        num_read: documents read to make the batch, including skipped ones; None if each sample is one document.
     """
 
     modality: str
@@ -127,11 +127,11 @@ class Batch:
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on another device."""
+        """Return the batch on another device."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory (called by the data loader)."""
+        """Return the batch in page-locked memory (called by the data loader)."""
         return self._map(lambda t: t.pin_memory())
 
 
@@ -141,7 +141,7 @@ class EncoderOutput:
 
     Attributes:
         x: (N, P + T', D) final features, prefix tokens first; T' is K under a mask, T without.
-        hidden_states: the (N, P + T', D) output of every layer of the trunk, or () if not asked for.
+        hidden_states: (N, P + T', D) output of every layer of the trunk, or () if not requested.
         num_prefix_tokens: P.
     """
 
@@ -156,23 +156,23 @@ class EncoderOutput:
 
     @property
     def cls_token(self) -> Tensor:
-        """(N, D) final features of the last prefix token, where there is one."""
+        """(N, D) final features of the last prefix token, if there is one."""
         return self.x[:, self.num_prefix_tokens - 1]
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A forward pass's loss, as sums, so that any number of devices and micro-batches can be combined exactly.
+    """Loss of a forward pass, as sums, so that devices and micro-batches can be combined exactly.
 
     Attributes:
         loss_sum: scalar, the sum of all loss terms; the loss is ``loss_sum / count``.
         count: scalar int64, masked tokens in the batch.
         terms: each loss term's share of ``loss_sum``, detached.
         logged: scalars to log as ``train/<name>``, detached.
-        watched: (n, D) features to watch for collapse, detached float32, by name. "features": the student's mean
-            visible token of each sample's first mask; "frontend": some tokens as the frontend gave them.
+        watched: (n, D) features to monitor for collapse, detached float32, by name. "features": the student's mean
+            visible token of each sample's first mask; "frontend": some of the frontend's output tokens.
 
-    Where a model has several modalities, the trainer logs and watches each on its own: ``<name>/<modality>``.
+    If a model has several modalities, the trainer logs and monitors each one separately: ``<name>/<modality>``.
     """
 
     loss_sum: Tensor
@@ -184,19 +184,19 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class Targets:
-    """Recipe of a modality's targets and of their comparison.
+    """Recipe of a modality's targets and loss.
 
     Attributes:
-        average_top_k_layers: K, layers of the trunk that are averaged into the targets, counted from the last.
+        average_top_k_layers: K, number of last layers of the trunk that are averaged into the targets.
         layer_norms: norms of each layer's output before averaging, in order.
         target_norms: norms of the average, in order.
-        end_of_block_targets: average whole layers' outputs instead of their MLPs' (before the residual).
+        end_of_block_targets: average the outputs of whole layers instead of those of their MLPs before the residual.
         loss_scale: factor on the loss; None for 1 / sqrt(D).
-        loss_beta: 0 for the squared error, above 0 where smooth L1 turns linear.
+        loss_beta: 0 for the squared error; above 0 for smooth L1, which is linear above it.
         cls_loss_weight: weight of the CLS token's loss (its mean over views) beside the mean over masked tokens.
-        teacher_scope: what the teacher averages; the rest of it follows the student. "encoder": everything;
+        teacher_scope: part of the student that the teacher averages; the rest is copied. "encoder": everything;
             "context": everything after the local features; "transformer": everything but the frontend; "blocks": the
-            trunk, which modalities share and every scope includes.
+            trunk. Every scope includes the trunk, which modalities share.
     """
 
     average_top_k_layers: PositiveDepth
@@ -209,5 +209,5 @@ class Targets:
     teacher_scope: TeacherScope
 
     def scale(self, embed_dim: int) -> float:
-        """The factor on the loss of ``embed_dim`` features."""
+        """Return the factor on the loss of ``embed_dim`` features."""
         return embed_dim**-0.5 if self.loss_scale is None else self.loss_scale

@@ -1,7 +1,8 @@
-"""Types and ranges of configured values: annotations on parameters, and the one check of values against them.
+"""Types and ranges of configured values: annotations of parameters, and the check of values against them.
 
-A constructor says what it takes in its signature (``lr: PositiveFloat``); the command line, Python and files are all
-checked against that before anything is built. Numbers are finite, flags are booleans, paths are not empty.
+Constructors annotate their parameters (``lr: PositiveFloat``). Values from the command line, from Python and from files
+are all checked against these annotations before anything is built. Numbers are finite, flags are booleans, paths are
+not empty.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Required, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints
 
-Key = str  # where a value stands, such as "model.encoder.depth"
+Key = str  # key of a value, such as "model.encoder.depth"
 T = TypeVar("T")
 
 _MARK = "__buildable__"
@@ -24,13 +25,13 @@ _MAX_DEPTH = 40  # of nested values
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number; both are allowed unless said otherwise.
+    """Bounds of a number.
 
     Attributes:
         low: lowest value.
         high: highest value.
-        above: exclude ``low`` itself.
-        below: exclude ``high`` itself.
+        above: True excludes ``low`` itself.
+        below: True excludes ``high`` itself.
     """
 
     low: float = -math.inf
@@ -57,7 +58,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Length:
-    """Bounds of the number of a list's elements, or of a text's characters."""
+    """Bounds of the length of a list or string."""
 
     low: int = 1
     high: int = 10_000
@@ -65,16 +66,16 @@ class Length:
 
 @dataclass(frozen=True)
 class IsPath:
-    """Mark of a path: not empty, and kept absolute in the record of a run."""
+    """Annotation of a path: not empty, and stored as an absolute path in the record of a run."""
 
 
 @dataclass(frozen=True)
 class NodeOf:
-    """Mark of a mapping with ``_target_``, or null.
+    """Annotation of a mapping with ``_target_``, or null.
 
     Attributes:
-        given: arguments that are filled in when it is built, and that nobody may give.
-        defaults: arguments that are filled in where they are null or not there.
+        given: arguments that d2v fills in when it builds the object; a configuration must not set them.
+        defaults: arguments that d2v fills in if they are null or missing.
     """
 
     given: tuple[str, ...] = ()
@@ -124,22 +125,22 @@ Node = Annotated[Any, NodeOf()]
 
 
 def buildable(target: T) -> T:
-    """Mark a class or function as one that files (checkpoints, exports, runs) may name in ``_target_``.
+    """Allow files (checkpoints, exports, runs) to name a class or function in ``_target_``.
 
-    Mark only what does nothing but construct: reads no file, writes none, and imports nothing that its arguments name.
-    Data set factories are the exception: they read the data that their arguments name.
+    Mark only pure constructors: they must not read or write files, nor import what their arguments name. Data set
+    factories are the exception: they read the data that their arguments name.
     """
     setattr(target, _MARK, True)
     return target
 
 
 def is_buildable(target: Any) -> bool:
-    """Return whether the target itself carries the mark; a subclass does not inherit it."""
+    """Return whether the target itself is marked; subclasses do not inherit the mark."""
     return vars(target).get(_MARK, False) is True if hasattr(target, "__dict__") else False
 
 
 def _any_node(value: Any, wanted: Any, key: Key) -> None:
-    """Accept every node: for values that are none."""
+    """Accept every node."""
 
 
 def check(
@@ -149,14 +150,14 @@ def check(
     check_node: Callable[[Any, Any, Key], None] = _any_node,
     depth: int = 0,
 ) -> None:
-    """Raise ValueError, naming key, value and fix, unless a plain value is what an annotation says.
+    """Raise ValueError, with key, value and fix, unless a plain value matches an annotation.
 
     Args:
-        value: None, a bool, number or text, or a list or mapping of such.
-        annotation: of a parameter, extras included.
-        key: where the value stands.
-        check_node: checks a mapping that describes an object against the class it is to be.
-        depth: of nesting so far.
+        value: None, a bool, number or string, or a list or mapping of such.
+        annotation: annotation of a parameter, including extras.
+        key: key of the value.
+        check_node: checks a mapping that describes an object against the class to build.
+        depth: nesting depth so far.
     """
     if depth > _MAX_DEPTH:
         raise ValueError(f"{key}: nested more than {_MAX_DEPTH} deep; flatten it")
@@ -168,7 +169,7 @@ def check(
 
 
 def unwrapped(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return an annotation without its extras, and these."""
+    """Return an annotation without its extras, and the extras."""
     if get_origin(annotation) is Annotated:
         base, *extras = get_args(annotation)
         return base, tuple(extras)
@@ -176,7 +177,7 @@ def unwrapped(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _problem(value: Any, annotation: Any, key: Key, check_node: Any, depth: int) -> str | None:
-    """Return None if the value fits, else more words for the message, often none; elements raise with their own key."""
+    """Return None if the value fits, else a (possibly empty) addition to the message; elements raise by themselves."""
     base, extras = unwrapped(annotation)
     if base is Any or base is inspect.Parameter.empty or isinstance(base, TypeVar):
         if isinstance(value, Mapping | list | tuple):
@@ -241,7 +242,7 @@ def _union_problem(value: Any, members: Sequence[Any], key: Key, check_node: Any
     inner = [member for member in members if member is not type(None)]
     fitting = [member for member in inner if _takes(value, member)] or inner
     if len(fitting) == 1 and (_is_list(value) or isinstance(value, Mapping)):
-        return _problem(value, fitting[0], key, check_node, depth)  # names the element that is wrong
+        return _problem(value, fitting[0], key, check_node, depth)  # names the invalid element
     problems = []
     for member in inner:
         try:
@@ -252,7 +253,7 @@ def _union_problem(value: Any, members: Sequence[Any], key: Key, check_node: Any
 
 
 def _takes(value: Any, annotation: Any) -> bool:
-    """Return whether an annotation is for values of this shape: lists, mappings or scalars."""
+    """Return whether an annotation accepts values of this shape: lists, mappings or scalars."""
     base, _ = unwrapped(annotation)
     origin = get_origin(base) or base
     is_class = isinstance(origin, type)
@@ -281,16 +282,16 @@ def check_arguments(
     partial: bool = False,
     depth: int = 0,
 ) -> None:
-    """Raise ValueError, naming key, value and fix, unless arguments are what a class or function takes.
+    """Raise ValueError, with key, value and fix, unless arguments match the signature of a class or function.
 
     Args:
-        target: its signature says what it takes; every ``**kwargs`` takes anything plain.
+        target: class or function; its ``**kwargs`` accept any plain values.
         arguments: plain values and nodes, by name.
-        key: where they stand; "" at the top.
+        key: key of the mapping of arguments; "" at the top.
         check_node: as in :func:`check`.
-        filled: names that the caller fills in, and that nobody may give.
-        partial: allow arguments to lack.
-        depth: of nesting so far.
+        filled: names that the caller fills in; the arguments must not set them.
+        partial: allow missing arguments.
+        depth: nesting depth so far.
     """
     known = parameters(target)
     takes_more = known.pop("**", None)
@@ -325,11 +326,11 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
     constructor = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     try:
         signature = inspect.signature(target)
-    except (TypeError, ValueError):  # some built in ones have none
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return {"**": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
     try:
         hints = get_type_hints(constructor, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # annotations that mean nothing at run time: nothing is known
+    except (NameError, TypeError, AttributeError):  # annotations that cannot be resolved at run time
         hints = {}
     found: dict[str, inspect.Parameter] = {}
     for name, parameter in signature.parameters.items():
@@ -362,7 +363,7 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
 
 
 def returned_by(target: Any) -> Any:
-    """Return the class that calling ``target`` gives, or Any where that is not known."""
+    """Return the class of objects that ``target`` returns, or Any if that is unknown."""
     if isinstance(target, type):
         return target
     try:
@@ -372,7 +373,7 @@ def returned_by(target: Any) -> Any:
 
 
 def describe(annotation: Any) -> str:
-    """Return what an annotation asks for, in words: "a number from 0 to 1 or null"."""
+    """Describe the values that an annotation accepts: "a number from 0 to 1 or null"."""
     base, extras = unwrapped(annotation)
     origin, args = get_origin(base), get_args(base)
     if origin in (Union, types.UnionType):
@@ -395,7 +396,7 @@ def describe(annotation: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as one would type it, shortened."""
+    """Return a value as typed on the command line, shortened."""
     words = {True: "true", False: "false", None: "null"}
     text = words[value] if value is None or isinstance(value, bool) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -411,7 +412,7 @@ def plain_type(annotation: Any) -> Any:
 
 
 def is_path(annotation: Any) -> bool:
-    """Return whether a parameter is a path, or a list of paths, null or not."""
+    """Return whether a parameter is a path or a list of paths, optional or not."""
     base, extras = unwrapped(annotation)
     return any(isinstance(extra, IsPath) for extra in extras) or any(
         is_path(arg) for arg in get_args(base) if get_origin(base) is not Literal and arg is not Ellipsis

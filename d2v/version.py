@@ -1,3 +1,3 @@
-"""The version, alone in a file so that reading it imports nothing."""
+"""Version of d2v, in a file of its own so that reading it imports nothing."""
 
 __version__ = "0.2.0"

@@ -49,8 +49,8 @@ def test_indices_partition_and_restore_inverts(
     [
         (torch.zeros(2, 4), 1, "2-d bool"),
         (torch.zeros(4, dtype=torch.bool), 1, "2-d bool"),
-        (torch.eye(3, dtype=torch.bool), 2, "3 mask rows cannot be 2 masks"),
-        (torch.tensor([[True, False, False], [True, True, False]]), 1, r"counts \[1, 2\]"),
+        (torch.eye(3, dtype=torch.bool), 2, "3 mask rows are not a multiple of num_masks=2"),
+        (torch.tensor([[True, False, False], [True, True, False]]), 1, r"same number of tokens, got \[1, 2\]"),
         (torch.ones(2, 3, dtype=torch.bool), 1, "3 of 3 tokens masked"),
         (torch.zeros(2, 3, dtype=torch.bool), 1, "0 of 3 tokens masked"),
     ],

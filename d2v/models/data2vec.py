@@ -3,8 +3,8 @@ Language", arXiv:2202.03555): the student sees every token, masked ones as a mas
 
     B samples, M masks a sample, N = B * M views (sample-major), T tokens, K unmasked, P prefix tokens, D features
 
-Where we deviate: M, 1 in the paper, may be larger, with the targets computed once for all; and every view masks equally
-many tokens.
+Deviations: M, 1 in the paper, may be larger, with the targets computed once for all masks; every view masks the same
+number of tokens.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from d2v.values import Depth, NonNegativeFloat, PositiveDepth, PositiveFloat, Ra
 
 @buildable
 class RegressionHead(nn.Sequential):
-    """From the student's features to predictions, (..., D) to (..., D): linear layers with a GELU in between.
+    """Linear layers with GELUs in between, from the student's features (..., D) to predictions (..., D).
 
     Args:
         embed_dim: features D.
-        depth: linear layers: 0 (images), 1 (speech) or more (2: text).
-        ratio: features between them over D.
+        depth: number of linear layers: 0 (images), 1 (speech) or 2 (text) in the released recipes.
+        ratio: hidden features divided by D.
+
+    Raises:
+        ValueError: ``depth`` is negative.
     """
 
     def __init__(self, embed_dim: Width, depth: Depth = 1, ratio: Ratio = 2.0) -> None:
@@ -47,22 +50,25 @@ class RegressionHead(nn.Sequential):
 
 @buildable
 class Data2Vec(SelfDistillation):
-    """Student, teacher and regression heads.
+    """Student, teacher and regression heads of data2vec 1.0.
+
+    The arguments from ``average_top_k_layers`` to ``teacher_scope`` are the fields of :class:`Targets`, for all
+    modalities.
 
     Args:
-        encoder: the student, whose frontends have mask tokens; the teacher starts as its copy.
-        heads: from the student's features to predictions, one for every modality, by its name.
-        average_top_k_layers: as in :class:`Targets`, like all that is not named here.
-        layer_norms: of each layer's output.
-        target_norms: of their average.
-        end_of_block_targets: whether targets are whole blocks' outputs.
+        encoder: the student, with mask tokens in its frontends; the teacher starts as its copy.
+        heads: modules from the student's features to predictions, by modality.
+        average_top_k_layers: K, number of last layers that are averaged.
+        layer_norms: norms of each layer's output.
+        target_norms: norms of the average.
+        end_of_block_targets: whether targets are outputs of whole blocks.
         loss_scale: factor on the loss; None for 1 / sqrt(D).
-        loss_beta: where smooth L1 turns linear.
+        loss_beta: 0 for the squared error, else beta of smooth L1.
         teacher_scope: "context" in the released recipe for images, "transformer" for speech and text.
-        targets: what of this differs for a modality, by its name.
+        targets: fields of :class:`Targets` that differ, by modality.
 
     Raises:
-        ValueError: a value that cannot work, naming its key and the fix.
+        ValueError: a value is invalid; the message names its key and the fix.
     """
 
     predictors_are = "heads"
@@ -103,7 +109,7 @@ class Data2Vec(SelfDistillation):
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, batch: Batch) -> LossOutput:
-        """The loss of one batch, as sums (see :class:`LossOutput`).
+        """Return the loss of one batch, as sums (see :class:`LossOutput`).
 
         Args:
             batch: inputs of one modality with M masks a sample.
@@ -141,7 +147,7 @@ class Data2Vec(SelfDistillation):
         )
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Local features are the student's where it has computed them unmasked; all else is the teacher's own."""
+        """Return the input of the teacher's trunk, from the student's unmasked local features if it computed them."""
         if features_BTD is None or self.recipes[batch.modality].teacher_scope == "encoder":
             features_BTD = self.teacher.frontend(batch.modality).embed(batch.inputs)
         return self.teacher.context(batch.modality, features_BTD, padding_mask=batch.padding_mask)

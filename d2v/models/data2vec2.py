@@ -3,8 +3,8 @@ Vision, Speech and Language", arXiv:2212.07525): one algorithm for every modalit
 
     B samples, M masks a sample, N = B * M views (sample-major), T tokens, K visible, P prefix tokens, D features
 
-Where we deviate: the reference's CLS loss has a weight that grows with the batch on each GPU; here
-``cls_loss_weight`` is that effective weight, written down in the recipe, whatever the devices.
+Deviation: in the reference the weight of the CLS loss grows with the batch on each GPU; here ``cls_loss_weight`` is the
+effective weight, independent of devices.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ from d2v.values import NonNegativeFloat, PositiveDepth, PositiveFloat, buildable
 
 @buildable
 class Data2Vec2(SelfDistillation):
-    """Student, teacher and decoders.
+    """Student, teacher and decoders of data2vec 2.0.
+
+    The arguments from ``average_top_k_layers`` to ``teacher_scope`` are the fields of :class:`Targets`, for all
+    modalities.
 
     Args:
         encoder: the student; the teacher starts as its copy.
-        decoders: from visible tokens to predictions at masked ones, one for every modality, by its name.
-        average_top_k_layers: as in :class:`Targets`, like all that is not named here.
-        layer_norms: of each layer's output.
-        target_norms: of their average.
-        end_of_block_targets: whether targets are whole blocks' outputs.
+        decoders: modules from visible tokens to predictions at masked ones, by modality.
+        average_top_k_layers: K, number of last layers that are averaged.
+        layer_norms: norms of each layer's output.
+        target_norms: norms of the average.
+        end_of_block_targets: whether targets are outputs of whole blocks.
         loss_scale: factor on the loss; None for 1 / sqrt(D).
-        loss_beta: where smooth L1 turns linear.
+        loss_beta: 0 for the squared error, else beta of smooth L1.
         cls_loss_weight: weight of the CLS token's loss (its mean over views) beside the mean over masked tokens.
         teacher_scope: "encoder" in the released recipes for images, "context" for speech, "blocks" for text.
-        targets: what of this differs for a modality, by its name.
+        targets: fields of :class:`Targets` that differ, by modality.
 
     Raises:
-        ValueError: a value that cannot work, naming its key and the fix.
+        ValueError: a value is invalid; the message names its key and the fix.
     """
 
     predictors_are = "decoders"
@@ -73,7 +76,7 @@ class Data2Vec2(SelfDistillation):
         self.decoders = nn.ModuleDict(decoders)
 
     def forward(self, batch: Batch) -> LossOutput:
-        """The loss of one batch, as sums (see :class:`LossOutput`).
+        """Return the loss of one batch, as sums (see :class:`LossOutput`).
 
         Args:
             batch: inputs of one modality with M masks a sample.
@@ -114,7 +117,7 @@ class Data2Vec2(SelfDistillation):
         )
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Take what the teacher does not average from the student: local features, or all before the blocks."""
+        """Return the input of the teacher's trunk; the student computes the parts that the teacher does not average."""
         if self.recipes[batch.modality].teacher_scope == "encoder":
             features_BTD = self.teacher.frontend(batch.modality).embed(batch.inputs)
         elif features_BTD is None:

@@ -1,4 +1,4 @@
-"""Base of data2vec 1.0 (arXiv:2202.03555) and 2.0 (arXiv:2212.07525): a student, its teacher, and the targets.
+"""Base class of data2vec 1.0 (arXiv:2202.03555) and 2.0 (arXiv:2212.07525): student, teacher and targets.
 
 B samples, T tokens, P prefix tokens, D features
 """
@@ -31,15 +31,15 @@ class SelfDistillation(MaskedModel):
 
     Args:
         encoder: the student; the teacher starts as its copy.
-        predictors: from the student's features to predictions, one for every modality of the encoder, by its name.
-        recipe: how targets are made, for every modality.
-        changes: what differs for one, by its name: fields of :class:`Targets`; None for nothing.
+        predictors: modules from the student's features to predictions, one for every modality of the encoder.
+        recipe: recipe of the targets, for all modalities.
+        changes: fields of :class:`Targets` that differ, by modality; None for none.
 
     Attributes:
-        recipes: how targets are made, by modality.
+        recipes: recipe of the targets, by modality.
 
     Raises:
-        ValueError: a value that cannot work, naming its key and the fix.
+        ValueError: a value is invalid; the message names its key and the fix.
     """
 
     networks: ClassVar[tuple[str, ...]] = ("student", "teacher")
@@ -66,8 +66,9 @@ class SelfDistillation(MaskedModel):
         """Return the targets of the student at every token, from the teacher on the whole input.
 
         Args:
-            batch: its mask is ignored.
-            features_BTD: the student's local features, where the teacher does not average its own; computed if None.
+            batch: inputs of one modality; its mask is ignored.
+            features_BTD: (B, T, D) local features of the student, for a teacher that does not average its frontend;
+                None to compute them.
 
         Returns:
             (B, T, D) float32.
@@ -85,37 +86,41 @@ class SelfDistillation(MaskedModel):
         return normalize_targets(total / recipe.average_top_k_layers, recipe.target_norms)
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the inputs of the teacher's shared blocks, and the bias of its attention logits."""
+        """Return the inputs of the teacher's trunk, (B, P + T, D), and the bias of its attention logits or None."""
         raise NotImplementedError("an algorithm defines what its teacher sees")
 
     def is_averaged(self, name: str) -> bool:
-        """Return whether the teacher averages its parameter of this name; the others it takes from the student."""
+        """Return whether the teacher averages the parameter ``name``; it copies the others from the student."""
         local_parts = {modality: self.student.frontend(modality).local_parts for modality in self.student.frontends}
         scopes = {modality: recipe.teacher_scope for modality, recipe in self.recipes.items()}
         return averages(scopes, name, local_parts)
 
     def update_teacher(self, decay: float) -> None:
-        """Move the teacher towards the student; call once after every optimizer step."""
+        """Update the teacher from the student; call once after every optimizer step.
+
+        Args:
+            decay: in [0, 1]; 1 freezes the teacher.
+        """
         update_teacher(self.teacher, self.student, decay, self.is_averaged)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Every move and cast of the model ends here: the teacher moves along, but stays float32."""
+        """Move or cast the model (every ``to``, ``half`` ... ends here); the teacher moves along, but stays float32."""
         super()._apply(fn, recurse)
         self.teacher.float()
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for student and predictors; the teacher stays in eval mode."""
+        """Set training mode of student and predictors; the teacher stays in eval mode."""
         super().train(mode)
         self.teacher.eval()
         return self
 
 
 def _recipes(encoder: Encoder, recipe: Targets, changes: TargetChanges) -> dict[str, Targets]:
-    """The recipe of every modality of an encoder.
+    """Return the recipe of every modality of an encoder.
 
     Raises:
-        ValueError: a value that cannot work, naming its key and the fix.
+        ValueError: a value is invalid; the message names its key and the fix.
     """
     unknown = sorted(set(changes) - set(encoder.frontends))
     if unknown:
@@ -134,7 +139,7 @@ def _recipes(encoder: Encoder, recipe: Targets, changes: TargetChanges) -> dict[
                 f"(model.encoder.depth); choose 1 to {depth}"
             )
         for name, annotation in annotations.items():
-            check(getattr(one, name), annotation, keys[name])  # another word would train something else
+            check(getattr(one, name), annotation, keys[name])  # an unknown word would silently train with another scope
         if one.cls_loss_weight and not encoder.frontend(modality).num_prefix_tokens:
             raise ValueError(
                 f"{keys['cls_loss_weight']}={one.cls_loss_weight} needs a CLS token: set "
@@ -145,12 +150,12 @@ def _recipes(encoder: Encoder, recipe: Targets, changes: TargetChanges) -> dict[
 
 
 def averages(scopes: Mapping[str, TeacherScope], name: str, local_parts: Mapping[str, Sequence[str]]) -> bool:
-    """Return whether a teacher averages an encoder's parameter of this name.
+    """Return whether a teacher averages a parameter of an encoder.
 
     Args:
-        scopes: the teacher's, by modality.
-        name: within the encoder: ``trunk.<...>``, or ``<part>.<modality>.<...>``.
-        local_parts: of the frontends, by modality.
+        scopes: teacher scope, by modality.
+        name: of the parameter: ``trunk.<...>``, or ``<part>.<modality>.<...>``.
+        local_parts: :attr:`Frontend.local_parts`, by modality.
     """
     part, _, rest = name.partition(".")
     if part == "trunk":
@@ -165,8 +170,8 @@ def averages(scopes: Mapping[str, TeacherScope], name: str, local_parts: Mapping
 
 
 def evenly(x_BTD: Tensor, count: int) -> Tensor:
-    """``count`` of B * T tokens, evenly spaced, or all if there are fewer: (count, D), a copy."""
+    """Return ``count`` of the B * T tokens, evenly spaced, or all if there are fewer: (count, D), a copy."""
     tokens = x_BTD.flatten(0, 1)
     count = min(count, len(tokens))
-    # Not a slice: compiled code would be compiled anew for every step that it takes, and x_BTD would be kept alive.
+    # Not a slice: compiled code would be recompiled for every stride, and x_BTD would be kept alive.
     return tokens[torch.arange(count, device=x_BTD.device) * len(tokens) // count]

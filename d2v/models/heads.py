@@ -1,4 +1,4 @@
-"""Heads for fine-tuning, one for each kind of output, and the model that they make with an encoder.
+"""Heads for fine-tuning, one for each kind of output, and the model of an encoder and a head.
 
 data2vec 2.0 (arXiv:2212.07525), sec. 4: images are classified from the mean of their patch tokens, texts from their
 first token, and speech is transcribed frame by frame.
@@ -19,7 +19,7 @@ from d2v.values import Epsilon, Fraction, PositiveInt, Rate, Width, buildable
 
 @buildable
 class MeanPoolHead(nn.Module):
-    """Images: mean of the patch tokens, a LayerNorm of its own, a linear layer. To (B, C)."""
+    """Head for images: mean of the patch tokens, LayerNorm, linear layer; output (B, C)."""
 
     def __init__(self, embed_dim: Width, num_outputs: Width, norm_eps: Epsilon = 1e-6, drop_rate: Rate = 0.0) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class MeanPoolHead(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, out: EncoderOutput, padding_mask: Tensor | None = None) -> Tensor:
-        """(B, C); padded tokens do not count."""
+        """Return (B, C) outputs; padded tokens are ignored."""
         x = out.patch_tokens
         if padding_mask is None:
             return self.proj(self.drop(self.norm(x.mean(dim=1))))
@@ -40,7 +40,7 @@ class MeanPoolHead(nn.Module):
 
 @buildable
 class FirstTokenHead(nn.Module):
-    """Texts, as RoBERTa's: dropout, dense, tanh, dropout, a linear layer, on the token that opens a text. To (B, C)."""
+    """Head for texts, as RoBERTa's, on the first token: dropout, linear, tanh, dropout, linear; output (B, C)."""
 
     def __init__(self, embed_dim: Width, num_outputs: Width, drop_rate: Rate = 0.0) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class FirstTokenHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, out: EncoderOutput, padding_mask: Tensor | None = None) -> Tensor:
-        """(B, C)."""
+        """Return (B, C) outputs."""
         return self.proj(self.drop(torch.tanh(self.dense(self.drop(out.patch_tokens[:, 0])))))
 
 
 @buildable
 class FrameHead(nn.Module):
-    """Speech: dropout and a linear layer on every frame. To (B, T, C)."""
+    """Head for speech: dropout and a linear layer on every frame; output (B, T, C)."""
 
     def __init__(self, embed_dim: Width, num_outputs: Width, drop_rate: Rate = 0.0) -> None:
         super().__init__()
@@ -68,22 +68,22 @@ class FrameHead(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, out: EncoderOutput, padding_mask: Tensor | None = None) -> Tensor:
-        """(B, T, C); what comes out at padding means nothing."""
+        """Return (B, T, C) outputs; ignore those of padding."""
         return self.proj(self.drop(out.patch_tokens))
 
 
 @buildable
 class FeatureMask(nn.Module):
-    """Spans of time and of channels set to zero in training: wav2vec 2.0 (arXiv:2006.11477), sec. 4.3.
+    """Zeroing of random spans of time and of channels in training: wav2vec 2.0 (arXiv:2006.11477), sec. 4.3.
 
-    Every frame (channel) starts a span with probability ``prob / length``; spans may overlap. Drawn on the device, from
-    torch's generator.
+    Every frame (channel) starts a span with probability ``prob / length``; spans may overlap. They are drawn on the
+    device, from torch's generator.
 
     Args:
         time_prob: expected share of frames in spans, overlaps counted twice.
-        time_length: frames a span.
-        channel_prob: the same share, of channels.
-        channel_length: channels a span.
+        time_length: frames of a span.
+        channel_prob: expected share of channels in spans, overlaps counted twice.
+        channel_length: channels of a span.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class FeatureMask(nn.Module):
         self.channel_prob, self.channel_length = channel_prob, channel_length
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) with zeros; as it is in eval mode."""
+        """Return (B, T, D) features with spans set to zero; unchanged in eval mode."""
         if not self.training:
             return x_BTD
         num_samples, num_tokens, num_features = x_BTD.shape
@@ -122,10 +122,10 @@ class FinetunedModel(nn.Module):
     """An encoder and a head on its last features.
 
     Args:
-        encoder: is trained along.
-        head: reads the encoder's output.
-        train_frontend: whether what makes local features (patches, convolutions, embeddings) is trained; the released
-            recipes for speech leave its convolutions as they are.
+        encoder: pretrained or fresh; it is trained together with the head.
+        head: module that reads the encoder's output.
+        train_frontend: whether the layers of local features (patches, convolutions, embeddings) are trained; the
+            released recipes for speech freeze the convolutions.
         feature_mask: applied to local features in training, or None.
     """
 
@@ -143,11 +143,11 @@ class FinetunedModel(nn.Module):
         self.feature_mask = feature_mask
 
     def forward(self, batch: Batch, train_encoder: bool = True) -> Tensor:
-        """The head's output.
+        """Return the head's output.
 
         Args:
-            batch: of one modality; its mask, if any, is ignored.
-            train_encoder: False: only the head is trained.
+            batch: inputs of one modality; the mask is ignored.
+            train_encoder: False to train only the head.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and train_encoder):
             features_BTD = self.encoder.frontend(batch.modality).embed(batch.inputs)

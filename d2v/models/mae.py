@@ -1,11 +1,11 @@
-"""A masked autoencoder (He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv:2111.06377), to compare
-with: encoder and masks are those of data2vec, targets are pixels, and there is no teacher.
+"""A masked autoencoder (He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv:2111.06377) for
+comparison, with the encoder and masks of data2vec, pixels as targets, and no teacher.
 
     B samples, M masks a sample, N = B * M views (sample-major), T tokens, K visible, P prefix tokens, D features,
     V values (pixels of all channels) in a patch
 
-Where we deviate: M, 1 in the paper, may be larger; the encoder's blocks are post-norm where data2vec's are; and the
-decoder does not see the CLS token.
+Deviations: M, 1 in the paper, may be larger; the encoder's blocks may be post-norm, as data2vec's; the decoder does not
+see the CLS token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from d2v.objective.losses import feature_std, regression_loss_sum
 from d2v.types import Batch, LossOutput
 from d2v.values import buildable
 
-PATCHES = ("img_size", "patch_size", "in_chans")  # what encoder and decoder have to agree on
+PATCHES = ("img_size", "patch_size", "in_chans")  # attributes in which frontend and decoder must agree
 
 
 @buildable
@@ -32,12 +32,12 @@ class MaskedAutoencoder(MaskedModel):
 
     Args:
         encoder: the student; its frontends cut inputs into patches.
-        decoders: from visible tokens to the values of masked patches, one for every modality, by its name.
-        norm_patches: whether every patch is given zero mean and unit variance first (table 1d).
+        decoders: modules from visible tokens to the values of masked patches, by modality.
+        norm_patches: whether every target patch is normalised to zero mean and unit variance (table 1d).
 
     Raises:
-        ValueError: a frontend whose tokens are no patches or that has a mask token, other patches in a decoder than in
-            its frontend, or another set of decoders than of frontends.
+        ValueError: the tokens of a frontend are not patches, or it has a mask token; a decoder has other patches than
+            its frontend; or modalities of decoders and frontends differ.
     """
 
     predictors_are = "decoders"
@@ -73,7 +73,7 @@ class MaskedAutoencoder(MaskedModel):
         self.norm_patches = norm_patches
 
     def forward(self, batch: Batch) -> LossOutput:
-        """The loss of one batch, as sums (see :class:`LossOutput`).
+        """Return the loss of one batch, as sums (see :class:`LossOutput`).
 
         Args:
             batch: inputs of one modality with M masks a sample.

@@ -12,12 +12,12 @@ from d2v.types import Batch, LossOutput
 
 
 class MaskedModel(nn.Module):
-    """An encoder that is trained by predicting what masks hide from it. Abstract: an algorithm defines :meth:`forward`.
+    """An encoder that learns to predict what masks hide from it. Abstract: a subclass defines :meth:`forward`.
 
     Attributes:
-        student: the encoder that is trained.
-        predictors_are: what makes predictions is called: "decoders" or "heads".
-        networks: the encoders there are, by name.
+        student: the trained encoder.
+        predictors_are: name of the attribute with the predictors: "decoders" or "heads".
+        networks: names of the encoders.
         needs_mask: whether batches must have masks.
     """
 
@@ -34,10 +34,10 @@ class MaskedModel(nn.Module):
         return found
 
     def network(self, name: str) -> Encoder:
-        """An encoder by its name.
+        """Return an encoder by its name.
 
         Raises:
-            ValueError: there is no such one.
+            ValueError: the model has no such encoder.
         """
         if name not in self.networks:
             raise ValueError(f"network={name}: a {type(self).__name__} has none: set network={self.networks[0]}")
@@ -46,14 +46,14 @@ class MaskedModel(nn.Module):
         return found
 
     def forward(self, batch: Batch) -> LossOutput:
-        """The loss of one batch, as sums."""
+        """Return the loss of one batch, as sums."""
         raise NotImplementedError("an algorithm defines forward")
 
     def update_teacher(self, decay: float) -> None:
-        """Called once after every optimizer step; nothing, where there is no teacher."""
+        """Update the teacher, after every optimizer step; does nothing without a teacher."""
 
     def check_mask(self, mask: MaskGenerator | None) -> None:
-        """Raise ValueError if there are no masks, but the model needs them."""
+        """Raise ValueError if the model needs masks and there are none."""
         if mask is None and self.needs_mask:
             raise ValueError(
                 f"mask=null: a {type(self).__name__} predicts masked tokens; "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Self-attention, with a bias on its logits.
+    """Multi-head self-attention with an optional bias of its logits.
 
     Args:
         dim: features D.
@@ -35,11 +35,11 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, attn_bias: Tensor | None = None) -> Tensor:
-        """Attention among tokens.
+        """Run attention among tokens.
 
         Args:
-            x: (N, T, D).
-            attn_bias: added to the logits, broadcastable to (N, heads, T, T), or None.
+            x: (N, T, D) features.
+            attn_bias: bias of the logits, broadcastable to (N, heads, T, T); or None.
 
         Returns:
             (N, T, D).
@@ -57,14 +57,16 @@ class Attention(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None = None, drop_rate: float = 0.0) -> Tensor:
-    """``scaled_dot_product_attention`` in its parts.
+    """Compute ``scaled_dot_product_attention`` by separate operations.
 
-    In bfloat16 on a CPU these take a fifth of the time that the fused function's backward pass takes: measured in
-    docs/results/optimizations.md.
+    In bfloat16 on a CPU they take a fifth of the time of the fused function's backward pass
+    (docs/results/optimizations.md).
 
     Args:
-        q: (N, heads, T, E) queries; keys and values ``k`` and ``v`` alike.
-        attn_bias: added to the logits, broadcastable to (N, heads, T, T), or None.
+        q: (N, heads, T, E) queries.
+        k: (N, heads, T, E) keys.
+        v: (N, heads, T, E) values.
+        attn_bias: bias of the logits, broadcastable to (N, heads, T, T); or None.
         drop_rate: dropout on attention weights.
 
     Returns:
@@ -73,4 +75,4 @@ def attention(q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None = None, 
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if attn_bias is not None:
         logits = logits + attn_bias
-    return F.dropout(logits.softmax(dim=-1), drop_rate) @ v  # sums are float32 within, weights are kept once
+    return F.dropout(logits.softmax(dim=-1), drop_rate) @ v  # sums inside are float32, and weights are stored once

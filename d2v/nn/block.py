@@ -1,4 +1,4 @@
-"""The Transformer block of data2vec, which also hands out the MLP's output, the raw material of the targets."""
+"""Transformer block of data2vec, which also returns the MLP's output, from which targets are made."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from d2v.nn.positions import RelativePositionBias
 
 
 class Layer(nn.Module):
-    """Base class of a trunk's layers: what is sharded as one unit (FSDP) and may be computed again as one.
+    """Base class of a trunk's layers, the units of FSDP and of activation checkpointing.
 
-    Abstract: a layer defines :meth:`compute`.
+    Abstract: a subclass defines :meth:`compute`.
 
     Attributes:
-        checkpointing: whether a training step keeps only the layer's inputs and computes the rest again, with the same
-            random numbers, in the backward pass (arXiv:1604.06174); set by
+        checkpointing: whether a training step keeps only the layer's inputs and recomputes the rest in the backward
+            pass, with the same random numbers (arXiv:1604.06174); set by
             :func:`d2v.nn.trunk.checkpoint_activations`.
     """
 
@@ -27,11 +27,11 @@ class Layer(nn.Module):
         self.checkpointing = False
 
     def forward(self, x: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One layer.
+        """Run the layer.
 
         Args:
-            x: (N, T, D).
-            inputs: what else :meth:`compute` takes.
+            x: (N, T, D) features.
+            inputs: other arguments of :meth:`compute`.
 
         Returns:
             The layer's output and the MLP's output before dropout, residual and norm, both (N, T, D).
@@ -41,7 +41,7 @@ class Layer(nn.Module):
         return self.compute(x, *inputs)
 
     def compute(self, x: Tensor, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        """:meth:`forward`, without checkpointing."""
+        """Run the layer without checkpointing; arguments and result of :meth:`forward`."""
         raise NotImplementedError("a layer defines compute")
 
 
@@ -51,7 +51,7 @@ class Block(Layer):
     Args:
         dim: features D.
         num_heads: attention heads; must divide ``dim``.
-        mlp_ratio: hidden width of the MLP over ``dim``.
+        mlp_ratio: hidden width of the MLP divided by ``dim``.
         norm_first: False: ``x = norm1(x + attn(x)); x = norm2(x + mlp(x))`` (released models).
             True: ``x = x + attn(norm1(x)); x = x + mlp(norm2(x))``.
         norm_eps: epsilon of the LayerNorms.
@@ -61,8 +61,8 @@ class Block(Layer):
         post_mlp_drop_rate: dropout on the MLP's output, before the residual is added.
         drop_path_rate: probability of dropping either branch for a sample.
         layer_drop_rate: probability of skipping the whole block for a batch (LayerDrop, arXiv:1909.11556).
-        layer_scale_init: learned factors on both branches, and what they start at (arXiv:2103.17239); None for none.
-        rel_pos_grid: of a bias of relative positions of its own, (rows, columns) of patches after a CLS token; or None.
+        layer_scale_init: initial value of layer scale on both branches (arXiv:2103.17239); None for no layer scale.
+        rel_pos_grid: (rows, columns) of patches after a CLS token, for a bias of relative positions; None for none.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class Block(Layer):
         self.rel_pos = None if rel_pos_grid is None else RelativePositionBias(rel_pos_grid, num_heads)
 
     def compute(self, x: Tensor, attn_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """One block.
+        """Run the block.
 
         Args:
-            x: (N, T, D).
-            attn_bias: added to the attention logits, broadcastable to (N, heads, T, T), or None.
+            x: (N, T, D) features.
+            attn_bias: bias of the attention logits, broadcastable to (N, heads, T, T); or None.
 
         Returns:
             The block's output and the MLP's output before dropout, residual and norm, both (N, T, D).
@@ -118,6 +118,6 @@ class Block(Layer):
             mlp_output = self.mlp(x)
             x = self.norm2(x + self.drop_path(self.scale2(self.post_mlp_drop(mlp_output))))
         if self.training and self.layer_drop_rate:
-            # Computed all the same: every rank has every gradient (zeros here), and nothing waits for the device.
+            # A skipped block is computed, too: every rank gets all gradients (zeros here), and no host sync is needed.
             x = torch.where(torch.rand((), device=x.device) < self.layer_drop_rate, skipped, x)
         return x, mlp_output

@@ -1,5 +1,5 @@
-"""From visible tokens to predictions at masked ones: the convolutions of data2vec 2.0 (arXiv:2212.07525, sec. 3.2), and
-the Transformer of masked autoencoders (arXiv:2111.06377).
+"""Decoders, from visible tokens to predictions at masked ones: the convolutions of data2vec 2.0 (arXiv:2212.07525,
+sec. 3.2) and the Transformer of masked autoencoders (arXiv:2111.06377).
 
 N views, T tokens on a grid, K visible, D encoder features, E decoder features
 """
@@ -35,26 +35,26 @@ from d2v.values import (
 
 
 class ConvDecoder(nn.Module):
-    """Puts visible tokens back on their grid, noise everywhere else, and convolves.
+    """Base class of convolutional decoders: visible tokens on their grid, noise at masked ones, then convolutions.
 
-    A layer is a convolution, a LayerNorm without affine and a GELU, with a residual wherever shapes agree.
-    Everything stays in (N, *grid, E) order: a channels-last convolution and no transposes for the norm.
+    A layer is a convolution, a LayerNorm without affine and a GELU, with a residual wherever shapes agree. Features
+    stay in (N, *grid, E) order: convolutions are channels-last, and the norm needs no transposes.
 
     Args:
         embed_dim: encoder features D.
         decoder_dim: decoder features E.
-        depth: convolutions.
-        kernel_size: side of a kernel in tokens, odd.
+        depth: number of convolutions.
+        kernel_size: size of a kernel in tokens, odd.
         groups: groups of every convolution; must divide D and E.
         mask_noise_std: standard deviation of the noise at masked tokens.
         input_drop_rate: dropout on the visible tokens.
-        residual: whether layers have one.
-        proj_depth: linear layers from E to D features, with GELUs in between.
-        proj_ratio: features between them over ``decoder_dim``.
+        residual: whether layers have a residual connection.
+        proj_depth: number of linear layers from E to D features, with GELUs in between.
+        proj_ratio: hidden features of these divided by ``decoder_dim``.
         proj_init_std: standard deviation of their initial weights, with zero biases; None for PyTorch's default.
 
     Raises:
-        ValueError: an even kernel, no layer, or groups that do not divide.
+        ValueError: the kernel is even, there is no layer, or ``groups`` does not divide D and E.
     """
 
     conv: ClassVar[type[nn.Conv1d] | type[nn.Conv2d]]
@@ -104,12 +104,12 @@ class ConvDecoder(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
-        """Predictions at the masked tokens.
+        """Return predictions at the masked tokens.
 
         Args:
             x_NKD: (N, K, D) encoded visible tokens, without prefix tokens.
             mask: N masks over T tokens.
-            grid: the shape in which the T tokens lie.
+            grid: shape of the grid of the T tokens.
 
         Returns:
             (N, T - K, D), in the order of ``mask.ids_mask``.
@@ -129,33 +129,33 @@ class ConvDecoder(nn.Module):
 
 @buildable
 class ConvDecoder1d(ConvDecoder):
-    """For sequences: speech and text."""
+    """Convolutional decoder for sequences: speech and text."""
 
     conv = nn.Conv1d
 
 
 @buildable
 class ConvDecoder2d(ConvDecoder):
-    """For grids: images and spectrograms."""
+    """Convolutional decoder for 2-d grids: images and spectrograms."""
 
     conv = nn.Conv2d
 
 
 @buildable
 class PixelDecoder(nn.Module):
-    """A small Transformer over all patches: mask tokens stand for those that are not visible, MAE (arXiv:2111.06377).
+    """Small Transformer over all patches, with mask tokens for those that are not visible: MAE (arXiv:2111.06377).
 
     Args:
         embed_dim: encoder features D.
         img_size: height and width of an image in pixels.
-        patch_size: side of a patch in pixels.
+        patch_size: height and width of a patch in pixels.
         in_chans: colour channels.
         decoder_dim: features E, a multiple of 4.
-        depth: pre-norm blocks.
-        num_heads: attention heads of a block.
+        depth: number of pre-norm blocks.
+        num_heads: attention heads; must divide ``decoder_dim``.
 
     Raises:
-        ValueError: ``decoder_dim`` is no multiple of 4, or ``num_heads`` does not divide it.
+        ValueError: ``decoder_dim`` is not a multiple of 4, or ``num_heads`` does not divide it.
     """
 
     def __init__(
@@ -190,12 +190,12 @@ class PixelDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
-        """Pixels of the masked patches.
+        """Return the pixels of the masked patches.
 
         Args:
             x_NKD: (N, K, D) encoded visible tokens, without prefix tokens.
             mask: N masks over T tokens.
-            grid: the shape in which the T tokens lie.
+            grid: shape of the grid of the T tokens.
 
         Returns:
             (N, T - K, in_chans * patch_size**2), in the order of ``mask.ids_mask``.

@@ -1,4 +1,4 @@
-"""The encoder: a frontend for each modality, then a trunk shared by all, data2vec 2.0 (arXiv:2212.07525).
+"""Encoder: a frontend for each modality, then a trunk shared by all, data2vec 2.0 (arXiv:2212.07525).
 
 N views = B samples x M masks, T tokens, K visible, P prefix tokens, D features
 """
@@ -20,17 +20,19 @@ from d2v.values import Depth, Epsilon, FiniteFloat, NumHeads, Rate, Ratio, Width
 
 @buildable
 class Encoder(nn.Module):
-    """Student or teacher. :func:`transformer_encoder` builds one whose trunk is a Transformer.
+    """Network of student and teacher: frontends, prenets and a trunk.
+
+    :func:`transformer_encoder` builds one with a Transformer as trunk.
 
     Args:
-        frontends: one for every modality, by its name.
+        frontends: one frontend for every modality.
         trunk: layers shared by the modalities; the targets come from these.
-        prenets: layers of each modality's own before the trunk, by its name; None for none.
-        input_norm: a LayerNorm on the tokens that enter a prenet, or a trunk where the frontend asks for one.
-        norm_eps: its epsilon.
+        prenets: layers before the trunk for single modalities, by modality; None for none.
+        input_norm: whether a LayerNorm precedes the prenet, or the trunk if the frontend requests one.
+        norm_eps: epsilon of this norm.
 
     Raises:
-        ValueError: a frontend or a prenet has another width than the trunk.
+        ValueError: the width of a frontend or prenet differs from that of the trunk.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Encoder(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Layers of the deepest prenet and of the trunk."""
+        """Number of layers of the deepest prenet plus those of the trunk."""
         return self._prenet_depth + self.trunk.depth
 
     @property
@@ -74,13 +76,13 @@ class Encoder(nn.Module):
         return max((self.prenet(modality).depth for modality in self.prenets), default=0)
 
     def layer_of(self, name: str) -> int:
-        """Return the layer that a parameter belongs to, for learning rates by layer.
+        """Return the index of the layer of a parameter, for layer-wise learning rates.
 
         0: before all layers (frontends, input norms); 1 to ``depth``: a layer of a prenet or the trunk; ``depth + 1``:
-        after the last.
+        after the last layer.
 
         Args:
-            name: within the encoder.
+            name: name of the parameter in the encoder.
         """
         part, _, rest = name.partition(".")
         if part == "prenets":
@@ -89,13 +91,17 @@ class Encoder(nn.Module):
         return 1 + self._prenet_depth + self.trunk.layer_of(rest) if part == "trunk" else 0
 
     def prenet(self, modality: str) -> Trunk:
-        """The prenet of a modality that has one."""
+        """Return the prenet of a modality that has one."""
         prenet = self.prenets[modality]
         assert isinstance(prenet, Trunk)
         return prenet
 
     def frontend(self, modality: str) -> Frontend:
-        """The frontend of ``modality``; KeyError naming those there are."""
+        """Return the frontend of a modality.
+
+        Raises:
+            KeyError: the encoder has no such frontend; the message lists its modalities.
+        """
         if modality not in self.frontends:
             raise KeyError(f"no frontend for modality {modality!r}: this encoder has {sorted(self.frontends)}")
         frontend = self.frontends[modality]
@@ -105,16 +111,16 @@ class Encoder(nn.Module):
     def context(
         self, modality: str, x_BTD: Tensor, mask: TokenMask | None = None, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Everything between local features and the trunk: drop masked tokens, positions, prefix, norm, prenet.
+        """Turn local features into inputs of the trunk: drop masked tokens, add positions and prefix, norm, prenet.
 
         Args:
-            modality: whose frontend and prenet to use.
-            x_BTD: (B, T, D) from the frontend's ``embed``.
-            mask: M masks a sample, or None to see everything.
-            padding_mask: (B, T) bool, True = padding, to which nothing attends; None where nothing is padded.
+            modality: selects frontend and prenet.
+            x_BTD: (B, T, D) local features from the frontend's ``embed``.
+            mask: M masks a sample, or None to keep all tokens.
+            padding_mask: (B, T) bool, True = padding, to which no token attends; None if nothing is padded.
 
         Returns:
-            (N, P + K, D), or (B, P + T, D) without a mask, and the bias of its attention logits, broadcastable to
+            (N, P + K, D), or (B, P + T, D) without a mask; and the bias of attention logits, broadcastable to
             (N, heads, P + K, P + K), or None.
         """
         frontend = self.frontend(modality)
@@ -131,11 +137,11 @@ class Encoder(nn.Module):
         return x, attn_bias
 
     def forward(self, batch: Batch, return_layers: bool = False) -> EncoderOutput:
-        """Features of whole, unmasked samples.
+        """Return features of whole, unmasked samples.
 
         Args:
-            batch: its mask, if any, is ignored; features of its padding mean nothing.
-            return_layers: also return every shared block's output.
+            batch: inputs of one modality; the mask is ignored. Ignore the features of padding.
+            return_layers: also return the output of every layer of the trunk.
         """
         features_BTD = self.frontend(batch.modality).embed(batch.inputs)
         return self.encode(batch.modality, features_BTD, None, batch.padding_mask, return_layers)
@@ -148,22 +154,22 @@ class Encoder(nn.Module):
         padding_mask: Tensor | None = None,
         return_layers: bool = False,
     ) -> EncoderOutput:
-        """Features of whole samples, or of the visible tokens of every mask, from local features.
+        """Return features of whole samples, or of the visible tokens of every mask, from local features.
 
         Args:
-            modality: whose frontend and prenet to use.
-            x_BTD: (B, T, D) from the frontend's ``embed``.
-            mask: M masks a sample, or None to see everything.
-            padding_mask: (B, T) bool, True = padding; None where nothing is padded.
+            modality: selects frontend and prenet.
+            x_BTD: (B, T, D) local features from the frontend's ``embed``.
+            mask: M masks a sample, or None to keep all tokens.
+            padding_mask: (B, T) bool, True = padding; None if nothing is padded.
             return_layers: also return the output of every layer of the trunk.
 
         Raises:
-            ValueError: the trunk returned another number of tokens than it was given.
+            ValueError: the trunk returned another number of tokens than its input has.
         """
         x, attn_bias = self.context(modality, x_BTD, mask, padding_mask)
         num_tokens = x.shape[1]
         hidden_states: list[Tensor] = []
-        for x, _ in self.trunk.layers(x, attn_bias):  # noqa: B020  # the context is not needed any more
+        for x, _ in self.trunk.layers(x, attn_bias):  # noqa: B020  # the input is no longer needed
             if return_layers:
                 hidden_states.append(x)
         if x.shape[1] != num_tokens:
@@ -194,26 +200,26 @@ def transformer_encoder(
     rel_pos_grid: tuple[Width, Width] | None = None,
     final_norm: bool | None = None,
 ) -> Encoder:
-    """An encoder of Transformer blocks, with prenets that have the same form.
+    """Build an encoder of Transformer blocks, with prenets of the same form.
 
     Args:
-        frontends: one for every modality, by its name.
+        frontends: one frontend for every modality.
         embed_dim: features D.
         depth: Transformer blocks shared by the modalities; the targets come from these.
-        num_heads: attention heads.
-        prenet_depth: blocks of each modality's own before the shared ones.
-        mlp_ratio: as in :class:`d2v.nn.trunk.Transformer`, like all that is not named here.
+        num_heads: attention heads; must divide ``embed_dim``.
+        prenet_depth: Transformer blocks of each modality before the shared ones.
+        mlp_ratio: hidden width of the MLPs divided by ``embed_dim``.
         norm_first: pre-norm blocks instead of post-norm (all released models are post-norm).
-        norm_eps: epsilon of all LayerNorms, those of input tokens included.
+        norm_eps: epsilon of all LayerNorms, including those of input tokens.
         drop_rate: dropout after attention projections.
         attn_drop_rate: dropout on attention weights.
         mlp_drop_rate: dropout inside MLPs.
         post_mlp_drop_rate: dropout on MLP outputs.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first, prenets included.
         layer_drop_rate: probability of skipping a block for a batch.
-        layer_scale_init: initial value of learned factors on the blocks' branches; None for no such factors.
-        rel_pos_grid: (rows, columns) of patches for every block's own bias of relative positions; or None.
-        final_norm: a LayerNorm after the last block; None: where blocks are pre-norm.
+        layer_scale_init: initial value of layer scale on the blocks' branches; None for no layer scale.
+        rel_pos_grid: (rows, columns) of patches, for a bias of relative positions in every block; None for none.
+        final_norm: whether a LayerNorm follows the last block; None: only if blocks are pre-norm.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``embed_dim``, or a frontend has another width.
@@ -244,7 +250,7 @@ def transformer_encoder(
 
 
 def _padding_bias(padding_mask: Tensor, mask: TokenMask | None, num_prefix_tokens: int) -> Tensor:
-    """(N, 1, 1, P + K) float32: 0 for tokens to attend to, minus infinity for padding."""
+    """Return the bias (N, 1, 1, P + K) float32: 0 for tokens to attend to, minus infinity for padding."""
     padding = padding_mask
     if mask is not None:
         padding = gather_tokens(padding.unsqueeze(-1), mask.ids_keep, mask.num_masks).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Positions: fixed ones of a grid, as in MAE (arXiv:2111.06377), and relative ones of a sequence or a grid."""
+"""Positions: fixed ones on a grid, as in MAE (arXiv:2111.06377), and relative ones on a sequence or a grid."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Tensor:
-    """(T,) coordinates -> (T, dim) float64: dim/2 sines, then dim/2 cosines, wavelengths 2 pi to 20000 pi."""
+    """Encode (T,) coordinates as (T, dim) float64: dim/2 sines, then dim/2 cosines, wavelengths 2 pi to 20000 pi."""
     frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
     angles = positions.double()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
-    """Positions of a (height, width) grid in row-major order.
+    """Return sine-cosine positions of a (height, width) grid in row-major order.
 
     Args:
         grid: tokens per column and per row.
@@ -28,7 +28,7 @@ def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
         (height * width, dim) float32.
 
     Raises:
-        ValueError: ``dim`` is no multiple of 4.
+        ValueError: ``dim`` is not a multiple of 4.
     """
     if dim % 4:
         raise ValueError(f"model.encoder.embed_dim={dim}: 2-d sine-cosine positions need a multiple of 4")
@@ -37,15 +37,15 @@ def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 class ConvPositions(nn.Module):
-    """Positions of a sequence from what surrounds each token: convolutions, each with a LayerNorm and a GELU.
+    """Relative positions of a sequence by convolutions, each followed by a LayerNorm and a GELU.
 
     As in data2vec (arXiv:2202.03555), sec. 4.2, after wav2vec 2.0.
 
     Args:
         dim: features D.
-        depth: convolutions.
-        kernel_size: tokens; an even kernel sees one token more of the past.
-        groups: of every convolution; must divide ``dim``.
+        depth: number of convolutions.
+        kernel_size: tokens; an even kernel covers one more token on the left.
+        groups: groups of every convolution; must divide ``dim``.
     """
 
     def __init__(self, dim: int, depth: int, kernel_size: int, groups: int) -> None:
@@ -55,11 +55,11 @@ class ConvPositions(nn.Module):
         )
 
     def forward(self, x_NTD: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """(N, T, D) tokens -> (N, T, D) positions.
+        """Return the positions of tokens, (N, T, D).
 
         Args:
-            x_NTD: tokens, masked ones zeroed.
-            padding_mask: (N, T) bool, True = padding: as if the sequence ended before it.
+            x_NTD: (N, T, D) tokens, masked ones set to zero.
+            padding_mask: (N, T) bool, True = padding, set to zero before every convolution; None if nothing is padded.
         """
         x, num_tokens = x_NTD, x_NTD.shape[1]
         for conv in self.convs:
@@ -71,10 +71,10 @@ class ConvPositions(nn.Module):
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
-    """(heads,) float32: how fast each head's attention falls with distance (ALiBi, arXiv:2108.12409).
+    """Return ALiBi's slopes (heads,) float32: how fast each head's attention falls with distance (arXiv:2108.12409).
 
-    A geometric sequence from 2^(-8/n) to 2^-8 for a power of two n; other numbers of heads take that of the next lower
-    power and then every second slope of the double's.
+    For n heads, n a power of two: a geometric sequence from 2^(-8/n) to 2^-8. Otherwise: the sequence of the next lower
+    power of two, then every second slope of the sequence for twice that power.
     """
     power = 2 ** math.floor(math.log2(num_heads))
     own = [2 ** (-8 * (i + 1) / power) for i in range(power)]
@@ -83,8 +83,9 @@ def alibi_slopes(num_heads: int) -> Tensor:
 
 
 class RelativePositionBias(nn.Module):
-    """A learned bias of attention logits for every offset on a grid and, before it, one CLS token: BEiT
-    (arXiv:2106.08254), after Swin.
+    """Learned bias of attention logits for every offset on a grid with one CLS token before it.
+
+    As in BEiT (arXiv:2106.08254), after Swin.
 
     Args:
         grid: tokens per column and per row.
@@ -93,12 +94,12 @@ class RelativePositionBias(nn.Module):
 
     def __init__(self, grid: tuple[int, int], num_heads: int) -> None:
         super().__init__()
-        index = gen_relative_position_index(grid, class_token=True)  # (1 + T, 1 + T), the last 3 offsets are CLS's
+        index = gen_relative_position_index(grid, class_token=True)  # (1 + T, 1 + T), the last 3 entries are for CLS
         self.register_buffer("index", index, persistent=False)
         self.index: Tensor
-        num_offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3  # as many as the index names, told without reading it
+        num_offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3  # number of entries in the index, without reading it
         self.table = nn.Parameter(torch.zeros(num_offsets, num_heads))
 
     def forward(self) -> Tensor:
-        """(1, heads, 1 + T, 1 + T)."""
+        """Return the bias (1, heads, 1 + T, 1 + T)."""
         return self.table[self.index].permute(2, 0, 1).unsqueeze(0)

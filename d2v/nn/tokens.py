@@ -1,4 +1,4 @@
-"""Picking tokens of (B, T, D) features by the (N, K) indices of M masks a sample, without expanding either."""
+"""Gathering of tokens from (B, T, D) features by (N, K) indices, without expanding either to (N, T, D)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gather_tokens(x_BTD: Tensor, ids_NK: Tensor, num_masks: int = 1) -> Tensor:
-    """Row n of the result holds tokens ``ids_NK[n]`` of sample n // num_masks.
+    """Return the tokens ``ids_NK[n]`` of sample n // num_masks as row n.
 
     Args:
         x_BTD: (B, T, D) features, one row a sample.

@@ -1,4 +1,4 @@
-"""Trunks: the layers that all modalities share, and the Transformer of data2vec 2.0 (arXiv:2212.07525).
+"""Trunks, the layers that all modalities share: base class, and the Transformer of data2vec 2.0 (arXiv:2212.07525).
 
 N sequences, T tokens, D features
 """
@@ -15,19 +15,19 @@ from d2v.values import Depth, Epsilon, FiniteFloat, NumHeads, Rate, Ratio, Width
 
 
 class Trunk(nn.Module):
-    """Base class of trunks: features of tokens in, features of the same tokens out.
+    """Base class of trunks, which map features of tokens to new features of the same tokens.
 
-    Output t belongs to input token t: targets, heads and decoders rely on it. A trunk that works on other tokens
-    (latents, say) returns to these at its end.
+    Output t belongs to input token t: targets, heads and decoders rely on this. A trunk that works on other tokens,
+    such as latents, has to map back to the input tokens at its end.
 
     Abstract: a trunk defines :meth:`layers`, :meth:`units` and :meth:`layer_of`.
 
     Args:
         embed_dim: features D.
-        depth: layers that :meth:`layers` yields; targets come from these.
+        depth: number of layers that :meth:`layers` yields; targets come from these.
 
     Attributes:
-        norm: applied to the last layer's output.
+        norm: norm of the last layer's output.
     """
 
     norm: nn.Module
@@ -38,11 +38,11 @@ class Trunk(nn.Module):
         self.depth = depth
 
     def layers(self, x: Tensor, attn_bias: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run the layers, one a step of the iteration.
+        """Run the layers, one at each step of the iteration.
 
         Args:
-            x: (N, T, D).
-            attn_bias: of the tokens, added to attention logits, broadcastable to (N, heads, T, T); or None.
+            x: (N, T, D) features.
+            attn_bias: bias of the attention logits, broadcastable to (N, heads, T, T); or None.
 
         Yields:
             The layer's output and its MLP's output before the residual, both (N, T, D).
@@ -50,44 +50,44 @@ class Trunk(nn.Module):
         raise NotImplementedError("a trunk defines layers")
 
     def units(self) -> Sequence[Layer]:
-        """The layers to shard (FSDP) and to compute again (activation checkpointing) one at a time."""
+        """Return the layers that FSDP shards, and activation checkpointing recomputes, one at a time."""
         raise NotImplementedError("a trunk defines units")
 
     def layer_of(self, name: str) -> int:
-        """Return the layer that a parameter of the trunk belongs to, from 0; ``depth`` if it comes after the last."""
+        """Return the index of the layer of a parameter, from 0; ``depth`` for parameters after the last layer."""
         raise NotImplementedError("a trunk defines layer_of")
 
     def init_weights(self) -> None:
-        """Draw initial weights; an encoder calls it on all of its trunks once they are built."""
+        """Initialise the weights; an encoder calls this for all of its trunks after building them."""
 
     def forward(self, x: Tensor, attn_bias: Tensor | None = None) -> Tensor:
-        """(N, T, D) -> (N, T, D): all layers and the norm."""
+        """Run all layers and the norm: (N, T, D) -> (N, T, D)."""
         output = x
-        for output, _ in self.layers(x, attn_bias):  # noqa: B007  # the last one counts
+        for output, _ in self.layers(x, attn_bias):  # noqa: B007  # only the last output is used
             pass
         return self.norm(output)
 
 
 @buildable
 class Transformer(Trunk):
-    """Blocks of self-attention, and a norm after them where they are pre-norm.
+    """Transformer blocks, with a final norm if they are pre-norm.
 
     Args:
         embed_dim: features D.
         depth: blocks.
         num_heads: attention heads; must divide ``embed_dim``.
-        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
+        mlp_ratio: hidden width of the MLPs divided by ``embed_dim``.
         norm_first: pre-norm blocks instead of post-norm (all released models are post-norm).
         norm_eps: epsilon of the LayerNorms.
         drop_rate: dropout after attention projections.
         attn_drop_rate: dropout on attention weights.
         mlp_drop_rate: dropout inside MLPs.
         post_mlp_drop_rate: dropout on MLP outputs.
-        drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first; or one for each block.
-        layer_drop_rate: probability of skipping a block for a batch, the same for all.
-        layer_scale_init: initial value of learned factors on the blocks' branches; None for no such factors.
-        rel_pos_grid: (rows, columns) of patches: every block has a bias of relative positions of its own; or None.
-        final_norm: a LayerNorm after the last block; None: where blocks are pre-norm.
+        drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first; or one rate for each.
+        layer_drop_rate: probability of skipping a block for a batch, the same for all blocks.
+        layer_scale_init: initial value of layer scale on the blocks' branches; None for no layer scale.
+        rel_pos_grid: (rows, columns) of patches, for a bias of relative positions in every block; None for none.
+        final_norm: whether a LayerNorm follows the last block; None: only if blocks are pre-norm.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``embed_dim``.
@@ -141,22 +141,22 @@ class Transformer(Trunk):
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if has_norm else nn.Identity()
 
     def layers(self, x: Tensor, attn_bias: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run the blocks, one a step of the iteration (:meth:`Trunk.layers`)."""
+        """Run the blocks, one at each step of the iteration (:meth:`Trunk.layers`)."""
         for block in self.blocks:
             x, mlp_output = block(x, attn_bias)
             yield x, mlp_output
 
     def units(self) -> list[Block]:
-        """The blocks."""
+        """Return the blocks."""
         return list(self.blocks)  # type: ignore[arg-type]  # they are blocks
 
     def layer_of(self, name: str) -> int:
-        """Return the block of ``blocks.<block>.<...>``; ``depth`` for the norm."""
+        """Return the index of the block of ``blocks.<index>.<...>``; ``depth`` for the norm."""
         part, _, rest = name.partition(".")
         return int(rest.partition(".")[0]) if part == "blocks" else self.depth
 
     def init_weights(self) -> None:
-        """Linear layers: N(0, .02) weights and zero biases, as BERT and the reference."""
+        """Initialise linear layers with N(0, .02) weights and zero biases, as BERT and the reference."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
@@ -165,19 +165,19 @@ class Transformer(Trunk):
 
 
 def linear_rates(last: float, count: int) -> list[float]:
-    """``count`` rates that grow linearly from 0 to ``last``."""
+    """Return ``count`` rates that grow linearly from 0 to ``last``."""
     rates: list[float] = torch.linspace(0, last, count, device="cpu").tolist()
     return rates
 
 
 def units(model: nn.Module) -> Iterator[Layer]:
-    """Every unit of every trunk in a model."""
+    """Return the units of all trunks in a model."""
     for module in model.modules():
         if isinstance(module, Trunk):
             yield from module.units()
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let every layer of a model's trunks be computed again in the backward pass; only its inputs are kept."""
+    """Turn on activation checkpointing: layers keep only their inputs and are recomputed in the backward pass."""
     for unit in units(model):
         unit.checkpointing = True

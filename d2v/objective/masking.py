@@ -1,7 +1,7 @@
 """Masks of the tokens to predict: data2vec 2.0 (arXiv:2212.07525), sec. 3.3.
 
-Masks are drawn on the CPU, in the data workers, from a generator of their own for every (seed, epoch, sample), so a
-run's masks do not depend on the number of workers, devices or micro-batches.
+Masks are drawn on the CPU, in the data workers, from one generator for every (seed, epoch, sample), so a run's masks do
+not depend on the number of workers, devices or micro-batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_FAILURES = 10  # attempts in a row to place a rectangle
 
 
 class MaskGenerator(Protocol):
-    """Draws ``num_masks`` masks a sample, all with the same number of masked tokens."""
+    """Protocol of mask generators: ``num_masks`` masks a sample, all with the same number of masked tokens."""
 
     num_masks: int
 
@@ -33,15 +33,15 @@ class MaskGenerator(Protocol):
         """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
 
         Args:
-            grid: the shape in which the tokens lie.
-            rngs: a generator for every sample.
+            grid: shape of the grid of tokens.
+            rngs: one generator for every sample.
         """
 
 
 @buildable
 @dataclass(frozen=True)
 class RandomMask:
-    """Mask tokens at random, with an exact count; as the released text models do.
+    """Random masks with an exact count, as in the released text models.
 
     Attributes:
         num_masks: M, masks per sample.
@@ -68,12 +68,12 @@ class RandomMask:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Random blocks of tokens, and then exactly as many tokens as wanted.
+    """Base class of masks from random blocks, corrected to an exact count.
 
     Abstract: a subclass defines ``num_visible`` and ``_block_ratio``.
 
     Block centres are drawn uniformly, with replacement; a block that reaches over the border is clamped to it. Then
-    tokens are added to or removed from the blocks' at random.
+    random tokens are added or removed until the count is exact.
     """
 
     num_masks: NumMasks
@@ -99,7 +99,7 @@ class _Blocks:
 
     @property
     def _block_ratio(self) -> float:
-        """Share of tokens that the blocks are to cover."""
+        """Share of the tokens to cover with blocks."""
         raise NotImplementedError("a subclass says whether blocks are kept or masked")
 
     def _priorities(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
@@ -129,7 +129,7 @@ class _Blocks:
 @buildable
 @dataclass(frozen=True)
 class InverseBlockMask(_Blocks):
-    """Keep random blocks and mask everything else, with an exact count; as the released image models do.
+    """Masks that keep random blocks and hide everything else, with an exact count, as in the released image models.
 
     Attributes:
         num_masks: M, masks per sample.
@@ -159,11 +159,11 @@ class InverseBlockMask(_Blocks):
 @buildable
 @dataclass(frozen=True)
 class SpanMask(_Blocks):
-    """Mask random spans (blocks, on a grid), with an exact count; as the released speech models do.
+    """Masks of random spans (blocks, on a grid), with an exact count, as in the released speech models.
 
     Attributes:
         num_masks: M, masks per sample.
-        mask_ratio: share of tokens to mask, in (0, 1): int(T * mask_ratio) are.
+        mask_ratio: share of tokens to mask, in (0, 1); int(T * mask_ratio) tokens are masked.
         mask_length: length of a span in tokens, in every dimension of the grid.
         mask_ratio_adjust: added to the share of tokens to mask when counting spans, to offset their overlap.
     """
@@ -189,16 +189,16 @@ class SpanMask(_Blocks):
 @buildable
 @dataclass(frozen=True)
 class BlockMask:
-    """Mask random rectangles of patches, with an exact count: BEiT (arXiv:2106.08254), alg. 1, and data2vec 1.0.
+    """Masks of random rectangles, with an exact count: BEiT (arXiv:2106.08254), alg. 1, and data2vec 1.0.
 
-    Rectangles of random area and shape are added until no more fits; what is then missing is drawn at random, where
-    BEiT leaves it.
+    Rectangles of random area and shape are added until no more fits. Missing tokens are then drawn at random; BEiT
+    leaves them visible.
 
     Attributes:
         num_masks: M, masks per sample.
-        mask_ratio: share of tokens to mask, in (0, 1): T times it, rounded, are.
-        min_block: fewest tokens of a rectangle (the last ones may add fewer).
-        min_aspect: smallest ratio of its sides, in (0, 1].
+        mask_ratio: share of tokens to mask, in (0, 1); round(T * mask_ratio) tokens are masked.
+        min_block: smallest number of tokens in a rectangle (the last ones may add fewer).
+        min_aspect: smallest aspect ratio of a rectangle, in (0, 1].
     """
 
     num_masks: NumMasks = 1

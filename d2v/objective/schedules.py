@@ -9,10 +9,10 @@ from d2v.values import Fraction, PositiveSteps, Steps, buildable
 
 @buildable
 def ema_decay(step: int, decay_start: Fraction, decay_end: Fraction, anneal_steps: Steps) -> float:
-    """The teacher's decay after ``step`` optimizer steps: linear from ``decay_start`` to ``decay_end``.
+    """Return the teacher's decay after ``step`` optimizer steps: linear from ``decay_start`` to ``decay_end``.
 
     Args:
-        step: optimizer steps done, counting the one the teacher is being updated for (the first update has step 1).
+        step: optimizer steps done, including the current one (the first update has step 1).
         decay_start: decay at step 0.
         decay_end: decay from ``anneal_steps`` on; 1 freezes the teacher.
         anneal_steps: optimizer steps; 0 means ``decay_end`` from the start.
@@ -24,13 +24,13 @@ def ema_decay(step: int, decay_start: Fraction, decay_end: Fraction, anneal_step
 
 @buildable
 def warmup_cosine(step: int, warmup_steps: Steps, max_steps: PositiveSteps, min_factor: Fraction = 0.0) -> float:
-    """Factor on the peak learning rate of update ``step`` (0-based): linear from 0, then half a cosine.
+    """Return the factor on the peak learning rate of update ``step`` (0-based): linear from 0, then half a cosine.
 
     Args:
         step: optimizer steps done before this update.
         warmup_steps: optimizer steps of linear warm-up.
         max_steps: optimizer steps of the whole run; constant at ``min_factor`` afterwards.
-        min_factor: where the cosine ends, as a share of the peak.
+        min_factor: end of the cosine, as a share of the peak.
     """
     if step < warmup_steps:
         return step / warmup_steps
@@ -40,7 +40,7 @@ def warmup_cosine(step: int, warmup_steps: Steps, max_steps: PositiveSteps, min_
 
 @buildable
 def cosine(step: int, warmup_fraction: Fraction, max_steps: PositiveSteps, min_factor: Fraction = 0.0) -> float:
-    """:func:`warmup_cosine` with a warm-up that is a share of the run."""
+    """Return :func:`warmup_cosine` with the warm-up given as a share of the run."""
     return warmup_cosine(step, int(warmup_fraction * max_steps), max_steps, min_factor)
 
 
@@ -52,9 +52,9 @@ def warmup_linear(step: int, warmup_fraction: Fraction, max_steps: PositiveSteps
 
     Args:
         step: optimizer steps done before this update.
-        warmup_fraction: share of the run that warms up.
+        warmup_fraction: share of the run for the warm-up.
         max_steps: optimizer steps of the whole run.
-        min_factor: where the decay ends, as a share of the peak.
+        min_factor: end of the decay, as a share of the peak.
     """
     warmup_steps = int(warmup_fraction * max_steps)
     if step < warmup_steps:
@@ -79,10 +79,10 @@ def tri_stage(
     Args:
         step: optimizer steps done before this update.
         max_steps: optimizer steps of the whole run.
-        warmup_fraction: share of the run that warms up.
-        hold_fraction: share that stays at the peak; the rest decays.
-        start_factor: where the warm-up starts, as a share of the peak.
-        min_factor: where the decay ends, above 0.
+        warmup_fraction: share of the run for the warm-up.
+        hold_fraction: share of the run at the peak; the rest decays.
+        start_factor: start of the warm-up, as a share of the peak.
+        min_factor: end of the decay, as a share of the peak; above 0.
     """
     warmup_steps, hold_steps = int(warmup_fraction * max_steps), int(hold_fraction * max_steps)
     if step < warmup_steps:

@@ -12,13 +12,13 @@ from d2v.types import TargetNorm
 
 
 def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Zero mean, unit biased variance over time, per sample and channel; no affine. (B, T, D) -> (B, T, D)."""
+    """Normalise (B, T, D) to zero mean and unit biased variance over T, per sample and channel, without affine."""
     x = x - x.mean(dim=1, keepdim=True)  # two means are several times as fast on a CPU as var_mean over this dimension
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
 
 
 def layer_norm(x: Tensor) -> Tensor:
-    """Zero mean, unit biased variance over features; no affine. (B, T, D) -> (B, T, D)."""
+    """Normalise (B, T, D) to zero mean and unit biased variance over D, without affine."""
     return F.layer_norm(x, x.shape[-1:])
 
 

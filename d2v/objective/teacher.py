@@ -16,7 +16,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def make_teacher(student: ModuleT) -> ModuleT:
-    """A float32 copy of ``student`` that takes no gradient."""
+    """Return a float32 copy of ``student`` without gradients."""
     return copy.deepcopy(student).float().eval().requires_grad_(False)
 
 
@@ -24,16 +24,18 @@ def make_teacher(student: ModuleT) -> ModuleT:
 def update_teacher(
     teacher: nn.Module, student: nn.Module, decay: float, is_averaged: Callable[[str], bool] = lambda name: True
 ) -> None:
-    """teacher <- decay * teacher + (1 - decay) * student; buffers, and parameters not averaged, are copied.
+    """Move the teacher: teacher <- decay * teacher + (1 - decay) * student.
+
+    Buffers, and parameters that are not averaged, are copied from the student.
 
     Args:
         teacher: made by :func:`make_teacher` from ``student``: same parameters, same names.
         student: the network being trained.
         decay: in [0, 1]; 1 freezes the teacher.
-        is_averaged: whether the parameter of this name is averaged.
+        is_averaged: whether the parameter with the given name is averaged.
 
     Raises:
-        ValueError: ``decay`` is not in [0, 1], or the two networks differ in their parameters.
+        ValueError: ``decay`` is not in [0, 1], or the two networks have different parameters.
     """
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"ema_decay={decay}: must lie in [0, 1]")
@@ -42,7 +44,7 @@ def update_teacher(
         raise ValueError(f"teacher and student differ in {sorted(averages.keys() ^ values.keys())}")
     averaged = [name for name in averages if is_averaged(name)]
     copied = [name for name in averages if not is_averaged(name)]
-    for names, weight in ((averaged, 1.0 - decay), (copied, 1.0)):  # with weight 1, lerp copies to the last bit
+    for names, weight in ((averaged, 1.0 - decay), (copied, 1.0)):  # with weight 1, lerp copies bit for bit
         if names and weight:
             torch._foreach_lerp_([averages[n] for n in names], [values[n].float() for n in names], weight)
     for name, buffer in student.named_buffers():

@@ -1,4 +1,4 @@
-"""Base class of frontends: local features with positions, and the omission of masked ones."""
+"""Base class of frontends, which turn inputs into tokens and drop the masked ones."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from d2v.values import NumPrefixTokens, Rate, Width
 
 
 class Frontend(nn.Module):
-    """From inputs to tokens.
+    """Base class of frontends: inputs to tokens.
 
-    Abstract: a modality subclasses it and writes :meth:`embed`, :meth:`token_grid` and :meth:`example`; one whose
-    tokens are patches also ``patch_values`` and :meth:`patches`.
+    Abstract: a subclass for a modality defines :meth:`embed`, :meth:`token_grid` and :meth:`example`; if its tokens are
+    patches, also ``patch_values`` and :meth:`patches`.
 
     Args:
         embed_dim: features D.
-        num_prefix_tokens: learned tokens, the CLS token last, put before the sequence.
+        num_prefix_tokens: learned tokens before the sequence, the CLS token last.
         input_norm: whether a (post-norm) encoder normalises its input tokens even without a prenet.
         input_drop_rate: dropout on the tokens that enter the prenet, after that norm.
-        mask_token: whether there is a learned token that stands for masked ones (data2vec 1.0); 2.0 leaves them out.
+        mask_token: whether to add a learned token for masked tokens (data2vec 1.0); 2.0 drops masked tokens.
 
     Attributes:
-        local_parts: names of the submodules that :meth:`embed` uses. A teacher whose scope is "context" takes the
-            student's local features, so it does not average these.
-        extractor_parts: of these, what fine-tuning can leave untrained; () for all.
-        inputs_are: what ``inputs`` are, in words, for model cards.
+        local_parts: names of the submodules that :meth:`embed` uses. A teacher of scope "context" uses the student's
+            local features, so it does not average these.
+        extractor_parts: those of ``local_parts`` that fine-tuning can freeze; () for all.
+        inputs_are: description of ``inputs`` for model cards.
     """
 
     local_parts: ClassVar[tuple[str, ...]] = ()
@@ -58,11 +58,11 @@ class Frontend(nn.Module):
 
     @property
     def patch_values(self) -> int:
-        """V, values of the inputs that each token is made of, by itself; 0 where tokens share them."""
+        """V, number of input values of each token; 0 if tokens are not patches."""
         return 0
 
     def patches(self, inputs: Tensor) -> Tensor:
-        """Return the input values of each token, where ``patch_values`` is not 0: inputs -> (B, T, V)."""
+        """Return the input values of each token, (B, T, V), if ``patch_values`` is not 0."""
         raise NotImplementedError("a frontend of patches defines patches")
 
     @property
@@ -71,26 +71,26 @@ class Frontend(nn.Module):
         return self.mask_token is not None
 
     def token_grid(self, inputs: Tensor) -> tuple[int, ...]:
-        """The shape in which the T tokens of ``inputs`` lie, for the decoder's convolutions."""
+        """Return the shape of the grid of the T tokens of ``inputs``, for the decoder's convolutions."""
         raise NotImplementedError("a frontend defines token_grid")
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """Local features, computed once a sample: inputs -> (B, T, D)."""
+        """Return local features (B, T, D) of the inputs, computed once a sample."""
         raise NotImplementedError("a frontend defines embed")
 
     def example(self, batch_size: int = 1) -> Tensor:
-        """Valid inputs of the right shape and dtype, all zeros."""
+        """Return valid inputs of the right shape and dtype, all zeros."""
         raise NotImplementedError("a frontend defines example")
 
     def hide(self, inputs: Tensor, mask: TokenMask) -> tuple[Tensor, Tensor | None]:
-        """Local features in which masked tokens are replaced, data2vec 1.0 (arXiv:2202.03555), sec. 3.1.
+        """Return local features with masked tokens replaced, data2vec 1.0 (arXiv:2202.03555), sec. 3.1.
 
         Args:
             inputs: B samples.
             mask: M masks a sample.
 
         Returns:
-            (N, T, D), and the (B, T, D) features without masks, or None where they had not to be computed.
+            (N, T, D) features, and the (B, T, D) features without masks, or None if they were not needed.
         """
         assert self.mask_token is not None, "data2vec 1.0 has checked that there is one"
         features_BTD = self.embed(inputs)
@@ -99,20 +99,20 @@ class Frontend(nn.Module):
         return torch.where(mask.mask.unsqueeze(-1), token, views_NTD), features_BTD
 
     def tokens(self, x_BTD: Tensor, mask: TokenMask | None, padding_mask: Tensor | None = None) -> Tensor:
-        """Return the inputs of the Transformer: prefix tokens, then all tokens, or the visible ones of every mask.
+        """Return the inputs of the Transformer: prefix tokens, then all tokens or the visible ones of every mask.
 
         Args:
             x_BTD: (B, T, D) local features.
-            mask: M masks a sample, or None to see everything.
-            padding_mask: (B, T) bool, True = padding; None where nothing is padded.
+            mask: M masks a sample, or None to keep all tokens.
+            padding_mask: (B, T) bool, True = padding; None if nothing is padded.
 
         Returns:
-            (B, P + T, D) without a mask, (N, P + K, D) with.
+            (B, P + T, D) without a mask, (N, P + K, D) with one.
         """
         return self.with_prefix(x_BTD if mask is None else gather_tokens(x_BTD, mask.ids_keep, mask.num_masks))
 
     def attn_bias(self, num_tokens: int, mask: TokenMask | None) -> Tensor | None:
-        """Relative positions as a bias on attention logits, for the tokens that :meth:`tokens` returns.
+        """Return relative positions as a bias of attention logits, for the tokens that :meth:`tokens` returns.
 
         Returns:
             (1 or N, heads, P + K, P + K) float32, or None for none.
@@ -120,7 +120,7 @@ class Frontend(nn.Module):
         return None
 
     def with_prefix(self, x: Tensor) -> Tensor:
-        """(N, K, D) -> (N, P + K, D)."""
+        """Prepend the prefix tokens: (N, K, D) -> (N, P + K, D)."""
         if self.prefix_tokens is None:
             return x
         return torch.cat([self.prefix_tokens.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)

@@ -1,5 +1,6 @@
-"""Images: non-overlapping patches, with fixed 2-d positions (data2vec 2.0, arXiv:2212.07525, sec. 4.1) or relative ones
-(data2vec 1.0, arXiv:2202.03555, sec. 4.1)."""
+"""Frontends for images: non-overlapping patches with fixed 2-d positions (data2vec 2.0, arXiv:2212.07525, sec. 4.1) or
+relative ones (data2vec 1.0, arXiv:2202.03555, sec. 4.1).
+"""
 
 from __future__ import annotations
 
@@ -22,14 +23,14 @@ class ImageFrontend(Frontend):
     Args:
         embed_dim: features D, a multiple of 4.
         img_size: height and width of an image in pixels.
-        patch_size: side of a patch in pixels; must divide ``img_size``.
+        patch_size: height and width of a patch in pixels; must divide ``img_size``.
         in_chans: colour channels.
         num_prefix_tokens: 1 for the CLS token; 0 for none.
         fixed_positions: whether patches get sine-cosine positions.
-        mask_token: whether there is a learned token for masked patches (data2vec 1.0).
+        mask_token: whether to add a learned token for masked patches (data2vec 1.0).
 
     Raises:
-        ValueError: the patch does not divide the image.
+        ValueError: ``patch_size`` does not divide ``img_size``.
     """
 
     local_parts: ClassVar[tuple[str, ...]] = ("proj",)
@@ -62,18 +63,18 @@ class ImageFrontend(Frontend):
         self.positions: Tensor | None
 
     def token_grid(self, inputs: Tensor) -> tuple[int, int]:
-        """Patches per column and per row of (B, C, H, W) images."""
+        """Return the numbers of patches per column and per row of (B, C, H, W) images."""
         return inputs.shape[-2] // self.patch_size, inputs.shape[-1] // self.patch_size
 
     def example(self, batch_size: int = 1) -> Tensor:
-        """(B, C, H, W) float32."""
+        """Return zeros (B, C, H, W) float32."""
         return torch.zeros(batch_size, self.in_chans, self.img_size, self.img_size)
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """(B, C, H, W) images -> (B, T, D) patch features with positions, row-major.
+        """Embed (B, C, H, W) images as (B, T, D) patch features with positions, row-major.
 
         Raises:
-            ValueError: the images have another size or number of channels than the frontend was built for.
+            ValueError: size or channels of the images differ from those of the frontend.
         """
         expected = (self.in_chans, self.img_size, self.img_size)
         if tuple(inputs.shape[1:]) != expected:
@@ -86,25 +87,25 @@ class ImageFrontend(Frontend):
 
     @property
     def patch_values(self) -> int:
-        """Pixels of a patch, of all channels."""
+        """Number of values of a patch, over all channels."""
         return self.in_chans * self.patch_size**2
 
     def patches(self, inputs: Tensor) -> Tensor:
-        """(B, C, H, W) images -> (B, T, C * patch_size**2) pixels, row-major."""
+        """Cut (B, C, H, W) images into (B, T, C * patch_size**2) pixel values, row-major."""
         return F.unfold(inputs, self.patch_size, stride=self.patch_size).transpose(1, 2)
 
 
 @buildable
 class BeitFrontend(ImageFrontend):
-    """Patch embedding, CLS and mask token of data2vec 1.0, which is BEiT's (arXiv:2106.08254): no fixed positions.
+    """Patch embedding, CLS token and mask token of data2vec 1.0, as in BEiT (arXiv:2106.08254): no fixed positions.
 
     Args:
         embed_dim: features D.
         num_heads: attention heads of the encoder.
         img_size: height and width of an image in pixels.
-        patch_size: side of a patch in pixels; must divide ``img_size``.
+        patch_size: height and width of a patch in pixels; must divide ``img_size``.
         in_chans: colour channels.
-        shared_bias: whether all blocks share one bias of relative positions; else each has its own, or none.
+        shared_bias: whether all blocks share one bias of relative positions; else blocks have their own, or none.
         mask_token: whether there is a learned token for masked patches.
     """
 
@@ -130,7 +131,7 @@ class BeitFrontend(ImageFrontend):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def attn_bias(self, num_tokens: int, mask: TokenMask | None) -> Tensor | None:
-        """(1, heads, 1 + T, 1 + T), or that of every view's visible patches, (N, heads, 1 + K, 1 + K)."""
+        """Return the bias (1, heads, 1 + T, 1 + T); with a mask, of visible patches, (N, heads, 1 + K, 1 + K)."""
         if self.rel_pos is None:
             return None
         bias = self.rel_pos()

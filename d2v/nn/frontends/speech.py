@@ -1,14 +1,13 @@
-"""Speech: a convolutional feature extractor on the waveform and relative positions, data2vec 2.0 (arXiv:2212.07525).
+"""Frontend for speech: convolutions on the waveform and relative positions, data2vec 2.0 (arXiv:2212.07525).
 
-The extractor is wav2vec 2.0's (arXiv:2006.11477) with a LayerNorm after every convolution. Positions are relative: a
-stack of convolutions over the masked sequence, and a bias on attention logits that falls with distance (ALiBi,
-arXiv:2108.12409, made symmetric).
+The feature extractor is wav2vec 2.0's (arXiv:2006.11477) with a LayerNorm after every convolution. Positions are
+relative: a stack of convolutions over the masked sequence, and a bias on attention logits that falls with distance
+(ALiBi, arXiv:2108.12409, made symmetric).
 
 B clips, S samples of the waveform, C channels of the extractor, T frames (tokens), D features
 
-Where we deviate: padded frames are zeroed before each convolution of the positions, so that appending padding to a
-batch changes no real frame. In the reference they leak into the frames before them; ``zero_padding="never"`` (and, for
-data2vec 1.0, "first") does that.
+Deviation: padded frames are zeroed before each convolution of the positions, so that padding changes no real frame. In
+the reference they leak into the frames before them; ``zero_padding="never"`` (1.0: "first") reproduces that.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from d2v.values import ConvLayers, Depth, Epsilon, KernelSize, NumHeads, NumPref
 
 ZeroPadding = Literal["every", "first", "never"]
 
-# (channels, kernel, stride): a frame every 320 samples, 20 ms at 16 kHz, from 400 samples
+# (channels, kernel size, stride): one frame every 320 samples (20 ms at 16 kHz), from 400 samples
 CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
 
@@ -37,21 +36,21 @@ class SpeechFrontend(Frontend):
 
     Args:
         embed_dim: features D.
-        num_heads: attention heads of the encoder; any number.
+        num_heads: attention heads of the encoder.
         conv_layers: (channels, kernel size, stride) of every convolution on the waveform, in samples.
-        pos_depth: convolutions of the positions.
-        pos_kernel_size: their kernel, frames.
-        pos_groups: their groups; must divide ``embed_dim``.
+        pos_depth: number of convolutions of the positions.
+        pos_kernel_size: kernel size of these, frames.
+        pos_groups: groups of these; must divide ``embed_dim``.
         alibi: whether attention logits get a bias that falls with distance.
-        num_prefix_tokens: learned tokens put before the frames; distances to them count as 0.
+        num_prefix_tokens: learned tokens before the frames; the distance to them is 0.
         input_drop_rate: dropout on the tokens that enter the prenet.
         zero_padding: where padded frames are zeroed: before "every" convolution of the positions, before the "first"
             (data2vec 1.0), or "never" (the reference's 2.0).
-        mask_token: whether there is a learned token for masked frames (data2vec 1.0).
+        mask_token: whether to add a learned token for masked frames (data2vec 1.0).
         norm_eps: epsilon of the LayerNorm before the projection.
 
     Raises:
-        ValueError: groups that do not divide, or a convolution that is not three positive numbers.
+        ValueError: ``pos_groups`` does not divide ``embed_dim``, or a convolution is not three positive numbers.
     """
 
     local_parts: ClassVar[tuple[str, ...]] = ("convs", "conv_norms", "norm", "proj", "mask_token")
@@ -106,15 +105,15 @@ class SpeechFrontend(Frontend):
         self.alibi_slopes: Tensor
 
     def token_grid(self, inputs: Tensor) -> tuple[int]:
-        """Frames of (B, S) waveforms."""
+        """Return (T,), the number of frames of (B, S) waveforms."""
         return (num_frames(inputs.shape[1], self.conv_layers),)
 
     def example(self, batch_size: int = 1) -> Tensor:
-        """(B, 16000) float32."""
+        """Return zeros (B, 16000) float32."""
         return torch.zeros(batch_size, 16000)
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """(B, S) waveforms -> (B, T, D) features of every frame, without positions.
+        """Compute (B, T, D) features of all frames of (B, S) waveforms, without positions.
 
         Raises:
             ValueError: the waveforms are shorter than one frame.
@@ -130,7 +129,7 @@ class SpeechFrontend(Frontend):
         return self.proj(self.norm(x.transpose(1, 2)))
 
     def tokens(self, x_BTD: Tensor, mask: TokenMask | None, padding_mask: Tensor | None = None) -> Tensor:
-        """Frames with positions; positions see the whole sequence, with zeros where frames are masked."""
+        """Return frames with positions; the positions are computed on all frames, with masked ones set to zero."""
         padding = padding_mask if self.zero_padding == "every" else None
         if padding_mask is not None and self.zero_padding == "first":
             x_BTD = x_BTD.masked_fill(padding_mask.unsqueeze(-1), 0)
@@ -143,7 +142,10 @@ class SpeechFrontend(Frontend):
         return self.with_prefix(gather_tokens(x_BTD, mask.ids_keep, mask.num_masks) + positions)
 
     def attn_bias(self, num_tokens: int, mask: TokenMask | None) -> Tensor | None:
-        """ALiBi: minus the distance in frames of the unmasked clip, times each head's slope and learned scale."""
+        """Return ALiBi: minus the distance in frames of the unmasked clip, times each head's slope and learned scale.
+
+        The shape is (1 or N, heads, P + K, P + K); None without ALiBi.
+        """
         if self.alibi_scale is None:
             return None
         if mask is None:

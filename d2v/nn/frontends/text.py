@@ -1,4 +1,6 @@
-"""Text: token and learned position embeddings with a LayerNorm, data2vec 2.0 (arXiv:2212.07525), as in RoBERTa."""
+"""Frontend for text: token and learned position embeddings with a LayerNorm, as in RoBERTa; data2vec 2.0
+(arXiv:2212.07525).
+"""
 
 from __future__ import annotations
 
@@ -14,25 +16,25 @@ from d2v.values import Count, Epsilon, NumPrefixTokens, PositiveFloat, Rate, Voc
 
 @buildable
 class TextFrontend(Frontend):
-    """Embeddings of token ids.
+    """Token embeddings, learned position embeddings and a LayerNorm.
 
     Args:
         embed_dim: features D.
-        vocab_size: token ids are 0 to ``vocab_size`` - 1.
+        vocab_size: number of token ids, 0 to ``vocab_size`` - 1.
         max_positions: longest input, tokens.
-        pad_id: the id of padding, in [0, vocab_size); its embeddings are never trained.
+        pad_id: id of padding, in [0, vocab_size); its embeddings are not trained.
         drop_rate: dropout on the embeddings, drawn once a sample, for all of its masks and the teacher.
-        token_init_std: standard deviation of the token embeddings at first. The LayerNorm that follows undoes their
-            scale, so what this sets is how fast they learn: a step of Adam turns large embeddings less.
-        pos_init_std: of the position embeddings; that of the token embeddings, as in the released models, makes half
-            of what a fresh teacher's targets say a matter of position.
-        num_prefix_tokens: learned tokens put before the text's own.
+        token_init_std: initial standard deviation of token embeddings. The LayerNorm removes their scale, so a larger
+            value only slows their learning.
+        pos_init_std: initial standard deviation of position embeddings. If it equals ``token_init_std``, as in the
+            released models, positions explain half of the variance of a fresh teacher's targets.
+        num_prefix_tokens: learned tokens before the text.
         input_drop_rate: dropout on the tokens that enter the prenet.
-        mask_id: the id that stands for masked tokens in data2vec 1.0; None: there is none.
+        mask_id: id that replaces masked tokens in data2vec 1.0; None for none.
         norm_eps: epsilon of the LayerNorm.
 
     Raises:
-        ValueError: ``pad_id`` or ``mask_id`` is no id.
+        ValueError: ``pad_id`` or ``mask_id`` is not in the vocabulary.
     """
 
     local_parts: ClassVar[tuple[str, ...]] = ("token_embed", "pos_embed", "norm")
@@ -72,15 +74,15 @@ class TextFrontend(Frontend):
         self.drop = nn.Dropout(drop_rate)
 
     def token_grid(self, inputs: Tensor) -> tuple[int]:
-        """Tokens of (B, T) ids."""
+        """Return (T,) of (B, T) ids."""
         return (inputs.shape[1],)
 
     def example(self, batch_size: int = 1) -> Tensor:
-        """(B, T) int64, no padding."""
+        """Return (B, T) int64 ids without padding."""
         return torch.full((batch_size, min(16, self.max_positions)), 0 if self.pad_id else 1)
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """(B, T) int64 ids -> (B, T, D) embeddings of tokens at their positions; padding takes none.
+        """Embed (B, T) int64 ids as (B, T, D) features of tokens and positions; padding has no position.
 
         Raises:
             ValueError: the text is longer than ``max_positions``.
@@ -100,7 +102,7 @@ class TextFrontend(Frontend):
         return self.mask_id is not None
 
     def hide(self, inputs: Tensor, mask: TokenMask) -> tuple[Tensor, Tensor | None]:
-        """(B, T) ids -> (N, T, D) embeddings of texts with mask tokens; None: those without are not computed."""
+        """Embed (B, T) ids with mask tokens as (N, T, D) features; features without masks are not computed (None)."""
         assert self.mask_id is not None, "data2vec 1.0 has checked that there is one"
         views_NT = inputs.repeat_interleave(mask.num_masks, dim=0)
         return self.embed(views_NT.masked_fill(mask.mask, self.mask_id)), None
