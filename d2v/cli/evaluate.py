@@ -61,7 +61,7 @@ def evaluate(cfg: DictConfig) -> None:
 def probe_settings(settings: Evaluate) -> Settings:
     """Return how to probe: the keys of ``probe``, the seed, the device and its precision."""
     device = best_device().type
-    precision = choose_precision(settings.precision, device, "precision")
+    precision = choose_precision(settings.precision, device)
     return Settings(**asdict(settings.probe), seed=settings.seed, device=device, bf16=precision == "bf16-mixed")
 
 

@@ -39,12 +39,7 @@ def sorted_loader(
 
     Where samples differ in length, a batch holds samples of about the same, or most of the work would be on padding:
     they come sorted by it. ``Batch.sample_ids`` tells which is which.
-
-    Raises:
-        ValueError: ``batch_size`` is no whole number from 1 on.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: give a whole number of samples, at least 1, or auto")
     lengths = getattr(samples.source, "lengths", None)
     order = list(range(len(samples))) if lengths is None else np.argsort(lengths, kind="stable").tolist()
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

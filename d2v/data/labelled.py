@@ -27,6 +27,7 @@ from d2v.data.samplers import StepPlan, StreamSampler
 from d2v.data.source import FixedView, Label, RandomView, Sample, Source, T, T_co
 from d2v.data.units import Batching, InSamples
 from d2v.types import Batch
+from d2v.values import PositiveFraction
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Part(Generic[T_co]):
         return b"" if mark is None else bytes(mark(self.ids[index]))
 
 
-def part(source: Source[T], fraction: float, seed: int, stratify: bool = True) -> Source[T]:
+def part(source: Source[T], fraction: PositiveFraction, seed: int, stratify: bool = True) -> Source[T]:
     """A random part of a source, for runs with few labels: the same for a seed, and a larger one holds a smaller one.
 
     Args:
@@ -88,11 +89,7 @@ def part(source: Source[T], fraction: float, seed: int, stratify: bool = True) -
         seed: decides which.
         stratify: take this share of every class, at least one sample each; else of all.
 
-    Raises:
-        ValueError: ``fraction`` is out of range.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"data.label_fraction={fraction}: must be above 0 and at most 1")
     if fraction == 1:
         return source
     order = sample_rng(seed, 0, 0, RandomStream.ORDER).permutation(len(source)).tolist()

@@ -10,14 +10,17 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from d2v.version import __version__
 
+Auto = Literal["auto"]
+Precision = Literal["32-true", "bf16-mixed"]  # 16-mixed would clip scaled gradients
 
-def choose_precision(precision: str, accelerator: str, key: str = "trainer.precision") -> str:
+
+def choose_precision(precision: Precision | Auto, accelerator: str) -> Precision:
     """``auto`` becomes bf16-mixed where the hardware computes in bfloat16, else 32-true.
 
     CPUs with AMX or AVX-512's bfloat16 instructions count.
@@ -25,16 +28,9 @@ def choose_precision(precision: str, accelerator: str, key: str = "trainer.preci
     Args:
         precision: "auto", "32-true" or "bf16-mixed".
         accelerator: "cpu", "cuda" or "mps".
-        key: of the configuration, for errors.
-
-    Raises:
-        ValueError: a precision with weights other than float32: the teacher's average needs them.
     """
-    allowed = ("auto", "32-true", "bf16-mixed")  # 16-mixed would clip scaled gradients
-    if str(precision) not in allowed:
-        raise ValueError(f"{key}={precision}: choose one of {', '.join(allowed)}")
     if precision != "auto":
-        return str(precision)
+        return precision
     if accelerator == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -54,7 +50,7 @@ def cores_of_a_process(num_processes: int) -> int:
     return cores if bound else max(1, cores // num_processes)
 
 
-def choose_workers(num_workers: int | str, device_type: str, num_processes: int = 1) -> int:
+def choose_workers(num_workers: int | Auto, device_type: str, num_processes: int = 1) -> int:
     """Data workers of a process; ``auto``: none where a CPU computes (it needs the cores), else one a core, at most 10.
 
     Args:
@@ -62,14 +58,12 @@ def choose_workers(num_workers: int | str, device_type: str, num_processes: int 
         device_type: what computes: "cpu", "cuda" or "mps".
         num_processes: on this machine, which share its cores.
     """
-    if num_workers == "auto":
+    if isinstance(num_workers, str):
         return 0 if device_type == "cpu" else min(10, cores_of_a_process(num_processes))
-    if not isinstance(num_workers, int) or num_workers < 0:
-        raise ValueError(f"num_workers={num_workers}: give a number from 0 on, or auto")
     return num_workers
 
 
-def set_threads(num_threads: int | str, num_workers: int, num_processes: int = 1) -> int:
+def set_threads(num_threads: int | Auto, num_workers: int, num_processes: int = 1) -> int:
     """Compute threads: ``auto`` leaves a core to each data worker. One thread too many makes a step far slower.
 
     Args:
@@ -80,14 +74,14 @@ def set_threads(num_threads: int | str, num_workers: int, num_processes: int = 1
     Returns:
         Threads in use; OMP_NUM_THREADS, where set, has the last word over ``auto``.
     """
-    if num_threads == "auto":
-        if "OMP_NUM_THREADS" in os.environ:
-            return torch.get_num_threads()
-        num_threads = max(1, cores_of_a_process(num_processes) - num_workers)
-    if not isinstance(num_threads, int) or num_threads < 1:
-        raise ValueError(f"num_threads={num_threads}: give a number from 1 on, or auto")
-    torch.set_num_threads(num_threads)
-    return num_threads
+    if isinstance(num_threads, int):
+        count = num_threads
+    elif "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    else:
+        count = max(1, cores_of_a_process(num_processes) - num_workers)
+    torch.set_num_threads(count)
+    return count
 
 
 def keep_freed_memory() -> bool:

@@ -34,14 +34,7 @@ def adamw(
         layer_decay: for fine-tuning: the learning rate of a layer of the model's encoder over that of the next one, a
             modality's own layers first; what comes before them is one below the first (BEiT, arXiv:2106.08254, and
             timm).
-
-    Raises:
-        ValueError: ``betas`` are not two, or ``layer_decay`` is out of range.
     """
-    if len(betas) != 2:
-        raise ValueError(f"optim.betas={list(betas)}: give two numbers")
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"optim.layer_decay={layer_decay}: must be above 0 and at most 1")
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [{"params": [p for _, p in parameters], "weight_decay": weight_decay}]
     if exempt_norms_and_biases:

@@ -55,7 +55,7 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
             devices=devices,
             num_nodes=options.num_nodes,
             strategy=choose_strategy(options.strategy, several),
-            precision=choose_precision(options.precision, accelerator),  # type: ignore[arg-type]
+            precision=choose_precision(options.precision, accelerator),
             gradient_clip_val=options.gradient_clip_val,
             log_every_n_steps=options.log_every_n_steps,
             deterministic=options.deterministic,

@@ -36,8 +36,6 @@ class RegressionHead(nn.Sequential):
     """
 
     def __init__(self, embed_dim: Width, depth: Depth = 1, ratio: Ratio = 2.0) -> None:
-        if depth < 0:
-            raise ValueError(f"model.heads.*.depth={depth}: must be at least 0")
         hidden = int(embed_dim * ratio)
         layers: list[nn.Module] = []
         for i in range(depth):

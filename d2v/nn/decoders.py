@@ -54,7 +54,7 @@ class ConvDecoder(nn.Module):
         proj_init_std: standard deviation of their initial weights, with zero biases; None for PyTorch's default.
 
     Raises:
-        ValueError: the kernel is even, there is no layer, or ``groups`` does not divide D and E.
+        ValueError: the kernel is even, or ``groups`` does not divide D and E.
     """
 
     conv: ClassVar[type[nn.Conv1d] | type[nn.Conv2d]]
@@ -63,7 +63,7 @@ class ConvDecoder(nn.Module):
         self,
         embed_dim: Width,
         decoder_dim: Width = 384,
-        depth: Depth = 6,
+        depth: PositiveDepth = 6,
         kernel_size: KernelSize = 3,
         groups: Width = 16,
         mask_noise_std: NonNegativeFloat = 0.01,
@@ -76,8 +76,6 @@ class ConvDecoder(nn.Module):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"model.decoders.*.kernel_size={kernel_size}: must be odd; try {kernel_size + 1}")
-        if depth < 1 or proj_depth < 1:
-            raise ValueError(f"decoder depth={depth}, proj_depth={proj_depth}: both must be at least 1")
         if embed_dim % groups or decoder_dim % groups:
             raise ValueError(
                 f"model.decoders.*.groups={groups} must divide model.encoder.embed_dim={embed_dim} and decoder_dim="

@@ -91,7 +91,7 @@ class _Blocks:
         lowest = -self._block_ratio
         if not lowest <= self.mask_ratio_adjust <= 1:
             raise ValueError(f"mask.mask_ratio_adjust={self.mask_ratio_adjust}: choose {lowest:.3f} (no blocks) to 1")
-        if not 1 <= self.mask_length <= min(grid):
+        if self.mask_length > min(grid):
             raise ValueError(
                 f"mask.mask_length={self.mask_length}: the token grid is {'x'.join(map(str, grid))}; "
                 f"choose 1 to {min(grid)}"
@@ -215,10 +215,8 @@ class BlockMask:
         if len(grid) != 2:
             raise ValueError("mask=block masks rectangles of a grid: for sequences use mask=span or mask=random")
         _check_counts(self, prod(grid))
-        if not 1 <= self.min_block <= prod(grid):
+        if self.min_block > prod(grid):
             raise ValueError(f"mask.min_block={self.min_block}: a sample has {prod(grid)} tokens; choose 1 to as many")
-        if not 0 < self.min_aspect <= 1:
-            raise ValueError(f"mask.min_aspect={self.min_aspect}: must be above 0 and at most 1")
 
     def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""

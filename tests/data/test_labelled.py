@@ -62,9 +62,6 @@ def test_parts_are_nested_and_depend_on_the_seed_alone() -> None:
 
 def test_a_part_of_all_without_classes() -> None:
     assert len(part(Labels(), 0.1, 0, stratify=False)) == 8
-    for fraction in (0.0, 1.5, -0.1):
-        with pytest.raises(ValueError, match="label_fraction"):
-            part(Labels(), fraction, 0)
 
 
 def test_letters_there_and_back() -> None:

@@ -110,6 +110,32 @@ def test_nodes_within_lists_and_mappings_are_checked_too() -> None:
             build(node)
 
 
+OUT_OF_RANGE: list[tuple[str, dict[str, Any]]] = [
+    ("d2v.nn.decoders.ConvDecoder2d", {"depth": 0}),
+    ("d2v.nn.decoders.ConvDecoder2d", {"proj_depth": 0}),
+    ("d2v.nn.frontends.image.ImageFrontend", {"patch_size": 0}),
+    ("d2v.nn.frontends.speech.SpeechFrontend", {"zero_padding": "last"}),
+    ("d2v.nn.frontends.speech.SpeechFrontend", {"conv_layers": []}),
+    ("d2v.nn.frontends.speech.SpeechFrontend", {"conv_layers": [[8, 0, 1]]}),
+    ("d2v.models.data2vec.RegressionHead", {"depth": -1}),
+    ("d2v.lit.optim.adamw", {"layer_decay": 0}),
+    ("d2v.lit.optim.adamw", {"betas": [0.9]}),
+    ("d2v.objective.masking.BlockMask", {"min_block": 0}),
+    ("d2v.objective.masking.BlockMask", {"min_aspect": 1.5}),
+    ("d2v.objective.masking.InverseBlockMask", {"mask_length": 0}),
+    ("d2v.data.texts.factories.text_files", {"document": "page"}),
+    ("d2v.data.texts.factories.text_files", {"probe_limit": 0}),
+    ("d2v.data.texts.glue.glue", {"task": "colla"}),
+]
+
+
+@pytest.mark.parametrize(("target", "argument"), OUT_OF_RANGE, ids=str)
+def test_annotations_hold_the_ranges(target: str, argument: dict[str, Any]) -> None:
+    (name,) = argument
+    with pytest.raises(ValueError, match=rf"^{name}(\[0\]\[1\])?=.*: (give|choose) "):
+        build({"_target_": target, "_partial_": True, **argument}, trusted=True)
+
+
 def test_nothing_is_built_before_all_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     from d2v.models import heads
 

@@ -13,9 +13,12 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from d2v.cli.settings import Machine
 from d2v.lit import machine, setup
 from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
+from d2v.lit.trainer import trainer_options
 from d2v.types import Targets
+from d2v.values import check, parameters
 
 
 def test_choose_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,9 +35,9 @@ def test_choose_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "16", "64", "fast"])
-def test_choose_precision_keeps_weights_in_float32(precision: str) -> None:
-    with pytest.raises(ValueError, match=rf"trainer\.precision={precision}.*bf16-mixed"):
-        machine.choose_precision(precision, "cpu")
+def test_weights_stay_in_float32(precision: str) -> None:
+    with pytest.raises(ValueError, match=rf"trainer\.precision={precision}: choose one of auto, 32-true, bf16-mixed"):
+        trainer_options({"max_steps": 1, "precision": precision})
 
 
 def test_set_threads_leaves_cores_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,21 +57,21 @@ def test_set_threads_auto_leaves_omp_num_threads_the_last_word(monkeypatch: pyte
     assert machine.set_threads("auto", 0) == torch.get_num_threads() == 1
 
 
-@pytest.mark.parametrize("value", [0, -1, "many", 1.5])
-def test_set_threads_names_key_value_and_fix(value: object) -> None:
-    with pytest.raises(ValueError, match=rf"num_threads={value}.*auto"):
-        machine.set_threads(value, 0)  # type: ignore[arg-type]
-
-
 def test_choose_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.choose_workers("auto", "cpu") == 0
     assert machine.choose_workers(3, "cpu") == 3
     for cores, devices, expected in ((4, 1, 4), (64, 1, 10), (64, 8, 8), (4, 8, 1)):
         monkeypatch.setattr(machine, "available_cores", lambda cores=cores: cores)
         assert machine.choose_workers("auto", "cuda", devices) == expected
-    for value in (-1, "many", 1.5):
-        with pytest.raises(ValueError, match=rf"num_workers={value}.*auto"):
-            machine.choose_workers(value, "cpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("key", "lowest"), [("num_workers", 0), ("num_threads", 1)])
+def test_workers_and_threads_are_numbers_or_auto(key: str, lowest: int) -> None:
+    for value in (lowest, 4, "auto"):
+        check(value, parameters(Machine)[key].annotation, key)
+    for value in (lowest - 1, "many", 1.5):
+        with pytest.raises(ValueError, match=rf"{key}={value}: give auto or a whole number from {lowest}"):
+            check(value, parameters(Machine)[key].annotation, key)
 
 
 def test_summary_shows_the_arithmetic(runs: ModuleType, tmp_path: Path) -> None:

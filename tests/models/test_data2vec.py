@@ -716,8 +716,6 @@ def test_errors_name_key_value_and_fix() -> None:
         make(beit, layer_norms=["batch"])
     with pytest.raises(ValueError, match=r"model\.target_norms\[0\]=group: choose one of instance, layer"):
         make(beit, target_norms=["group"])
-    with pytest.raises(ValueError, match=r"model\.heads\.\*\.depth=-1: must be at least 0"):
-        RegressionHead(DIM, -1)
     for mask_id in (-1, VOCAB):
         with pytest.raises(ValueError, match=rf"frontends\.text\.mask_id={mask_id}: must be an id .*0 to {VOCAB - 1}"):
             TextFrontend(DIM, VOCAB, mask_id=mask_id)

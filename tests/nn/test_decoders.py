@@ -168,12 +168,6 @@ def test_refusals_name_key_and_value() -> None:
         ConvDecoder2d(12, 32, groups=3)
 
 
-def test_a_decoder_without_layers_is_refused() -> None:
-    for layers in ({"depth": 0}, {"proj_depth": 0}):
-        with pytest.raises(ValueError, match=r"both must be at least 1"):
-            ConvDecoder2d(8, 16, groups=2, **layers)
-
-
 def test_projections_start_from_the_given_spread() -> None:
     decoder = ConvDecoder2d(64, 64, 1, 3, 2, proj_depth=2, proj_init_std=0.02)
     layers = [layer for layer in decoder.proj if isinstance(layer, nn.Linear)]

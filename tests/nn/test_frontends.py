@@ -70,13 +70,12 @@ def test_prefix_tokens_get_the_sum_of_all_views_gradients() -> None:
     assert torch.equal(frontend.prefix_tokens.grad, torch.full((1, 8), 3.0))
 
 
-@pytest.mark.parametrize(("img_size", "patch_size"), [(32, 5), (4, 8), (32, 0), (32, -4)])
+@pytest.mark.parametrize(("img_size", "patch_size"), [(32, 5), (4, 8)])
 def test_a_patch_that_does_not_divide_the_image_is_refused_with_a_fix(img_size: int, patch_size: int) -> None:
     with pytest.raises(ValueError, match=rf"patch_size={patch_size} .*img_size={img_size}") as error:
         ImageFrontend(8, img_size, patch_size)
-    if patch_size > 0:
-        recommended = int(str(error.value).partition("choose data.img_size=")[2].split()[0])
-        ImageFrontend(8, recommended, patch_size)
+    recommended = int(str(error.value).partition("choose data.img_size=")[2].split()[0])
+    ImageFrontend(8, recommended, patch_size)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 12), (2, 3, 8, 8), (2, 1, 12, 12), (2, 3, 24, 24)])

@@ -212,7 +212,6 @@ def test_no_room_for_a_block_leaves_a_random_mask_with_the_exact_count() -> None
         (InverseBlockMask(4, float("nan"), 3), (14, 14), ("mask.mask_ratio=nan", "choose a ratio")),
         (InverseBlockMask(2, 0.8, 1), (2, 2), ("mask.mask_ratio=0.8", "4 tokens", "smaller patches")),
         (InverseBlockMask(4, 0.8, 15), (14, 20), ("mask.mask_length=15", "14x20", "choose 1 to 14")),
-        (InverseBlockMask(4, 0.8, 0), (14, 14), ("mask.mask_length=0", "choose 1 to 14")),
     ],
 )
 def test_validate_names_the_key_the_value_and_the_fix(

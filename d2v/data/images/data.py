@@ -179,7 +179,9 @@ class ImageData(EqualSamples):
         """Evaluation views to a batch without masks."""
         return EvalCollate(MODALITY, (self.in_chans, self.img_size, self.img_size))
 
-    def finetune(self, augment: ImageAugment, label_fraction: float = 1.0, seed: int = 0) -> FinetuneSet[Image.Image]:
+    def finetune(
+        self, augment: ImageAugment, label_fraction: PositiveFraction = 1.0, seed: int = 0
+    ) -> FinetuneSet[Image.Image]:
         """The labelled images, to train on and to score.
 
         Args:

@@ -96,14 +96,9 @@ def choose_levels(deep: Iterable[np.ndarray | None], bit_depth: int | None) -> t
     Args:
         deep: pixels of a sample of the images; None for those of 8 bits.
         bit_depth: bits that are used, from 8 to 16; None to infer them from the highest value of the sample.
-
-    Raises:
-        ValueError: ``bit_depth`` is out of range.
     """
     if bit_depth is not None:
-        if isinstance(bit_depth, bool) or bit_depth != int(bit_depth) or not 8 <= bit_depth <= 16:
-            raise ValueError(f"data.bit_depth={bit_depth}: give a whole number of bits from 8 to 16, or null")
-        return Levels.of_bits(int(bit_depth)), ()
+        return Levels.of_bits(bit_depth), ()
     extremes = [_extremes(pixels) for pixels in deep if pixels is not None]
     if not extremes:
         return UNSAMPLED, ()

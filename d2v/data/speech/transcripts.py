@@ -68,8 +68,6 @@ class TranscribedClips:
         on_bad_text: Literal["error", "skip"] = "error",
         limit: str = "data.eval_max_seconds",
     ) -> None:
-        if on_bad_text not in ("error", "skip"):
-            raise ValueError(f"labels.on_bad_text={on_bad_text}: choose error or skip")
         if not clips.has_transcripts:
             raise ValueError(
                 "these clips have no transcripts: use data=librispeech, data.transcripts of data=audio_manifest, or "
@@ -140,8 +138,6 @@ def choose_hours(clips: TranscribedClips, hours: float, sample_rate: int, seed: 
         sample_rate: of ``clips.lengths``, Hz.
         seed: of the order.
     """
-    if hours <= 0:
-        raise ValueError(f"labels.hours={hours}: must be above 0, or null for all")
     voices: dict[str, list[int]] = {}
     for i in sample_rng(seed, 0, 0, RandomStream.ORDER).permutation(len(clips)).tolist():
         parents = PurePath(clips.name(i)).parts[:-1]

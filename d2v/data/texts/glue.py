@@ -21,7 +21,7 @@ from d2v.data.texts.factories import TokenizerOptions, fitting_tokenizer
 from d2v.data.texts.glue_files import read_file, read_hub, write_submission
 from d2v.data.texts.glue_tasks import TASKS, GlueTask, Sentences, TaskName
 from d2v.data.texts.measures import TextMeasures
-from d2v.values import BlockSize, Name, PathStr, buildable
+from d2v.values import BlockSize, Name, PathStr, PositiveFraction, buildable
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class GlueData:
     input_keys = INPUT_KEYS
     streaming = False
 
-    def finetune(self, label_fraction: float = 1.0, seed: int = 0) -> FinetuneSet[tuple[str, ...]]:
+    def finetune(self, label_fraction: PositiveFraction = 1.0, seed: int = 0) -> FinetuneSet[tuple[str, ...]]:
         """The sentences, to train on and to score.
 
         Args:
@@ -135,8 +135,6 @@ def glue(
     """
     if (root is None) == (path is None):
         raise ValueError(f"data.root={root}, data.path={path}: give the folder of GLUE's files, or nyu-mll/glue")
-    if task not in TASKS:
-        raise ValueError(f"data.task={task}: choose one of {', '.join(TASKS)}")
     defaults: TokenizerOptions = {"vocab_size": 50265}
     chosen = TASKS[task]
     skip = on_bad_row == "skip"

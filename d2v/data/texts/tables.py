@@ -91,8 +91,6 @@ def read_table(
     file_path = home_path(path, key)
     if not file_path.is_file():
         raise FileNotFoundError(f"{key}={path}: no such file; give a .tsv or .csv file with a header")
-    if limit is not None and limit < 1:
-        raise ValueError(f"data.probe_limit={limit}: must be at least 1, or null")
     content = _content(file_path, f"{key}={path}")
     rows = _rows(content, "," if file_path.suffix.lower() == ".csv" else "\t", path)
     header = [cell.strip() for cell in next(rows, ([], 1))[0]]

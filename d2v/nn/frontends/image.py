@@ -47,11 +47,10 @@ class ImageFrontend(Frontend):
         mask_token: bool = False,
     ) -> None:
         super().__init__(embed_dim, num_prefix_tokens, mask_token=mask_token)
-        if patch_size < 1 or img_size < patch_size or img_size % patch_size:
+        if img_size % patch_size:
             raise ValueError(
                 f"data.patch_size={patch_size} does not divide data.img_size={img_size}; "
-                f"choose data.img_size={max(1, round(img_size / max(1, patch_size))) * max(1, patch_size)} "
-                "or another data.patch_size"
+                f"choose data.img_size={max(1, round(img_size / patch_size)) * patch_size} or another data.patch_size"
             )
         self.img_size = img_size
         self.patch_size = patch_size

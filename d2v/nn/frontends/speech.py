@@ -12,7 +12,7 @@ the reference they leak into the frames before them; ``zero_padding="never"`` (1
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class SpeechFrontend(Frontend):
         norm_eps: epsilon of the LayerNorm before the projection.
 
     Raises:
-        ValueError: ``pos_groups`` does not divide ``embed_dim``, or a convolution is not three positive numbers.
+        ValueError: ``pos_groups`` does not divide ``embed_dim``.
     """
 
     local_parts: ClassVar[tuple[str, ...]] = ("convs", "conv_norms", "norm", "proj", "mask_token")
@@ -76,13 +76,6 @@ class SpeechFrontend(Frontend):
     ) -> None:
         super().__init__(embed_dim, num_prefix_tokens, input_drop_rate=input_drop_rate, mask_token=mask_token)
         key = "model.encoder.frontends.speech"
-        if zero_padding not in get_args(ZeroPadding):
-            raise ValueError(f"{key}.zero_padding={zero_padding}: choose one of {', '.join(get_args(ZeroPadding))}")
-        if not conv_layers or any(len(layer) != 3 or min(layer) < 1 for layer in conv_layers):
-            raise ValueError(
-                f"data.conv_layers={[list(layer) for layer in conv_layers]}: give [channels, kernel size, stride], "
-                "all positive, for every convolution"
-            )
         if embed_dim % pos_groups:
             raise ValueError(
                 f"{key}.pos_groups={pos_groups} does not divide model.encoder.embed_dim={embed_dim}; choose a divisor"

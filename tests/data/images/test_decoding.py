@@ -17,6 +17,7 @@ from d2v.data.images.decoding import decode_image, deep_pixels, image_endings, t
 from d2v.data.images.factories import image_folder
 from d2v.data.images.levels import UNSAMPLED, Levels, choose_levels, levels_of
 from d2v.data.keys import SampleKey
+from d2v.interop.build import build
 
 UP = Image.fromarray((np.arange(12 * 8).reshape(12, 8) * 2).astype(np.uint8))  # 8 wide, 12 high
 # How an upright image is stored by a camera that writes this orientation.
@@ -186,8 +187,9 @@ def test_8_bit_images_are_untouched_and_say_nothing(tmp_path):
 @pytest.mark.parametrize("bit_depth", [7, 17, 12.5, True])
 def test_bit_depths_that_do_not_exist(tmp_path, bit_depth):
     (tmp_path / "0.png").write_bytes(png(UP))
-    with pytest.raises(ValueError, match=r"data\.bit_depth=.*: give a whole number of bits from 8 to 16, or null"):
-        image_folder(str(tmp_path), bit_depth=bit_depth, **SMALL)
+    node = {"_target_": "d2v.data.images.factories.image_folder", "root": str(tmp_path), "bit_depth": bit_depth}
+    with pytest.raises(ValueError, match=r"data\.bit_depth=.*: give a whole number from 8 to 16 or null"):
+        build(node, key="data")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ import pytest
 from d2v.data.letters import LETTERS, unspell
 from d2v.data.speech.clips import AudioClips, Clip
 from d2v.data.speech.corpora import librispeech_clips, manifest_clips, with_transcripts
+from d2v.data.speech.data import SpeechData
 from d2v.data.speech.factories import audio_manifest, librispeech
 from d2v.data.speech.transcripts import TranscribedClips, choose_hours
+from d2v.values import check_arguments
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 16000
@@ -55,8 +57,6 @@ def test_what_cannot_be_spelled_is_an_error_or_named_and_left_out(
     assert "left out 2 clips for their transcripts, 0 for their length" in caplog.text
     with pytest.raises(ValueError, match="none of 2 clips can be used: 2 transcripts"):
         TranscribedClips(clips(tmp_path, {"b.wav": "zwölf", "x.wav": None}), LETTERS, RATE, "skip")
-    with pytest.raises(ValueError, match=r"labels\.on_bad_text=ignore"):
-        TranscribedClips(clips(tmp_path, texts), LETTERS, RATE, "ignore")  # type: ignore[arg-type]
 
 
 def test_clips_that_are_too_long_are_left_out_not_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -157,8 +157,12 @@ def test_a_few_hours_have_many_voices(tmp_path: Path) -> None:
     assert set(chosen.ids) < set(choose_hours(transcribed, 3 * hours, RATE, 0).ids)
     assert len(choose_hours(transcribed, 1e-9, RATE, 0)) == 1
     assert len(choose_hours(transcribed, 100, RATE, 0)) == 40
-    with pytest.raises(ValueError, match=r"labels\.hours=0"):
-        choose_hours(transcribed, 0, RATE, 0)
+
+
+@pytest.mark.parametrize(("key", "value"), [("hours", 0), ("label_fraction", 1.5), ("on_bad_text", "ignore")])
+def test_ranges_of_labels(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"labels\.{key}={value}: (give|choose)"):
+        check_arguments(SpeechData.finetune, {key: value}, "labels", lambda *_: None, filled=("self",))
 
 
 def test_batches_hold_whole_clips_of_about_one_length(tmp_path: Path) -> None:

@@ -230,8 +230,6 @@ def test_every_row_of_the_real_files_is_kept(repo: Path, tokenizer_file: str, ta
 def test_missing_files_and_tasks(read, root: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(FileNotFoundError, match=r"data\.root=.*SST-2.train\.tsv is missing"):
         read("sst2")
-    with pytest.raises(ValueError, match=r"data\.task=colour: choose one of cola"):
-        read("colour")
 
 
 def test_submissions_are_in_the_order_of_the_test_file(tmp_path: Path) -> None:
