@@ -1,8 +1,9 @@
-"""Beam search for CTC, with an n-gram language model and a lexicon if wanted: torchaudio's decoder with flashlight-text
-(extra ``d2v[speech,decode]``).
+"""Beam search for CTC, optionally with an n-gram language model and a lexicon.
 
-Without a lexicon words are free, and a language model is one of letters; with one, it is one of words. KenLM reads the
-models, .arpa or binary.
+It is torchaudio's decoder with flashlight-text (extra ``d2v[speech,decode]``).
+
+Without a lexicon, any word can be spelled and the language model must be one of letters; with a lexicon, one of words.
+KenLM reads the models, .arpa or binary.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ _BOUNDARY, _BLANK = "|", "<blank>"
 
 @buildable
 class BeamDecoder:
-    """Text of (T, C) log-probabilities.
+    """Decoder of (T, C) log-probabilities into text.
 
     Args:
-        letters: the alphabet; output i + 1 is the i-th, output 0 CTC's blank, a space the boundary of words.
-        beam: hypotheses kept at a frame.
+        letters: the alphabet: output 0 is CTC's blank, output i + 1 the i-th letter; a space separates words.
+        beam: number of hypotheses kept at each frame.
         lm: file of an n-gram model, or None.
         lexicon: file of lines "WORD W O R D |", or None for free spelling.
         lm_weight: weight of the language model.
-        word_score: added for every word, with a lexicon.
-        boundary_score: added for every boundary of words.
+        word_score: score added for every word, with a lexicon.
+        boundary_score: score added for every word boundary.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: a file does not exist.
         ValueError: torchaudio or flashlight-text is not installed, a line of the lexicon cannot be spelled,
             or KenLM cannot read the model.
     """
@@ -80,7 +81,7 @@ class BeamDecoder:
             ) from error
 
     def __call__(self, log_probs: Tensor) -> str:
-        """The best hypothesis.
+        """Return the best hypothesis.
 
         Args:
             log_probs: (T, C) float, on the CPU.
@@ -95,14 +96,14 @@ class BeamDecoder:
 
 
 def check_lexicon(lexicon: str, letters: str) -> None:
-    """See that there are lines, and that each is a word and its spelling.
+    """Check that a lexicon has lines, and that each line is a word and its spelling.
 
     Args:
         lexicon: file of lines "WORD W O R D |".
         letters: the alphabet; a space is written |.
 
     Raises:
-        ValueError: naming the line.
+        ValueError: a line is invalid, or there is none; the message names the line.
     """
     known = {_BOUNDARY if letter == " " else letter for letter in letters}
     path = Path(os.path.expanduser(lexicon))

@@ -1,7 +1,7 @@
 """Linear CTC probe: one linear layer from frozen frames to letters, trained by CTC (Graves et al. 2006).
 
-Decoding is greedy: the best letter of each frame, repeats merged, blanks dropped. The measure is the letter error: the
-edits that turn what was decoded into what was said, over the letters that were said.
+Decoding is greedy: the best letter of each frame, repeats merged, blanks dropped. The score is the letter error: the
+edits from the decoded text to the transcript, divided by the letters of the transcript.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class CTCProbe:
     """Result of a CTC probe.
 
     Attributes:
-        letter_error: edits over letters, on the validation clips; 0 is perfect, 1 what silence gets.
+        letter_error: edits divided by letters, on the validation clips; 0 is perfect, 1 is the score of silence.
         hypotheses: decoded text of every validation clip.
         losses: mean training loss of every epoch.
     """
@@ -43,20 +43,20 @@ def ctc_probe(
     batch_size: int = 16,
     seed: int = 0,
 ) -> CTCProbe:
-    """Fit a linear layer on the training clips' frames and measure its letter error on the validation clips.
+    """Fit a linear layer on the frames of training clips and measure its letter error on the validation clips.
 
     Args:
         train_x: (T_i, D) float frames of every clip.
-        train_texts: transcript of every clip; their letters, spaces included, make the alphabet.
-        val_x: frames of the validation clips.
-        val_texts: their transcripts; letters that the training texts lack count as errors.
+        train_texts: transcript of every clip; the alphabet is the set of their letters, including spaces.
+        val_x: (T_i, D) float frames of the validation clips.
+        val_texts: transcripts of the validation clips; letters outside the alphabet count as errors.
         epochs: passes over the training clips.
         lr: peak learning rate of Adam, falling to 0 by a cosine.
-        batch_size: clips a step.
-        seed: of the order of the batches, which hold clips of about the same length.
+        batch_size: clips of a step.
+        seed: seed of the order of batches, which hold clips of about the same length.
 
     Raises:
-        ValueError: there is nothing to train or to measure on, or an empty text.
+        ValueError: there are no training or no validation clips, or a text is empty.
     """
     for name, x, texts in (("training", train_x, train_texts), ("validation", val_x, val_texts)):
         if not x or len(x) != len(texts):
@@ -109,6 +109,6 @@ def _ctc_loss(head: nn.Linear, clips: list[Tensor], targets: list[Tensor]) -> Te
 
 
 def greedy(logits: Tensor, alphabet: Sequence[str]) -> str:
-    """(T, letters) scores, blank first, to text: the best of each frame, repeats merged, blanks dropped."""
+    """Decode (T, letters) scores, blank first, into text: the best of each frame, repeats merged, blanks dropped."""
     best = torch.unique_consecutive(logits.argmax(-1))
     return "".join(alphabet[i - 1] for i in best.tolist() if i != BLANK)

@@ -1,4 +1,4 @@
-"""Files of features: .safetensors or .npz."""
+"""Files of features, .safetensors or .npz."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from d2v.runs.files import replacing, writing, written_beside
 
 
 def write_features(path: Path, features: Features, names: list[str], class_names: Sequence[str] | None) -> None:
-    """Write what there is of ``features``, ``sample_ids``, ``labels``, ``lengths``, ``names`` and ``class_names``.
+    """Write ``features``, ``sample_ids`` and, if there are any, ``labels``, ``lengths``, ``names`` and ``class_names``.
 
-    In .safetensors names are JSON in the metadata. The file is there whole or not at all.
+    In .safetensors names are JSON in the metadata. The file is written whole or not at all.
     """
     tensors = {"features": features.features, "sample_ids": features.sample_ids}
     if features.lengths is not None:

@@ -1,7 +1,7 @@
-"""Features, labels and sample ids of a data set, from a frozen encoder.
+"""Extraction of features, labels and sample ids of a data set with a frozen encoder.
 
-A sample's vector is the mean over its patch tokens or its CLS token, read after any block, or from the mean over all
-blocks: data2vec's targets average blocks, and its last block is not always its best.
+The vector of a sample is the mean of its patch tokens or its CLS token, read from any block or from the mean over all
+blocks: data2vec's targets average blocks, and the last block is not always the best.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _POOL_NAMES = ("mean", "mean_std", "cls", "none")
 
 @dataclass(frozen=True)
 class Features:
-    """A data set as an encoder sees it, on the CPU.
+    """Features of a data set, on the CPU.
 
     Attributes:
-        features: float32; (N, D), or (N, L, D) for all L blocks; ``pool="none"`` keeps a token axis before D. Where
-            samples have different numbers of tokens, their tokens follow each other: (sum of ``lengths``, D), or
+        features: float32; (N, D), or (N, L, D) for all L blocks; ``pool="none"`` keeps a token axis before D. If
+            samples have different numbers of tokens, these are concatenated: (sum of ``lengths``, D), or
             (sum of ``lengths``, L, D).
-        labels: (N,) int64 class labels, or None where the batches had none.
-        sample_ids: (N,) int64, which sample of the data set each row is.
+        labels: (N,) int64 class labels, or None if the batches had none.
+        sample_ids: (N,) int64, index of each row's sample in the data set.
         skipped: samples that could not be read and were replaced, as "name: reason".
-        lengths: (N,) int64, tokens of every sample, prefix tokens included, where these differ; else None.
+        lengths: (N,) int64, number of tokens of every sample, including prefix tokens, if these differ; else None.
     """
 
     features: Tensor
@@ -44,7 +44,7 @@ class Features:
     lengths: Tensor | None = None
 
     def by_id(self) -> Features:
-        """The same in the order of the sample ids."""
+        """Return the features sorted by sample id."""
         order = self.sample_ids.argsort(stable=True)
         if self.lengths is None:
             features = self.features[order]
@@ -66,21 +66,21 @@ def extract(
     """Encode every batch, unmasked, in eval and inference mode; the encoder's training flags are restored.
 
     Args:
-        encoder: called as ``encoder(batch, return_layers=bool)``, returns an ``EncoderOutput``.
-        batches: what to encode. Masks in the batches are ignored: probes read whole samples.
-        layers: "last", the encoder's final features; "average", the mean over all blocks' outputs; "concat", all of
-            them side by side, L * D features; "all", every
-            block's output, stacked; or one block's index, 0 the first, negative from the end.
-        pool: "mean" over the tokens that are not padding; "mean_std", that and their standard deviation side by side,
-            2 D features; "cls", the first prefix token; "none", all tokens that are not padding, prefix tokens first.
-        device: where the encoder is; the batches are moved there. Default: the device of its first parameter.
+        encoder: called as ``encoder(batch, return_layers=bool)``; returns an ``EncoderOutput``.
+        batches: batches to encode; masks in them are ignored.
+        layers: "last": the encoder's final features; "average": mean of the outputs of all blocks; "concat": these side
+            by side, L * D features; "all": these stacked; or the index of a block, 0 for the first, negative from the
+            end.
+        pool: "mean" of the tokens that are not padding; "mean_std": this and their standard deviation side by side,
+            2 D features; "cls": the first prefix token; "none": all tokens that are not padding, prefix tokens first.
+        device: device of the encoder, to which batches are moved; default: that of its first parameter.
 
     Returns:
         The features of all samples, in the order of the batches.
 
     Raises:
-        ValueError: an unknown ``layers`` or ``pool``, a block the encoder lacks, ``pool="cls"`` without a prefix
-            token, no batches, or labels in some batches only.
+        ValueError: ``layers`` or ``pool`` is unknown, the encoder lacks the block or, for ``pool="cls"``, a prefix
+            token, there are no batches, or only some batches have labels.
     """
     _check_options(layers, pool)
     device = _device_of(encoder) if device is None else torch.device(device)
@@ -92,7 +92,7 @@ def extract(
     with eval_mode(encoder), torch.inference_mode():
         for batch in batches:
             skipped.extend(batch.skipped)
-            if len(batch.sample_ids) == 0:  # nothing in it could be read
+            if len(batch.sample_ids) == 0:  # no sample in it could be read
                 continue
             on_device = replace(batch, mask=None).to(device, non_blocking=True)
             out: EncoderOutput = encoder(on_device, return_layers=layers != "last")
@@ -103,7 +103,7 @@ def extract(
                 lengths.append(torch.full((len(pooled),), pooled.shape[-2]) - padding)
             labels.append(batch.labels)
             sample_ids.append(batch.sample_ids)
-    # Concatenated outside inference mode: inside, the results could never be saved for a backward pass.
+    # Concatenated outside inference mode, because tensors made inside cannot be used in a backward pass.
     if not sample_ids:
         raise ValueError("there were no batches to extract features from: is the data set, or its split, empty?")
     ids, all_labels = torch.cat(sample_ids).cpu(), _concatenate_labels(labels)
@@ -114,17 +114,17 @@ def extract(
 
 
 def _real_tokens(x: Tensor, lengths: Tensor) -> Tensor:
-    """(N, ..., T, D), padded at the end, to (sum of lengths, ..., D)."""
+    """Drop padding at the end: (N, ..., T, D) to (sum of lengths, ..., D)."""
     return torch.cat([tokens.movedim(-2, 0)[:n] for tokens, n in zip(x, lengths.tolist(), strict=True)])
 
 
 def extract_frames(
     encoder: nn.Module, batches: Iterable[Batch], *, layers: Layers = "last", device: torch.device | str | None = None
 ) -> tuple[list[Tensor], Tensor, tuple[str, ...]]:
-    """Every token of every sample, without padding and prefix tokens; otherwise as :func:`extract`.
+    """Return every token of every sample, without padding and prefix tokens; otherwise like :func:`extract`.
 
     Returns:
-        (T_i, D) float32 on the CPU for every sample, the sample ids (N,) int64, and what was skipped.
+        (T_i, D) float32 on the CPU for every sample, the sample ids (N,) int64, and the skipped samples.
     """
     _check_options(layers, "none")
     if layers == "all":
@@ -151,7 +151,7 @@ def extract_frames(
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """``module.eval()`` for a while; every submodule gets its own training flag back (a teacher stays in eval)."""
+    """Set eval mode within the block; afterwards every submodule has its own training flag again."""
     flags = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
@@ -162,19 +162,19 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def pool_tokens(x: Tensor, num_prefix_tokens: int, pool: Pool, padding_mask: Tensor | None = None) -> Tensor:
-    """One vector a sample from its tokens.
+    """Pool the tokens of each sample into one vector.
 
     Args:
         x: (N, ..., P + T, D) tokens, prefix tokens first.
         num_prefix_tokens: P.
-        pool: see `extract`.
-        padding_mask: (N, T) bool, True = padding, left out of the mean; None where nothing is padded.
+        pool: as in :func:`extract`.
+        padding_mask: (N, T) bool, True = padding, ignored; None if nothing is padded.
 
     Returns:
         (N, ..., D), or ``x`` itself for ``pool="none"``.
 
     Raises:
-        ValueError: ``pool="cls"`` with P = 0, or a padding mask that does not fit the tokens.
+        ValueError: ``pool="cls"`` with P = 0, or the padding mask does not match the tokens.
     """
     if pool == "none":
         return x
@@ -201,7 +201,7 @@ def pool_tokens(x: Tensor, num_prefix_tokens: int, pool: Pool, padding_mask: Ten
 
 
 def standardize(train_x: Tensor, val_x: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero mean and unit variance per feature, with the training set's statistics (scikit-learn's StandardScaler).
+    """Standardise features with the training set's mean and variance, like scikit-learn's StandardScaler.
 
     Args:
         train_x: (N, D) float.
@@ -212,17 +212,17 @@ def standardize(train_x: Tensor, val_x: Tensor) -> tuple[Tensor, Tensor]:
     """
     train = train_x.double()
     mean, std = train.mean(0), train.std(0, correction=0)
-    # Below float32's resolution a spread is rounding noise, which dividing by it would turn into a feature.
+    # A spread below float32's resolution is rounding noise, which must not be scaled up into a feature.
     std = torch.where(std > torch.finfo(torch.float32).eps * mean.abs(), std, 1.0)
     return ((train - mean) / std).float(), ((val_x.double() - mean) / std).float()
 
 
 def check_probe_data(train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Tensor) -> None:
-    """Refuse what no probe can read.
+    """Check features and labels of a probe.
 
     Raises:
-        ValueError: features that are not (N, D), labels that are not (N,), an empty set, different numbers of
-            features or samples, or values that are not finite.
+        ValueError: features are not (N, D), labels are not (N,), a set is empty, numbers of features or samples
+            differ, or values are not finite.
     """
     for name, x, y in (("training", train_x, train_y), ("validation", val_x, val_y)):
         if x.ndim != 2 or y.shape != x.shape[:1]:
@@ -255,7 +255,7 @@ def _device_of(encoder: nn.Module) -> torch.device:
 
 
 def _select_layers(out: EncoderOutput, layers: Layers) -> Tensor:
-    """(N, P + T, D), or (N, L, P + T, D) for all blocks."""
+    """Return the selected features (N, P + T, D), or (N, L, P + T, D) for all blocks."""
     if layers == "last":
         return out.x
     depth = len(out.hidden_states)

@@ -1,7 +1,7 @@
 """Measures of collapse that need no labels.
 
-All of them take (N, D) features of N samples on any device, compute in float32 or better whatever the input and the
-autocast state, and return a 0-dim tensor, so that the caller decides when to wait for it.
+They take (N, D) features of N samples on any device, compute in float32 or better regardless of input dtype and
+autocast, and return a 0-dim tensor, so that the caller decides when to wait for the device.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Linear probe: multinomial logistic regression on frozen, standardised features.
 
-The protocol of CLIP (arXiv:2103.00020, appendix A): L-BFGS, the L2 strength chosen on a part held out of the training
-set, then a fit on all of it. We deviate in standardising the features, which lets one coarse grid of strengths serve
-every encoder: on raw Fashion-MNIST pixels (first 8,000 test images to train, last 2,000 to test) it finds 83.0 %.
+The protocol of CLIP (arXiv:2103.00020, appendix A): L-BFGS, the L2 strength chosen on a held-out part of the training
+set, then a fit on all of it. Deviation: features are standardised, so that one coarse grid of strengths serves every
+encoder. On raw Fashion-MNIST pixels (first 8,000 test images to train, last 2,000 to test) the result is 83.0 %.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class LinearProbe:
 
     Attributes:
         accuracy: fraction of validation samples classified correctly, 0 to 1.
-        c: the inverse L2 strength chosen (scikit-learn's C: larger regularises less).
+        c: chosen inverse L2 strength (scikit-learn's C: larger regularises less).
         converged: whether the final fit reached its tolerance within ``max_iter`` iterations.
         num_iterations: L-BFGS iterations of the final fit.
-        inner_accuracies: accuracy on the held-out part of the training set for every C tried; empty if there was
-            only one. The best C at an end of the grid asks for a wider grid.
+        inner_accuracies: accuracy on the held-out part of the training set for every C tried; empty if there was only
+            one. If the best C is at an end of the grid, use a wider grid.
     """
 
     accuracy: float
@@ -63,15 +63,15 @@ def linear_probe(
         val_x: (V, D) float features.
         val_y: (V,) int class labels. A class that is missing from ``train_y`` is never predicted.
         c_grid: values of C to try; C multiplies the loss summed over samples, so the best one falls as N grows.
-        seed: of the split that chooses C.
-        max_iter: L-BFGS iterations a fit may take. Stopping early regularises, and is reported, not warned about.
+        seed: seed of the split that chooses C.
+        max_iter: largest number of L-BFGS iterations of a fit. Stopping early regularises; the result reports it.
 
     Returns:
-        The accuracy and how it came about.
+        The accuracy, and how it was reached.
 
     Raises:
-        ValueError: an empty grid or a C that is not positive, fewer than two classes, too few samples to hold any
-            out, or data no probe can read (see `d2v.eval.features.check_probe_data`).
+        ValueError: the grid is empty or a C is not positive, there are fewer than two classes or too few samples to
+            hold any out, or the data are invalid (see :func:`d2v.eval.features.check_probe_data`).
     """
     check_probe_data(train_x, train_y, val_x, val_y)
     grid = _check_grid(c_grid)
@@ -83,7 +83,7 @@ def linear_probe(
     inner_accuracies: dict[float, float] = {}
     if len(grid) > 1:
         inner_accuracies = _score_grid(train_x.cpu(), train_labels, grid, seed, max_iter)
-    # max takes the first of equals, and the grid ascends: the strongest regularisation.
+    # max takes the first of equal values, and the grid ascends: the strongest regularisation.
     c = max(inner_accuracies, key=lambda c: inner_accuracies[c]) if inner_accuracies else grid[0]
 
     model = LogisticRegression(C=c, max_iter=max_iter)
@@ -101,7 +101,7 @@ def _check_grid(c_grid: Sequence[float]) -> list[float]:
 
 
 def _score_grid(train_x: Tensor, labels: np.ndarray, grid: list[float], seed: int, max_iter: int) -> dict[float, float]:
-    """Accuracy on a held-out part of the training set, C ascending, until two in a row are worse than the best.
+    """Return accuracies on a held-out part of the training set, C ascending, until two in a row are below the best.
 
     Weakly regularised fits on many features are the slowest by far and rarely the best.
     """
@@ -111,11 +111,11 @@ def _score_grid(train_x: Tensor, labels: np.ndarray, grid: list[float], seed: in
             f"{len(labels)} training samples, one a class, leave none to choose C on:"
             " set probe.c_grid to a single value"
         )
-    # The standardisation, too, must not see the held-out part.
+    # The held-out part must not influence the standardisation either.
     fit_x, held_out_x = (x.numpy() for x in standardize(train_x[~is_inner_val], train_x[is_inner_val]))
     accuracies = {}
     for c in grid:
-        # No warm start: where the solver stops early, that is part of what is being chosen.
+        # No warm start: stopping early regularises, too, so every fit must start from the same point.
         model = LogisticRegression(C=c, max_iter=max_iter)
         _fit(model, fit_x, labels[~is_inner_val])
         accuracies[c] = float(np.mean(model.predict(held_out_x) == labels[is_inner_val]))
@@ -125,7 +125,7 @@ def _score_grid(train_x: Tensor, labels: np.ndarray, grid: list[float], seed: in
 
 
 def split_stratified(labels: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) bool, True = held out: a fifth of every class, rounded up, but never a class's last sample.
+    """Return (N,) bool, True = held out: a fifth of every class, rounded up, but never the last sample of a class.
 
     scikit-learn's stratified splits refuse classes with a single sample.
     """
@@ -138,7 +138,7 @@ def split_stratified(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _fit(model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> bool:
-    """Fit in place; True if the solver converged. Only that one warning is turned into the result."""
+    """Fit in place; return whether the solver converged, instead of its warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(x, y)

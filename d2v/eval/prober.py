@@ -1,4 +1,4 @@
-"""Probes of encoders, and of the inputs themselves, on one data set: one row of a results table each."""
+"""Probing of encoders, and of the inputs themselves, on one data set: one row of a results table each."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from d2v.types import Batch
 
 
 class Prober:
-    """Probes encoders and inputs on one data set, in the ways that it allows.
+    """Probes of encoders and inputs on one data set, as far as its labels allow.
 
     Args:
-        data: with labels, or with transcripts; with validation samples, or groups to hold out in turn
+        data: data with labels or transcripts, and with validation samples or groups to hold out in turn
             (:class:`d2v.data.protocol.EvalData`).
-        settings: how to probe; probes that the data have no labels for are left out.
-        batches: makes the batches of "train" or "val".
+        settings: settings of the probes; probes without labels in the data are left out.
+        batches: returns the batches of "train" or "val".
         report: called with the samples that could not be read, as "name: reason".
 
     Raises:
-        ValueError: it has nothing to probe with.
+        ValueError: the data have nothing to probe with.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Prober:
             )
 
     def probe(self, name: str, encoder: nn.Module) -> Row:
-        """A row of an encoder."""
+        """Return the row of an encoder."""
         encoder.to(self.settings.device)
         row = Row(name, {})
         if self.settings.linear or self.settings.knn:
@@ -70,7 +70,7 @@ class Prober:
         return row
 
     def probe_inputs(self) -> Row:
-        """A row of the inputs themselves."""
+        """Return the row of the inputs themselves."""
         name = self.data.input_name
         row = Row(name, {})
         if self.settings.linear or self.settings.knn:
@@ -83,7 +83,7 @@ class Prober:
         return row
 
     def _pair(self, parts: list[Labelled], ids: list[int]) -> Sequence[Split]:
-        """Training and validation, or a pair for every group; ``ids`` are the samples of the first part."""
+        """Return pairs of training and validation, one or one for every group; ``ids`` are those of the first part."""
         if self.groups is not None:
             return hold_out_groups(parts[0], [self.groups[i] for i in ids])
         return [(parts[0], parts[1])]
@@ -108,7 +108,7 @@ class Prober:
         return self._transcribed(split, frames, ids)
 
     def _transcribed(self, split: str, frames: list[Tensor], ids: Tensor) -> tuple[list[Tensor], list[str]]:
-        """Frames and transcripts, without those of clips in which nothing is said."""
+        """Return frames and transcripts, without clips that have an empty transcript."""
         clips: Any = self.data.eval_dataset(split).source
         pairs = [(x, clips.transcript(i)) for x, i in zip(frames, ids.tolist(), strict=True)]
         said = [(x, text) for x, text in pairs if text]

@@ -1,4 +1,4 @@
-"""Run the linear, kNN and CTC probes on features: one row of a results table each time."""
+"""Linear, kNN and CTC probes on features; each call returns the scores of one row of a results table."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Settings:
     """Settings of the probes.
 
     Attributes:
-        linear: fit a linear classifier.
-        knn: look at the nearest neighbours.
-        ctc: fit a linear layer to letters, on frames.
-        k: neighbours that vote.
-        temperature: of the votes.
-        c_grid: inverse regularisations of the linear classifier to choose from.
-        ctc_epochs: passes over the training clips.
-        layers: blocks that features are read from, as in :func:`d2v.eval.features.extract`.
-        pool: how tokens become the features of a sample.
-        seed: of the linear classifier's inner split, and of the order of clips.
-        device: the encoder's.
-        bf16: encode in bfloat16 where autocast allows it.
+        linear: whether to run the linear probe.
+        knn: whether to run the kNN probe.
+        ctc: whether to run the CTC probe, on frames.
+        k: number of neighbours.
+        temperature: temperature of their votes.
+        c_grid: inverse regularisation strengths to choose from, for the linear probe.
+        ctc_epochs: epochs of the CTC probe.
+        layers: layers to read, as in :func:`d2v.eval.features.extract`.
+        pool: pooling of tokens, as in :func:`d2v.eval.features.extract`.
+        seed: seed of the linear probe's inner split and of the order of clips.
+        device: device of the encoder.
+        bf16: whether to encode in bfloat16 autocast.
     """
 
     linear: bool = True
@@ -54,7 +54,7 @@ class Labelled:
     """Samples to classify.
 
     Attributes:
-        x: (N, D) features; or texts, which become TF-IDF vectors.
+        x: (N, D) features; or texts, which are turned into TF-IDF vectors.
         y: (N,) int class labels.
     """
 
@@ -69,9 +69,9 @@ def classify(name: str, splits: Sequence[Split], settings: Settings) -> Row:
     """Return the accuracies "linear" and "knn", over all splits together.
 
     Args:
-        name: of the row.
-        splits: one, or one for every group that is held out in turn.
-        settings: which probes, and how.
+        name: name of the row.
+        splits: one split, or one for every held-out group.
+        settings: settings of the probes.
     """
     scores = {}
     if settings.linear:
@@ -82,7 +82,7 @@ def classify(name: str, splits: Sequence[Split], settings: Settings) -> Row:
 
 
 def _pooled(splits: Sequence[Split], accuracy: Callable[[Labelled, Labelled], float]) -> float:
-    """Share of all validation samples that are classified correctly."""
+    """Return the accuracy over the validation samples of all splits."""
     counts = [len(val.y) for _, val in splits]
     return sum(accuracy(*split) * n for split, n in zip(splits, counts, strict=True)) / sum(counts)
 
@@ -105,7 +105,7 @@ def _texts(x: Tensor | Sequence[str]) -> list[str]:
 
 
 def hold_out_groups(data: Labelled, groups: Sequence[str]) -> list[Split]:
-    """A split for every group: trained on the others, evaluated on it.
+    """Return one split for every group: training on the other groups, validation on this one.
 
     Raises:
         ValueError: there is only one group.
@@ -132,10 +132,10 @@ def transcribe(
     """Return the "letter_error" of the CTC probe.
 
     Args:
-        name: of the row.
+        name: name of the row.
         train: frames and texts of the training clips.
-        val: of the validation clips.
-        settings: how.
+        val: frames and texts of the validation clips.
+        settings: settings of the probes.
     """
     probe = ctc_probe(*train, *val, epochs=settings.ctc_epochs, seed=settings.seed)
     return Row(name, {"letter_error": probe.letter_error})

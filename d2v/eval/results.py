@@ -8,7 +8,7 @@ _TITLES = {"knn": "kNN", "letter_error": "letter error"}
 
 
 def scores_table(rows: Iterable[tuple[str, Mapping[str, float]]], first: str) -> str:
-    """A GitHub Markdown table in percent: a row a name, a column for every score that any row has.
+    """Return a GitHub Markdown table in percent, with a row for each name and a column for each score of any row.
 
     Args:
         rows: names and their scores, fractions.

@@ -1,6 +1,6 @@
-"""Scores of classifications and regressions, as ImageNet and GLUE (arXiv:1804.07461) define them; fractions.
+"""Scores of classification and regression as defined by ImageNet and GLUE (arXiv:1804.07461), as fractions.
 
-Computed by scikit-learn and SciPy; constant predictions, for which a correlation is undefined, count as 0.
+Computed by scikit-learn and SciPy. The correlation of constant predictions is undefined and counts as 0.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ Scores = dict[str, float]
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Scores:
-    """Share of (N,) classes that are right."""
+    """Return the share of correct classes."""
     return {"accuracy": float(metrics.accuracy_score(labels, predicted))}
 
 
 def accuracy_f1(predicted: np.ndarray, labels: np.ndarray) -> Scores:
-    """Accuracy, F1 of class 1, and their mean: MRPC and QQP."""
+    """Return accuracy, F1 of class 1, and their mean: MRPC and QQP."""
     right = accuracy(predicted, labels)["accuracy"]
     f1 = float(metrics.f1_score(labels, predicted, zero_division=0))
     return {"accuracy_f1": (right + f1) / 2, "accuracy": right, "f1": f1}
 
 
 def matthews(predicted: np.ndarray, labels: np.ndarray) -> Scores:
-    """Matthews correlation: CoLA."""
+    """Return the Matthews correlation: CoLA."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of one class only
         return {"matthews": float(metrics.matthews_corrcoef(labels, predicted)), **accuracy(predicted, labels)}
 
 
 def pearson_spearman(predicted: np.ndarray, labels: np.ndarray) -> Scores:
-    """Pearson and Spearman correlations of (N,) numbers, and their mean: STS-B."""
+    """Return Pearson and Spearman correlations of (N,) numbers, and their mean: STS-B."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         found = [float(f(predicted, labels).statistic) for f in (stats.pearsonr, stats.spearmanr)]
@@ -44,13 +44,13 @@ def pearson_spearman(predicted: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) -> Scores:
-    """Share of samples that have their class among the k highest of (N, C) scores; k is at most C."""
+    """Return the share of samples with their class among the k highest of (N, C) scores; k is at most C."""
     order = np.argsort(-scores, axis=1, kind="stable")
     return {f"top{k}": float((order[:, :k] == labels[:, None]).any(1).mean()) for k in ks}
 
 
 def per_class(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Confusion matrix (C, C), rows are true classes, and (C, 3) precision, recall and F1; 0 where undefined."""
+    """Return the confusion matrix (C, C), rows are true classes, and precision, recall, F1 (C, 3); 0 if undefined."""
     classes = np.arange(num_classes)
     matrix = metrics.confusion_matrix(labels, predicted, labels=classes)
     table = metrics.precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)[:3]

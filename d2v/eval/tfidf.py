@@ -1,4 +1,4 @@
-"""The baseline of text: counts of words, weighted by how rare they are (TF-IDF), under the same two probes."""
+"""Baseline for text: linear and kNN probes on TF-IDF vectors of words."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def tfidf_linear(
     c_grid: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0),
     seed: int = 0,
 ) -> float:
-    """Accuracy of logistic regression, its strength chosen on a held-out fifth of the training texts.
+    """Return the accuracy of logistic regression, with C chosen on a held-out fifth of the training texts.
 
-    Where every class has but one text, none can be held out: then it is the middle of the grid.
+    If every class has only one text, none can be held out, and C is the middle of the grid.
 
     Args:
         train_texts: N texts to fit on.
@@ -33,10 +33,10 @@ def tfidf_linear(
         val_texts: V texts to classify.
         val_y: (V,) int class labels.
         c_grid: inverse L2 strengths to try.
-        seed: of the split that chooses.
+        seed: seed of the split that chooses C.
 
     Raises:
-        ValueError: the training texts are of one class, or hold no word.
+        ValueError: the training texts have only one class, or no words.
     """
     labels = train_y.numpy()
     if len(np.unique(labels)) < 2:
@@ -62,7 +62,7 @@ def tfidf_knn(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Accuracy of weighted kNN by cosine, as :func:`d2v.eval.knn.knn_accuracy`."""
+    """Return the accuracy of weighted kNN by cosine, as :func:`d2v.eval.knn.knn_accuracy`."""
     x, z = _vectors(train_texts, val_texts)
     classes, train_ids = train_y.unique(return_inverse=True)
     num_correct = 0

@@ -1,4 +1,4 @@
-"""Errors of transcripts, by jiwer (extra ``d2v[speech]``): rates, and the worst utterances with their alignment."""
+"""Errors of transcripts, computed by jiwer (extra ``d2v[speech]``): rates, and alignments of the worst utterances."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from d2v.errors import how_to_install
 
 
 def require_jiwer() -> Any:
-    """The library; ValueError saying how to install it."""
+    """Import jiwer.
+
+    Raises:
+        ValueError: jiwer is not installed; the message says how to install it.
+    """
     try:
         import jiwer
     except ImportError as error:
@@ -18,7 +22,7 @@ def require_jiwer() -> Any:
 
 
 def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Edits over words (wer) and over letters (cer), over all utterances together.
+    """Return the word error rate (wer) and letter error rate (cer) over all utterances together.
 
     Args:
         hypotheses: decoded texts.
@@ -32,7 +36,7 @@ def error_rates(hypotheses: Sequence[str], references: Sequence[str]) -> dict[st
 
 
 def align_worst(hypotheses: Sequence[str], references: Sequence[str], names: Sequence[str], count: int = 20) -> str:
-    """Markdown: the utterances with the most word errors, transcript above decoded text, word by word."""
+    """Return, in Markdown, the utterances with the most word errors: transcripts aligned with decoded texts."""
     jiwer = require_jiwer()
     rows = []
     for name, reference, hypothesis in zip(names, references, hypotheses, strict=True):

@@ -1,6 +1,6 @@
-"""Files of ``torch.save`` compared with their own checksums: zip archives, a CRC-32 a record.
+"""Check of files of ``torch.save`` by their own checksums: they are zip archives with a CRC-32 for each record.
 
-``torch.load`` looks at these checksums only where it does not map the file into memory.
+``torch.load`` checks these only if it does not map the file into memory.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _CHUNK = 1 << 20  # bytes
 _ZIP64 = (1 << 32) - 1
 _TORCH_PADDING = b"FB"  # begins the field by which PyTorch aligns records
 
-_intact: set[Identity] = set()  # files that this process has read to their end
+_intact: set[Identity] = set()  # files that this process has checked
 
 
 class Damaged(ValueError):
-    """A file is not the one that was written."""
+    """A file differs from the one that was written."""
 
 
 def identity(path: Path) -> Identity:
-    """Return the stamp of a file, which changes when it does: its path, time of change, size and inode."""
+    """Return a stamp that changes with the file: path, time of change, size and inode."""
     status = path.stat()
     return str(path.resolve()), status.st_mtime_ns, status.st_size, status.st_ino
 
@@ -40,10 +40,10 @@ def is_archive(path: Path) -> bool:
 
 
 def check_archive(path: Path) -> None:
-    """Read an archive to its end and compare its checksums, once: a file that did not change is not read again.
+    """Read an archive to its end and compare its checksums; each process reads an unchanged file only once.
 
     Raises:
-        Damaged: a record does not match its CRC-32, the archive is cut short, or bytes between records were changed.
+        Damaged: a record does not match its CRC-32, the archive is truncated, or bytes between records were changed.
         OSError: the file cannot be read.
     """
     known = identity(path)
@@ -54,7 +54,7 @@ def check_archive(path: Path) -> None:
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
             _check_sizes(entries, known[2])
             for entry in entries:
-                with archive.open(entry) as record:  # whose end compares the checksum
+                with archive.open(entry) as record:  # reading to the end compares the checksum
                     while record.read(_CHUNK):
                         pass
             headers = [_local_header(file, entry) for entry in entries]
@@ -72,7 +72,7 @@ def check_archive(path: Path) -> None:
 
 
 def _check_sizes(entries: list[zipfile.ZipInfo], size: int) -> None:
-    """Records of ``torch.save`` are not compressed and do not overlap: reading them is bounded by the file's size."""
+    """Check that records are not compressed and do not overlap, so that the file's size bounds what is read."""
     packed = next((entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED), None)
     if packed is not None:
         raise Damaged(f"{packed.filename} is compressed, which torch.save never does")
@@ -97,7 +97,7 @@ def _local_header(file: BinaryIO, entry: zipfile.ZipInfo) -> _Header:
 
 
 def _check_between(file: BinaryIO, entries: list[zipfile.ZipInfo], headers: list[_Header], end: int) -> None:
-    """Compare headers and padding with what PyTorch writes: a changed byte says that the disk or copy is not sound."""
+    """Compare headers and padding with what PyTorch writes: a changed byte means a damaged disk or copy."""
     ends = [entry.header_offset for entry in entries[1:]] + [end]
     for entry, header, next_offset in zip(entries, headers, ends, strict=True):
         if entry.file_size >= _ZIP64:
@@ -126,7 +126,7 @@ def _date_time(clock: int, date: int) -> tuple[int, ...]:
 
 
 def _check_directory(file: BinaryIO, count: int, start: int) -> None:
-    """Compare the directory of records, and what ends the archive, with what PyTorch writes."""
+    """Compare the directory of records, and the end of the archive, with what PyTorch writes."""
     file.seek(start)
     content = file.read()
     place = 0

@@ -1,4 +1,4 @@
-"""The checkpoints of a run's folder."""
+"""Checkpoints in a run's folder."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ FOLDER, BEST = "checkpoints", "best.ckpt"
 
 
 def checkpoint_name(step: int) -> str:
-    """Return the name of the checkpoint of a step; names sort as steps do."""
+    """Return the file name of the checkpoint of a step; names sort in the order of steps."""
     return f"step-{step:08d}.ckpt"
 
 
 def list_checkpoints(dirpath: Path) -> list[Path]:
-    """A folder's checkpoints, newest step first."""
+    """Return the checkpoints in a folder, newest step first."""
     return sorted(dirpath.glob("step-*.ckpt"), reverse=True)
 
 
 def saved_steps(dirpath: Path) -> list[int]:
-    """Steps of a folder's checkpoints, newest first."""
+    """Return the steps of the checkpoints in a folder, newest first."""
     names = (path.stem.removeprefix("step-") for path in list_checkpoints(dirpath))
     return [int(name) for name in names if name.isdecimal()]
 
 
 def newest_intact_checkpoint(dirpath: Path) -> Path | None:
-    """The newest checkpoint that matches its checksums; damaged ones are named in the log and left out."""
+    """Return the newest checkpoint that matches its checksums; damaged ones are logged and skipped."""
     for path in list_checkpoints(dirpath):
         damage = find_damage(path)
         if damage is None:
@@ -39,7 +39,7 @@ def newest_intact_checkpoint(dirpath: Path) -> Path | None:
 
 
 def find_damage(path: Path) -> str | None:
-    """Reason why a checkpoint cannot be read, or is not the one that was written; None if its checksums match."""
+    """Return why a checkpoint is unreadable or differs from what was written; None if its checksums match."""
     try:
         check_archive(path)
     except (OSError, Damaged) as error:

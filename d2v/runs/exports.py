@@ -1,7 +1,7 @@
-"""Export folders: written beside, swapped in as a whole, and compared with their checksums when they are read.
+"""Export folders: written to a temporary folder, swapped in as a whole, and checked by checksums when they are read.
 
-``SHA256SUMS`` lists every file, in the format of ``sha256sum -c``. Its first line says of which format the export is,
-and of how many files.
+``SHA256SUMS`` lists every file, in the format of ``sha256sum -c``. Its first line states the format of the export and
+the number of files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEAD = re.compile(r"# d2v export, format=(\w+), (\d+) files")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\\\0]+)")
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of linux/fs.h
 
-_known: dict[Identity, str] = {}  # digests of files that this process has read
+_known: dict[Identity, str] = {}  # digests of files that this process has checked
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Sums:
     """Content of ``SHA256SUMS``.
 
     Attributes:
-        format: of the export, as in ``d2v export format=...``.
-        digests: by file name.
+        format: format of the export, as in ``d2v export format=...``.
+        digests: SHA-256 by file name.
     """
 
     format: str
@@ -50,20 +50,19 @@ class Sums:
 
 @contextmanager
 def export_folder(folder: str | Path, format: str, key: str = "output") -> Iterator[Path]:
-    """Give a folder to write the files of an export into; when the block ends, they take the place of an older export.
+    """Yield a folder for the files of an export; when the block ends, they replace an older export in ``folder``.
 
-    Other files in ``folder`` stay as they are. A process that is killed leaves the old export, or the new one; where
-    the system cannot swap folders, or the folder holds other files, files are replaced one by one, and a kill in
-    between is noticed by the checksums.
+    Other files in ``folder`` stay. A kill leaves the old export or the new one. If the system cannot swap folders, or
+    ``folder`` holds other files, files are replaced one by one, and the checksums reveal a kill in between.
 
     Args:
-        folder: made if need be.
-        format: of the export.
-        key: of the configuration, by which the folder was given.
+        folder: created if missing.
+        format: format of the export.
+        key: config key of the folder, for messages.
 
     Raises:
-        ValueError: ``folder`` is a file, or holds files that are no export of this format.
-        NotWritten: the disk is full, or may not be written to; no part is left behind.
+        ValueError: ``folder`` is a file, or holds files that are not an export of this format.
+        NotWritten: the disk is full or not writable; no partial file remains.
     """
     folder = Path(folder)
     old = _replaceable(folder, format, key)
@@ -79,17 +78,17 @@ def export_folder(folder: str | Path, format: str, key: str = "output") -> Itera
 
 
 def check_export(folder: Path, needed: Iterable[str] = ()) -> bool:
-    """Compare the files of an export with its checksums; a file that has not changed is read once in a process.
+    """Compare the files of an export with its checksums; each process reads an unchanged file only once.
 
     Args:
-        folder: of the export.
+        folder: folder of the export.
         needed: names that must be among the files.
 
     Returns:
-        Whether there are checksums.
+        Whether the export has checksums.
 
     Raises:
-        Damaged: naming the file that is missing, changed or not listed.
+        Damaged: a file is missing, changed or not listed; the message names it.
     """
     sums = read_sums(folder)
     if sums is None:
@@ -100,7 +99,7 @@ def check_export(folder: Path, needed: Iterable[str] = ()) -> bool:
     for name, digest in sums.digests.items():
         path = folder / name
         if name == CARD:
-            continue  # for people, who may have improved it
+            continue  # the model card may be edited
         if not path.is_file():
             raise Damaged(f"{path} is missing: copy the export again, or write it again")
         if _digest(path) != digest:
@@ -115,7 +114,7 @@ def read_sums(folder: Path) -> Sums | None:
     """Read ``SHA256SUMS``; None if there is none.
 
     Raises:
-        Damaged: it is cut short or otherwise changed.
+        Damaged: the file is truncated or otherwise changed.
     """
     path = folder / SUMS
     try:
@@ -144,7 +143,7 @@ def _digest(path: Path) -> str:
 
 
 def _write_sums(part: Path, format: str) -> None:
-    """List the files once they are on the disk."""
+    """Write ``SHA256SUMS``, after all files are on the disk."""
     names = sorted(path.name for path in part.iterdir())
     for name in names:
         with (part / name).open("rb+") as file:
@@ -155,10 +154,10 @@ def _write_sums(part: Path, format: str) -> None:
 
 
 def _replaceable(folder: Path, format: str, key: str) -> set[str]:
-    """The names of an older export's files, which a new one may replace.
+    """Return the names of an older export's files, which a new one may replace.
 
     Raises:
-        ValueError: there is something else.
+        ValueError: the folder holds something else.
     """
     if not folder.is_dir():
         if folder.exists():
@@ -182,7 +181,7 @@ def _replaceable(folder: Path, format: str, key: str) -> set[str]:
 
 
 def _make_part(place: Path) -> Path:
-    """A folder to write into: beside ``place``, so that they can be swapped, or else in it."""
+    """Create the folder to write to: beside ``place``, so that they can be swapped, or else in it."""
     name = f"{place.name}.{socket.gethostname()}"
     inside = place / f".{name}-{os.getpid()}.part"
     beside = place.with_name(inside.name)
@@ -202,12 +201,12 @@ def _make_part(place: Path) -> Path:
 
 
 def _remove_leftovers(place: Path, name: str) -> None:
-    """Remove leftovers of processes of this machine that were killed while they exported to the same folder."""
+    """Remove temporary folders of killed processes of this machine that exported to the same folder."""
     pattern = f".{glob.escape(name)}-*.part"
     for path in [*place.parent.glob(pattern), *place.glob(pattern)]:
         pid = path.stem.rpartition("-")[2]
         if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
-            log.info("removing %s, which a process left that was killed", path)
+            log.info("removing %s, left by a killed process", path)
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -223,7 +222,7 @@ def _publish(part: Path, place: Path, old: set[str]) -> None:
 
 
 def _exchange(part: Path, place: Path) -> bool:
-    """Swap two folders at once; False where the system cannot."""
+    """Swap two folders atomically; return False if the system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if rename is None:
         return False
@@ -234,7 +233,7 @@ def _exchange(part: Path, place: Path) -> bool:
 
 
 def _replace_files(part: Path, place: Path, old: set[str]) -> None:
-    """File by file, the checksums first: whoever reads in between finds that the others are not theirs."""
+    """Replace files one by one, the checksums first, so that a reader in between finds that the others do not match."""
     names = sorted((path.name for path in part.iterdir()), key=lambda name: name != SUMS)
     for name in names:
         (part / name).replace(place / name)

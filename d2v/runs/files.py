@@ -1,4 +1,4 @@
-"""Files that are replaced whole: at no moment does a reader, or a kill, find half of one."""
+"""Replacement of whole files: neither a reader nor a kill ever leaves half of one."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NotWritten(UserError):
-    """A file or folder could not be written; the message names it, the reason and what to do."""
+    """A file or folder could not be written; the message names it, the reason and the fix."""
 
 
 def part_of_file(path: Path) -> Path:
-    """Return the path of a file before it takes its place: beside it, hidden."""
+    """Return the temporary path of a file: hidden, in the same folder."""
     return path.with_name(f".{path.name}.part")
 
 
 @contextmanager
 def written_beside(path: str | Path) -> Iterator[Path]:
-    """Give the name of a file to write; it takes the place of ``path`` when the block ends, and never if that fails.
+    """Yield the path of a temporary file; when the block ends without an error, the file replaces ``path``.
 
-    The content is on the disk before the name is. A link at ``path`` is replaced, not followed.
+    The content is synced to the disk before the file is renamed. A link at ``path`` is replaced, not followed.
 
     Raises:
-        OSError: the disk is full, or may not be written to; no part is left behind.
+        OSError: the disk is full or not writable; no temporary file remains.
     """
     path = Path(path)
     part = part_of_file(path)
     try:
-        part.unlink(missing_ok=True)  # of a process that was killed
+        part.unlink(missing_ok=True)  # left by a killed process
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
@@ -58,13 +58,13 @@ def written_beside(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """:func:`written_beside` as an open file."""
+    """Yield the file of :func:`written_beside`, opened for writing."""
     with written_beside(path) as part, part.open("xb") as file:  # never through a link
         yield file
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder reach the disk, too; a file system that cannot is left alone."""
+    """Sync the names in a folder to the disk, on file systems that can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -74,12 +74,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def settled(mtime_ns: int) -> bool:
-    """Return whether a file that shows this time of change would show another one if it changed now."""
+    """Return whether a change of a file now would be visible in its time of change."""
     return time.time_ns() - mtime_ns > _TICK
 
 
 def replace_bytes(path: str | Path, content: bytes) -> None:
-    """Replace a file, or make it."""
+    """Replace or create a file."""
     with replacing(path) as file:
         file.write(content)
 
@@ -104,27 +104,27 @@ def replace_yaml(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json_or_none(path: Path) -> Any:
-    """Read a JSON file; None without one, and with a warning if it is damaged."""
+    """Read a JSON file; None if it is missing, or, with a warning, damaged."""
     try:
         return read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s): taken as if it were not there", path, error)
+        log.warning("%s cannot be read (%s): ignored", path, error)
         return None
 
 
 def refuse_foreign(path: str | Path, key: str, is_ours: Callable[[Path], bool], what: str) -> None:
-    """Refuse an output that would replace a file which the command has not written.
+    """Refuse an output path at which the command would replace a foreign file.
 
     Args:
-        path: where the output is to go.
-        key: of the configuration, by which the path was given.
-        is_ours: tells by its content a file that the command may replace; ValueError or OSError mean no.
-        what: the command writes, in words.
+        path: path of the output.
+        key: config key of the path, for the message.
+        is_ours: returns whether the command may replace a file, by its content; ValueError or OSError mean no.
+        what: description of the output, for the message.
 
     Raises:
-        ValueError: there is such a file, or a folder or a device.
+        ValueError: there is a foreign file, or a folder or a device.
     """
     path = Path(path)
     if not path.exists():
@@ -139,11 +139,11 @@ def refuse_foreign(path: str | Path, key: str, is_ours: Callable[[Path], bool], 
 
 @contextmanager
 def writing(key: str, path: str | Path) -> Iterator[None]:
-    """Errors of the disk become one message that names the key and the path.
+    """Turn errors of the disk into one message that names the key and the path.
 
     Args:
-        key: of the configuration, by which the path was given.
-        path: of the file or folder being written.
+        key: config key of the path, for the message.
+        path: path of the file or folder being written.
 
     Raises:
         NotWritten: torch, safetensors, numpy or the system failed to write.
@@ -163,7 +163,7 @@ def writing(key: str, path: str | Path) -> Iterator[None]:
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
-    """The error of the disk behind ``error``, or None. Writers of weights raise errors of their own for it."""
+    """Return the disk error that caused ``error``, or None; writers of weights wrap it in errors of their own."""
     while error is not None:
         if isinstance(error, OSError):
             return error

@@ -1,4 +1,4 @@
-"""Links inside a run's folder that would have a run write elsewhere."""
+"""Check for links in a run's folder through which the run would write elsewhere."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _WANDB_LOG = "wandb/*run-*/logs/*.log"
 
 
 class LeadsElsewhere(UserError):
-    """A link in a run's folder points out of it."""
+    """A link in a run's folder leads out of it."""
 
 
 def check_links(folder: str | Path) -> None:
     """Refuse a run's folder with a link that a write would follow out of it.
 
-    The folder itself may be a link: that one the user has named. Checkpoints may be links to files: they are read, and
-    replaced as a whole. So may wandb's logs: every start has its own, and those of before are never opened.
+    Allowed are: the folder itself, which the user has named; checkpoints, which are read, or replaced as a whole; and
+    wandb's logs, because every start writes new ones.
 
     Raises:
-        LeadsElsewhere: naming the link and its target.
+        LeadsElsewhere: the message names the link and its target.
     """
     folder = Path(folder)
     root = folder.resolve()
@@ -34,7 +34,7 @@ def check_links(folder: str | Path) -> None:
     for place, folders, files in os.walk(folder):
         names = [*folders, *files]
         if not is_run:
-            folders.clear()  # nothing in them is written to
+            folders.clear()  # never written to
         for name in names:
             path = Path(place, name)
             if not path.is_symlink() or path.resolve().is_relative_to(root):

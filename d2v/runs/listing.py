@@ -1,4 +1,4 @@
-"""The runs below a folder, summarised from their files: torn, damaged or missing ones only leave a cell empty."""
+"""Summary of the runs below a folder, from their files; damaged or missing files only leave cells empty."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from d2v.runs.metrics import METRICS
 from d2v.runs.record import CONFIG, RECORD
 from d2v.runs.results import RESULTS
 
-ENDED = "ended.json"  # how a command that failed ended
+ENDED = "ended.json"  # error of a command that failed
 DIVERGED = "diverged.txt"  # why a run of a sweep has no results
 TRAINING = ("pretrain", "finetune")
-_DEPTH = 5  # folders below the one that is listed: name/time, of a sweep name/time/run
-_INSIDE = {FOLDER, ".hydra", "tensorboard", "wandb", "evaluate"}  # what a run's folder holds is no run
+_DEPTH = 5  # depth below the listed folder: name/time, of a sweep name/time/run
+_INSIDE = {FOLDER, ".hydra", "tensorboard", "wandb", "evaluate"}  # folders inside a run are no runs
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class RunSummary:
     """A run of ``d2v pretrain`` or ``d2v finetune``.
 
     Attributes:
-        folder: the run's.
+        folder: folder of the run.
         command: "pretrain" or "finetune".
         name: its experiment or task, and the modalities of its encoder.
         state: running, finished, stopped, failed or diverged.
-        step: the last one logged or saved.
-        max_steps: at which it ends.
-        loss: the last one.
-        best: the best score, with its name.
-        changed: when its newest file was written, in seconds since the epoch.
+        step: last step logged or saved.
+        max_steps: last step of the whole run.
+        loss: last logged loss.
+        best: best score, with its name.
+        changed: time at which its newest file was written, seconds since the epoch.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class RunSummary:
 
 
 def find_runs(root: str | Path) -> list[Path]:
-    """Folders of runs below ``root``, in the order of their names."""
+    """Return the folders of runs below ``root``, sorted by name."""
     return sorted(_runs(Path(root), _DEPTH))
 
 
@@ -77,7 +77,7 @@ def _runs(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def command_of(folder: Path) -> str | None:
-    """Return the command that made this run's folder; None if no command did."""
+    """Return the command that created a run's folder; None if the folder is no run."""
     record = _content(folder / RECORD)
     entry = record[-1] if isinstance(record, list) and record else None
     words = entry.get("command") if isinstance(entry, dict) else None
@@ -98,7 +98,7 @@ def _newest_checkpoint(folder: Path) -> float:
 
 
 def summarise(folder: Path) -> RunSummary:
-    """Read what the files of a run say."""
+    """Summarise a run from its files."""
     config = _content(folder / CONFIG)
     config = config if isinstance(config, dict) else {}
     rows = _metrics(folder / METRICS)
@@ -128,7 +128,7 @@ def _name(config: dict[str, Any], folder: Path) -> str:
 
 
 def _last_max_steps(folder: Path) -> Any:
-    """Steps that the last start was to end at: a resumed run may have others than its configuration."""
+    """Return ``max_steps`` of the last start, because that of a resumed run may differ from its configuration."""
     record = _content(folder / RECORD)
     last = record[-1] if isinstance(record, list) and record else {}
     return last.get("max_steps") if isinstance(last, dict) else None
@@ -148,13 +148,13 @@ def _state(folder: Path, command: str, step: int | None, max_steps: int | None) 
 
 
 def note_end(folder: Path, error: BaseException) -> None:
-    """Leave in a run's folder that it failed, or how (``error.state``), and why."""
+    """Write to a run's folder how it ended (``error.state``, or "failed") and why."""
     record = {"state": getattr(error, "state", "failed"), "reason": str(error)}
     replace_text(folder / ENDED, json.dumps(record, indent=2) + "\n")
 
 
 def _best(rows: list[dict[str, float]]) -> str | None:
-    """The best of the first score that was logged: of accuracies the highest, of error rates the lowest."""
+    """Return the best value of the first logged score: the highest accuracy, or the lowest error rate."""
     names = [key for row in rows for key in row if key.startswith(("val/", "probe/"))]
     if not names:
         return None
@@ -165,7 +165,7 @@ def _best(rows: list[dict[str, float]]) -> str | None:
 
 
 def _metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of ``metrics.csv`` that are whole, each with the finite numbers it has and its step."""
+    """Return the intact rows of ``metrics.csv``, each with its step and its finite numbers."""
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             text = (line.replace("\0", "") for line in file)
@@ -206,7 +206,7 @@ def _changed(path: Path) -> float:
 
 
 def table_of_runs(runs: list[RunSummary], now: float | None = None) -> str:
-    """One line a run, those that changed last at the end."""
+    """Return a table with one line for each run, sorted by time of change."""
     now = time.time() if now is None else now
     rows = [("run", "command", "experiment or task", "state", "step", "loss", "best", "age")]
     for run in sorted(runs, key=lambda run: run.changed):

@@ -1,6 +1,6 @@
-"""One writer a run's folder: an OS-level lock that a process holds as long as it trains there.
+"""Lock of a run's folder, so that only one process writes to it: an OS-level lock, held while a process trains there.
 
-The system lets go of it when the process ends, however it ends. Of the processes of one job, only the first takes it.
+The operating system releases it when the process ends, however it ends. In a job, only rank 0 takes it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 LOCK, HOLDER = ".lock", ".lock.json"
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-# Seconds to wait for a lock: data workers of a process that was killed end soon after it; of a
-# machine that is gone, the server of a shared file system lets go after its lease.
+# Seconds to wait for a lock: data workers of a killed process end soon after it; if a machine is
+# gone, the server of a shared file system releases the lock after its lease.
 _PATIENCE, _PATIENCE_ELSEWHERE = 10.0, 120.0
 
 _held: dict[Path, Any] = {}
 
 
 class InUse(UserError):
-    """Another process writes to the folder."""
+    """Another process is writing to the folder."""
 
 
 def is_first_process() -> bool:
@@ -41,16 +41,16 @@ def is_first_process() -> bool:
 
 
 def lock_folder(folder: str | Path, key: str = "hydra.run.dir") -> None:
-    """Be the one writer of a folder until :func:`unlock_folders` or the end of the process; rank 0 speaks for its job.
+    """Lock a folder until :func:`unlock_folders` or the end of the process; ranks other than 0 do nothing.
 
-    A folder where nothing can be locked (read-only, or of a file system without locks) is used with a warning.
+    A folder that cannot be locked (read-only, or on a file system without locks) is used with a warning.
 
     Args:
-        folder: made if need be.
-        key: by which another folder can be chosen.
+        folder: created if missing.
+        key: config key that chooses another folder, for the message.
 
     Raises:
-        InUse: another process holds it.
+        InUse: another process holds the lock.
     """
     folder = Path(folder).resolve()
     if not is_first_process() or folder in _held:
@@ -60,7 +60,7 @@ def lock_folder(folder: str | Path, key: str = "hydra.run.dir") -> None:
         _held[folder] = _acquire(folder, key)
         replace_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
     except (OSError, NotImplementedError) as error:
-        log.warning("%s cannot be locked (%s): see that no other process writes to it", folder, error)
+        log.warning("%s cannot be locked (%s): make sure that no other process writes to it", folder, error)
 
 
 def _acquire(folder: Path, key: str) -> FileLock:
@@ -76,12 +76,12 @@ def _acquire(folder: Path, key: str) -> FileLock:
             if waited >= _patience(holder):
                 raise InUse(_explain(folder, holder, key)) from None
             if not waited > 1:
-                log.warning("%s is held by %s: waiting whether it has ended", folder, _name(holder))
+                log.warning("%s is locked by %s: waiting, it may have ended", folder, _name(holder))
             time.sleep(1)
 
 
 def unlock_folders() -> None:
-    """Let go of every folder that this process holds."""
+    """Release all locks of this process."""
     while _held:
         folder, lock = _held.popitem()
         with suppress(OSError):  # of a disk that is gone
@@ -90,9 +90,9 @@ def unlock_folders() -> None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a process holds a folder, without taking it."""
+    """Return whether a process holds the lock of a folder, without taking it."""
     try:
-        import fcntl  # not on Windows, where nothing is said
+        import fcntl  # not on Windows, where False is returned
 
         with (folder / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -112,7 +112,7 @@ def _read_holder(folder: Path) -> dict[str, Any]:
 
 
 def _patience(holder: dict[str, Any]) -> float:
-    """Seconds to wait: none for a process that lives; on other machines nobody can tell."""
+    """Return the seconds to wait: 0 for a living process; on other machines that is unknown."""
     pid = holder.get("pid")
     if not isinstance(pid, int) or pid < 1:
         return _PATIENCE
@@ -122,7 +122,7 @@ def _patience(holder: dict[str, Any]) -> float:
         os.kill(pid, 0)
     except ProcessLookupError:
         return _PATIENCE
-    except OSError:  # it lives, and is somebody else's
+    except OSError:  # it lives, and belongs to another user
         return 0.0
     return 0.0
 

@@ -1,4 +1,4 @@
-"""``metrics.csv`` of a run: a row a logged step, appended as it happens, kept when the run goes on."""
+"""``metrics.csv`` of a run: one row for each logged step, appended at once, kept when the run resumes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from d2v.runs.files import replace_bytes, replace_text
 
 log = logging.getLogger(__name__)
 
-METRICS, SKIPPED_STEPS = "metrics.csv", "skipped_steps_{}.jsonl"  # the latter a rank
+METRICS, SKIPPED_STEPS = "metrics.csv", "skipped_steps_{}.jsonl"  # the latter for each rank
 
 
 class MetricsFile:
-    """Writer of ``metrics.csv``. Steps done again after a resume appear again; later rows are the valid ones.
+    """Writer of ``metrics.csv``. Steps repeated after a resume appear again; later rows are the valid ones.
 
-    A row that a kill tore is cut off; a file that is damaged otherwise is kept as ``metrics.csv.damaged``.
+    An incomplete last row, left by a kill, is removed; a file with other damage is kept as ``metrics.csv.damaged``.
 
     Args:
-        path: of the file; made with its folder when the first row is written.
+        path: path of the file; created with its folder when the first row is written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,10 +31,10 @@ class MetricsFile:
         self._columns: list[str] = []
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Append a row; rewrite the file if it brings new columns.
+        """Append a row; rewrite the file if the row has new columns.
 
         Raises:
-            OSError: the disk is full or gone; the file is as before.
+            OSError: the disk is full or gone; the file is unchanged.
         """
         if not self._columns and self.path.exists():
             self._take_up()
@@ -46,19 +46,19 @@ class MetricsFile:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
         except OSError:
-            os.truncate(self.path, end)  # leave no half of a row
+            os.truncate(self.path, end)  # leave no incomplete row
             raise
 
     def _take_up(self) -> None:
         content = self.path.read_bytes()
-        if not content.endswith(b"\n"):  # a kill tore the last line
+        if not content.endswith(b"\n"):  # a kill left an incomplete last line
             content = content[: content.rfind(b"\n") + 1]
             replace_bytes(self.path, content)
         try:
             self._columns = parse_metrics(content)[0]
         except ValueError as error:
             aside = self.path.with_name(f"{self.path.name}.damaged")
-            log.warning("%s is damaged (%s): kept as %s; a new one is begun", self.path, error, aside.name)
+            log.warning("%s is damaged (%s): kept as %s; starting a new file", self.path, error, aside.name)
             self.path.replace(aside)
 
     def _add_columns(self, new: list[str]) -> None:
@@ -72,14 +72,14 @@ class MetricsFile:
         writer.writeheader()
         writer.writerows(rows)
         replace_text(self.path, text.getvalue())
-        self._columns = columns  # only now: a disk may be full
+        self._columns = columns  # only after writing, because the disk may be full
 
 
 def parse_metrics(content: bytes) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of ``metrics.csv``; [] and [] of an empty file.
+    """Parse ``metrics.csv`` into columns and rows; [] and [] for an empty file.
 
     Raises:
-        ValueError: it is no such table.
+        ValueError: the text is not such a table.
     """
     text = content.decode("utf-8")
     if "\0" in text:
@@ -98,7 +98,7 @@ def parse_metrics(content: bytes) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def read_metrics(path: Path) -> dict[str, list[float | None]]:
-    """The columns of a CSV of numbers; empty cells are None, as is what a killed run left off its last line."""
+    """Return the columns of a CSV of numbers; empty cells, and cells missing in an incomplete last line, are None."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         columns: dict[str, list[float | None]] = {name: [] for name in reader.fieldnames or ()}

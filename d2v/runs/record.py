@@ -1,4 +1,4 @@
-"""``run.json``: how a run was started, every time, and in which order the runs of a folder were begun."""
+"""``run.json``: record of every start of a run, and the order in which the runs of a folder began."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from d2v.runs.files import read_json_or_none, replace_json
 
 log = logging.getLogger(__name__)
 
-RECORD, CONFIG = "run.json", "config.yaml"  # how it was started, and the resolved configuration
+RECORD, CONFIG = "run.json", "config.yaml"  # record of starts, and the resolved configuration
 
 
 def write_run_record(path: Path, record: dict[str, Any]) -> None:
-    """Write or, after a resume, extend ``run.json``: a list, one entry a start.
+    """Write or, after a resume, extend ``run.json``: a list with one entry for each start.
 
-    The first entry's ``number`` is one more than that of every run beside it: clocks may be set back, numbers only
+    The ``number`` of the first entry is one more than those of all runs beside it: clocks may be set back, numbers only
     grow. A damaged file is kept as ``run.json.damaged``.
     """
     entries = read_run_record(path)
@@ -30,18 +30,18 @@ def write_run_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_run_record(path: Path) -> list[dict[str, Any]]:
-    """The entries of ``run.json``; [] without one, and with a warning if it is damaged."""
+    """Return the entries of ``run.json``; [] if it is missing, or, with a warning, damaged."""
     entries = read_json_or_none(path)
     if entries is None:
         return []
     if isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries):
         return entries
-    log.warning("%s is not the record of a run: taken as if it were not there", path)
+    log.warning("%s is not the record of a run: ignored", path)
     return []
 
 
 def run_number(folder: Path) -> int:
-    """The place of a run among those beside it, in the order in which they were begun; 0 where no record says so."""
+    """Return the number of a run in the order in which runs beside it began; 0 without a record."""
     return _number(read_run_record(folder / RECORD))
 
 
@@ -55,9 +55,9 @@ def _beside(folder: Path) -> Iterable[Path]:
 
 
 def runs_begun_last_first(parent: Path) -> list[Path]:
-    """The run folders in ``parent`` that hold a checkpoint, the one begun last first.
+    """Return the run folders in ``parent`` that hold a checkpoint, latest start first.
 
-    Their numbers say so; of runs with the same number, or without any, the folder's name, which begins with the time.
+    They are sorted by number; runs with the same number, or none, by the folder's name, which begins with the time.
     """
     folders = [path.parent for path in parent.glob(f"*/{FOLDER}") if list_checkpoints(path)]
     return sorted(folders, key=lambda folder: (run_number(folder), folder.name), reverse=True)

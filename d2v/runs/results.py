@@ -1,6 +1,6 @@
-"""``results.json``: the scores of probes, of fine-tuned models and of sweeps, in one shape.
+"""``results.json``: scores of probes, fine-tuned models and sweeps, in one shape.
 
-One row a model and evaluation set. Fields of a row that are empty are left out of the file.
+One row for each model and evaluation set. Empty fields of a row are left out of the file.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from d2v.runs.files import read_json_or_none, replace_json, replace_text, writin
 log = logging.getLogger(__name__)
 
 RESULTS, TABLE = "results.json", "results.md"
-# Beside them, of every evaluation set:
+# Other files, for every evaluation set:
 PREDICTIONS, REPORT, CONFUSION = "predictions_{}.tsv", "report_{}.md", "confusion_{}.png"
-SUBMISSION = "submission"  # folder of answers for sets that someone else scores
+SUBMISSION = "submission"  # folder of answers for sets with hidden labels
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Row:
         name: of the model, such as "raw pixels" or "pretrained encoder, 400 steps"; in a sweep, of the task.
         scores: by name, fractions, usually 0 to 1; {} for a set without labels, or if every learning rate diverged.
         set: name of the evaluation set.
-        metric: the score that chooses the best checkpoint or learning rate; None for probes.
+        metric: name of the score that chooses the best checkpoint or learning rate; None for probes.
         std: standard deviation over seeds of every score; {} for a single run.
         samples: number of samples scored.
         skipped: samples that could not be read, as "name: reason".
-        lr: learning rate that a sweep chose; None if every one diverged.
-        diverged: reason by learning rate, of those that a sweep left out.
+        lr: learning rate that a sweep chose; None if all diverged.
+        diverged: reason by learning rate, for those that a sweep left out.
     """
 
     name: str
@@ -72,20 +72,20 @@ class Results:
 
 
 def write_results(folder: Path, results: Results, table: str) -> Path:
-    """Write ``results.json`` and ``results.md``; files of before are replaced.
+    """Write ``results.json`` and ``results.md``; older files are replaced.
 
     Args:
-        folder: made if need be.
+        folder: created if missing.
         results: the scores.
-        table: the same in Markdown.
+        table: the scores as a Markdown table.
 
     Returns:
         The path of ``results.json``.
 
     Raises:
-        NotWritten: the disk is full, or may not be written to.
+        NotWritten: the disk is full or not writable.
         ValueError: a number is NaN or infinite, which JSON cannot hold.
-        TypeError: a value of ``about`` is no JSON value.
+        TypeError: a value of ``about`` is not a JSON value.
     """
     rows = [{k: v for k, v in asdict(row).items() if v or k not in _OPTIONAL} for row in results.rows]
     with writing("output_dir", folder):
@@ -96,12 +96,12 @@ def write_results(folder: Path, results: Results, table: str) -> Path:
 
 
 def read_results(folder: Path) -> Results | None:
-    """Read ``results.json``; None without one, and with a warning if it is damaged."""
+    """Read ``results.json``; None if it is missing, or, with a warning, damaged."""
     content = read_json_or_none(folder / RESULTS)
     if content is None:
         return None
     try:
         return Results(tuple(Row(**row) for row in content.pop("rows")), content)
     except (AttributeError, KeyError, TypeError) as error:
-        log.warning("%s holds no results (%s): taken as if it were not there", folder / RESULTS, error)
+        log.warning("%s holds no results (%s): ignored", folder / RESULTS, error)
         return None

@@ -1,8 +1,8 @@
-"""Configuration of a resumed run: its own, changed by what the command line may change.
+"""Configuration of a resumed run: its own, with the changes that the command line is allowed to make.
 
-A run goes on with the configuration in its checkpoint, not with the command's defaults. Of the words on the command
-line that say otherwise, some may change at any time (``FREE``), some are applied and named in the log (``APPLIED``),
-and all others would make it another run: they are refused.
+A run continues with the configuration in its checkpoint, not with the command's defaults. Of keys on the command line
+with other values, some may change at any time (``FREE``), some are applied and logged (``APPLIED``), and all others are
+refused, because they would make it another run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
-# Keys, or what they begin with, that may have another value at a resume. docs/scaling.md lists them, too.
+# Keys, or prefixes of keys, that may have other values in a resumed run; docs/scaling.md lists them, too.
 FREE = (
     *("trainer.max_steps", "trainer.max_time", "epochs"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
@@ -25,34 +25,34 @@ FREE = (
     *("resume", "resume_with_other_data", "init_from", "checkpoint", "network"),
     *("output_dir", "name", "run_dir", "task_name"),
     *("data.cache", "data.download", "data.max_bad_fraction"),
-    # Where the data lie: the fingerprint tells whether they are the same.
+    # Locations of the data: the fingerprint checks that the data are the same.
     *("data.root", "data.val_root", "data.path", "data.manifest", "data.transcripts"),
     *("data.val_manifest", "data.val_transcripts", "data.tokenizer", "data.probe_train", "data.probe_val"),
 )
-# These change what is learned from now on, and are what one resumes a run for.
+# These affect learning from the resumed step on.
 APPLIED = (
     *("optim.lr", "optim.weight_decay", "optim.betas", "optim.eps", "schedule", "ema"),
     *("trainer.gradient_clip_val", "trainer.precision", "freeze_steps"),
 )
-# Keys of this command, not of the run.
+# Keys of the current command, not of the run.
 _THE_COMMANDS = ("resume", "resume_with_other_data", "output_dir", "run_dir")
-# Of the run's start: repeated words may name a place that moved, and what the run began with stays on record.
+# Keys of the run's first start: a repeated command may name a path that moved, so the recorded value stays.
 _OF_THE_START = ("init_from", "checkpoint", "network")
 _MAX_DEPTH, _MAX_VALUES = 40, 1_000_000
 
 
 class OtherRun(ValueError):
-    """A run is to be resumed with settings that are not its own."""
+    """A run cannot be resumed with settings of another run."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """Configuration by the words of a command line.
+    """Overrides of a command line.
 
     Attributes:
-        keys: dotted keys that it gives a value.
-        groups: parts of the configuration that it chooses otherwise than the run did, dotted keys, "" for all of it.
-        deleted: dotted keys that it leaves out.
+        keys: dotted keys that it sets.
+        groups: dotted keys of the groups in which it chooses another option than the run; "" for all groups.
+        deleted: dotted keys that it deletes.
     """
 
     keys: Collection[str] = ()
@@ -61,7 +61,7 @@ class Words:
 
 
 class Change(NamedTuple):
-    """A key with another value than the run's; ``ABSENT`` is none at all."""
+    """Key with another value than the run's; ``ABSENT`` means no value."""
 
     key: str
     before: Any
@@ -77,22 +77,22 @@ ABSENT: Any = _Absent()
 
 
 def resumed(own: Mapping[str, Any], composed: Mapping[str, Any], words: Words, resume: str) -> dict[str, Any]:
-    """The configuration that a resumed run goes on with.
+    """Return the configuration of a resumed run.
 
     Args:
-        own: what its checkpoint holds; checked to be plain containers.
-        composed: what the command line and d2v's defaults make, resolved; "???" where a value is missing.
-        words: what of this the command line says.
-        resume: what was given as ``resume``, for messages.
+        own: configuration in the run's checkpoint; checked to be plain containers.
+        composed: configuration from the command line and d2v's defaults, resolved; "???" for missing values.
+        words: the overrides of the command line.
+        resume: value of ``resume``, for messages.
 
     Raises:
-        OtherRun: the command line says something else than the run's own that may not change.
-        ValueError: ``own`` is no plain configuration.
+        OtherRun: the command line changes a setting that must not change.
+        ValueError: ``own`` is not a plain configuration.
     """
     check_plain(own, resume)
     config: dict[str, Any] = _copied(own)
     for key, value in composed.items():
-        if key not in config or key in _THE_COMMANDS:  # a key that d2v has had only since
+        if key not in config or key in _THE_COMMANDS:  # a key that is newer than the run
             config[key] = _copied(value)
     found = changes(own, composed, words)
     refused = [change for change in found if not _within(change.key, (*FREE, *APPLIED))]
@@ -118,7 +118,7 @@ def resumed(own: Mapping[str, Any], composed: Mapping[str, Any], words: Words, r
 
 
 def changes(own: Mapping[str, Any], composed: Mapping[str, Any], words: Words) -> list[Change]:
-    """Return the keys where the command line differs from the run's own configuration, each once, in their order."""
+    """Return the keys in which the command line differs from the run's own configuration, each once, in order."""
     found: dict[str, Change] = {}
     for group in words.groups:
         for change in _differences(_get(own, group), _get(composed, group), group):
@@ -134,7 +134,7 @@ def changes(own: Mapping[str, Any], composed: Mapping[str, Any], words: Words) -
 
 
 def _differences(before: Any, now: Any, key: str) -> list[Change]:
-    """Leaves that differ; of an object of another class, the object."""
+    """Return the leaves that differ; for an object of another class, the whole object."""
     if isinstance(before, Mapping) and isinstance(now, Mapping) and before.get("_target_") == now.get("_target_"):
         names = [*now, *(name for name in before if name not in now)]
         inner = ((f"{key}.{name}" if key else str(name), name) for name in names)
@@ -148,7 +148,7 @@ def _differences(before: Any, now: Any, key: str) -> list[Change]:
 
 
 def same(before: Any, now: Any) -> bool:
-    """Return whether two plain values mean the same: 1 and 1.0 do, 1 and true do not."""
+    """Return whether two plain values are equal in meaning: 1 and 1.0 are, 1 and true are not."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return before.keys() == now.keys() and all(same(before[key], now[key]) for key in before)
     if isinstance(before, list | tuple) and isinstance(now, list | tuple):
@@ -157,12 +157,12 @@ def same(before: Any, now: Any) -> bool:
 
 
 def trains_otherwise(own: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Return whether a resumed run goes on with another setting than its own that changes what is learned."""
+    """Return whether a resumed run has a changed setting that affects learning."""
     return any(not same(_get(own, key), _get(config, key)) for key in APPLIED)
 
 
 def check_plain(value: Any, resume: str) -> None:
-    """Raise ValueError unless a run's configuration is a mapping of texts to plain values, and of a size to be one."""
+    """Raise ValueError unless a run's configuration is a mapping of strings to plain values, of reasonable size."""
     budget = [_MAX_VALUES]
     if not isinstance(value, Mapping) or not _is_plain(value, 0, budget):
         raise ValueError(f"resume={resume}: the configuration in its checkpoint is not one of a run; it is refused")
@@ -182,7 +182,7 @@ def _is_plain(value: Any, depth: int, budget: list[int]) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """A copy of plain containers, tuples as lists."""
+    """Copy plain containers, with tuples as lists."""
     if isinstance(value, Mapping):
         return {key: _copied(inner) for key, inner in value.items()}
     return [_copied(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -13,11 +13,11 @@ from d2v.types import Batch
 
 @dataclass(frozen=True)
 class Loss:
-    """A batch's loss, as a sum, so that devices can be combined exactly: the loss is ``sum / count``.
+    """Loss of a batch, as a sum, so that devices can be combined exactly: the loss is ``sum / count``.
 
     Attributes:
-        sum: scalar.
-        count: scalar, what it is the mean over: samples, or letters.
+        sum: scalar tensor.
+        count: scalar tensor, number of samples or letters.
     """
 
     sum: Tensor
@@ -44,19 +44,19 @@ class Task(Protocol):
         """Number of outputs of the head."""
 
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:
-        """Loss of the head's outputs for a labelled batch."""
+        """Return the loss of the head's outputs for a labelled batch."""
 
     def predict(self, outputs: Tensor, batch: Batch) -> list[Any]:
-        """One prediction a sample, on the CPU."""
+        """Return one prediction for each sample, on the CPU."""
 
     def score(self, predictions: Sequence[Any], labels: Sequence[Any]) -> dict[str, float]:
-        """``metric`` and others, fractions."""
+        """Return scores by name, fractions; ``metric`` is among them."""
 
     def answer(self, prediction: Any) -> Any:
-        """Answer of a prediction: a class's number, a score or a text."""
+        """Return the answer of a prediction: the index of a class, a score or a text."""
 
     def cells(self, prediction: Any, label: Any) -> tuple[str, ...]:
-        """A row of the predictions' table; ``label`` is None where it is not known."""
+        """Return a row of the table of predictions; ``label`` is None if unknown."""
 
     def report(self, predictions: Sequence[Any], labels: Sequence[Any], names: Sequence[str]) -> str:
-        """Report in Markdown: classes, or the worst utterances; "" for none."""
+        """Return a report in Markdown: classes, or the worst utterances; "" for none."""

@@ -20,15 +20,15 @@ MAX_CLASSES_SHOWN = 100
 
 @buildable
 class Classification:
-    """One class of several for a sample.
+    """Classification of each sample into one of C classes.
 
     Args:
-        labels: the classes' names, in the order of their numbers.
-        metric: "top1" (with top 5 beside it), or one of ``d2v.eval.scores.SCORES``.
-        label_smoothing: share of a label that is spread over all classes; mixed labels are smoothed when mixed.
+        labels: names of the classes, by index.
+        metric: "top1" (reported with top 5), or one of ``d2v.eval.scores.SCORES``.
+        label_smoothing: share of a label that is spread over all classes; mixed labels are already smoothed.
 
     Raises:
-        ValueError: an unknown metric, or fewer than two classes.
+        ValueError: ``metric`` is unknown, or there are fewer than two classes.
     """
 
     higher_is_better = True
@@ -47,38 +47,38 @@ class Classification:
 
     @property
     def num_outputs(self) -> int:
-        """One a class."""
+        """Number of classes, C."""
         return len(self.class_names)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:
-        """Cross entropy, summed over samples."""
+        """Return the cross entropy, summed over samples."""
         assert batch.labels is not None
         smoothing = 0.0 if batch.labels.is_floating_point() else self.label_smoothing
         total = F.cross_entropy(outputs.float(), batch.labels, reduction="sum", label_smoothing=smoothing)
         return Loss(total, torch.tensor(len(outputs), device=outputs.device))
 
     def predict(self, outputs: Tensor, batch: Batch) -> list[np.ndarray]:
-        """(C,) probabilities."""
+        """Return (C,) probabilities for each sample."""
         return list(outputs.float().softmax(-1).cpu().numpy())
 
     def score(self, predictions: Sequence[np.ndarray], labels: Sequence[int]) -> dict[str, float]:
-        """See :mod:`d2v.eval.scores`."""
+        """Return the scores of :mod:`d2v.eval.scores`."""
         probabilities, truth = np.stack(predictions), np.asarray(labels)
         if self.metric == "top1":
             return scores.top_k(probabilities, truth, (1, 5) if self.num_outputs > 5 else (1,))
         return scores.SCORES[self.metric](probabilities.argmax(1), truth)
 
     def answer(self, prediction: np.ndarray) -> int:
-        """The most probable class."""
+        """Return the index of the most probable class."""
         return int(prediction.argmax())
 
     def cells(self, prediction: np.ndarray, label: Any) -> tuple[str, ...]:
-        """Predicted class, its probability, true class."""
+        """Return predicted class, its probability, and true class."""
         best = self.answer(prediction)
         return self.class_names[best], f"{prediction[best]:.4f}", "" if label is None else self.class_names[label]
 
     def report(self, predictions: Sequence[np.ndarray], labels: Sequence[int], names: Sequence[str]) -> str:
-        """A table of all classes."""
+        """Return a Markdown table of all classes."""
         matrix, table = self.confusion(predictions, labels)
         lines = ["| class | samples | precision (%) | recall (%) | F1 (%) |", "|---|---:|---:|---:|---:|"]
         for name, row, values in list(zip(self.class_names, matrix, table, strict=True))[:MAX_CLASSES_SHOWN]:
@@ -95,10 +95,10 @@ class Classification:
 
 @buildable
 class Regression:
-    """A number for a sample: STS-B's similarity.
+    """Regression of one number for each sample: the similarity of STS-B.
 
     Args:
-        labels: the lowest and the highest; in training, labels are shares of the way between them, as in the reference.
+        labels: lowest and highest value; in training, labels are scaled to 0 and 1 at these, as in the reference.
     """
 
     metric = "pearson_spearman"
@@ -110,7 +110,7 @@ class Regression:
         self.low, self.high = labels
 
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:
-        """Squared error, summed over samples."""
+        """Return the squared error, summed over samples."""
         assert batch.labels is not None
         target = (batch.labels.float() - self.low) / (self.high - self.low)
         total = F.mse_loss(outputs.float().squeeze(-1), target, reduction="sum")
@@ -122,7 +122,7 @@ class Regression:
         return found
 
     def score(self, predictions: Sequence[float], labels: Sequence[float]) -> dict[str, float]:
-        """See :func:`d2v.eval.scores.pearson_spearman`."""
+        """Return the scores of :func:`d2v.eval.scores.pearson_spearman`."""
         return scores.pearson_spearman(np.asarray(predictions), np.asarray(labels))
 
     def answer(self, prediction: float) -> float:
@@ -130,9 +130,9 @@ class Regression:
         return prediction
 
     def cells(self, prediction: float, label: Any) -> tuple[str, ...]:
-        """Predicted and true number."""
+        """Return the predicted and the true number."""
         return f"{prediction:.3f}", "" if label is None else f"{label:.3f}"
 
     def report(self, predictions: Sequence[float], labels: Sequence[float], names: Sequence[str]) -> str:
-        """Return "": there is no report."""
+        """Return "", because there is no report."""
         return ""

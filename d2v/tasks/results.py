@@ -23,22 +23,22 @@ log = logging.getLogger(__name__)
 def score_and_write(
     folder: Path, model: nn.Module, task: Any, data: Any, device: torch.device, num_workers: int = 0, **about: Any
 ) -> str:
-    """Score every evaluation set of ``data`` and write ``results.json``, ``results.md`` and what belongs to them.
+    """Score every evaluation set of ``data`` and write ``results.json``, ``results.md`` and related files.
 
-    Beside them: ``predictions_<set>.tsv``, ``report_<set>.md`` and ``confusion_<set>.png`` where the task has such, and
-    ``submission/`` for sets without labels that someone else scores.
+    These are ``predictions_<set>.tsv``; ``report_<set>.md`` and ``confusion_<set>.png`` if the task has them; and
+    ``submission/`` for sets with hidden labels.
 
     Args:
-        folder: of the run.
-        model: in eval mode.
-        task: what it was trained for.
+        folder: folder of the run.
+        model: fine-tuned model in eval mode.
+        task: task that the model was trained for.
         data: a :class:`d2v.data.protocol.FinetuneData`.
-        device: of the model.
-        num_workers: processes that load.
-        about: what else goes into ``results.json``, JSON values.
+        device: device of the model.
+        num_workers: number of data workers.
+        about: further JSON values for ``results.json``.
 
     Returns:
-        The table of scores, Markdown, in percent.
+        The table of scores in Markdown, in percent.
     """
     scored: dict[str, Scored] = {}
     for name, source in data.evals.items():

@@ -1,4 +1,4 @@
-"""A fine-tuned model's predictions on an evaluation set, their score, and what is written of them."""
+"""Predictions of a fine-tuned model on an evaluation set, their scores, and the table of predictions."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from d2v.types import NO_LETTER, Batch
 
 
 class Diverged(UserError, RuntimeError):
-    """A model's outputs are not finite."""
+    """The outputs of a model are not finite."""
 
     state = "diverged"
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Predictions in the order in which they were made, of an evaluation set or a part of it.
+    """Predictions for an evaluation set or a part of it, in the order in which they were made.
 
     Attributes:
-        sample_ids: numbers of the samples.
-        predictions: as the task makes them.
-        labels: as the data have them; None for every one that is not known.
+        sample_ids: indices of the samples in the data set.
+        predictions: predictions of the task.
+        labels: labels of the data; None where unknown.
         skipped: samples that could not be read, as "name: reason".
-        finite: whether the model's outputs were; it ends with the first that are not.
+        finite: whether all outputs of the model were finite; prediction stops at the first that are not.
     """
 
     sample_ids: list[int] = field(default_factory=list)
@@ -49,9 +49,9 @@ class Scored:
     """Predictions in the data's order.
 
     Attributes:
-        sample_ids: numbers of the samples.
-        predictions: as the task makes them.
-        labels: as the data have them; None where they are not known.
+        sample_ids: indices of the samples in the data set.
+        predictions: predictions of the task.
+        labels: labels of the data; None where unknown.
         scores: by name, fractions; {} without labels.
         skipped: samples that could not be read, as "name: reason".
     """
@@ -67,10 +67,10 @@ def predict(model: nn.Module, task: Task, batches: Iterable[Batch], device: torc
     """Predict every batch.
 
     Args:
-        model: in eval mode.
-        task: makes predictions of its outputs.
-        batches: an evaluation set or a part of it, in any order.
-        device: of the model.
+        model: fine-tuned model in eval mode.
+        task: turns the model's outputs into predictions.
+        batches: batches of an evaluation set or a part of it, in any order.
+        device: device of the model.
     """
     found = Predicted()
     with torch.inference_mode():
@@ -89,15 +89,15 @@ def predict(model: nn.Module, task: Task, batches: Iterable[Batch], device: torc
 
 
 def judge(task: Task, parts: Sequence[Predicted]) -> Scored:
-    """Score what has labels.
+    """Score the predictions of one evaluation set; without labels, only sort them.
 
     Args:
-        task: what was predicted.
-        parts: of one evaluation set, such as every process's share.
+        task: task of the predictions.
+        parts: parts of the evaluation set, such as the shares of all processes.
 
     Raises:
         Diverged: outputs were not finite.
-        ValueError: there is nothing to score, or only some of it has labels.
+        ValueError: there is nothing to score, or only some samples have labels.
     """
     if not all(part.finite for part in parts):
         raise Diverged("the model's outputs are not finite: lower optim.lr, or set trainer.gradient_clip_val")
@@ -115,7 +115,7 @@ def judge(task: Task, parts: Sequence[Predicted]) -> Scored:
 
 
 def score(model: nn.Module, task: Task, batches: Iterable[Batch], device: torch.device) -> Scored:
-    """:func:`predict` a whole evaluation set and :func:`judge` it."""
+    """Run :func:`predict` and :func:`judge` on a whole evaluation set."""
     return judge(task, [predict(model, task, batches, device)])
 
 
@@ -127,7 +127,7 @@ def _labels(labels: Tensor | None, count: int) -> list[Any]:
 
 
 def write_predictions(path: Path, found: Scored, task: Task, name: Callable[[int], str]) -> Path:
-    """A table of every sample's name, prediction and label, tab-separated."""
+    """Write a tab-separated table of name, prediction and label of every sample."""
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = found.labels or [None] * len(found.predictions)
     text = io.StringIO(newline="")

@@ -1,4 +1,4 @@
-"""Results of a sweep: the learning rate that is best over seeds, and one table of all tasks."""
+"""Results of a sweep: the best learning rate over seeds, and one table of all tasks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Runs = Mapping[tuple[float, int], Results]  # by learning rate and seed
 
 
 def choose(task: str, runs: Runs, report: Report, diverged: Mapping[float, str]) -> list[Row]:
-    """Return the scores of the best learning rate, a row an evaluation set that has labels.
+    """Return the scores of the best learning rate, one row for each evaluation set with labels.
 
     Args:
-        task: the rows' name.
-        runs: of every learning rate with which no seed diverged, with the same seeds each.
-        report: makes one score of those of all seeds.
-        diverged: reason by learning rate, of the others.
+        task: name for the rows.
+        runs: results of every learning rate with which no seed diverged, all with the same seeds.
+        report: mean or median, over seeds.
+        diverged: reason by learning rate, for the others.
     """
     reasons = {f"{lr:g}": reason for lr, reason in diverged.items()}
     if not runs:
@@ -50,12 +50,12 @@ def choose(task: str, runs: Runs, report: Report, diverged: Mapping[float, str])
 
 
 def sweep_table(rows: Sequence[Row], num_seeds: int, report: str) -> str:
-    """Markdown, in percent: GLUE beside published results; then a row a task and set, with the learning rate chosen.
+    """Return Markdown tables in percent: GLUE beside published results; then a row for each task and set.
 
     Args:
-        rows: of :func:`choose`, of all tasks.
-        num_seeds: seeds that the scores are over.
-        report: "mean" or "median" of them.
+        rows: rows of :func:`choose`, for all tasks.
+        num_seeds: number of seeds.
+        report: "mean" or "median" over the seeds.
     """
     over = "one seed" if num_seeds == 1 else f"{report} of {num_seeds} seeds"
     glue: dict[str, list[Row]] = {}
@@ -85,7 +85,7 @@ def _percent(row: Row) -> float:
 
 
 def _glue_table(glue: Mapping[str, Sequence[Row]], over: str) -> list[str]:
-    """The paper's table with this sweep as its last row; the first row of a task is that of "val"."""
+    """Return the paper's table with this sweep as its last row; the first row of a task is that of "val"."""
     cells = [_glue_cell(glue.get(name, ())) for name in _GLUE]
     whole = all(name in glue and glue[name][0].scores for name in _GLUE)
     cells.append(f"{statistics.mean(_percent(glue[name][0]) for name in _GLUE):.1f}" if whole else "–")

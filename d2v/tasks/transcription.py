@@ -22,14 +22,14 @@ Decoder = Callable[[Tensor], str]  # (T, C) log-probabilities of one clip, on th
 
 @buildable
 class Transcription:
-    """Text from frames, letter by letter.
+    """Transcription of speech into letters.
 
     Args:
         labels: the alphabet (see :mod:`d2v.data.letters`); output 0 is the blank.
-        worst: utterances in the report.
+        worst: number of utterances in the report.
 
     Attributes:
-        decoder: makes a text of a clip's (T, C) log-probabilities; at first the best letter of every frame.
+        decoder: decodes the (T, C) log-probabilities of a clip into text; greedy decoding by default.
     """
 
     metric = "wer"
@@ -37,23 +37,23 @@ class Transcription:
     columns = ("predicted", "said")
 
     def __init__(self, labels: str, worst: Count = 20) -> None:
-        require_jiwer()  # or a run would fail at its first score
+        require_jiwer()  # otherwise a run would fail at its first scoring
         self.letters = check_letters(labels)
         self.decoder: Decoder = self.best_path
         self.worst = worst
 
     @property
     def num_outputs(self) -> int:
-        """Letters and the blank."""
+        """Number of letters, plus one for the blank."""
         return len(self.letters) + 1
 
     def best_path(self, log_probs: Tensor) -> str:
-        """Greedy decoding: the best of each frame, repeats merged, blanks dropped."""
+        """Decode greedily: the best letter of each frame, repeats merged, blanks dropped."""
         best = torch.unique_consecutive(log_probs.argmax(-1))
         return " ".join(unspell(best.tolist(), self.letters).split())
 
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:
-        """CTC, summed; the mean is over letters, as in the reference. A clip with too few frames teaches nothing."""
+        """Return the CTC loss, summed; the mean is over letters as in the reference. Too short clips add 0."""
         assert batch.labels is not None
         num_frames = _num_frames(outputs, batch)
         real = batch.labels != NO_LETTER
@@ -74,11 +74,11 @@ class Transcription:
         return [self.decoder(x[:n]) for x, n in zip(log_probs, _num_frames(outputs, batch).tolist(), strict=True)]
 
     def score(self, predictions: Sequence[str], labels: Sequence[Sequence[int]]) -> dict[str, float]:
-        """Word and letter error rates."""
+        """Return word and letter error rates."""
         return error_rates(predictions, [unspell(label, self.letters) for label in labels])
 
     def answer(self, prediction: str) -> str:
-        """The text."""
+        """Return the decoded text."""
         return prediction
 
     def cells(self, prediction: str, label: Sequence[int] | None) -> tuple[str, ...]:
@@ -86,12 +86,12 @@ class Transcription:
         return prediction, "" if label is None else unspell(label, self.letters)
 
     def report(self, predictions: Sequence[str], labels: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-        """The worst utterances, aligned."""
+        """Return the worst utterances, aligned with their transcripts, in Markdown."""
         return align_worst(predictions, [unspell(label, self.letters) for label in labels], names, self.worst)
 
 
 def _num_frames(outputs: Tensor, batch: Batch) -> Tensor:
-    """(B,) int64: frames of every clip."""
+    """Return the number of frames of every clip, (B,) int64."""
     if batch.padding_mask is None:
         return torch.full((len(outputs),), outputs.shape[1], device=outputs.device)
     return (~batch.padding_mask).sum(1)

@@ -87,7 +87,7 @@ def test_a_holder_on_another_machine_is_waited_for(
     (tmp_path / "run" / lock.HOLDER).write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
     with pytest.raises(InUse, match="process 1 on elsewhere"):
         lock_folder(tmp_path / "run")
-    assert "run is held by process 1 on elsewhere: waiting" in caplog.text
+    assert "run is locked by process 1 on elsewhere: waiting" in caplog.text
     other.kill()
     other.wait()
     lock_folder(tmp_path / "run")

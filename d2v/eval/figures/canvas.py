@@ -1,4 +1,4 @@
-"""Canvas of all pictures: size, colours, saving."""
+"""Canvas of all figures: size, colours, saving."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MASKED_COLOUR = (0.60, 0.65, 0.72)  # a bluish grey: a neutral one could be part
 
 
 def principal_components(x: Tensor) -> tuple[np.ndarray, float]:
-    """The first three principal components (N, 3) of (N, D) features, and the fraction of the variance they explain."""
+    """Return the first three principal components (N, 3) of (N, D) features, and their share of the variance."""
     centred = (x.detach().double() - x.detach().double().mean(0)).cpu().numpy()
     variances, axes = np.linalg.eigh(centred.T @ centred)
     axes = axes[:, ::-1][:, :3]
-    # An eigenvector's sign is arbitrary: fix it, so that the same features always have the same colours.
+    # The sign of an eigenvector is arbitrary: fix it, so that the same features always have the same colours.
     axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])] < 0, -1, 1)
     components = np.zeros((len(centred), 3))
     components[:, : axes.shape[1]] = centred @ axes
@@ -40,7 +40,7 @@ def principal_components(x: Tensor) -> tuple[np.ndarray, float]:
 
 
 def scale_robustly(components: np.ndarray) -> np.ndarray:
-    """Every column from its 2nd .. 98th percentile to 0 .. 1, clipped; 0.5 if it is constant."""
+    """Scale every column from its 2nd to 98th percentile to 0 to 1, clipped; 0.5 if it is constant."""
     low, high = np.percentile(components, [2, 98], axis=0)
     spread = high - low
     # Relative to the largest: features of rank below three have components that are rounding noise.
@@ -50,7 +50,11 @@ def scale_robustly(components: np.ndarray) -> np.ndarray:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches; ImportError if matplotlib is not installed."""
+    """Create an empty figure.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -62,7 +66,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Write a PNG; missing folders are made."""
+    """Write a PNG file; missing folders are created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:

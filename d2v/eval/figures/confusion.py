@@ -1,4 +1,4 @@
-"""Pictures of what a classifier confuses."""
+"""Figures of confusion matrices."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from d2v.eval.figures.canvas import TEXT_COLOUR, new_figure, save
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path | str) -> Path:
-    """True classes against predicted ones, every row as shares of its class; numbers where they fit.
+    """Draw a confusion matrix, each row as shares of its class, with numbers if there is room.
 
     Args:
-        matrix: (C, C) counts, rows are true classes.
-        class_names: of the C classes.
-        path: the PNG to write; missing folders are made.
+        matrix: (C, C) counts; rows are true classes.
+        class_names: names of the C classes.
+        path: PNG file to write; missing folders are created.
 
     Returns:
         The path.

@@ -1,4 +1,4 @@
-"""Curves of a run: loss, spread, ranks, probes, throughput."""
+"""Figures of the curves of a run: loss, spread, ranks, probes, throughput."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ _PANELS = (
 
 
 def plot_curves(metrics: Path | str | Mapping[str, Sequence[float | None]], path: Path | str) -> Path:
-    """A pretraining run at a glance: loss, spread of targets and predictions, effective rank, and online kNN accuracy.
+    """Draw the curves of a pretraining run: loss, spread of targets and predictions, effective rank, online kNN.
 
     Args:
         metrics: a run's ``metrics.csv``, or its columns: "step" (optimizer steps) and any of "train/loss",
             "train/target_std", "train/pred_std", "train/effective_rank", "probe/knn" (a fraction, 0 to 1), with None
-            where a row lacks a metric. Where steps repeat, because the run was resumed from an earlier step, the
-            later rows hold. Panels without values are left out.
-        path: the PNG to write; missing folders are made.
+            where a row lacks a metric. If steps repeat, because the run was resumed from an earlier step, the later
+            rows count. Panels without values are left out.
+        path: PNG file to write; missing folders are created.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: no step column, none of the metrics, columns of different lengths, or a cell that is no number.
+        ValueError: there is no step column or none of the metrics, columns differ in length, or a cell is no number.
         ImportError: matplotlib is not installed.
     """
     columns = metrics if isinstance(metrics, Mapping) else read_metrics(Path(metrics))
@@ -90,7 +90,7 @@ def plot_curves(metrics: Path | str | Mapping[str, Sequence[float | None]], path
 
 
 def _series(columns: Mapping[str, Sequence[float | None]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A metric's steps, ascending, and values; a row overrules earlier rows of the same and of later steps."""
+    """Return ascending steps and values of a metric; a row replaces earlier rows of the same and of later steps."""
     if "step" not in columns:
         raise ValueError(f"no step column, only {', '.join(columns)}: give the metrics.csv of a d2v run")
     points: list[tuple[float, float]] = []
@@ -132,7 +132,7 @@ def _draw_panel(axes: Axes, panel: _Panel, curves: Mapping[str, tuple[np.ndarray
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over 1/30 of the curve, over fewer points at the ends; NaN stays in place."""
+    """Smooth by a centred moving average over 1/30 of the curve, over fewer points at the ends; NaN stays in place."""
     width = 2 * (len(values) // 60) + 1
     finite = np.isfinite(values)
     window = np.ones(width)

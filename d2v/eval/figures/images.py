@@ -1,7 +1,7 @@
-"""Pictures of a pretraining run: its curves, its masks, and what its features see.
+"""Figures of images with their masks and patch features.
 
 Drawn on matplotlib's Agg canvas through its object interface: no display is needed, and neither pyplot nor the caller's
-settings are touched. matplotlib is imported when a figure is drawn, because only the extra ``d2v[plots]`` installs it.
+settings are changed. matplotlib is imported when a figure is drawn, because only the extra ``d2v[plots]`` installs it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _MAX_MASKS = 4
 
 
 def plot_masks(images: Tensor, mask: Tensor, grid: tuple[int, int], num_masks: int, path: Path | str) -> Path:
-    """Images beside their first masks, at most four; masked patches are grey.
+    """Draw images with their first masks, at most four; masked patches are grey.
 
     Args:
         images: (B, C, H, W) float, 0 to 1, C is 1 or 3: before normalisation.
         mask: (B * M, T) bool, True = masked; sample 0's M masks first.
         grid: patches in height and width; T is their product.
         num_masks: M, masks per sample.
-        path: the PNG to write; missing folders are made.
+        path: PNG file to write; missing folders are created.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: images that are not as above, or a mask that does not fit them.
+        ValueError: the images have another shape or range, or the mask does not match them.
         ImportError: matplotlib is not installed.
     """
     rgb = _to_rgb(images)
@@ -62,7 +62,7 @@ def plot_masks(images: Tensor, mask: Tensor, grid: tuple[int, int], num_masks: i
 
 
 def plot_pca(images: Tensor, patch_features: Tensor, grid: tuple[int, int], path: Path | str) -> Path:
-    """Images beside their patch features: the first three principal components as red, green and blue.
+    """Draw images with their patch features: the first three principal components as red, green and blue.
 
     The components are computed over the patches of all images together, so one colour means the same everywhere
     (as in DINOv2, arXiv:2304.07193, fig. 1, without its removal of the background). Each component is scaled from its
@@ -72,13 +72,13 @@ def plot_pca(images: Tensor, patch_features: Tensor, grid: tuple[int, int], path
         images: (B, C, H, W) float, 0 to 1, C is 1 or 3: before normalisation.
         patch_features: (B, T, D) float, without prefix tokens.
         grid: patches in height and width; T is their product.
-        path: the PNG to write; missing folders are made.
+        path: PNG file to write; missing folders are created.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: images that are not as above, or features that do not fit them or are not finite.
+        ValueError: the images have another shape or range, or the features do not match them or are not finite.
         ImportError: matplotlib is not installed.
     """
     rgb = _to_rgb(images)
@@ -100,7 +100,7 @@ def plot_pca(images: Tensor, patch_features: Tensor, grid: tuple[int, int], path
 
 
 def _to_rgb(images: Tensor) -> np.ndarray:
-    """(B, H, W, 3) float array, 0 to 1."""
+    """Convert images to a (B, H, W, 3) float array, 0 to 1."""
     if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
         raise ValueError(f"expected (B, C, H, W) images with 1 or 3 channels, got shape {tuple(images.shape)}")
     low, high = images.min().item(), images.max().item()
@@ -110,7 +110,7 @@ def _to_rgb(images: Tensor) -> np.ndarray:
 
 
 def _grey_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3) with the masked patches (rows, columns) in grey."""
+    """Return the image (H, W, 3) with the masked patches (rows, columns) in grey."""
     height, width = image.shape[:2]
     # Pixel to patch by index, which also fits images whose size is no multiple of the grid.
     rows = np.arange(height) * mask.shape[0] // height
@@ -119,7 +119,7 @@ def _grey_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _draw_image_grid(cells: Sequence[Sequence[np.ndarray]], titles: Sequence[str], subtitle: str, group: int) -> Figure:
-    """Rows of images under column titles, with a gap between groups of ``group`` columns; rows may end early."""
+    """Draw rows of images under column titles, with a gap between groups of ``group`` columns; rows may be short."""
     size, gap = 1.15, 0.25
     num_gaps = len(titles) // group - 1
     figure = new_figure(size * len(titles) + gap * num_gaps + 0.4, size * len(cells) + 0.7)

@@ -1,4 +1,4 @@
-"""Pictures of sequences: clips of speech and blocks of text with their masks, and what their features see."""
+"""Figures of sequences: clips of speech with masks and features, blocks of text with masks."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def plot_clips(
     path: Path | str,
     frames_per_s: float = 50.0,
 ) -> Path:
-    """Clips as log-mel spectrograms; below each its first masks, and its features as colours.
+    """Draw clips as log-mel spectrograms, with their first masks and their features as colours below.
 
-    The first three principal components over all clips' frames are red, green and blue, so one colour means the same
-    everywhere.
+    Red, green and blue are the first three principal components over the frames of all clips, so a colour means the
+    same in every clip.
 
     Args:
         spectrograms: (T_i, F) float log-mels of every clip.
         masks: (M, T_i) bool, True = masked, of every clip; at most three are drawn.
         features: (T_i, D) float of every clip, without prefix tokens.
-        path: the PNG to write; missing folders are made.
-        frames_per_s: frames of masks and features a second.
+        path: PNG file to write; missing folders are created.
+        frames_per_s: frames of masks and features per second.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: different numbers of clips, or features that are not finite.
+        ValueError: the numbers of clips differ, or features are not finite.
         ImportError: matplotlib is not installed.
     """
     if not len(spectrograms) == len(masks) == len(features) > 0:
@@ -66,19 +66,19 @@ def plot_clips(
 
 
 def plot_texts(tokens: Sequence[Sequence[str]], masks: Sequence[Tensor], path: Path | str, width: int = 100) -> Path:
-    """The beginnings of blocks of text, under their first masks; masked tokens stand in boxes.
+    """Draw the beginnings of blocks of text with their first masks; masked tokens are in boxes.
 
     Args:
-        tokens: the tokens of every block, as they read.
+        tokens: the tokens of every block, as text.
         masks: (M, T) bool, True = masked, of every block; two are drawn.
-        path: the PNG to write; missing folders are made.
-        width: characters a line.
+        path: PNG file to write; missing folders are created.
+        width: characters of a line.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: different numbers of blocks and masks.
+        ValueError: the numbers of blocks and masks differ.
         ImportError: matplotlib is not installed.
     """
     if not len(tokens) == len(masks) > 0:
