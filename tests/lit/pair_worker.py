@@ -1,4 +1,4 @@
-"""One of the processes of ``test_distributed.Pair``: runs a command a line of its input, says how each ended."""
+"""One of the processes of ``two_processes.Pair``: runs a command a line of its input, says how each ended."""
 
 from __future__ import annotations
 
