@@ -1,4 +1,4 @@
-"""Writing of checkpoints to the disk: whole or not at all."""
+"""Atomic writing of checkpoints."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 
 class NotSaved(UserError, RuntimeError):
-    """A run's last checkpoint could not be written."""
+    """The last checkpoint of a run could not be written."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the file and then moves it into place, so that no reader ever sees half of one.
+    """Writer of checkpoints to a temporary file in the same folder, renamed when complete.
 
-    Lightning's own writes into the system's temporary folder first, from which moving may mean copying. A disk that is
-    full or gone fails the checkpoint and not the run.
+    Lightning's writer uses the system's temporary folder, from which moving may mean copying. A full or missing disk
+    fails the checkpoint, not the run.
 
     Attributes:
-        error: what went wrong with the last checkpoint; None if it was written.
+        error: error of the last checkpoint; None if it was written.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with replacing(path) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            cause = disk_error(error)  # of which torch's writer makes errors of its own
+            cause = disk_error(error)  # torch's writer raises errors of its own
             if cause is None:
                 raise
             self.error = cause
@@ -52,16 +52,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def save(trainer: L.Trainer, path: Path, weights_only: bool = False, keep: Collection[Path] = ()) -> OSError | None:
-    """Let all ranks save a checkpoint together; where the disk is full, older ones make room for it.
+    """Save a checkpoint, on all ranks together; if the disk is full, delete older ones.
 
     Args:
-        trainer: of the run.
-        path: of the checkpoint.
+        trainer: trainer of the run.
+        path: path of the checkpoint.
         weights_only: leave out the optimizer's state.
-        keep: checkpoints that are not to make room.
+        keep: checkpoints that must not be deleted.
 
     Returns:
-        Why it could not be written, the same on every rank; None if it was.
+        The reason why it could not be written, the same on every rank; None if it was written.
     """
     while True:
         trainer.save_checkpoint(path, weights_only=weights_only)
@@ -75,13 +75,12 @@ def save(trainer: L.Trainer, path: Path, weights_only: bool = False, keep: Colle
 
 
 def make_room(error: OSError, folder: Path, keep: Collection[Path] = ()) -> bool:
-    """Delete the oldest checkpoint of a folder on a full disk, if a newer one is intact and it is not to be kept.
+    """Delete the oldest checkpoint of a folder on a full disk, if a newer one is intact and it need not be kept.
 
-    Keeping k checkpoints would need room for k + 1 otherwise, and a disk that holds k would keep the run from ever
-    saving again.
+    Otherwise keeping k checkpoints would need room for k + 1, and on a disk with room for k no save would succeed.
 
     Returns:
-        Whether one was deleted.
+        Whether a checkpoint was deleted.
     """
     if error.errno not in NO_ROOM:
         return False
@@ -101,7 +100,7 @@ def make_room(error: OSError, folder: Path, keep: Collection[Path] = ()) -> bool
 
 
 def point(link: Path, target: Path) -> None:
-    """Let ``link`` mean a file beside it; at no time does it mean none. A disk that is full or gone is logged."""
+    """Point ``link`` to a file beside it, atomically; a full or missing disk is logged."""
     part = link.with_name(f".{link.name}.part")
     try:
         part.unlink(missing_ok=True)

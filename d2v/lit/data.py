@@ -1,4 +1,4 @@
-"""Training batches under Lightning: the loader, where it resumes, how long it keeps the trainer waiting."""
+"""Data modules for Lightning: training batches, resuming within the data, and time spent waiting for batches."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from d2v.types import Batch
 
 
 class TimedLoader:
-    """Passes batches on, and measures the time spent waiting for them.
+    """Iterable over a loader's batches that measures the time spent waiting for them.
 
-    It has no length: a run ends at ``trainer.max_steps``, wherever in an epoch that is.
+    It has no length: a run ends at ``trainer.max_steps``, also within an epoch.
     """
 
     def __init__(self, loader: BatchLoader) -> None:
@@ -41,15 +41,15 @@ class TimedLoader:
 
 
 class OtherBatch(UserError, RuntimeError):
-    """A run is resumed with another global batch."""
+    """A run cannot be resumed with another global batch."""
 
 
 class ResumableDataModule(L.LightningDataModule):
-    """Remembers which optimizer steps are done, and goes on after them.
+    """Data module that resumes after the finished optimizer steps.
 
     Args:
-        split: how the global batch is spread.
-        num_workers: processes that load; 0 loads in the training process.
+        split: division of the global batch among devices and micro-batches.
+        num_workers: number of data workers; 0 loads in the training process.
     """
 
     def __init__(self, split: BatchSplit, num_workers: int = 0) -> None:
@@ -61,7 +61,7 @@ class ResumableDataModule(L.LightningDataModule):
         self.loader: TimedLoader | None = None
 
     def plan(self) -> StepPlan:
-        """This rank's share of the run, from where it stands."""
+        """Return this rank's share of the run, from the current position."""
         trainer = self.trainer
         assert trainer is not None
         return StepPlan(
@@ -73,11 +73,11 @@ class ResumableDataModule(L.LightningDataModule):
         )
 
     def batches(self, plan: StepPlan, workers: Workers) -> BatchLoader:
-        """Training batches of this rank."""
+        """Return the training batches of this rank."""
         raise NotImplementedError("data modules define batches")
 
     def train_dataloader(self) -> TimedLoader:
-        """Batches from where the run stands to its end."""
+        """Return the batches from the current position to the end of the run."""
         assert self.trainer is not None
         pin_memory = self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator"
         batches = self.batches(self.plan(), Workers(self.num_workers, pin_memory))
@@ -92,26 +92,26 @@ class ResumableDataModule(L.LightningDataModule):
         return self.loader
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch without waiting: batches for a GPU come in pinned memory."""
+        """Move a batch asynchronously; batches for a GPU are in pinned memory."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def state_dict(self) -> dict[str, Any]:
-        """Finished optimizer steps, how much each of them read, and the loaders' own states, one a device."""
+        """Return the finished optimizer steps, the global batch, and the states of the loaders of all devices."""
         assert self.trainer is not None
         state = {"step": self.trainer.global_step, "global_batch_size": self.split.global_batch_size}
         own = {} if self.loader is None else self.loader.loader.state_dict(self._num_batches())
         return state | ({"loaders": gathered_objects(own)} if own else {})
 
     def _num_batches(self) -> int:
-        """Micro-batches of this rank that the finished optimizer steps took."""
+        """Return the number of this rank's micro-batches in the finished optimizer steps."""
         assert self.trainer is not None
         return self.trainer.global_step * self.trainer.accumulate_grad_batches
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the steps already done, however they are cut into micro-batches now.
+        """Resume after the finished steps, with any division into micro-batches.
 
         Raises:
-            OtherBatch: they were of another size, so what they have read is not known.
+            OtherBatch: the steps had another global batch, so the position in the data is unknown.
         """
         before = state_dict.get("global_batch_size", self.split.global_batch_size)
         if not math.isclose(before, self.split.global_batch_size, rel_tol=1e-6):
@@ -124,7 +124,7 @@ class ResumableDataModule(L.LightningDataModule):
 
 
 def gathered_objects(own: dict[str, Any]) -> list[dict[str, Any]]:
-    """The plain containers of every rank, in their order."""
+    """Return the plain containers of all ranks, in order."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [own]
     everyone: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
@@ -133,14 +133,14 @@ def gathered_objects(own: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class PretrainDataModule(ResumableDataModule):
-    """Feeds a run from one data set.
+    """Data module of pretraining.
 
     Args:
         data: the data set.
-        mask: draws the masks, in the workers; None for batches without.
-        split: how the global batch is spread.
-        num_workers: processes that load and mask; 0 loads in the training process.
-        seed: decides order, augmentation and masks.
+        mask: generator of masks, used in the workers; None for batches without masks.
+        split: division of the global batch among devices and micro-batches.
+        num_workers: number of data workers; 0 loads in the training process.
+        seed: seed of order, augmentation and masks.
     """
 
     def __init__(
@@ -153,5 +153,5 @@ class PretrainDataModule(ResumableDataModule):
         self.seed = seed
 
     def batches(self, plan: StepPlan, workers: Workers) -> BatchLoader:
-        """Training batches of this rank."""
+        """Return the training batches of this rank."""
         return self.data.loader(self.mask, self.seed, self.split, plan, workers)

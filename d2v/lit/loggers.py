@@ -1,4 +1,4 @@
-"""Loggers: a CSV file that survives resuming, and Weights & Biases with a run that goes on."""
+"""Loggers: a CSV file that survives resuming, TensorBoard, and Weights & Biases with one run across resumes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @buildable
 class CSVLogger(Logger):
-    """One row a logged step in ``metrics.csv``, appended as it happens.
+    """Logger to ``metrics.csv``, with one row for each logged step, appended at once.
 
-    Lightning's own CSV logger deletes the file when a run is resumed; this one keeps it. Steps that are done again
-    after a resume appear again, later rows being the valid ones.
+    Lightning's CSV logger deletes the file when a run is resumed; this one keeps it. Steps that are repeated after a
+    resume appear again; later rows are the valid ones.
 
     Args:
         run_dir: folder of ``metrics.csv``.
@@ -43,12 +43,12 @@ class CSVLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Empty: the folder is the run's own."""
+        """Empty, because the folder is the run's own."""
         return ""
 
     @property
     def version(self) -> str:
-        """Empty: resumed runs share the file."""
+        """Empty, because resumed runs share the file."""
         return ""
 
     @property
@@ -58,7 +58,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the resolved configuration lies beside the file."""
+        """Do nothing, because ``config.yaml`` holds the resolved configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -69,7 +69,7 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Append the pending row; rewrite the file if it brings new columns."""
+        """Append the pending row; rewrite the file if the row has new columns."""
         if not self._row:
             return
         try:
@@ -80,13 +80,13 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is pending."""
+        """Write the pending row."""
         self.save()
 
 
 @buildable
 def tensorboard_logger(run_dir: str | Path) -> TensorBoardLogger:
-    """TensorBoard event files in ``run_dir/tensorboard``.
+    """Build a logger to TensorBoard event files in ``run_dir/tensorboard``.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -97,15 +97,15 @@ def tensorboard_logger(run_dir: str | Path) -> TensorBoardLogger:
 
 
 class NoLogin(UserError):
-    """Weights & Biases does not know who is asking."""
+    """There is no login for Weights & Biases."""
 
 
 class PatientWandbLogger(WandbLogger):
-    """Lightning's; where the server cannot be reached, the run is kept on the disk and training goes on."""
+    """Lightning's wandb logger; if the server cannot be reached, the run is kept on the disk and training continues."""
 
     @property
     def experiment(self) -> Any:
-        """The wandb run, started when first asked for."""
+        """The wandb run, started on first access."""
         import wandb
         from wandb.errors import CommError, UsageError
 
@@ -127,13 +127,13 @@ _OFFLINE = "logger.wandb.offline=true (wandb sync sends it later)"
 
 
 def check_login(offline: bool) -> None:
-    """Look for a login where wandb looks for it: its variables, its settings, the user's netrc file.
+    """Check that wandb will find a login: its variables, its settings, the user's netrc file.
 
     Args:
-        offline: whether none is needed.
+        offline: True if no login is needed.
 
     Raises:
-        ValueError: there is none; wandb would ask for it in the middle of the start, or fail.
+        ValueError: there is no login; wandb would prompt for it in the middle of the start, or fail.
     """
     import wandb
 
@@ -172,24 +172,24 @@ def wandb_logger(
     tags: list[str] | None = None,
     notes: str | None = None,
 ) -> WandbLogger:
-    """A Weights & Biases logger; its run is resumed with ours by the id kept in the run's folder.
+    """Build a Weights & Biases logger; the id in the run's folder resumes its run together with ours.
 
-    A server that cannot be reached keeps nothing from training: see :class:`PatientWandbLogger`.
+    Training does not depend on the server: see :class:`PatientWandbLogger`.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: folder of the run.
         project: wandb project.
         name: wandb run name.
         offline: keep the run on the disk, for ``wandb sync``.
         entity: user or team.
-        group: of runs.
-        job_type: within the group.
-        tags: of the run.
-        notes: on the run.
+        group: group of runs.
+        job_type: type of the run within the group.
+        tags: tags of the run.
+        notes: notes on the run.
 
     Raises:
         ImportError: wandb is not installed.
-        ValueError: nobody is logged in.
+        ValueError: there is no login.
     """
     if find_spec("wandb") is None:
         raise ImportError(f"logger=wandb needs wandb: {how_to_install('wandb')}; or choose logger=csv")
@@ -200,7 +200,7 @@ def wandb_logger(
     run_id = id_file.read_text(encoding="utf-8", errors="replace").strip() if id_file.exists() else ""
     if not re.fullmatch(r"[\w.-]{1,64}", run_id):
         if id_file.exists():
-            log.warning("%s holds no id of a wandb run: a new one is begun", id_file)
+            log.warning("%s holds no id of a wandb run: starting a new one", id_file)
         run_id = uuid.uuid4().hex[:8]
         replace_text(id_file, f"{run_id}\n")
     return PatientWandbLogger(

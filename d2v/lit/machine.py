@@ -39,24 +39,24 @@ def choose_precision(precision: Precision | Auto, accelerator: str) -> Precision
 
 
 def available_cores() -> int:
-    """Processor cores this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cores_of_a_process(num_processes: int) -> int:
-    """Cores for one of so many processes on this machine: a share of all, or those that Slurm gave to it alone."""
+    """Return the cores for one of several processes on this machine: a share of all, or those that Slurm assigned."""
     cores = available_cores()
     bound = cores <= int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) and "SLURM_PROCID" in os.environ
     return cores if bound else max(1, cores // num_processes)
 
 
 def choose_workers(num_workers: int | Auto, device_type: str, num_processes: int = 1) -> int:
-    """Data workers of a process; ``auto``: none where a CPU computes (it needs the cores), else one a core, at most 10.
+    """Resolve the number of data workers; ``auto``: 0 for training on a CPU, else one for each core, at most 10.
 
     Args:
         num_workers: a number, or "auto".
-        device_type: what computes: "cpu", "cuda" or "mps".
-        num_processes: on this machine, which share its cores.
+        device_type: "cpu", "cuda" or "mps".
+        num_processes: number of processes that share the machine's cores.
     """
     if isinstance(num_workers, str):
         return 0 if device_type == "cpu" else min(10, cores_of_a_process(num_processes))
@@ -64,15 +64,15 @@ def choose_workers(num_workers: int | Auto, device_type: str, num_processes: int
 
 
 def set_threads(num_threads: int | Auto, num_workers: int, num_processes: int = 1) -> int:
-    """Compute threads: ``auto`` leaves a core to each data worker. One thread too many makes a step far slower.
+    """Set the compute threads; ``auto`` leaves a core to each data worker. One thread too many makes steps far slower.
 
     Args:
-        num_threads: of this process, or "auto".
-        num_workers: of this process.
-        num_processes: on this machine, which share its cores.
+        num_threads: a number, or "auto": OMP_NUM_THREADS if set, else the cores less the data workers.
+        num_workers: data workers of this process.
+        num_processes: number of processes that share the machine's cores.
 
     Returns:
-        Threads in use; OMP_NUM_THREADS, where set, has the last word over ``auto``.
+        The number of threads.
     """
     if isinstance(num_threads, int):
         count = num_threads
@@ -85,12 +85,12 @@ def set_threads(num_threads: int | Auto, num_workers: int, num_processes: int = 
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed for the next step instead of handing it back to the system, page by page.
+    """Make glibc keep freed memory for the next step instead of returning it to the system, page by page.
 
     On a CPU a tiny model's step takes a sixth less time (docs/results/optimizations.md). Up to 2 GB may stay allocated.
 
     Returns:
-        Whether this system's allocator could be told.
+        Whether the system's allocator has this setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -101,11 +101,11 @@ def keep_freed_memory() -> bool:
 
 
 def describe_run(seed: int, command: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the facts to repeat a run by: command, code revision, versions, machine, seed.
+    """Return the facts needed to repeat a run: command, code revision, versions, machine, seed.
 
     Args:
-        seed: of the run.
-        command: words to type.
+        seed: seed of the run.
+        command: command line of the run.
     """
     packages = ("torch", "timm", "lightning", "hydra-core", "omegaconf", "numpy")
     return {
@@ -122,10 +122,10 @@ def describe_run(seed: int, command: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _git_revision(checkout: Path) -> dict[str, Any] | None:
-    """Return the revision of a git checkout and whether files differ from it; None if the folder is none itself.
+    """Return the revision of a git checkout and whether files differ from it; None if the folder is no checkout.
 
-    A repository's configuration can name programs that git runs, so only the one that this code comes from is asked,
-    never one that happens to lie above (an environment inside somebody else's project).
+    The configuration of a repository can name programs that git runs, so git reads only the repository of this code,
+    never one above it (such as another project around this environment).
     """
     if not (checkout / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Base of pretraining and fine-tuning under Lightning: the optimizer, seeds, logging by step, checkpoints."""
+"""Base class of pretraining and fine-tuning under Lightning: optimizer, seeds, logging by step, checkpoints."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class TrainingModule(L.LightningModule):
     A step without a finite gradient changes no weight (see :class:`~d2v.lit.callbacks.finite.SkippedSteps`).
 
     Args:
-        model: what is trained.
-        optim: makes the optimizer, a fused one, of a model's parameters; its groups' ``lr`` is the peak.
+        model: model to train.
+        optim: builds a fused optimizer for a model; the ``lr`` of its groups is the peak.
         schedule: factor on the peak learning rate by optimizer step (0-based).
-        seed: with the step, the source of all randomness on the device (dropout, noise), so that a resumed run draws
-            what the uninterrupted one would have.
+        seed: seed, together with the step, of all randomness on the device (dropout, noise), so that a resumed run
+            draws the same numbers as an uninterrupted one.
         config: plain containers that rebuild the model; stored in every checkpoint.
 
     Attributes:
-        record: plain containers to keep in every checkpoint beside ``config``, by name.
+        record: further plain containers for every checkpoint, by name.
     """
 
     def __init__(
@@ -59,39 +59,39 @@ class TrainingModule(L.LightningModule):
         self._logged: set[str] = set()
 
     def compile_forward(self, **options: Any) -> None:
-        """Compile the model's forward pass, as one graph, for training steps alone: scoring has other shapes.
+        """Compile the model's forward pass as one graph, for training steps only, because scoring has other shapes.
 
-        The model itself stays as it is, and so do the names of its weights in checkpoints.
+        The model and the names of its weights in checkpoints do not change.
 
         Args:
-            options: of ``torch.compile``.
+            options: options of ``torch.compile``.
         """
-        # Clips and texts come in shapes of every kind; after a few, graphs are for unknown sizes, within bounds.
+        # Clips and texts have many shapes; after a few, PyTorch compiles graphs for dynamic sizes, within bounds.
         torch._dynamo.config.recompile_limit = 64
-        torch._dynamo.config.optimize_ddp = False  # DDP's cuts would make several graphs of one
+        torch._dynamo.config.optimize_ddp = False  # DDP would split the graph
         self._compiled = torch.compile(self.model.forward, fullgraph=True, **options)
 
     @property
     def forward_pass(self) -> Callable[..., Any]:
-        """The model as training steps call it."""
+        """Model as called by training steps."""
         return self.model if self._compiled is None else self._compiled
 
     def configure_model(self) -> None:
-        """Spread the model over the devices, under FSDP, before the optimizer is made."""
+        """Shard the model over the devices, under FSDP, before the optimizer is built."""
         if isinstance(self.trainer.strategy, FullyShardedStrategy):
             shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        """AdamW or whatever ``optim`` makes, with its learning rate stepped every optimizer step."""
+        """Return the optimizer of ``optim``, with its learning rate updated every optimizer step."""
         optimizer = self.optim(self.model)
         scheduler = LambdaLR(optimizer, self.schedule)
         self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Train with the configured learning rate, weight decay, betas and schedule, whatever a checkpoint holds.
+        """Set the configured learning rate, weight decay, betas and schedule in place of those in a checkpoint.
 
-        Where they are what they were, nothing changes, to the last bit.
+        If they are the same, nothing changes, bit for bit.
         """
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -104,16 +104,16 @@ class TrainingModule(L.LightningModule):
         scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Log as Lightning does, but loggers get a step's metrics once, at its end, under its number, from 1."""
+        """Log like Lightning, but pass the metrics of a step to loggers once, at its end, under its number from 1."""
         self._logged.add(name)
         super().log(name, value, *args, **{**kwargs, "logger": False})
 
     def has_just_logged(self, name: str) -> bool:
-        """Return whether the metric is of the step that is ending, and not of one before; for callbacks."""
+        """Return whether a metric was logged in the current step, and not in an earlier one; for callbacks."""
         return name in self._logged
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """After all callbacks have logged: hand the step's metrics to the loggers."""
+        """Pass the step's metrics to the loggers, after all callbacks have logged."""
         if ends_step(self.trainer, batch_idx):
             self._hand_over_metrics()
 
@@ -128,13 +128,13 @@ class TrainingModule(L.LightningModule):
         self._logged.clear()
 
     def abandon_step(self) -> None:
-        """Drop what the micro-batches of an unfinished optimizer step have left; no step may follow."""
+        """Drop the gradients and losses of an unfinished optimizer step; no step may follow."""
         self._logged.clear()
         self.zero_grad(set_to_none=True)
 
     @property
     def should_log(self) -> bool:
-        """Return whether the metrics of the optimizer step under way are logged."""
+        """Return whether the metrics of the current optimizer step are logged."""
         return is_logged(self.trainer, self.trainer.global_step + 1)
 
     def _log_loss(self, loss: Tensor, batch_idx: int) -> None:
@@ -154,29 +154,29 @@ class TrainingModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm, if the trainer says so, and log the norm before clipping."""
+        """Clip by the global norm, if the trainer is configured to, and log the norm before clipping."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"), foreach=True)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self.skipped = ~torch.isfinite(norm)  # the same on every rank, whichever had the bad sample
-        # Fused optimizers read this on the device and then change nothing; no host need wait for it.
+        self.skipped = ~torch.isfinite(norm)  # the same on every rank, even if only one had the bad sample
+        # Fused optimizers read this on the device and then change nothing, without a host sync.
         optimizer.found_inf = self.skipped.float()  # type: ignore[attr-defined]
         if self.should_log:
             self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the model: plain containers only, so that loading executes nothing."""
-        self._hand_over_metrics()  # first, or a run killed in between would resume after a step it never logged
+        """Add the configuration that rebuilds the model: plain containers only, so that loading executes nothing."""
+        self._hand_over_metrics()  # first, or a run killed in between would resume after an unlogged step
         accumulate = self.trainer.accumulate_grad_batches
         entry = {"version": __version__, "config": self.config, "accumulate": accumulate}
         checkpoint["d2v"] = {**self.record, **entry}
-        for counts in _batch_counts(checkpoint):  # a step that was abandoned has not begun
+        for counts in _batch_counts(checkpoint):  # an abandoned step counts as not begun
             whole = counts["processed"] // accumulate * accumulate
             if whole < counts["processed"]:
                 counts.update(dict.fromkeys(counts, whole))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Recount the micro-batches that are done: this run may cut a step into more or fewer of them."""
+        """Recount the finished micro-batches, because this run may divide a step into another number of them."""
         now = self.trainer.accumulate_grad_batches
         then = checkpoint["d2v"].get("accumulate", now)
         for counts in _batch_counts(checkpoint):

@@ -1,4 +1,4 @@
-"""The optimizer and its parameter groups."""
+"""Optimizer and parameter groups."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def adamw(
     exempt_norms_and_biases: bool = False,
     layer_decay: PositiveFraction = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW, fused.
+    """Build a fused AdamW.
 
     Args:
-        model: every parameter that requires a gradient is trained.
+        model: model to train; parameters that require no gradient are left out.
         lr: peak learning rate.
         betas: decay rates of the moments.
         eps: added to the root of the second moment.
-        weight_decay: decoupled, times the learning rate.
-        exempt_norms_and_biases: leave vectors (norms, biases) and prefix tokens undecayed. The released runs decay
-            everything: the exemption in their code never took effect.
+        weight_decay: decoupled weight decay, multiplied by the learning rate.
+        exempt_norms_and_biases: no weight decay for vectors (norms, biases) and prefix tokens. The released runs decay
+            everything, because the exemption in their code has no effect.
         layer_decay: for fine-tuning: the learning rate of a layer of the model's encoder over that of the next one, a
             modality's own layers first; what comes before them is one below the first (BEiT, arXiv:2106.08254, and
             timm).

@@ -1,4 +1,4 @@
-"""Pretraining under Lightning: one optimizer step, then one move of the teacher, data2vec (arXiv:2202.03555)."""
+"""Pretraining under Lightning: one optimizer step, then one update of the teacher, data2vec (arXiv:2202.03555)."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class PretrainModule(TrainingModule):
     last step of each since the step that was logged before.
 
     Args:
-        model: student, maybe a teacher, and what predicts.
+        model: student, predictors and, for some algorithms, a teacher.
         optim: as in :class:`TrainingModule`, like ``schedule``, ``seed`` and ``config``.
-        schedule: factor on the peak learning rate.
-        ema: the teacher's decay by optimizer step (1 after the first).
-        seed: of the randomness on the device.
-        config: rebuilds the model.
+        schedule: factor on the peak learning rate by optimizer step.
+        ema: decay of the teacher by optimizer step (1 at the first update).
+        seed: seed of the randomness on the device.
+        config: configuration that rebuilds the model.
     """
 
     model: MaskedModel
@@ -109,7 +109,7 @@ class PretrainModule(TrainingModule):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """One optimizer step and the teacher's update after it: here and nowhere else."""
+        """Run an optimizer step and update the teacher after it; the teacher is updated nowhere else."""
         step = self.trainer.global_step + 1  # Lightning counts this step once super() returns
         log = self.should_log
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

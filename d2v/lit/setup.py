@@ -29,15 +29,15 @@ log = logging.getLogger(__name__)
 
 
 def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
-    """Lightning's trainer with our settings where they are not a matter of taste.
+    """Build Lightning's trainer, with the settings that d2v requires.
 
     Args:
         node: the ``trainer`` configuration: the fields of :class:`~d2v.lit.trainer.TrainerOptions`.
-        callbacks: in the order they are to be called.
-        loggers: where metrics go.
+        callbacks: callbacks, in the order of their calls.
+        loggers: loggers of metrics.
 
     Raises:
-        ValueError: a setting that does not do here what it says, or devices that are not there.
+        ValueError: a setting is not supported, or devices do not exist.
     """
     options = trainer_options(node)
     accelerator, devices = choose_devices(options, available_cores())
@@ -73,17 +73,17 @@ def make_trainer(node: Any, callbacks: list[L.Callback], loggers: list[Any]) -> 
             num_sanity_val_steps=0,
             limit_val_batches=0,
         )
-    except MisconfigurationException as error:  # a value of the user's
+    except MisconfigurationException as error:  # value of the user
         raise ValueError(str(error)) from error
 
 
 def _progress_last(callbacks: list[L.Callback]) -> list[L.Callback]:
-    """The order of the others stays; progress shows what all of them have logged."""
+    """Move progress to the end, because it shows what all other callbacks have logged; keep their order."""
     return sorted(callbacks, key=lambda callback: isinstance(callback, ProgressBar))
 
 
 def check_compile(trainer: L.Trainer) -> None:
-    """Raise ValueError where ``compile=true`` cannot be: without a compiler, or under FSDP; else say what it takes."""
+    """Raise ValueError if ``compile=true`` is impossible (no compiler, FSDP); else log that the first step is slow."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # these take seconds to import
     from torch._inductor.exc import InvalidCxxCompiler
     from torch.utils._triton import has_triton
@@ -160,7 +160,7 @@ def _mask_words(mask: MaskGenerator | None, num_tokens: int) -> str:
 
 
 def _loss_lines(model: Any) -> list[str]:
-    """One line, or one a modality where their recipes differ; none for a model without targets by recipe."""
+    """Return one line, or one for each modality if recipes differ; none for a model without :class:`Targets`."""
     recipes: dict[str, Targets] = getattr(model, "recipes", {})
     found = {}
     for modality, recipe in recipes.items():
@@ -172,7 +172,7 @@ def _loss_lines(model: Any) -> list[str]:
 
 
 def quiet_libraries() -> None:
-    """Silence notices about what is meant to be so: the teacher in eval mode, few data workers on a CPU, no srun."""
+    """Silence warnings about intended behaviour: the teacher in eval mode, few data workers on a CPU, no srun."""
     for message in (
         "Found .* in eval mode",
         ".*does not have many workers",

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop: a thread answers them at once, the training loop obeys between micro-batches.
+"""Stop signals: a thread acknowledges them at once, and the training loop stops between micro-batches.
 
-Python's own handlers wait for the call under way, and a backward pass on a CPU may take a minute. The number of a
-signal also arrives in a socket (``signal.set_wakeup_fd``), which a thread reads meanwhile.
+Python's signal handlers wait for the current call, and a backward pass on a CPU may take a minute. The number of a
+signal is also written to a socket (``signal.set_wakeup_fd``), which a thread reads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 from d2v.terminal import drop_what_nobody_reads, say
 
-REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # what Slurm is asked to send ahead of the time limit
-_GRACE_S = 3.0  # for a second Ctrl-C to end the call under way
+REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)  # sent by Slurm ahead of the time limit
+_GRACE_S = 3.0  # time for a second Ctrl-C to end the current call
 _TWICE_S = 2.0  # torchrun hands on a Ctrl-C that the terminal has sent to all of its processes already
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Signals that stop a run here; under ``nohup`` SIGHUP is ignored, and stays so."""
+    """Return the signals that stop a run; under ``nohup`` SIGHUP stays ignored."""
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -33,16 +33,16 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 
 
 class StopSignals:
-    """Handles the signals that stop a run, between :meth:`start` and :meth:`stop`.
+    """Handler of the signals that stop a run, between :meth:`start` and :meth:`stop`.
 
     A Ctrl-C after another signal raises KeyboardInterrupt in the main thread; if that is in a long call, the process
     ends after three seconds with status 130.
 
     Args:
-        answer: the line to print for the first signal; None: print nothing.
+        answer: returns the line to print for the first signal; None to print nothing.
 
     Attributes:
-        received: the signal to obey; None before there is one.
+        received: first signal; None before there is one.
     """
 
     def __init__(self, answer: Callable[[signal.Signals], str | None]) -> None:
@@ -57,7 +57,7 @@ class StopSignals:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Take the signals over; outside the main thread, where Python allows no handlers, do nothing."""
+        """Install the handlers; outside the main thread, where Python allows none, do nothing."""
         if threading.current_thread() is not threading.main_thread() or self._thread is not None:
             return
         self._stopped.clear()
@@ -70,12 +70,12 @@ class StopSignals:
         self._thread.start()
 
     def stop(self) -> None:
-        """Give the signals back; every answer has been printed then."""
+        """Restore the previous handlers, after all answers have been printed."""
         if self._wakeup is None or self._thread is None:
             return
         while self._previous:
             number, handler = self._previous.popitem()
-            if signal.getsignal(number) == self._handle:  # else Lightning has put back what was there before the run
+            if signal.getsignal(number) == self._handle:  # else Lightning has already restored the old handlers
                 signal.signal(number, handler)
         theirs, before = self._wakeup
         signal.set_wakeup_fd(before)
@@ -85,7 +85,7 @@ class StopSignals:
         self._wakeup = self._thread = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, between two of Python's instructions; several signals may have become one."""
+        """Handle a signal in the main thread; Python may merge several signals into one call."""
         again = self._handled.ends_with_again(signal.Signals(number))
         self._obey(signal.Signals(number))
         if (again or self._quit.is_set()) and not self._raised:
@@ -122,14 +122,14 @@ class StopSignals:
 
 
 class _Sequence:
-    """Signals in the order in which one of the two threads sees them."""
+    """Sequence of signals as seen by one of the two threads."""
 
     def __init__(self) -> None:
         self.first: signal.Signals | None = None
         self._first_at = 0.0
 
     def ends_with_again(self, number: signal.Signals) -> bool:
-        """Add a signal; return whether it is a Ctrl-C of somebody who does not want to wait."""
+        """Add a signal; return whether it is a Ctrl-C after another signal, which means to quit now."""
         if self.first is None:
             self.first, self._first_at = number, time.monotonic()
             return False
@@ -138,7 +138,7 @@ class _Sequence:
 
 
 def _die() -> None:
-    """End the process from another thread than the one that does not."""
+    """End the process from the thread that reads the socket."""
     if sys.stderr.isatty():
-        os.write(2, b"\x1b[?25h\n")  # a progress bar has hidden the cursor
+        os.write(2, b"\x1b[?25h\n")  # show the cursor, which a progress bar has hidden
     os._exit(128 + signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Optimizer steps as seen from micro-batches: which of them end a step, which steps are logged."""
+"""Relation of micro-batches and optimizer steps: which micro-batch ends a step, which steps are logged."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
 
 
 def is_logged_step(trainer: L.Trainer, batch_idx: int) -> bool:
-    """In ``on_train_batch_end``: whether an optimizer step has just ended that is logged."""
+    """Return, in ``on_train_batch_end``, whether this micro-batch ended an optimizer step that is logged."""
     return ends_step(trainer, batch_idx) and is_logged(trainer, trainer.global_step)

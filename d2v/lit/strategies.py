@@ -1,6 +1,6 @@
-"""Strategies that spread a model over devices: a copy on each (DDP), or a share of every tensor on each (FSDP).
+"""Strategies for several devices: a copy of the model on each (DDP), or a share of every tensor on each (FSDP).
 
-DDP: arXiv:2006.15704. FSDP: arXiv:2304.11277, in PyTorch's second form, which shards every parameter by itself.
+DDP: arXiv:2006.15704. FSDP: arXiv:2304.11277, as PyTorch's FSDP2, which shards every parameter separately.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from d2v.nn.trunk import units
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """Every device keeps a share of weights, gradients, optimizer state and teacher; blocks are gathered when needed.
+    """FSDP2: each device keeps a share of weights, gradients, optimizer state and teacher; blocks are gathered for use.
 
-    Checkpoints are whole, the same files that one device writes, so a run may be resumed on any number of devices.
-    Lightning numbers the optimizer's parameters over all of the module's, frozen ones too, which no other strategy
-    does: here they are numbered as the optimizer has them.
+    Checkpoints are whole, the same files as on one device, so a run can be resumed on any number of devices. Under FSDP
+    Lightning numbers the optimizer's parameters over all parameters of the module, including frozen ones; here they are
+    numbered as in the optimizer, like in all other strategies.
     """
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        """Start the processes' group; every one of them has its share."""
+        """Start the process group."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's whole state, on the first process; nothing on the others."""
+        """Return the whole state of the optimizer on rank 0; nothing on the others."""
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
         assert self.model is not None
@@ -63,11 +63,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
         }
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Give every process its share of a whole checkpoint.
+        """Load each rank's share of a whole checkpoint.
 
         Args:
-            checkpoint_path: a file; the first process says which.
-            weights_only: nothing else is loaded anyway.
+            checkpoint_path: path of the file; that of rank 0 counts.
+            weights_only: ignored, because files are always loaded weights only.
         """
         path = self.broadcast(checkpoint_path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -86,7 +86,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return checkpoint
 
     def _names(self, optimizer: Optimizer) -> list[list[str]]:
-        """Names of the parameters in every group of the optimizer."""
+        """Return the names of the parameters in every group of the optimizer."""
         assert self.model is not None
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
@@ -96,7 +96,7 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def choose_strategy(name: str, several: bool) -> str | Strategy:
-    """The strategy of that name: "auto" is DDP where there are several devices.
+    """Return the strategy of a name: "auto" is DDP if there are several devices.
 
     Raises:
         ValueError: sharding over one device.
@@ -112,7 +112,7 @@ def choose_strategy(name: str, several: bool) -> str | Strategy:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """While it lasts, parts of a sharded model can be called by themselves, by every process at once."""
+    """Gather a sharded model within the block, so that all processes together can call parts of it."""
     if not isinstance(model, FSDPModule):
         yield
         return
@@ -124,7 +124,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Spread a model's parameters over the devices of ``mesh``, a layer at a time; the rest is gathered at once."""
+    """Shard the parameters of a model over the devices of ``mesh``, layer by layer; the rest forms one unit."""
     for unit in units(model):
         fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -1,7 +1,7 @@
-"""Settings of the trainer: what ``trainer.*`` may say, and why it may not say more.
+"""Settings of the trainer: the keys of ``trainer``, and reasons why others are refused.
 
-The training loop is Lightning's, but it counts optimizer steps and knows no epochs, no validation loop and no
-accumulation of its own; Lightning's arguments for these would be ignored or do something else.
+The training loop is Lightning's, but it counts optimizer steps and has no epochs, no validation loop and no
+accumulation of its own. Lightning's arguments for these would be ignored or have another effect.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ REFUSED = {
 
 
 def check_trainer(node: Mapping[str, Any]) -> None:
-    """Raise ValueError for a key or value of ``trainer`` that does not do here what it says.
+    """Raise ValueError for a key or value of ``trainer`` that this training loop does not support.
 
     ``max_steps`` may be null: fine-tuning derives it from ``epochs``.
     """
@@ -118,7 +118,7 @@ def trainer_options(node: Mapping[str, Any]) -> TrainerOptions:
     """Read the ``trainer`` configuration.
 
     Raises:
-        ValueError: as :func:`check_trainer`, and for steps that are not given.
+        ValueError: as :func:`check_trainer`, or ``max_steps`` is missing.
     """
     plain: dict[str, Any] = {
         str(key): list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
@@ -131,14 +131,14 @@ def trainer_options(node: Mapping[str, Any]) -> TrainerOptions:
 
 
 def choose_devices(options: TrainerOptions, num_cores: int) -> tuple[str, int | list[int]]:
-    """The accelerator's name and its devices on this machine.
+    """Return the accelerator's name and its devices on this machine.
 
     Args:
-        options: of the trainer.
-        num_cores: of this machine.
+        options: settings of the trainer.
+        num_cores: cores of this machine.
 
     Raises:
-        ValueError: this machine has no such devices, or there is nothing that starts processes on several machines.
+        ValueError: this machine has no such devices, or several machines were requested without torchrun or srun.
     """
     gpus = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     found = next((name for name, count in gpus.items() if count), "cpu")

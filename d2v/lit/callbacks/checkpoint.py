@@ -1,4 +1,4 @@
-"""Saving: every so often and at the end, also at one that came early."""
+"""Saving of checkpoints at intervals and at the end of a run, including an early end."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ log = logging.getLogger(__name__)
 
 
 class UnknownMetric(UserError, RuntimeError):
-    """The metric that is to say which checkpoints are best is one that nobody logs."""
+    """The monitored metric is never logged."""
 
 
 @buildable
 class CheckpointEvery(Checkpoint):
-    """Writes ``checkpoints/step-00001000.ckpt``, keeps the newest few and the best.
+    """Writes ``checkpoints/step-00001000.ckpt``, and keeps the newest and the best.
 
-    A run that is stopped (:class:`~d2v.lit.callbacks.stop.StopWhenTold`) is saved like one that has ended.
+    A stopped run (:class:`~d2v.lit.callbacks.stop.StopWhenTold`) is saved like one that has ended.
 
-    With ``monitor``, a step with a metric among the best so far is saved, too, and stays until it no longer is;
-    ``best.ckpt`` is a link to the best of all. Which they are is part of every checkpoint. The metric is rank 0's, and
-    all ranks must log it. A callback that logs later than the first logged step says what in its ``metrics``. Where a
-    callback has ``writes_best`` (fine-tuning's does), ``best.ckpt`` is that one's, and is left alone here.
+    With ``monitor``, a step with a metric among the best so far is saved, too, and kept until it no longer is among
+    them; ``best.ckpt`` is a link to the best of all. Every checkpoint lists the best ones. Rank 0's metric counts, but
+    all ranks must log it. A callback that logs later than at the first logged step lists its metrics in its attribute
+    ``metrics``. If a callback has ``writes_best`` (as in fine-tuning), it owns ``best.ckpt``.
 
     Args:
-        run_dir: the run's folder; checkpoints lie in its folder ``checkpoints``.
-        every_n_steps: optimizer steps between two.
-        every_n_minutes: also save when this many minutes have passed since the last; None for never.
-        keep: how many to keep, newest first; -1 for all.
-        monitor: the metric by which checkpoints are best, such as "probe/knn"; None: none is kept for being best.
-        mode: "max" if more of it is better, "min" if less is.
-        keep_best: how many of the best to keep beside the newest.
+        run_dir: folder of the run; checkpoints are in its folder ``checkpoints``.
+        every_n_steps: optimizer steps between two checkpoints.
+        every_n_minutes: also save when so many minutes have passed since the last one; None for never.
+        keep: number of newest checkpoints to keep; -1 for all.
+        monitor: metric that ranks checkpoints, such as "probe/knn"; None for none.
+        mode: "max" if higher is better, "min" if lower is.
+        keep_best: number of best checkpoints to keep beside the newest.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value is out of range.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class CheckpointEvery(Checkpoint):
         self._monitor_is_known = monitor is None
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the best checkpoints, and their metric."""
+        """Return the best checkpoints and their metric."""
         return {"monitor": self._best_by[0], "mode": self._best_by[1], "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on comparing with them, unless it is another metric that counts now; without one they are kept."""
+        """Restore the best checkpoints, unless another metric is monitored now; without one they are kept."""
         best, by, mode = (state_dict[key] for key in ("best", "monitor", "mode"))
         if self.monitor is None:
             self.best, self._best_by = [(value, step) for value, step in best], (by, mode)
@@ -90,7 +90,7 @@ class CheckpointEvery(Checkpoint):
             log.warning("the checkpoints that were best by %s (%s) are no longer kept for it", by, mode)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tidy up; a resumed run's checkpoint needs no second copy."""
+        """Delete old checkpoints; note that a resumed step is already saved."""
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
             self._set_aside_later_than(trainer.global_step)
@@ -99,19 +99,19 @@ class CheckpointEvery(Checkpoint):
         elsewhere = any(getattr(callback, "writes_best", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if trainer.is_global_zero and not self.best and not elsewhere:
             with suppress(OSError):  # of a disk that is gone; saving says so
-                (self.dirpath / BEST).unlink(missing_ok=True)  # it means one that is gone, or best by something else
+                (self.dirpath / BEST).unlink(missing_ok=True)  # to a lost checkpoint, or by another metric
 
     def _set_aside_later_than(self, step: int) -> None:
-        """A run that went back to an earlier checkpoint must not be resumed from the future it left."""
+        """Rename later checkpoints, because a run that went back must not be resumed from them."""
         for path in list_checkpoints(self.dirpath):
             if path.name > checkpoint_name(step):
-                log.info("%s is of a future this run has left: renamed to %s.left", path, path.name)
+                log.info("%s is of a later step than the resumed one: renamed to %s.left", path, path.name)
                 path.rename(path.with_name(f"{path.name}.left"))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time. Only between optimizer steps: gradients are not saved."""
+        """Save if due, only between optimizer steps, because gradients are not saved."""
         if not ends_step(trainer, batch_idx):
             return
         step = trainer.global_step
@@ -125,7 +125,7 @@ class CheckpointEvery(Checkpoint):
     def _best_with_this_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch_idx: int
     ) -> list[tuple[float, int]]:
-        """The best so far, with the step that has just ended if it is one of them."""
+        """Return the best checkpoints so far, with the last step if it is one of them."""
         self._check_monitor(trainer, batch_idx)
         assert isinstance(pl_module, TrainingModule)
         if self.monitor is None or not pl_module.has_just_logged(self.monitor):
@@ -137,7 +137,7 @@ class CheckpointEvery(Checkpoint):
         return sorted([*self.best, (value, trainer.global_step)], key=lambda best: sign * best[0])[: self.keep_best]
 
     def _check_monitor(self, trainer: L.Trainer, batch_idx: int) -> None:
-        """Once, when every metric has been logged that needs no waiting for."""
+        """Raise UnknownMetric if the monitored metric is unknown; called once, after the first logged step."""
         if self._monitor_is_known or not is_logged_step(trainer, batch_idx):
             return
         later = {name for callback in trainer.callbacks for name in getattr(callback, "metrics", ())}  # type: ignore[attr-defined]
@@ -150,10 +150,10 @@ class CheckpointEvery(Checkpoint):
         self._monitor_is_known = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what has not been saved yet.
+        """Save the last step, unless it is saved already.
 
         Raises:
-            NotSaved: it could not be written.
+            NotSaved: the checkpoint could not be written.
         """
         error = self._save(trainer, self.best)
         if error is not None:
@@ -168,19 +168,19 @@ class CheckpointEvery(Checkpoint):
     def _save(self, trainer: L.Trainer, best: list[tuple[float, int]]) -> OSError | None:
         if trainer.global_step == self._saved_step:
             return None
-        before, self.best = self.best, best  # now, since the checkpoint is to know it
+        before, self.best = self.best, best  # now, because the checkpoint must hold it
         keep = [self._path(step) for _, step in [*before, *best]]
         error = save(trainer, self._path(trainer.global_step), keep=keep)
         if error is not None:
             self.best = before
-            return error  # logged; the older ones stay, and the next time may be better
+            return error  # logged; older ones stay, and the next save may succeed
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
             self._tidy()
         return None
 
     def _tidy(self) -> None:
-        """Point to the best; only then let go of what is neither new nor among them."""
+        """Link the best; only then delete checkpoints that are neither among the newest nor the best."""
         best = [self._path(step) for _, step in self.best]
         if best:
             point(self.dirpath / BEST, best[0])

@@ -21,22 +21,22 @@ log = logging.getLogger(__name__)
 
 
 class NotFinite(UserError, RuntimeError):
-    """Too many steps in a row had no finite gradient; the message says what to do."""
+    """Too many steps in a row had no finite gradient; the message gives advice."""
 
     state = "diverged"
 
 
 @buildable
 class SkippedSteps(L.Callback):
-    """Writes the samples of skipped steps to ``skipped_steps_RANK.jsonl`` and stops a run that makes no others.
+    """Writes the samples of skipped steps to ``skipped_steps_RANK.jsonl``, and stops a run with too many in a row.
 
-    :class:`TrainingModule` lets the optimizer pass over such a step on the device; this callback looks every few
-    steps, so that no step waits for it. The learning rate's schedule and the teacher go on meanwhile.
+    :class:`TrainingModule` makes the optimizer skip such a step on the device. This callback reads the flags every few
+    steps, so that no step waits for them. The learning rate schedule and the teacher continue.
 
     Args:
-        run_dir: folder of the files; each process names the samples it had.
-        check_every_n_steps: optimizer steps between two looks.
-        max_in_a_row: so many skipped steps in a row end the run.
+        run_dir: folder of the files; each process writes the samples it had.
+        check_every_n_steps: optimizer steps between two checks.
+        max_in_a_row: number of skipped steps in a row that ends the run.
     """
 
     def __init__(
@@ -51,20 +51,20 @@ class SkippedSteps(L.Callback):
         self._steps: list[tuple[int, list[Tensor], Tensor]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts, which a resumed run goes on with."""
+        """Return the counts, with which a resumed run continues."""
         return {"num_skipped": self.num_skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore the counts."""
         self.num_skipped, self.in_a_row = state_dict["num_skipped"], state_dict["in_a_row"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the step's samples; look if it is time.
+        """Collect the step's samples; check every ``check_every_n_steps``.
 
         Raises:
-            NotFinite: on every rank at once.
+            NotFinite: too many steps in a row were skipped; raised on all ranks together.
         """
         self._sample_ids.append(batch.sample_ids)
         if not ends_step(trainer, batch_idx):
@@ -78,7 +78,7 @@ class SkippedSteps(L.Callback):
             pl_module.log("train/skipped_steps", float(self.num_skipped))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave no step unseen."""
+        """Check the remaining steps."""
         self._look(trainer)
 
     def _look(self, trainer: L.Trainer) -> None:

@@ -1,7 +1,7 @@
-"""Collapse guard: measures the student's own features, and stops a run with advice when they have collapsed.
+"""Collapse guard: monitors the student's features, and stops a run with advice when they have collapsed.
 
-The reference's two logged deviations cannot tell: its targets are normalised, so they keep their spread while every
-image gets the same features. What dies in a collapse is how much different samples' features differ.
+The standard deviations that the reference logs do not show a collapse: targets are normalised, so they keep their
+spread while every image gets the same features. A collapse shows in the spread of features between samples.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from d2v.values import OpenFraction, PositiveInt, PositiveSteps, WindowSize, bui
 
 
 class Collapse(UserError, RuntimeError):
-    """The student gives (almost) the same features to every sample; the message says what to do."""
+    """The student gives (almost) the same features to every sample; the message gives advice."""
 
     state = "diverged"
 
 
 class Watched(NamedTuple):
-    """Measures of the features of a name, and their words in messages.
+    """Metrics of a kind of features, and the words for them in messages.
 
     Attributes:
-        rank: metric, like ``spread``.
-        spread: metric.
-        subject: what has collapsed, in the message.
-        what: what differs too little, in the message.
-        limit: the monitor's argument.
-        last_only: measured over the last micro-batch instead of the window.
+        rank: name of the metric of rank.
+        spread: name of the metric of spread.
+        subject: subject that has collapsed, in the message.
+        what: part that differs too little, in the message.
+        limit: name of the monitor's argument with the limit.
+        last_only: True to measure over the last micro-batch instead of the window.
     """
 
     rank: str
@@ -88,12 +88,11 @@ class HealthMonitor(L.Callback):
     convolutional one can die on its own.
 
     Args:
-        window: samples to measure over, as far as they have been seen.
-        check_every_n_steps: optimizer steps between two looks at the spreads.
-        min_spread: the run is stopped when the features' spread stays below this share of its highest so far; None for
-            never.
+        window: number of latest samples to measure over.
+        check_every_n_steps: optimizer steps between two checks of the spreads.
+        min_spread: stop when the spread of the features stays below this share of its maximum so far; None for never.
         min_frontend_spread: the same for the frontend, which in a healthy run may dip to a fifth while it warms up.
-        patience: for this many looks in a row.
+        patience: number of such checks in a row that stops the run.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class HealthMonitor(L.Callback):
         self._num_below: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """State by which a resumed run judges: finished optimizer steps."""
+        """Return the state after the finished optimizer steps, with which a resumed run continues."""
         return {
             "best_spread": dict(self._best_spread),
             "num_below": dict(self._num_below),
@@ -127,7 +126,7 @@ class HealthMonitor(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self._best_spread, self._num_below = dict(state_dict["best_spread"]), dict(state_dict["num_below"])
         self._windows = {key: deque(window) for key, window in state_dict["windows"].items() if window}
         self._num_pending = dict.fromkeys(self._windows, 0)
@@ -136,10 +135,10 @@ class HealthMonitor(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the batch's features; look at them when it is time.
+        """Collect the batch's features; check them every ``check_every_n_steps``.
 
         Raises:
-            Collapse: on every rank at once.
+            Collapse: features have collapsed; raised on all ranks together.
         """
         for key, features in outputs["watched"].items():
             self._keep(key, features)
@@ -159,7 +158,7 @@ class HealthMonitor(L.Callback):
         for key in [key for key in self._windows if key in self._unseen]:
             self._unseen.discard(key)
             watched, features = _watched(key), torch.cat(list(self._windows[key]))
-            finite = features[features.isfinite().all(dim=1)]  # those of a skipped step say nothing
+            finite = features[features.isfinite().all(dim=1)]  # ignore those of a skipped step
             features = finite if len(finite) else features
             spread = trainer.strategy.reduce(relative_spread(features), reduce_op="mean")
             if logged:

@@ -1,4 +1,4 @@
-"""kNN accuracy of the frozen student on labelled images, while it trains."""
+"""Online probe: kNN accuracy of the student on labelled images during training."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class OnlineKNN(L.Callback):
     """Logs ``probe/knn`` (0 to 1) every so many optimizer steps; rank 0 computes it and tells the others.
 
     Args:
-        data: where the labelled images come from (:class:`d2v.data.images.factories.ImageData`).
+        data: data set with labelled images (:class:`d2v.data.images.factories.ImageData`).
         every_n_steps: optimizer steps between two probes.
-        max_train: training images the neighbours are looked for in, spread evenly over the data set.
-        max_val: images to classify, spread evenly.
+        max_train: number of training images to search, evenly spaced in the data set.
+        max_val: number of images to classify, evenly spaced.
         batch_size: images encoded at a time.
-        layers: which features to read, see :func:`d2v.eval.features.extract`.
-        pool: how tokens become one vector, see there.
+        layers: layers to read, as in :func:`d2v.eval.features.extract`.
+        pool: pooling of tokens, as in :func:`d2v.eval.features.extract`.
 
     Raises:
         ValueError: the data set has no labels to probe with.
@@ -68,7 +68,7 @@ class OnlineKNN(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Probe if it is time."""
+        """Probe every ``every_n_steps``."""
         if ends_step(trainer, batch_idx) and trainer.global_step % self.every_n_steps == 0:
             assert isinstance(pl_module, PretrainModule)
             sharded = isinstance(trainer.strategy, FullyShardedStrategy)  # then each needs the others' shares

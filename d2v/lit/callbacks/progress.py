@@ -1,4 +1,4 @@
-"""Progress for a person: loss, samples per second, share of time waiting for data, time left."""
+"""Progress on the terminal: loss, samples per second, share of time waiting for data, time left."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def _total_wait_s(trainer: L.Trainer) -> float:
 
 @buildable
 class ProgressReport(ProgressBar):
-    """A bar on a terminal; elsewhere (a file, a pipe, a cluster's log) a line every logged, scored or probed step.
+    """Progress bar on a terminal; elsewhere (file, pipe, cluster log) one line for each logged, scored or probed step.
 
-    A line holds nothing that was measured at another step.
+    A line holds only values of its own step.
     """
 
     def __init__(self) -> None:
@@ -76,15 +76,15 @@ class ProgressReport(ProgressBar):
         self._started_at = 0.0
 
     def disable(self) -> None:
-        """Silence (Lightning calls it on all ranks but the first)."""
+        """Print nothing (Lightning calls this on all ranks but the first)."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Speak again."""
+        """Print again."""
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock, and the bar if there is a terminal."""
+        """Start the clock, and the bar on a terminal."""
         self._first_step, self._started_at = trainer.global_step, time.monotonic()
         if self._enabled and sys.stderr.isatty():
             self._progress = Progress(
@@ -99,7 +99,7 @@ class ProgressReport(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on by an optimizer step."""
+        """Advance by an optimizer step."""
         if not self._enabled or not ends_step(trainer, batch_idx):
             return
         step = trainer.global_step
@@ -115,7 +115,7 @@ class ProgressReport(ProgressBar):
             say(f"step {step}/{trainer.max_steps}  {self._status(trainer, measured)}")
 
     def _status(self, trainer: L.Trainer, metrics: dict[str, float]) -> str:
-        """Return the values that were measured at this very step, and the time left."""
+        """Return the values of this step, and the time left."""
         parts = [f"loss {metrics['train/loss']:.3f}"] if "train/loss" in metrics else []
         if "perf/samples_per_s" in metrics:
             parts.append(f"{metrics['perf/samples_per_s']:,.0f} samples/s")
@@ -131,11 +131,11 @@ class ProgressReport(ProgressBar):
         return "  ".join(parts)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the finished bar standing."""
+        """Stop the bar and leave it on the screen."""
         self._stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
         self._stop()
 
     def _stop(self) -> None:
@@ -143,5 +143,5 @@ class ProgressReport(ProgressBar):
             progress, self._progress = self._progress, None
             try:
                 progress.stop()
-            except OSError:  # the terminal is gone
+            except OSError:  # the terminal is closed
                 drop_what_nobody_reads()

@@ -1,4 +1,4 @@
-"""Scoring on held-out data while fine-tuning: the best checkpoint, and when to stop."""
+"""Scoring on held-out data during fine-tuning: keeps the best checkpoint, and stops early."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ log = logging.getLogger(__name__)
 
 @buildable
 class ScoreEvery(L.Callback):
-    """Logs ``val/...``, keeps the checkpoint of the best score as ``best.ckpt``, stops when it stays away.
+    """Logs ``val/...``, keeps the checkpoint of the best score as ``best.ckpt``, and stops without further improvement.
 
     Every process predicts its share of the evaluation set; under FSDP, where none has the whole model, all of it.
 
-    A resumed run goes on comparing with the best of before. Where ``best.ckpt`` is not that one (lost, damaged, or
-    written after the checkpoint that the run goes on from), the log says so, and the comparison starts anew.
+    A resumed run keeps comparing with the best score so far. If ``best.ckpt`` does not belong to it (lost, damaged, or
+    written after the resumed checkpoint), the log says so, and the comparison starts again.
 
-    A run of one process that is told to stop stops between two batches of a scoring, too; the run that goes on begins
-    with that scoring.
+    A run of one process also stops between two batches of scoring; the resumed run repeats that scoring first.
 
     Args:
-        run_dir: the run's folder; the best checkpoint lies in its folder ``checkpoints``.
-        every_n_steps: optimizer steps between two scores, the last of which is always scored; None: ten times a run.
-        patience: stop after so many scores in a row that are not the best; None: never.
+        run_dir: folder of the run; the best checkpoint is in its folder ``checkpoints``.
+        every_n_steps: optimizer steps between two scorings; the last step is always scored; None: ten times a run.
+        patience: stop after so many scorings in a row without a new best score; None: never.
     """
 
-    writes_best: ClassVar[bool] = True  # and no other callback
+    writes_best: ClassVar[bool] = True  # not written by another callback
 
     def __init__(
         self, run_dir: str | Path, every_n_steps: PositiveSteps | None = None, patience: PositiveInt | None = None
@@ -55,22 +54,19 @@ class ScoreEvery(L.Callback):
         self.best: float | None = None
         self.best_step = 0
         self.waited = 0
-        self.is_due = False  # a scoring of the step that has ended was interrupted
+        self.is_due = False  # scoring of the last step was interrupted
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far: a resumed run goes on comparing with it."""
+        """Return the best score so far, with which a resumed run keeps comparing."""
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited, "is_due": self.is_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Restore the best score."""
         self.best, self.best_step, self.waited = (state_dict[key] for key in ("best", "best_step", "waited"))
         self.is_due = state_dict["is_due"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget a best that is not there any more; set aside one of a future that the run has left.
-
-        A scoring that was interrupted is done again.
-        """
+        """Forget a best checkpoint that is lost, set aside one of a later step, and repeat an interrupted scoring."""
         problem = self._find_problem(trainer.global_step) if trainer.is_global_zero else None
         problem = trainer.strategy.broadcast(problem)
         if problem is not None:
@@ -84,7 +80,7 @@ class ScoreEvery(L.Callback):
             self._compare(trainer, pl_module, scores)
 
     def _find_problem(self, step: int) -> str | None:
-        """Reason why there is no best of before to compare with; None if there is one, or if there never was."""
+        """Return why the best checkpoint so far cannot be used; None if it can, or if there was none."""
         if not self.path.is_file():
             return None if self.best is None else f"the best checkpoint, step {self.best_step}, is lost"
         try:
@@ -102,19 +98,19 @@ class ScoreEvery(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Score if it is time."""
+        """Score every ``every_n_steps`` and at the end."""
         step = trainer.global_step
         every = self.every_n_steps or max(1, trainer.max_steps // 10)
         if not ends_step(trainer, batch_idx) or (step % every and step < trainer.max_steps):
             return
         assert isinstance(pl_module, FinetuneModule)
         scores = self._score(trainer, pl_module)
-        for name, value in scores.items():  # before a checkpoint is saved, which hands the step's metrics over
+        for name, value in scores.items():  # before a checkpoint is saved, which logs the step's metrics
             pl_module.log(f"val/{name}", value, rank_zero_only=True)
         self._compare(trainer, pl_module, scores)
 
     def _score(self, trainer: L.Trainer, module: FinetuneModule) -> dict[str, float]:
-        """The scores of the step that has ended; {} if the run is to stop first."""
+        """Return the scores of the last step; {} if a stop signal interrupts the scoring."""
         self.is_due = True
         try:
             scores = _score(trainer, module)
@@ -125,14 +121,14 @@ class ScoreEvery(L.Callback):
         return scores
 
     def _compare(self, trainer: L.Trainer, module: FinetuneModule, scores: dict[str, float]) -> None:
-        """Keep the step's checkpoint if it is the best; stop the run if the best stays away."""
+        """Keep the step's checkpoint if it is the best; stop the run if there was no new best for ``patience``."""
         if not scores:
             return
         step, task = trainer.global_step, module.task
         value = scores[task.metric]
         better = self.best is None or (value > self.best if task.higher_is_better else value < self.best)
         if better:
-            if save(trainer, self.path, weights_only=True) is None:  # else the one before stays the best
+            if save(trainer, self.path, weights_only=True) is None:  # else the previous one stays the best
                 self.best, self.best_step, self.waited = value, step, 0
         else:
             self.waited += 1
@@ -142,11 +138,11 @@ class ScoreEvery(L.Callback):
 
 
 class Interrupted(Exception):
-    """A run is told to stop while it scores."""
+    """A stop signal arrived during scoring."""
 
 
 def _until_told(batches: Iterable[Batch], trainer: L.Trainer) -> Iterator[Batch]:
-    """Raise Interrupted where one process is told to stop; several must all score, and the last step is scored."""
+    """Yield batches; raise Interrupted on a stop signal, unless there are several processes or it is the last step."""
     stop = find_stop(trainer)
     for batch in batches:
         yield batch
@@ -155,7 +151,7 @@ def _until_told(batches: Iterable[Batch], trainer: L.Trainer) -> Iterator[Batch]
 
 
 def _score(trainer: L.Trainer, module: FinetuneModule) -> dict[str, float]:
-    """The same scores in every process."""
+    """Return the scores, the same in every process."""
     datamodule: FinetuneDataModule = trainer.datamodule  # type: ignore[attr-defined]
     share = isinstance(trainer.strategy, DDPStrategy)
     batches = datamodule.score_loader(trainer.global_rank, trainer.world_size) if share else datamodule.score_loader()
@@ -169,7 +165,7 @@ def _score(trainer: L.Trainer, module: FinetuneModule) -> dict[str, float]:
     if parts is not None:
         try:
             outcome = judge(module.task, parts).scores
-        except (Diverged, ValueError) as error:  # the others must not wait for ever
+        except (Diverged, ValueError) as error:  # so that the others do not wait for this process
             outcome = error
     outcome = trainer.strategy.broadcast(outcome)
     if isinstance(outcome, Exception):

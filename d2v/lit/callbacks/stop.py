@@ -1,4 +1,4 @@
-"""Stopping a run before its last step: when told to by a signal, and after ``trainer.max_time``."""
+"""Early stop of a run: on a signal, and after ``trainer.max_time``."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _AGREE_EVERY = 10  # micro-batches: asking the other ranks takes the time of wai
 
 
 class StopWhenTold(L.Callback):
-    """Ends a run between two micro-batches, as if the optimizer step under way had not begun.
+    """Stops a run between two micro-batches, as if the current optimizer step had not begun.
 
-    SIGTERM, SIGHUP and the first Ctrl-C are answered at once. The gradients of an unfinished optimizer step are
-    dropped: what is saved is the state after the last finished one, and the resumed run does that step again. In a
-    Slurm job SIGUSR1 and SIGUSR2 do the same and mean that the job is to be requeued. A Ctrl-C after another signal
-    quits without saving.
+    SIGTERM, SIGHUP and the first Ctrl-C are acknowledged at once. The gradients of an unfinished optimizer step are
+    dropped: the checkpoint holds the state after the last finished step, and the resumed run repeats the unfinished
+    one. In a Slurm job SIGUSR1 and SIGUSR2 do the same and request that the job is requeued. A Ctrl-C after another
+    signal quits without saving.
 
-    Ranks agree after every micro-batch on CPUs, after every tenth on GPUs.
+    Ranks exchange signals after every micro-batch on CPUs, after every tenth on GPUs.
 
     Args:
-        max_time: stop after so long, counted from the start of this process's training; None: never.
+        max_time: duration after which to stop, from the start of training in this process; None: never.
 
     Attributes:
-        reason: "signal" or "max_time" once the run has been stopped, the same on all ranks; None before.
-        requeue: whether any rank was told to have the job requeued; the same on all.
+        reason: "signal" or "max_time" once the run is stopped, the same on all ranks; None before.
+        requeue: whether any rank received a request to requeue the job; the same on all.
     """
 
     def __init__(self, max_time: timedelta | None = None) -> None:
@@ -58,13 +58,13 @@ class StopWhenTold(L.Callback):
 
     @property
     def cause(self) -> str:
-        """The reason in words; empty if the run was not stopped."""
+        """Reason of the stop in words; empty if the run was not stopped."""
         if self.reason == "max_time":
             return f"trainer.max_time={self.max_time}"
         return "" if self._signal is None else _name(self._signal)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and take over the signals."""
+        """Start the clock and install the signal handlers."""
         self._started_at = time.monotonic()
 
         def answer(number: signal.Signals) -> str | None:
@@ -82,7 +82,7 @@ class StopWhenTold(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Stop if it is time, on all ranks together."""
+        """Stop, on all ranks together, after a signal or ``max_time``."""
         assert self._signals is not None
         told = self._signals.received
         number, requeue, is_late = agree(trainer, batch_idx, (told or 0, told in REQUEUE, self._is_late()))
@@ -99,18 +99,18 @@ class StopWhenTold(L.Callback):
         trainer.should_stop = True
 
     def is_told(self) -> bool:
-        """Return whether this process has been told to stop, or its time is up."""
+        """Return whether this process has received a signal, or its time is up."""
         return self._signals is not None and (self._signals.received is not None or self._is_late())
 
     def _is_late(self) -> bool:
         return self.max_time is not None and time.monotonic() - self._started_at >= self.max_time.total_seconds()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back when everything has been saved."""
+        """Restore the signal handlers after everything has been saved."""
         self._give_back()
 
     def on_exception(self, trainer: L.Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self._give_back()
 
     def _give_back(self) -> None:
@@ -119,15 +119,15 @@ class StopWhenTold(L.Callback):
 
 
 def agree(trainer: L.Trainer, batch_idx: int, mine: tuple[float, ...]) -> list[float]:
-    """Ranks have clocks and signals of their own, and stopping is something they do together: one says, all do.
+    """Exchange votes among ranks, which have their own clocks and signals but must stop together.
 
     Args:
-        trainer: of the run.
-        batch_idx: the micro-batch that has just ended.
-        mine: this rank's votes.
+        trainer: trainer of the run.
+        batch_idx: index of the last micro-batch.
+        mine: votes of this rank.
 
     Returns:
-        The highest vote of any rank for each; zeros where it is not yet time to ask.
+        The highest vote of all ranks for each; zeros if the exchange is not due.
     """
     if trainer.world_size == 1:
         return list(mine)
@@ -140,15 +140,15 @@ def agree(trainer: L.Trainer, batch_idx: int, mine: tuple[float, ...]) -> list[f
 
 
 def find_stop(trainer: L.Trainer) -> StopWhenTold:
-    """The trainer's callback of this kind."""
+    """Return the trainer's callback of this class."""
     return next(c for c in trainer.callbacks if isinstance(c, StopWhenTold))  # type: ignore[attr-defined]
 
 
 def parse_time(text: str | None) -> timedelta | None:
-    """``trainer.max_time``: days, hours, minutes, seconds.
+    """Parse ``trainer.max_time``: days, hours, minutes, seconds.
 
     Raises:
-        ValueError: it is written otherwise, or is no time at all.
+        ValueError: the text has another form, or is zero.
     """
     if text is None:
         return None
