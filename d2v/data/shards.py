@@ -12,14 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
-from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
-
 from d2v.data.bad_samples import NoSamples
 from d2v.data.keys import RandomStream, SampleKey, sample_rng
 from d2v.data.samplers import BatchPlan
 from d2v.data.source import MAX_TRIES, RandomView, Sample, first_good
-from d2v.data.streams import Row, Stream, StreamBatches, record_notes
+from d2v.data.streams import Row, RowBatches, Stream, StreamBatches, record_notes
 from d2v.types import Batch
 
 SHARDED: Literal["sharded"] = "sharded"
@@ -76,46 +73,19 @@ class ReaderBatch(NamedTuple):
     position: Position
 
 
-class ShardedBatches(IterableDataset[ReaderBatch]):
-    """Complete batches from a stream that is shared out; for ``DataLoader(batch_size=None)``.
+class ShardedBatches(RowBatches[ShardedStream, ReaderBatch]):
+    """Batches from a stream that is shared out.
 
     Micro-batch b of a rank is made by its worker ``b % num_workers``, from that worker's share alone.
-
-    Args:
-        stream: the samples.
-        view: makes the views.
-        collate: makes the batches.
-        seed: the run's data seed.
-        plan: which micro-batches this rank makes.
-        shuffle_buffer: rows, still encoded, that a reader holds to shuffle them. 1 keeps the order.
 
     Attributes:
         positions: of this rank's readers, where the run resumes; None to start.
     """
 
-    def __init__(
-        self,
-        stream: ShardedStream,
-        view: RandomView[Any],
-        collate: Callable[[Sequence[Sample]], Batch],
-        seed: int,
-        plan: BatchPlan,
-        shuffle_buffer: int,
-    ) -> None:
-        self.stream = stream
-        self.view = view
-        self.collate = collate
-        self.seed = seed
-        self.plan = plan
-        self.shuffle_buffer = shuffle_buffer
-        self.positions: Sequence[Position] | None = None
-
-    def __len__(self) -> int:
-        return len(self.plan)
+    positions: Sequence[Position] | None = None
 
     def __iter__(self) -> Iterator[ReaderBatch]:
-        info = get_worker_info()
-        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        worker, num_workers = self._worker()
         own = (self.plan.start_batch + worker) % num_workers  # the loader asks worker 0 first, wherever it resumes
         reader = _Reader(
             self.stream,
@@ -132,11 +102,7 @@ class ShardedBatches(IterableDataset[ReaderBatch]):
 
     def _sample(self, rows: Iterator[Row], reader: _Reader) -> Sample:
         """The view of the next row that can be read."""
-
-        def make(row: Row) -> Tensor:
-            return self.view(self.stream.decode(row.record), sample_rng(self.seed, *row.key, RandomStream.VIEW))
-
-        row, view, skipped = first_good(islice(rows, MAX_TRIES), make, reader.name)
+        row, view, skipped = first_good(islice(rows, MAX_TRIES), self._view, reader.name)
         more, num_read = record_notes(row.record)
         if num_read is None:
             num_read = 1 + len(skipped)  # the rows that this one stands for were read, too
@@ -151,7 +117,7 @@ def stream_batches(
     plan: BatchPlan,
     shuffle_buffer: int,
 ) -> StreamBatches | ShardedBatches:
-    """Batches from a stream that is read whole by every reader, or shared out; arguments as :class:`ShardedBatches`."""
+    """Batches from a stream that is read whole by every reader, or shared out; arguments as :class:`RowBatches`."""
     if isinstance(stream, ShardedStream) and stream.sharded:
         return ShardedBatches(stream, view, collate, seed, plan, shuffle_buffer)
     return StreamBatches(stream, view, collate, seed, plan, shuffle_buffer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +19,9 @@ from d2v.data.keys import RandomStream, SampleKey, sample_rng
 from d2v.data.samplers import BatchPlan
 from d2v.data.source import MAX_TRIES, RandomView, Sample, first_good
 from d2v.types import Batch
+
+S = TypeVar("S", bound="Stream")
+B = TypeVar("B")
 
 
 class Stream(Protocol):
@@ -49,26 +52,23 @@ def record_notes(record: Any) -> tuple[tuple[str, ...], int | None]:
     return getattr(record, "skipped", ()), getattr(record, "num_read", None)
 
 
-class StreamBatches(IterableDataset[Batch]):
-    """Complete batches from a stream; for ``DataLoader(batch_size=None)``.
+class RowBatches(IterableDataset[B], Generic[S, B]):
+    """Base class of complete batches from a stream; for ``DataLoader(batch_size=None)``.
 
-    Worker w of W makes this rank's micro-batches w, w + W, ...: the order of batches does not depend on W. Every worker
-    reads the whole stream, but decodes only what it needs: not what other workers and ranks make, nor what was consumed
-    before a resume. A resumed run reads at most one epoch more than it needs, to count the rows.
+    Abstract: a subclass defines ``__iter__``.
 
     Args:
         stream: the samples, in the order they are stored.
         view: makes the views.
         collate: makes the batches.
         seed: the run's data seed.
-        plan: which positions of the shuffled stream each batch covers.
-        shuffle_buffer: rows, still encoded, held by every worker to shuffle them: a row is drawn at random and the next
-            one read takes its place. 1 keeps the order.
+        plan: which micro-batches this rank makes.
+        shuffle_buffer: rows, still encoded, that every worker holds to shuffle them. 1 keeps the order.
     """
 
     def __init__(
         self,
-        stream: Stream,
+        stream: S,
         view: RandomView[Any],
         collate: Callable[[Sequence[Sample]], Batch],
         seed: int,
@@ -85,9 +85,27 @@ class StreamBatches(IterableDataset[Batch]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def _worker(self) -> tuple[int, int]:
+        """Return the number of this worker, and how many there are."""
         info = get_worker_info()
-        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        return (0, 1) if info is None else (info.id, info.num_workers)
+
+    def _view(self, row: Row) -> Tensor:
+        return self.view(self.stream.decode(row.record), sample_rng(self.seed, *row.key, RandomStream.VIEW))
+
+
+class StreamBatches(RowBatches[Stream, Batch]):
+    """Batches from a stream that every worker reads whole.
+
+    Worker w of W makes this rank's micro-batches w, w + W, ...: the order of batches does not depend on W. Every worker
+    reads the whole stream, but decodes only what it needs: not what other workers and ranks make, nor what was consumed
+    before a resume. A resumed run reads at most one epoch more than it needs, to count the rows.
+
+    Shuffling draws a row of the buffer at random, and the next one read takes its place.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker, num_workers = self._worker()
         batches = range(self.plan.start_batch + worker, self.plan.num_batches, num_workers)
         if not batches:
             return
@@ -101,12 +119,10 @@ class StreamBatches(IterableDataset[Batch]):
     def _sample(self, window: _Window, position: int) -> Sample:
         """The view at a position, or at the next one that can be read."""
 
-        def make(candidate: int) -> Tensor:
-            row = window[candidate]
-            return self.view(self.stream.decode(row.record), sample_rng(self.seed, *row.key, RandomStream.VIEW))
-
         good, view, skipped = first_good(
-            islice(count(position), MAX_TRIES), make, lambda p: self.stream.name(window[p].key.index)
+            islice(count(position), MAX_TRIES),
+            lambda candidate: self._view(window[candidate]),
+            lambda candidate: self.stream.name(window[candidate].key.index),
         )
         row = window[good]
         more, num_read = record_notes(row.record)

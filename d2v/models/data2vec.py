@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from d2v.models.distillation import NUM_LOCAL_FEATURES, SelfDistillation, TargetChanges, evenly
+from d2v.models.distillation import SelfDistillation, TargetChanges
+from d2v.models.masked import masked_loss
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
-from d2v.objective.losses import feature_std, regression_loss_sum
+from d2v.objective.losses import regression_loss_sum
 from d2v.types import Batch, LossOutput, TargetNorm, Targets, TeacherScope
 from d2v.values import Depth, NonNegativeFloat, PositiveDepth, PositiveFloat, Ratio, Width, buildable
 
@@ -129,20 +129,7 @@ class Data2Vec(SelfDistillation):
         loss_sum = regression_loss_sum(pred, target, scale, recipe.loss_beta)
         visible_NKD = gather_tokens(tokens_NTD, mask.ids_keep)
         local_features = hidden_NTD if features_BTD is None else features_BTD
-        return LossOutput(
-            loss_sum=loss_sum,
-            count=torch.tensor(mask.ids_mask.numel(), device=pred.device),
-            terms={"regression": loss_sum.detach()},
-            logged={
-                "target_std": feature_std(target),
-                "pred_std": feature_std(pred),
-                "masked_fraction": torch.tensor(mask.masked_fraction, device=pred.device),
-            },
-            watched={
-                "features": visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
-                "frontend": evenly(local_features.detach(), NUM_LOCAL_FEATURES).float(),
-            },
-        )
+        return masked_loss(mask, loss_sum, pred, target, visible_NKD, local_features, {"regression": loss_sum.detach()})
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the input of the teacher's trunk, from the student's unmasked local features if it computed them."""

@@ -21,8 +21,6 @@ from d2v.values import check, check_arguments
 
 TargetChanges = Mapping[str, Mapping[str, Any]]  # by modality: fields of Targets
 
-NUM_LOCAL_FEATURES = 256  # enough to see whether a frontend has collapsed
-
 
 class SelfDistillation(MaskedModel):
     """A student that predicts, from masked inputs, the mean of its teacher's top-K layers on the whole input.
@@ -167,11 +165,3 @@ def averages(scopes: Mapping[str, TeacherScope], name: str, local_parts: Mapping
     if part != "frontends":
         return True
     return scope == "context" and rest.partition(".")[0] not in local_parts[modality]
-
-
-def evenly(x_BTD: Tensor, count: int) -> Tensor:
-    """Return ``count`` of the B * T tokens, evenly spaced, or all if there are fewer: (count, D), a copy."""
-    tokens = x_BTD.flatten(0, 1)
-    count = min(count, len(tokens))
-    # Not a slice: compiled code would be recompiled for every stride, and x_BTD would be kept alive.
-    return tokens[torch.arange(count, device=x_BTD.device) * len(tokens) // count]

@@ -15,11 +15,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from d2v.models.distillation import NUM_LOCAL_FEATURES, evenly
-from d2v.models.masked import MaskedModel
+from d2v.models.masked import MaskedModel, masked_loss
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
-from d2v.objective.losses import feature_std, regression_loss_sum
+from d2v.objective.losses import regression_loss_sum
 from d2v.types import Batch, LossOutput
 from d2v.values import buildable
 
@@ -88,20 +87,7 @@ class MaskedAutoencoder(MaskedModel):
         pred = self.decoders[batch.modality](visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, V)
 
         loss_sum = regression_loss_sum(pred, target, 1 / frontend.patch_values)  # the mean over a patch
-        return LossOutput(
-            loss_sum=loss_sum,
-            count=torch.tensor(mask.ids_mask.numel(), device=pred.device),
-            terms={"regression": loss_sum.detach()},
-            logged={
-                "target_std": feature_std(target),
-                "pred_std": feature_std(pred),
-                "masked_fraction": torch.tensor(mask.masked_fraction, device=pred.device),
-            },
-            watched={
-                "features": visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
-                "frontend": evenly(features_BTD.detach(), NUM_LOCAL_FEATURES).float(),
-            },
-        )
+        return masked_loss(mask, loss_sum, pred, target, visible_NKD, features_BTD, {"regression": loss_sum.detach()})
 
     def targets(self, batch: Batch) -> Tensor:
         """Return the input values of every token, (B, T, V) float32."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from d2v.nn.encoder import Encoder
+from d2v.objective.losses import feature_std
 from d2v.objective.masking import MaskGenerator
-from d2v.types import Batch, LossOutput
+from d2v.types import Batch, LossOutput, TokenMask
+
+NUM_LOCAL_FEATURES = 256  # enough to see whether a frontend has collapsed
 
 
 class MaskedModel(nn.Module):
@@ -59,3 +63,47 @@ class MaskedModel(nn.Module):
                 f"mask=null: a {type(self).__name__} predicts masked tokens; "
                 "choose mask=random, block, inverse_block or span"
             )
+
+
+def masked_loss(
+    mask: TokenMask,
+    loss_sum: Tensor,
+    pred: Tensor,
+    target: Tensor,
+    visible_NKD: Tensor,
+    features_BTD: Tensor,
+    terms: dict[str, Tensor],
+) -> LossOutput:
+    """Return a loss over masked tokens, with what to log and to watch of it.
+
+    Args:
+        mask: N masks, M a sample.
+        loss_sum: sum over all masked tokens.
+        pred: (N, T - K, D) predictions.
+        target: their targets.
+        visible_NKD: (N, K, D) student's output at the visible tokens.
+        features_BTD: (B, T, D) local features.
+        terms: parts of the loss by name, detached.
+    """
+    return LossOutput(
+        loss_sum=loss_sum,
+        count=torch.tensor(mask.ids_mask.numel(), device=pred.device),
+        terms=terms,
+        logged={
+            "target_std": feature_std(target),
+            "pred_std": feature_std(pred),
+            "masked_fraction": torch.tensor(mask.masked_fraction, device=pred.device),
+        },
+        watched={
+            "features": visible_NKD[:: mask.num_masks].mean(dim=1).detach().float(),
+            "frontend": evenly(features_BTD.detach(), NUM_LOCAL_FEATURES).float(),
+        },
+    )
+
+
+def evenly(x_BTD: Tensor, count: int) -> Tensor:
+    """Return ``count`` of the B * T tokens, evenly spaced, or all if there are fewer: (count, D), a copy."""
+    tokens = x_BTD.flatten(0, 1)
+    count = min(count, len(tokens))
+    # Not a slice: compiled code would be recompiled for every stride, and x_BTD would be kept alive.
+    return tokens[torch.arange(count, device=x_BTD.device) * len(tokens) // count]

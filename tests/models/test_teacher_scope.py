@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from d2v.models.data2vec2 import Data2Vec2
-from d2v.models.distillation import evenly
+from d2v.models.masked import evenly
 from d2v.nn.decoders import ConvDecoder1d
 from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.speech import SpeechFrontend

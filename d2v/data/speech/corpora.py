@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from d2v.data.files import Listing, home_path, list_files
@@ -37,15 +37,6 @@ def librispeech_parts(root: str, parts: Sequence[str], key: str) -> tuple[list[C
         silent += len(texts)
     damaged = f"{silent:,} transcripts without their .flac: the copy of LibriSpeech is damaged"
     return clips, left_out, (damaged,) if silent else ()
-
-
-def librispeech_clips(root: str, split: str, key: str) -> Iterator[Clip]:
-    """The utterances of one part of LibriSpeech, with their transcripts: split/<speaker>/<chapter>/*.flac, *.trans.txt.
-
-    Raises:
-        FileNotFoundError, PermissionError, ValueError: as :func:`librispeech_parts`.
-    """
-    return iter(librispeech_parts(root, [split], key)[0])
 
 
 def _librispeech_files(root: str, split: str, key: str) -> Listing:

@@ -12,7 +12,7 @@ import pytest
 
 from d2v.data.letters import LETTERS, unspell
 from d2v.data.speech.clips import AudioClips, Clip
-from d2v.data.speech.corpora import librispeech_clips, manifest_clips, with_transcripts
+from d2v.data.speech.corpora import librispeech_parts, manifest_clips, with_transcripts
 from d2v.data.speech.data import SpeechData
 from d2v.data.speech.factories import audio_manifest, librispeech
 from d2v.data.speech.transcripts import TranscribedClips, choose_hours
@@ -118,7 +118,7 @@ def test_errors_about_transcripts_name_their_file_and_line(tmp_path: Path) -> No
         with pytest.raises(ValueError, match=rf"^a\.wav: {message}"):
             TranscribedClips(found, LETTERS, RATE)
     librispeech_part(tmp_path, "dev", {"1-2-0000": "ONE", "1-2-0001": "4"})
-    found = AudioClips(tmp_path.__truediv__, librispeech_clips(str(tmp_path), "dev", "data.val"), RATE, 1)
+    found = AudioClips(tmp_path.__truediv__, librispeech_parts(str(tmp_path), ["dev"], "data.val")[0], RATE, 1)
     with pytest.raises(ValueError, match=r"1-2-0001\.flac: '4' in '4' \(.*1-2\.trans\.txt:2\) is not in"):
         TranscribedClips(found, LETTERS, RATE)
 
@@ -136,7 +136,7 @@ def test_transcripts_in_another_encoding_are_named(tmp_path: Path) -> None:
     with (tmp_path / "dev" / "1" / "2" / "1-2.trans.txt").open("ab") as file:
         file.write("1-2-0001 ZWÖLF\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"1-2\.trans\.txt:2: byte 0xd6 is not UTF-8; .* \(data\.val=dev\)"):
-        list(librispeech_clips(str(tmp_path), "dev", "data.val"))
+        librispeech_parts(str(tmp_path), ["dev"], "data.val")[0]
 
 
 def test_clips_without_transcripts(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ TEXTS = {"19-198-0001": "TWO WORDS", "19-198-0000": "NORTHANGER ABBEY", "19-227-
 def test_librispeech_lies_below_the_root_or_in_its_folder(tmp_path: Path, parent: str) -> None:
     librispeech_part(tmp_path / parent, "dev-clean", TEXTS)
     (tmp_path / parent / "dev-clean" / "README.TXT").write_text("x")
-    listed = list(librispeech_clips(str(tmp_path), "dev-clean", "data.val"))
+    listed = librispeech_parts(str(tmp_path), ["dev-clean"], "data.val")[0]
     found = {Path(clip.path).stem: clip.transcript for clip in listed}
     assert found == TEXTS
     assert [clip.path for clip in listed] == sorted(clip.path for clip in listed)
@@ -245,10 +245,10 @@ def test_librispeech_lies_below_the_root_or_in_its_folder(tmp_path: Path, parent
 def test_librispeech_errors(tmp_path: Path) -> None:
     librispeech_part(tmp_path, "dev-clean", TEXTS)
     with pytest.raises(FileNotFoundError, match=r"data\.train=dev-other: .* neither dev-other nor LibriSpeech/"):
-        list(librispeech_clips(str(tmp_path), "dev-other", "data.train"))
+        librispeech_parts(str(tmp_path), ["dev-other"], "data.train")[0]
     save(tmp_path / "dev-clean" / "19" / "198" / "19-198-0002.flac", 800)
     with pytest.raises(ValueError, match=r"19-198-0002\.flac: no transcript in .*198/\*\.trans\.txt"):
-        list(librispeech_clips(str(tmp_path), "dev-clean", "data.train"))
+        librispeech_parts(str(tmp_path), ["dev-clean"], "data.train")[0]
 
 
 def test_librispeech_counts_what_is_left_out_or_missing(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_folders_of_librispeech_that_cannot_be_read_are_refused(
 
     monkeypatch.setattr(os, "scandir", locked)
     with pytest.raises(PermissionError, match=r"data\.train=dev: 1 folders cannot be read: .*dev/19/198 \(Permission"):
-        list(librispeech_clips(str(tmp_path), "dev", "data.train"))
+        librispeech_parts(str(tmp_path), ["dev"], "data.train")[0]
 
 
 # --- manifests
