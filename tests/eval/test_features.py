@@ -2,34 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from row_encoder import DEPTH, DIM, RowEncoder
 from torch import Tensor, nn
 
 from d2v.eval.features import check_probe_data, eval_mode, extract, pool_tokens, standardize
-from d2v.types import Batch, EncoderOutput, TokenMask
-
-DEPTH, DIM = 3, 8
-
-
-class Encoder(nn.Module):
-    """Tokens are image rows; block i adds 1; dropout shows whether it runs in eval mode."""
-
-    def __init__(self, num_prefix_tokens: int = 1) -> None:
-        super().__init__()
-        self.num_prefix_tokens = num_prefix_tokens
-        self.embed = nn.Linear(4, DIM)
-        self.dropout = nn.Dropout(0.5)
-        self.frozen = nn.Dropout(0.5).eval()
-        self.asked_for_layers: list[bool] = []
-
-    def forward(self, batch: Batch, return_layers: bool) -> EncoderOutput:
-        assert batch.mask is None
-        assert not self.frozen.training
-        self.asked_for_layers.append(return_layers)
-        x = self.embed(batch.inputs[:, 0])
-        prefix = x.new_full((len(x), self.num_prefix_tokens, DIM), 7.0)
-        x = self.dropout(torch.cat([prefix, x], dim=1))
-        layers = tuple(x + i for i in range(DEPTH))
-        return EncoderOutput(x * 2, layers if return_layers else (), self.num_prefix_tokens)
+from d2v.types import Batch, TokenMask
 
 
 def make_batches(*sizes: int, labelled: bool = True, num_tokens: int = 5) -> list[Batch]:
@@ -42,13 +19,13 @@ def make_batches(*sizes: int, labelled: bool = True, num_tokens: int = 5) -> lis
     return batches
 
 
-def tokens_of(encoder: Encoder, batches: list[Batch]) -> Tensor:
+def tokens_of(encoder: RowEncoder, batches: list[Batch]) -> Tensor:
     """(N, T, D), computed with none of the tested code."""
     return torch.cat([encoder.embed(b.inputs[:, 0]) for b in batches]).detach()
 
 
 def test_last_layer_mean_over_patches() -> None:
-    encoder, batches = Encoder(), make_batches(4, 4, 2)
+    encoder, batches = RowEncoder(), make_batches(4, 4, 2)
     features = extract(encoder, batches)
     torch.testing.assert_close(features.features, 2 * tokens_of(encoder, batches).mean(1))
     assert features.sample_ids.tolist() == list(range(100, 110))
@@ -58,7 +35,7 @@ def test_last_layer_mean_over_patches() -> None:
 
 
 def test_layers() -> None:
-    encoder, batches = Encoder(), make_batches(4, 2)
+    encoder, batches = RowEncoder(), make_batches(4, 2)
     tokens = tokens_of(encoder, batches).mean(1)
     torch.testing.assert_close(extract(encoder, batches, layers="average").features, tokens + 1)
     torch.testing.assert_close(extract(encoder, batches, layers=0).features, tokens)
@@ -70,7 +47,7 @@ def test_layers() -> None:
 
 
 def test_pooling() -> None:
-    encoder, batches = Encoder(num_prefix_tokens=2), make_batches(4, 2)
+    encoder, batches = RowEncoder(num_prefix_tokens=2), make_batches(4, 2)
     assert extract(encoder, batches, pool="cls").features.eq(14).all()
     assert extract(encoder, batches, pool="cls", layers="all").features.shape == (6, DEPTH, DIM)
     tokens = extract(encoder, batches, pool="none").features
@@ -91,7 +68,7 @@ def test_padding_is_left_out_of_the_mean(shape: tuple[int, ...]) -> None:
 
 
 def test_masks_are_ignored_and_skipped_samples_kept() -> None:
-    encoder, (batch,) = Encoder(), make_batches(4)
+    encoder, (batch,) = RowEncoder(), make_batches(4)
     mask = TokenMask.from_bool(torch.eye(5, dtype=torch.bool)[:4])
     masked = replace(batch, mask=mask, skipped=("a.png: truncated",))
     features = extract(encoder, [masked, batch])
@@ -100,7 +77,7 @@ def test_masks_are_ignored_and_skipped_samples_kept() -> None:
 
 
 def test_training_flags_are_restored_one_by_one_even_after_an_error() -> None:
-    encoder = Encoder()
+    encoder = RowEncoder()
     extract(encoder, make_batches(2))
     assert (encoder.training, encoder.dropout.training, encoder.frozen.training) == (True, True, False)
     with eval_mode(encoder):
@@ -113,7 +90,7 @@ def test_training_flags_are_restored_one_by_one_even_after_an_error() -> None:
 
 
 def test_features_are_ordinary_float32_tensors() -> None:
-    encoder = Encoder().bfloat16()
+    encoder = RowEncoder().bfloat16()
     batches = [replace(b, inputs=b.inputs.bfloat16()) for b in make_batches(4)]
     features = extract(encoder, batches, layers="average").features
     assert features.dtype == torch.float32
@@ -122,29 +99,29 @@ def test_features_are_ordinary_float32_tensors() -> None:
 
 
 def test_unlabelled_batches_have_no_labels() -> None:
-    assert extract(Encoder(), make_batches(4, 2, labelled=False)).labels is None
+    assert extract(RowEncoder(), make_batches(4, 2, labelled=False)).labels is None
 
 
 def test_errors_name_the_setting() -> None:
     batches = make_batches(2, 2)
     with pytest.raises(ValueError, match=r"probe\.pool=cls.*set probe\.pool=mean"):
-        extract(Encoder(num_prefix_tokens=0), batches, pool="cls")
+        extract(RowEncoder(num_prefix_tokens=0), batches, pool="cls")
     with pytest.raises(ValueError, match=r"probe\.pool='max'"):
-        extract(Encoder(), batches, pool="max")  # type: ignore[arg-type]
+        extract(RowEncoder(), batches, pool="max")  # type: ignore[arg-type]
     for layers in ("first", True, None):
         with pytest.raises(ValueError, match=r"probe\.layers="):
-            extract(Encoder(), batches, layers=layers)  # type: ignore[arg-type]
+            extract(RowEncoder(), batches, layers=layers)  # type: ignore[arg-type]
     for index in (DEPTH, -DEPTH - 1):
         with pytest.raises(ValueError, match=rf"probe\.layers={index}, .*3 blocks: choose -3 to 2"):
-            extract(Encoder(), batches, layers=index)
+            extract(RowEncoder(), batches, layers=index)
     with pytest.raises(ValueError, match="no batches"):
-        extract(Encoder(), [])
+        extract(RowEncoder(), [])
     with pytest.raises(ValueError, match="only 1 of 2 batches have labels"):
-        extract(Encoder(), [batches[0], replace(batches[1], labels=None)])
+        extract(RowEncoder(), [batches[0], replace(batches[1], labels=None)])
 
 
 def test_tokens_of_samples_of_different_lengths_follow_each_other() -> None:
-    encoder = Encoder(num_prefix_tokens=2)
+    encoder = RowEncoder(num_prefix_tokens=2)
     padded, longer = make_batches(2)[0], make_batches(2, num_tokens=6)[0]
     padding_mask = torch.zeros(2, 5, dtype=torch.bool)
     padding_mask[1, 3:] = True
@@ -165,7 +142,7 @@ def test_features_are_put_back_into_the_order_of_the_ids() -> None:
     padded, longer = make_batches(2)[0], make_batches(2, num_tokens=6)[0]
     batches = [replace(longer, sample_ids=torch.tensor([3, 1])), replace(padded, sample_ids=torch.tensor([2, 0]))]
     for pool in ("mean", "none"):
-        as_read = extract(Encoder(), batches, pool=pool)
+        as_read = extract(RowEncoder(), batches, pool=pool)
         found = as_read.by_id()
         assert found.sample_ids.tolist() == [0, 1, 2, 3]
         place = as_read.sample_ids.tolist().index

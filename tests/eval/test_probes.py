@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from row_encoder import DEPTH, DIM, RowEncoder
 from torch import Tensor, nn
 
 from d2v.eval import probes
@@ -12,7 +13,7 @@ from d2v.eval.linear import linear_probe
 from d2v.eval.probes import Labelled, Settings, classify, hold_out_groups, transcribe
 from d2v.eval.tfidf import tfidf_knn, tfidf_linear
 from d2v.runs.results import Row
-from d2v.types import Batch, EncoderOutput, TokenMask
+from d2v.types import Batch, TokenMask
 
 GROUPS = ["ann", "bob", "ann", "cid", "bob", "ann", "cid"]
 
@@ -115,25 +116,6 @@ def test_transcribe_gives_the_letter_error() -> None:
 
 # --- frames
 
-DEPTH, DIM = 3, 8
-
-
-class Encoder(nn.Module):
-    """Tokens are image rows; block i adds 1; dropout shows whether it runs in eval mode."""
-
-    def __init__(self, num_prefix_tokens: int = 1) -> None:
-        super().__init__()
-        self.num_prefix_tokens = num_prefix_tokens
-        self.embed = nn.Linear(4, DIM)
-        self.dropout = nn.Dropout(0.5)
-
-    def forward(self, batch: Batch, return_layers: bool) -> EncoderOutput:
-        assert batch.mask is None
-        x = self.embed(batch.inputs)
-        x = self.dropout(torch.cat([x.new_full((len(x), self.num_prefix_tokens, DIM), 7.0), x], dim=1))
-        layers = tuple(x + i for i in range(DEPTH))
-        return EncoderOutput(x * 2, layers if return_layers else (), self.num_prefix_tokens)
-
 
 def padded_batches(lengths: Sequence[Sequence[int]], seed: int = 0) -> list[Batch]:
     """Batches of inputs of these lengths; padding is NaN; no padding mask where all are equally long."""
@@ -150,7 +132,7 @@ def padded_batches(lengths: Sequence[Sequence[int]], seed: int = 0) -> list[Batc
 
 @pytest.mark.parametrize("num_prefix_tokens", [0, 2])
 def test_frames_are_every_samples_own_without_padding_and_prefix(num_prefix_tokens: int) -> None:
-    encoder, batches = Encoder(num_prefix_tokens), padded_batches([[5, 3, 1], [4, 4], [2]])
+    encoder, batches = RowEncoder(num_prefix_tokens), padded_batches([[5, 3, 1], [4, 4], [2]])
     batches[1] = replace(batches[1], skipped=("a.wav: torn",), mask=TokenMask.from_bool(torch.eye(4).bool()[:2]))
     frames, ids, skipped = extract_frames(encoder, batches)
     assert [x.shape for x in frames] == [(n, DIM) for n in (5, 3, 1, 4, 4, 2)]
@@ -163,7 +145,7 @@ def test_frames_are_every_samples_own_without_padding_and_prefix(num_prefix_toke
 
 
 def test_frames_of_any_layer() -> None:
-    encoder, batches = Encoder(), padded_batches([[5, 3], [4]])
+    encoder, batches = RowEncoder(), padded_batches([[5, 3], [4]])
     last = extract_frames(encoder, batches)[0]
     for layers, offset in ((0, 0), (-1, 2), ("average", 1)):
         for x, expected in zip(extract_frames(encoder, batches, layers=layers)[0], last, strict=True):  # type: ignore[arg-type]
@@ -179,7 +161,7 @@ def test_frames_of_any_layer() -> None:
 
 
 def test_frames_are_ordinary_float32_tensors_of_their_own() -> None:
-    encoder = Encoder().bfloat16()
+    encoder = RowEncoder().bfloat16()
     batches = [replace(batch, inputs=batch.inputs.bfloat16()) for batch in padded_batches([[5, 3], [4]])]
     frames = extract_frames(encoder, batches)[0]
     for x in frames:
