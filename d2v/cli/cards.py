@@ -1,4 +1,4 @@
-"""Model cards: what a reader needs to use what was written."""
+"""Model cards of exports: origin, inputs, and code to load the model."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ _FILES = {
 
 
 def model_card(trained: Checkpoint, network: str, library: str = "d2v") -> str:
-    """Markdown.
+    """Return the model card in Markdown.
 
     Args:
-        trained: what is handed on.
-        network: student or teacher.
-        library: what reads it: "d2v", "transformers" (its own classes), "AutoModel" (d2v's), or "ONNX".
+        trained: the exported checkpoint.
+        network: "student" or "teacher".
+        library: reader of the export: "d2v", "transformers" (its own classes), "AutoModel" (d2v's class), or "ONNX".
     """
     modality = next(iter(trained.encoder.frontends))
     frontend = trained.encoder.frontend(modality)

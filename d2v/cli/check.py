@@ -1,4 +1,4 @@
-"""``d2v check``: a data set, read as training would read it."""
+"""``d2v check``: read a data set as training would."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check(cfg: DictConfig) -> None:
         if not isinstance(allowed, int | float) or not 0 <= allowed <= 1:
             raise ValueError(f"data.max_bad_fraction={shown(allowed)}: give a number from 0 to 1")
         if "max_bad_fraction" in node:
-            node["max_bad_fraction"] = 1.0  # so that all bad samples are found
+            node["max_bad_fraction"] = 1.0  # to find all bad samples
         if "patch_size" in node and not is_given("data.patch_size"):
             node["patch_size"] = 1  # an experiment says what a token is; images of any size can be checked
         data = build(node, key="data", trusted=True)

@@ -1,4 +1,4 @@
-"""Table of the commands: one row a command, with all that help, completion and the entry point need of it."""
+"""Table of the commands, one row each, for help, completion and the entry point."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Command:
     Attributes:
         about: one line for the general help.
         examples: pairs of a command line and its purpose.
-        groups: configuration groups that it reads.
-        actions: words one of which follows the command's name; empty: none.
-        positional: key of a first word without "="; None: every word has one.
-        experiments: experiment=NAME chooses a recipe.
+        groups: configuration groups of the command.
+        actions: words of which one follows the command's name; () for none.
+        positional: key of a first word without "="; None if every word needs one.
+        experiments: whether experiment=NAME chooses a recipe.
     """
 
     about: str
@@ -183,12 +183,12 @@ COMMANDS = {
 
 
 def module_of(command: str) -> str:
-    """Dotted name of a command's module, which holds a function of the same last name."""
+    """Return the dotted name of a command's module, which holds a function with the same last name."""
     return f"d2v.cli.{command}_" if keyword.iskeyword(command) else f"d2v.cli.{command}"
 
 
 def configuration_folder() -> Path:
-    """Folder of the package d2v.conf."""
+    """Return the folder of the package d2v.conf."""
     spec = importlib.util.find_spec("d2v.conf")
     assert spec is not None
     assert spec.origin is not None
@@ -196,6 +196,6 @@ def configuration_folder() -> Path:
 
 
 def options(group: str) -> list[str]:
-    """The options of a configuration group."""
+    """Return the options of a configuration group."""
     folder = configuration_folder() / group
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("[!_]*.yaml"))

@@ -1,6 +1,6 @@
-"""Completion of ``d2v``'s words in bash, zsh and fish: commands, groups, their options, keys; files by the shell.
+"""Shell completion for bash, zsh and fish: commands, groups, options and keys; the shell itself completes files.
 
-The shell asks ``d2v completion words LINE``, where LINE is what was typed up to the cursor.
+The shell calls ``d2v completion words LINE`` with the line up to the cursor.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> str | None:
     """Run ``d2v completion``.
 
     Returns:
-        What is wrong with the arguments, or None.
+        An error message, or None.
     """
     if len(arguments) == 1 and arguments[0] in SCRIPTS:
         print(SCRIPTS[arguments[0]])
@@ -60,10 +60,10 @@ def main(arguments: list[str]) -> str | None:
 
 
 def complete(line: str) -> list[str]:
-    """Words that the last one of a command line may become; none where only a file's name can follow.
+    """Return completions of the last word of a command line; none if only a file name can follow.
 
     Args:
-        line: begins with the name of the program; ends with a blank if the next word is not begun.
+        line: line from the program's name on; ends with a blank if the next word is empty.
     """
     words = line.split()[1:]
     word = "" if not words or line[-1:].isspace() else words.pop()
@@ -83,7 +83,7 @@ def complete(line: str) -> list[str]:
 
 
 def _of_command(command: str, before: list[str], word: str) -> Iterator[str]:
-    """Groups, options, keys and flags of a command."""
+    """Return groups, options, keys and flags of a command."""
     row = COMMANDS[command]
     groups = (*row.groups, *(("experiment",) if row.experiments else ()))
     sign = re.match(r"[+~]*", word)
@@ -101,7 +101,7 @@ def _of_command(command: str, before: list[str], word: str) -> Iterator[str]:
 
 
 def _next_keys(command: str, before: list[str], word: str) -> Iterator[str]:
-    """Keys one level below what was typed: ``optim.`` gives ``optim.lr=``."""
+    """Return keys one level below the prefix: ``optim.`` gives ``optim.lr=``."""
     from d2v.cli.hints import chosen, composed  # only here: they import Hydra
 
     node, prefix = composed(command, chosen(command, before)), ""

@@ -28,14 +28,14 @@ STOPPED = {TIME_IS_UP} | {128 + number for number in (signal.SIGHUP, signal.SIGI
 
 
 def stopped_early(trainer: L.Trainer, command: str, run_dir: Path, resume: str | None, scores: bool = False) -> bool:
-    """After ``fit``: whether the run was stopped; then say so, and how to go on.
+    """Return, after ``fit``, whether the run was stopped early; print so, and how to resume.
 
     Args:
-        trainer: that has trained.
+        trainer: trainer after ``fit``.
         command: "pretrain" or "finetune".
-        run_dir: the run's folder.
-        resume: as configured.
-        scores: whether the command has still to score a model that is trained to its last step.
+        run_dir: folder of the run.
+        resume: value of ``resume``.
+        scores: whether the command still has to score a fully trained model.
 
     Raises:
         SystemExit: the run was stopped: with 0 where Slurm runs the job again, else, of the first process, with 128 +
@@ -53,7 +53,7 @@ def stopped_early(trainer: L.Trainer, command: str, run_dir: Path, resume: str |
             say(f"to go on: {resume_command(command, run_dir)}", "stdout")
     if stop.requeue:
         requeue(resume, trainer.is_global_zero)
-    status = stop.status if trainer.is_global_zero else 0  # else whoever started the processes would kill the first
+    status = stop.status if trainer.is_global_zero else 0  # otherwise the launcher would kill rank 0
     if stop.reason == "max_time" and HydraConfig.get().mode == RunMode.MULTIRUN:
         Status.value = status
         return True
@@ -61,16 +61,16 @@ def stopped_early(trainer: L.Trainer, command: str, run_dir: Path, resume: str |
 
 
 def resume_command(command: str, run_dir: Path) -> str:
-    """Return the words to type in a shell."""
+    """Return the shell command that resumes a run."""
     word = f"resume={run_dir}"
     is_plain = re.fullmatch(r"resume=[\w./+-]+", word)
     return f"d2v {command} {word if is_plain else for_the_shell(word)}"
 
 
 def wait_for(process: subprocess.Popen[Any]) -> int:
-    """A child's exit status; signals that end this process are handed on to it first, and it is waited for.
+    """Wait for a child and return its exit status; pass SIGTERM and SIGHUP to it.
 
-    Ctrl-C in a terminal reaches the child anyway.
+    Ctrl-C in a terminal reaches the child by itself.
     """
     with _handing_on(process):
         try:

@@ -1,4 +1,4 @@
-"""``d2v evaluate``: what a frozen encoder knows, beside its inputs and itself untrained."""
+"""``d2v evaluate``: probe a frozen encoder, with its inputs and the untrained encoder as baselines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from d2v.types import Batch
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Print the probes' table and write it, with results.json, to the command's folder."""
+    """Print the table of probes and write it, with results.json, to the command's folder."""
     with configuring():
         settings = checked(Evaluate, plain(cfg, without=["data"]))
         run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -59,14 +59,14 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def probe_settings(settings: Evaluate) -> Settings:
-    """Return how to probe: the keys of ``probe``, the seed, the device and its precision."""
+    """Return the settings of the probes: the keys of ``probe``, seed, device and precision."""
     device = best_device().type
     precision = choose_precision(settings.precision, device)
     return Settings(**asdict(settings.probe), seed=settings.seed, device=device, bf16=precision == "bf16-mixed")
 
 
 def encoding(data: EvalData, split: str, settings: Evaluate, num_workers: int) -> Iterable[Batch]:
-    """Return the batches of a split, whose progress is shown."""
+    """Return the batches of a split, with progress on standard error."""
     batch_size = None if settings.batch_size == "auto" else settings.batch_size
     return watched(eval_loader(data, split, batch_size, num_workers), f"encoding {split}")
 

@@ -1,4 +1,4 @@
-"""``d2v export``: an encoder, or a fine-tuned model, as files that others read."""
+"""``d2v export``: write an encoder, or a fine-tuned model, for other libraries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAIRSEQ_FILE = "checkpoint.pt"
 
 
 def export(cfg: DictConfig) -> None:
-    """Write what was trained in the chosen format, with a model card."""
+    """Write a checkpoint in the chosen format, with a model card."""
     with configuring():
         settings = checked(Export, plain(cfg))
         trained = open_checkpoint(settings.checkpoint, settings.network)
@@ -30,12 +30,12 @@ def export(cfg: DictConfig) -> None:
 
 
 def to_d2v(trained: Checkpoint, folder: Path, network: str) -> str:
-    """encoder.safetensors, config.yaml, a model card, and the tokenizer of text."""
+    """Write encoder.safetensors, config.yaml, a model card, and for text the tokenizer."""
     return f"encoder: {save_encoder(trained.encoder, trained.export_config, folder, model_card(trained, network))}"
 
 
 def to_huggingface(trained: Checkpoint, folder: Path, network: str) -> str:
-    """A class of transformers if there is one for such a model; else one of d2v's own, which the folder holds."""
+    """Write a model for a class of transformers if one fits; else for d2v's own class, with its code."""
     problems = huggingface_problems(trained.encoder_node, trained.head_node)
     save = save_custom_huggingface if problems else save_huggingface
     names = None if trained.score_range else trained.label_names
@@ -57,7 +57,7 @@ def to_huggingface(trained: Checkpoint, folder: Path, network: str) -> str:
 
 
 def to_onnx(trained: Checkpoint, folder: Path, network: str) -> str:
-    """encoder.onnx, or model.onnx with a head, compared with PyTorch."""
+    """Write encoder.onnx, or model.onnx with a head, and compare it with PyTorch."""
     from d2v.interop.onnx import save_onnx
 
     path = save_onnx(
@@ -67,7 +67,7 @@ def to_onnx(trained: Checkpoint, folder: Path, network: str) -> str:
 
 
 def to_fairseq(trained: Checkpoint, folder: Path, network: str) -> str:
-    """checkpoint.pt, as the authors' code writes it: student, teacher and decoder."""
+    """Write checkpoint.pt, in the format of the authors' code: student, teacher and decoder."""
     if trained.model is None:
         raise ValueError(f"format=fairseq: checkpoint={trained.path} is an encoder alone; give a run of d2v pretrain")
     with export_folder(folder, "fairseq") as part:

@@ -1,4 +1,4 @@
-"""``d2v extract``: features of a data set, as a file."""
+"""``d2v extract``: write the features of a data set to a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from d2v.terminal import watched
 
 
 def extract(cfg: DictConfig) -> None:
-    """Write features, sample ids, names and, where there are any, labels."""
+    """Write features, sample ids, names and, if there are any, labels."""
     with configuring():
         settings = checked(Extract, plain(cfg, without=["data"]))
         num_workers = choose_workers(settings.num_workers, best_device().type)

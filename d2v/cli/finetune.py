@@ -19,7 +19,7 @@ from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 
 
 def finetune(cfg: DictConfig) -> None:
-    """Train and score; whatever a user can have got wrong is checked before the first step."""
+    """Train and score a model; settings, data and checkpoints are checked before the first step."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with configuring():
         claim(run_dir)

@@ -1,4 +1,4 @@
-"""Parts of fine-tuning: settings that agree, labelled data, the model, the number of steps, scoring of the best."""
+"""Parts of fine-tuning: consistent settings, labelled data, model, number of steps, scoring of the best checkpoint."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Parts:
     model: FinetunedModel
 
     def trainer_node(self) -> dict[str, Any]:
-        """Return the settings of the trainer, with a strategy that allows for a frozen encoder."""
+        """Return the settings of the trainer, with a strategy that allows a frozen encoder."""
         node: dict[str, Any] = dict(self.config["trainer"])
         several = (node["devices"], node["num_nodes"]) != (1, 1)
         if self.settings.freeze_steps and node["strategy"] == "auto" and several:
-            node["strategy"] = "ddp_find_unused_parameters_true"  # at first the encoder takes no gradient
+            node["strategy"] = "ddp_find_unused_parameters_true"  # at first the encoder has no gradient
         return node
 
 
@@ -121,7 +121,7 @@ def without_label_fraction(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_given(settings: Finetune) -> None:
-    """Raise ValueError for settings that contradict each other."""
+    """Raise ValueError for contradictory settings."""
     if settings.checkpoint is not None and is_given("model"):
         raise ValueError(f"model=...: the encoder is that of checkpoint={settings.checkpoint}; give one of them")
     monitor = (settings.callbacks.get("checkpoint") or {}).get("monitor")
@@ -209,12 +209,12 @@ def number_of_steps(settings: Finetune, data: FinetuneData) -> int:
 
 
 def score_best(run_dir: Path, module: FinetuneModule, data: FinetuneData, trainer: L.Trainer, num_workers: int) -> None:
-    """Score the best checkpoint on every evaluation set, and write what was found."""
+    """Score the best checkpoint on every evaluation set, and write the results."""
     best = next((c for c in trainer.callbacks if isinstance(c, ScoreEvery)), None)  # type: ignore[attr-defined]
     step, model = trainer.global_step, module.scored
     if best is not None and best.path.is_file():
         checkpoint = RunCheckpoint.load(best.path)
-        whole = checkpoint.build_model()  # the module's may be spread over devices
+        whole = checkpoint.build_model()  # the module's model may be sharded
         assert isinstance(whole, FinetunedModel)
         model = whole
         step = checkpoint.step

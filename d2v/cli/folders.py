@@ -1,4 +1,4 @@
-"""Folders made for a command, taken away again if it failed before it wrote anything there."""
+"""Folders created for a command, removed again if the command fails before it writes to them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from d2v.runs.lock import HOLDER, LOCK
 # Files that Hydra and the lock of a run write before the command begins.
 _BOOKKEEPING = {".hydra", LOCK, HOLDER, "multirun.yaml"}
 
-_made: dict[Path, list[Path]] = {}  # folder -> those above it that were missing, too, lowest first
+_made: dict[Path, list[Path]] = {}  # folder -> its parents that were missing, too, lowest first
 
 
 def note_making(folder: str | Path) -> None:
-    """Remember that this process is about to make a folder; nothing if it is there already."""
+    """Note that this process is about to create a folder; does nothing if it exists."""
     path = Path(folder).absolute()
     if not path.exists():
         _made.setdefault(path, [parent for parent in path.parents if not parent.exists()])
 
 
 def forget_making(folder: str | Path) -> None:
-    """Another process was faster: the folder is its."""
+    """Forget a folder, because another process has created it."""
     _made.pop(Path(folder).absolute(), None)
 
 
 def note_given(arguments: list[str]) -> None:
-    """:func:`note_making` for folders that Hydra makes without asking d2v."""
+    """Call :func:`note_making` for folders that Hydra creates by itself."""
     for word in arguments:
         key, _, value = word.lstrip("+").partition("=")
         if key in ("hydra.run.dir", "hydra.sweep.dir") and "${" not in value:
@@ -37,7 +37,7 @@ def note_given(arguments: list[str]) -> None:
 
 @contextmanager
 def tidying() -> Iterator[None]:
-    """Take away what was made and not used, if the block fails."""
+    """Remove unused new folders if the block fails."""
     _made.clear()
     try:
         yield
@@ -51,7 +51,7 @@ def tidying() -> Iterator[None]:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Remove a folder, of which only bookkeeping and logs remain once this was done to the folders in it."""
+    """Remove a folder and, first, folders in it, if they hold only bookkeeping and logs."""
     for path in folder.iterdir():
         if path.is_dir() and path.name not in _BOOKKEEPING:
             _remove_unused(path)

@@ -1,4 +1,4 @@
-"""Hints on a command line that Hydra cannot compose: the word, the reason, the words to type."""
+"""Hints on command lines that Hydra cannot compose: the word, the reason, and a correction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from d2v.cli.commands import COMMANDS, configuration_folder, options
 from d2v.cli.words import for_the_shell
 
-# Keys that people look for under other names, by command.
+# Corrections of keys that users expect from other frameworks, by command.
 _ELSEWHERE = {
     "pretrain": {
         "epochs": "pretraining counts optimizer steps: write trainer.max_steps=N",
@@ -34,12 +34,12 @@ _ELSEWHERE = {
 
 
 def explain(error: Exception, arguments: list[str], command: str) -> str:
-    """One message about words that could not be composed.
+    """Return one message about words that could not be composed.
 
     Args:
-        error: Hydra's.
-        arguments: the command line's words, without the command.
-        command: whose configuration was to be composed.
+        error: error of Hydra.
+        arguments: words of the command line, without the command.
+        command: name of the command.
     """
     message = str(error)
     if isinstance(error, OverrideParseException):
@@ -82,7 +82,7 @@ def _explain_syntax(override: str) -> str:
 
 
 def _explain_group_value(arguments: list[str]) -> str:
-    """A group was given null, a number or a flag."""
+    """Return the message for a group set to null, a number or a flag."""
     groups = {path.name for path in configuration_folder().iterdir() if path.is_dir()}
     for word in arguments:
         group, _, value = word.partition("=")
@@ -132,7 +132,7 @@ def _explain_key(unknown: str, arguments: list[str], command: str) -> str:
 
 
 def _has_group(command: str, group: str, option: str) -> bool:
-    """Return whether a command's options of a group can be chosen at all."""
+    """Return whether a command has a group."""
     with initialize_config_module("d2v.conf", version_base="1.3"):
         try:
             compose(command, overrides=chosen(command, [f"{group}={option}"]))
@@ -142,7 +142,7 @@ def _has_group(command: str, group: str, option: str) -> bool:
 
 
 def _options_with(group: str, leaf: str) -> list[str]:
-    """The options of a group that have a key."""
+    """Return the options of a group that have a key."""
     return [name for name in options(group) if leaf in _option(group, name)] if group else []
 
 
@@ -151,24 +151,24 @@ def _option(group: str, name: str) -> Any:
 
 
 def _target_of(node: Any) -> str:
-    """Module of what a node builds, of which those of one modality share one."""
+    """Return the module of a node's class, which is the same for all data of a modality."""
     return str(node.get("_target_", "")).rpartition(".")[0] if isinstance(node, dict) else ""
 
 
 def _known_keys(command: str, arguments: list[str]) -> list[str]:
-    """Every key of a command's configuration, with its groups chosen as the user did."""
+    """Return all keys of a command's configuration, with the user's choices of groups."""
     return [key for key in _leaves(composed(command, chosen(command, arguments)), "") if not key.endswith("_")]
 
 
 def chosen(command: str, arguments: list[str]) -> list[str]:
-    """The words that choose options of groups; fine-tuning needs a task."""
+    """Return the words that choose options of groups; fine-tuning needs a task."""
     words = [a for a in arguments if re.fullmatch(r"[a-z]+=[a-z][\w/]*", a)]
     needs_task = command == "finetune" and not any(a.startswith("task=") for a in words)
     return [*words, "task=image_classification"] if needs_task else words
 
 
 def composed(command: str, overrides: list[str]) -> Any:
-    """The plain configuration of a command; without the overrides if they do not compose; empty if nothing does."""
+    """Return the plain configuration of a command; without overrides if they do not compose; {} if nothing does."""
     with initialize_config_module("d2v.conf", version_base="1.3"):
         for words in (overrides, [word for word in overrides if word.startswith("task=")]):
             try:

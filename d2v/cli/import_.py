@@ -1,4 +1,4 @@
-"""``d2v import``: somebody else's checkpoint as a folder of ours; every parameter accounted for."""
+"""``d2v import``: convert a checkpoint of the authors or of Hugging Face, with every parameter accounted for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from d2v.version import __version__
 
 
 def import_(cfg: DictConfig) -> None:
-    """Say what was found, and write its encoder as ``d2v export`` does."""
+    """Print a description of the checkpoint, and write its encoder in the format of ``d2v export``."""
     with configuring():
         settings = checked(Import, plain(cfg))
         trained = open_checkpoint(settings.checkpoint, settings.network)

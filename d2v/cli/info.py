@@ -1,4 +1,4 @@
-"""``d2v info``: versions, hardware, and what a checkpoint holds."""
+"""``d2v info``: versions, hardware, and the content of a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from d2v.lit.machine import choose_precision, describe_run
 
 
 def info(cfg: DictConfig) -> None:
-    """Print what one needs to know before asking for help."""
+    """Print versions, hardware and, if given, the content of a checkpoint, for bug reports."""
     with configuring():
         settings = checked(Info, plain(cfg))
     run = describe_run(seed=0)

@@ -11,9 +11,9 @@ _KEYS = ("checkpoint", "resume", "init_from")
 
 
 def name_latest(command: str, arguments: list[str]) -> list[str]:
-    """The command line with the path of the newest run in the place of ``latest``, said aloud.
+    """Return the command line with ``latest`` replaced by the path of the newest run, and print that path.
 
-    ``resume=`` goes on with a run of the same command; fine-tuning and ``init_from=`` start from a pretrained one.
+    ``resume=`` takes a run of the same command; fine-tuning and ``init_from=`` take a pretraining run.
 
     Raises:
         ValueError: there is no such run.

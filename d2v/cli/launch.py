@@ -1,4 +1,4 @@
-"""Runs a command under Hydra and turns what users can mend into one clear message instead of a stack trace."""
+"""Running of a command under Hydra, with one clear message instead of a stack trace for errors that users can fix."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ _MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError, UserError)
 
 
 class Status:
-    """Exit status of a command whose runs have all been made, where the time of one of several was up."""
+    """Exit status of a command with several runs, of which one was stopped by ``trainer.max_time``."""
 
     value = 0
 
 
 @contextmanager
 def configuring() -> Iterator[None]:
-    """While a command is being set up, wrong values are the user's to mend; later, errors keep their stack trace."""
+    """Report invalid values as a message while a command is being set up; later errors keep their stack trace."""
     try:
         yield
     except MissingMandatoryValue as error:
@@ -67,7 +67,7 @@ def configuring() -> Iterator[None]:
 
 @contextmanager
 def naming(key: str) -> Iterator[None]:
-    """Errors about a checkpoint name the key it was given by."""
+    """Name the key of a checkpoint in errors about it."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -76,7 +76,7 @@ def naming(key: str) -> Iterator[None]:
 
 @contextmanager
 def running() -> Iterator[None]:
-    """While a command runs, only what it found wrong with the data or the run itself is the user's to mend."""
+    """Report errors of data and run (:class:`UserError`) as a message while a command runs; others keep their trace."""
     try:
         yield
     except UserError as error:
@@ -107,10 +107,10 @@ def fail(message: str, error: BaseException) -> NoReturn:
 
 
 class Task:
-    """Task function of a command: answers what is missing, and only then imports the command's module.
+    """Task function of a command, which reports missing values before it imports the command's module.
 
     Args:
-        command: its name.
+        command: name of the command.
     """
 
     def __init__(self, command: str) -> None:
@@ -131,10 +131,10 @@ class Task:
 
 @contextmanager
 def noting_end(folder: Path | None) -> Iterator[None]:
-    """Leave in the folder of a run that fails how it ended; d2v runs shows it.
+    """Write to the folder of a failing run how it ended, for ``d2v runs``.
 
     Args:
-        folder: of a run that trains; None: nothing is left.
+        folder: folder of a training run; None to write nothing.
     """
     if folder is not None:
         (folder / ENDED).unlink(missing_ok=True)
@@ -144,7 +144,7 @@ def noting_end(folder: Path | None) -> Iterator[None]:
         _note_end(folder, error)
         raise
     except SystemExit as error:
-        if isinstance(error.code, str):  # a message, and not the status of a run that was stopped
+        if isinstance(error.code, str):  # a message, not the status of a stopped run
             _note_end(folder, error.__cause__ or error)
         raise
 
@@ -156,7 +156,7 @@ def _note_end(folder: Path | None, error: BaseException) -> None:
 
 
 def missing_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Keys of plain containers whose value is yet to be given."""
+    """Return the keys of plain containers with missing values."""
     if node == "???":
         yield prefix.removesuffix(".")
     elif isinstance(node, dict):
@@ -165,14 +165,14 @@ def missing_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def run(command: str) -> int:
-    """Run ``d2v COMMAND`` with ``sys.argv``; its words are checked before anything heavy is imported.
+    """Run ``d2v COMMAND`` with ``sys.argv``; the words are checked before anything heavy is imported.
 
     Returns:
         The exit status.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
-    # Processes that this one starts (of Lightning, of multiprocessing, of submitit) import nothing from the current
-    # folder, where somebody else's yaml.py may lie; what PYTHONPATH names is imported.
+    # Child processes (of Lightning, multiprocessing and submitit) must import nothing from the current folder, which
+    # may hold a foreign yaml.py; PYTHONPATH is respected.
     os.environ["PYTHONSAFEPATH"] = "1"
     words = sys.argv[1:]
     try:
@@ -214,7 +214,7 @@ def run(command: str) -> int:
 
 
 def _fail_without_folder(error: BaseException) -> NoReturn:
-    """The folder that a run asked for cannot be had; any other error is raised again."""
+    """End with a message if the folder of a run cannot be created; raise any other error again."""
     reason: BaseException | None = error
     while reason is not None:
         if isinstance(reason, UserError):

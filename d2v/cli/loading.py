@@ -1,4 +1,4 @@
-"""Data for a trained encoder, prepared as it was trained: what evaluate, extract and finetune share."""
+"""Data for a trained encoder, prepared as in its training; shared by evaluate, extract and finetune."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ WORDS_OF_WRITING = ("cache", "download")
 
 
 def load_data(cfg: DictConfig, trained: Checkpoint) -> Any:
-    """Return the data set of ``cfg.data``, or the one the encoder was trained on, seen as the encoder saw its own.
+    """Return the data set of ``cfg.data``, or that of the encoder's training, with the encoder's form of inputs.
 
     Args:
-        cfg: the command's configuration.
-        trained: its inputs are imitated, unless the command line says otherwise.
+        cfg: configuration of the command.
+        trained: checkpoint with the form of inputs, unless the command line overrides it.
 
     Raises:
-        ValueError: the data are of another modality than the encoder reads, or longer than it can read.
+        ValueError: the encoder does not read the modality or the length of the data.
     """
     if cfg.get("data") is None:
         data = _built_data(trained.data_node, {}, trained.path)
@@ -43,7 +43,7 @@ def load_data(cfg: DictConfig, trained: Checkpoint) -> Any:
 
 
 def check_fits(data: Any, trained: Checkpoint) -> None:
-    """Raise ValueError if data are none, of another modality than an encoder reads, or longer than it can read."""
+    """Raise ValueError unless ``data`` is a data set of the encoder's modality, and not too long for it."""
     if not hasattr(data, "modality"):
         raise ValueError(f"checkpoint={trained.path}: data._target_ makes no data set; choose one by data=...")
     _check_modality(trained, data.modality)
@@ -69,13 +69,13 @@ def check_fits(data: Any, trained: Checkpoint) -> None:
 
 
 def check_probed(layers: Any, pool: str, trained: Checkpoint, key: str) -> None:
-    """Raise ValueError, before anything is computed, if an encoder lacks the block or the token that is asked for.
+    """Raise ValueError, before any computation, if an encoder lacks the requested block or CLS token.
 
     Args:
-        layers: a block's index, or a word that fits every encoder.
-        pool: how tokens are pooled.
-        trained: the encoder.
-        key: what stands before the names of both in the configuration.
+        layers: index of a block, or a word valid for every encoder.
+        pool: pooling of tokens.
+        trained: checkpoint with the encoder.
+        key: prefix of both config keys, for the message.
     """
     if pool == "cls" and not any(f.num_prefix_tokens for f in trained.encoder.frontends.values()):
         raise ValueError(
@@ -90,7 +90,7 @@ def check_probed(layers: Any, pool: str, trained: Checkpoint, key: str) -> None:
 
 
 def same_tokenizer(tokenizer: Tokenizer, stored: str) -> bool:
-    """Return whether a tokenizer is the one that a checkpoint holds."""
+    """Return whether a tokenizer is that of a checkpoint."""
     return tokenizer_digest(tokenizer) == tokenizer_digest(load_tokenizer(stored))
 
 
@@ -112,10 +112,10 @@ def data_node(cfg: DictConfig, trained: Checkpoint) -> dict[str, Any]:
 
 
 def inert(value: Any, key: str, path: Path) -> Any:
-    """Return a value from a file that is to stand among the user's own words, where a mapping could be built.
+    """Return a value from a file for use in the user's configuration, where a mapping could build an object.
 
     Raises:
-        ValueError: it is none of numbers, texts and lists of them.
+        ValueError: the value is not a number, string, or list of these.
     """
     values = value if isinstance(value, list | tuple) else [value]
     for inner in values:
@@ -127,12 +127,12 @@ def inert(value: Any, key: str, path: Path) -> Any:
 
 
 def _built_data(node: Mapping[str, Any], typed: Mapping[str, Any], path: Path) -> Any:
-    """Return the data set that a file describes, changed by what the command line says.
+    """Build the data set that a file describes, changed by the command line.
 
-    Where it would write or download to is the user's to say, not the file's.
+    Folders for caches and downloads are never taken from the file.
 
     Raises:
-        ValueError: it describes something else, or what it may not name.
+        ValueError: the file describes something else, or names a forbidden class.
     """
     if "_target_" not in node:
         raise ValueError(f"checkpoint={path} does not say what it was trained on: give data=...")
@@ -156,5 +156,5 @@ def name_skipped(skipped: Sequence[str]) -> None:
 
 
 def best_device() -> torch.device:
-    """A GPU if there is one."""
+    """Return a GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

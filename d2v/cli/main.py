@@ -1,4 +1,4 @@
-"""Entry point of ``d2v``. Help and slips in a command's name are answered by the standard library alone."""
+"""Entry point of ``d2v``. Help and unknown commands are handled with the standard library only, to be fast."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def main() -> None:
     rest = rest[len(row.actions[:1]) :]
     if row.positional and rest and not rest[0].startswith("-") and ("=" not in rest[0] or Path(rest[0]).exists()):
         rest[0] = f"{row.positional}={rest[0]}"
-    # A waiting OpenMP thread that spins takes the core from whoever works: costly wherever cores are shared.
+    # A spinning OpenMP thread blocks a core that others need, which is costly if cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Lightning starts a process for every further device by running sys.argv anew: it must name a file that can be run.
     sys.argv = [str(Path(__file__).with_name(f"{module_of(command).rpartition('.')[2]}.py")), *rest]
@@ -87,7 +87,7 @@ def command_help(command: str) -> str:
 
 
 def _about(path: Path) -> str:
-    """An experiment's own words: its third line, after its command and its package."""
+    """Return the description of an experiment: its third line, after its command and its package."""
     return path.read_text(encoding="utf-8").splitlines()[2].removeprefix("#").strip()
 
 

@@ -1,4 +1,4 @@
-"""Paths of a configuration, made absolute: what a run records means the same from another folder."""
+"""Absolute paths in a configuration, so that the record of a run is valid from any folder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from d2v.interop.build import part_named
 from d2v.values import is_path, parameters
 
-# These may be names on the Hugging Face Hub, or words such as resume=auto, unless there is such a file or folder.
+# These may be names on the Hugging Face Hub, or words such as resume=auto, unless such a file or folder exists.
 _MAYBE_NAMES = ("checkpoint", "init_from", "path", "resume")
 
 
 def absolute(settings: Mapping[str, Any], schema: Any) -> dict[str, Any]:
-    """Plain settings whose relative paths are absolute, as seen from the current folder.
+    """Return plain settings with relative paths made absolute from the current folder.
 
     Args:
-        settings: of a command, or the arguments of a node.
-        schema: the class or function whose annotations say which values are paths.
+        settings: settings of a command, or arguments of a node.
+        schema: class or function with annotations of the paths.
     """
     known = parameters(schema)
     return {
@@ -36,7 +36,7 @@ def _absolute(value: Any, name: str, path: bool) -> Any:
         return value
     try:
         schema = part_named(str(value["_target_"])) if "_target_" in value else None
-    except ValueError:  # said when it is built
+    except ValueError:  # reported when it is built
         schema = None
     if schema is not None:
         return absolute(value, schema)

@@ -1,4 +1,4 @@
-"""``d2v pretrain``: compose, instantiate, fit."""
+"""``d2v pretrain``: train an encoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from d2v.lit.pretrain import PretrainModule
 
 
 def pretrain(cfg: DictConfig) -> None:
-    """Train an encoder; whatever a user can have got wrong is checked before the first step."""
+    """Train an encoder; settings, data and checkpoints are checked before the first step."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with configuring():
         claim(run_dir)

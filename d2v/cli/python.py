@@ -1,6 +1,6 @@
-"""Commands called from Python: their configuration from keyword arguments, their errors as exceptions.
+"""Calls of commands from Python: configuration from keyword arguments, errors as exceptions.
 
-A call reads no ``sys.argv``, and leaves Hydra, random numbers, threads, warnings and the environment as it found them.
+A call does not read ``sys.argv``, and restores Hydra, random numbers, threads, warnings and the environment.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def call(command: str, settings: Mapping[str, Any]) -> Path:
         The folder of the run.
 
     Raises:
-        ValueError: anything that the command line answers with a message; that message.
+        ValueError: any error for which the command line prints a message, with that message.
         KeyboardInterrupt: the run was stopped.
     """
     words = list(words_of(settings))
@@ -89,7 +89,7 @@ def _run(command: str, words: list[str]) -> Path:
 
 
 def _composed(command: str, words: list[str]) -> DictConfig:
-    """Return the configuration that the words make, with its folder made and known to Hydra."""
+    """Return the configuration composed from the words; create its folder and pass it to Hydra."""
     try:
         with initialize_config_module("d2v.conf", version_base="1.3"):
             cfg = compose(command, overrides=words, return_hydra_config=True)
@@ -109,10 +109,10 @@ def _composed(command: str, words: list[str]) -> DictConfig:
 
 
 def words_of(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the words of the command line that mean the same as settings.
+    """Yield the overrides that are equivalent to settings.
 
     Raises:
-        ValueError: a key or a value that configurations cannot hold, or that only the command line takes.
+        ValueError: a configuration cannot hold the key or value, or only the command line accepts it.
     """
     for name, value in settings.items():
         key = f"{prefix}{name}"
@@ -143,7 +143,7 @@ def _word(value: Any, key: str) -> str:
 
 @contextmanager
 def _leaving_no_trace() -> Iterator[None]:
-    """Put back what commands change in their process."""
+    """Restore the state of the process that commands change."""
     hydra, config, version = GlobalHydra.instance(), HydraConfig.instance(), VersionBase.instance()
     before = hydra.hydra, config.cfg, version.version_base
     environment, threads = dict(os.environ), torch.get_num_threads()

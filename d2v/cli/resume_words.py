@@ -1,4 +1,4 @@
-"""Words of a command that is about a run or checkpoint with a configuration of its own; imports nothing heavy."""
+"""Overrides of commands on a run or checkpoint that has its own configuration; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ _DOTTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*\.[\w.]+=", re.ASCII)
 
 
 def loosened(command: str, arguments: Sequence[str]) -> list[str]:
-    """Words as Hydra takes them where a run's own configuration has keys that the command's default one lacks.
+    """Return overrides that Hydra accepts even if the command's default configuration lacks their keys.
 
-    ``d2v pretrain resume=RUN data.root=DIR`` is about the data of RUN, whatever data the default is;
-    ``d2v extract checkpoint=RUN data.root=DIR`` likewise. The words of a resume are not what the run was begun with:
-    its ``.hydra`` stays as it is.
+    In ``d2v pretrain resume=RUN data.root=DIR`` and ``d2v extract checkpoint=RUN data.root=DIR`` the key belongs to the
+    data of RUN, not to the default data. The ``.hydra`` folder of a resumed run does not change.
 
     Args:
-        command: its name.
-        arguments: its words.
+        command: name of the command.
+        arguments: words after the command.
     """
     if command in ("extract", "evaluate"):
         chosen = any(re.match(r"\+?data=", word) for word in arguments)
@@ -33,6 +32,6 @@ def loosened(command: str, arguments: Sequence[str]) -> list[str]:
 
 
 def names_a_run(arguments: Sequence[str]) -> bool:
-    """Return whether the words say by a path which run to go on with."""
+    """Return whether the words name the run to resume by a path."""
     given = [word.partition("=")[2].strip("'\"") for word in arguments if re.match(r"(\+\+?)?resume=", word)]
     return bool(given) and given[-1] not in ("", "auto", "null")

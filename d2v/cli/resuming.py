@@ -1,4 +1,4 @@
-"""Resuming on the command line: the run's own configuration, and the words that say something else."""
+"""Resuming on the command line: the run's own configuration, and overrides that change it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from d2v.runs.resuming import OtherRun, Words, resumed, trains_otherwise
 
 log = logging.getLogger(__name__)
 
-_GLOBAL = ("experiment", "task", "debug")  # groups whose options set keys anywhere
+_GLOBAL = ("experiment", "task", "debug")  # groups with options that set keys of other groups
 _NOT_SETTINGS = ("launcher",)
-_ALIASES = {"data.label_fraction": "label_fraction"}  # of every kind of data: kept apart from them
+_ALIASES = {"data.label_fraction": "label_fraction"}  # a key of all data sets, stored outside of their nodes
 
 
 def composed_of(cfg: DictConfig) -> dict[str, Any]:
-    """Return the settings that the command line and the defaults make, plain; "???" where a value is missing.
+    """Return the settings composed from command line and defaults as plain containers; "???" for missing values.
 
-    A reference to what is not there is left as it is: a run's own configuration takes its place.
+    References that cannot be resolved are kept; the run's own configuration replaces them.
     """
     found: dict[str, Any] = _resolved(cfg)
     return found
@@ -57,10 +57,10 @@ def words_of(
     """Return the overrides that a resumed run may not take.
 
     Args:
-        overrides: the command line's.
-        choices: option of every group that was composed.
-        own_choices: the run's.
-        own: its configuration.
+        overrides: overrides of the command line.
+        choices: chosen option of every group.
+        own_choices: options that the run chose.
+        own: configuration of the run.
     """
     keys, groups, deleted = [], [], []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -73,22 +73,22 @@ def words_of(
                 groups.append("" if key in _GLOBAL else override.package or key.replace("/", "."))
         elif override.is_delete():
             deleted.append(key)
-        elif not key.startswith("model.") or "ema" in own:  # of fine-tuning, the encoder's are in the checkpoint
+        elif not key.startswith("model.") or "ema" in own:  # in fine-tuning, the checkpoint holds those of the encoder
             keys.append(_ALIASES.get(key, key))
     return Words(keys, groups, deleted)
 
 
 def own_configuration(cfg: DictConfig, checkpoint: RunCheckpoint, schema: Any) -> dict[str, Any]:
-    """The configuration of the run that goes on, changed by what the command line says and may say.
+    """Return the configuration of a resumed run, with the allowed changes of the command line.
 
     Args:
-        cfg: what the command line and the defaults make.
-        checkpoint: of the run.
-        schema: the command's keys, annotated.
+        cfg: configuration composed from command line and defaults.
+        checkpoint: checkpoint of the run.
+        schema: class with the annotated keys of the command.
 
     Raises:
-        OtherRun: the command line says something else than the run's own that may not change.
-        ValueError: the checkpoint's configuration is none, or names what a file may not name.
+        OtherRun: the command line changes a setting that must not change.
+        ValueError: the checkpoint's configuration is invalid, or names a class that files must not name.
     """
     own = {key: value for key, value in checkpoint.config.items() if key not in ("label_names", "inputs")}
     hydra = HydraConfig.get()
@@ -107,11 +107,11 @@ def own_configuration(cfg: DictConfig, checkpoint: RunCheckpoint, schema: Any) -
 
 
 def check_words_of_file(config: Mapping[str, Any], composed: Mapping[str, Any]) -> None:
-    """Raise ValueError if a run's configuration names what a file may not name, or a pattern that could take for ever.
+    """Raise ValueError if a run's configuration names a forbidden class, or has a pattern of exponential time.
 
     Args:
-        config: of the run that goes on.
-        composed: the user's own words; what agrees with them is the user's.
+        config: configuration of the resumed run.
+        composed: configuration of the user; equal values in ``config`` are trusted.
     """
     for key, value in _risky(config):
         if _at(composed, key) == value:
@@ -125,12 +125,12 @@ def check_words_of_file(config: Mapping[str, Any], composed: Mapping[str, Any]) 
 
 
 def leave_words_of_writing(data: dict[str, Any], composed: Mapping[str, Any], resume: str) -> None:
-    """Leave out where a file says that data are cached or downloaded to: the user says that, or nobody.
+    """Remove folders for caches and downloads that come from a file, not from the user.
 
     Args:
-        data: of the configuration that goes on; changed.
-        composed: what the command line and the defaults make.
-        resume: as given.
+        data: data node of the resumed configuration, changed in place.
+        composed: configuration composed from command line and defaults.
+        resume: value of ``resume``, for messages.
     """
     for name in WORDS_OF_WRITING:
         if data.get(name) and _at(composed, f"data.{name}") != data[name]:
@@ -139,13 +139,13 @@ def leave_words_of_writing(data: dict[str, Any], composed: Mapping[str, Any], re
 
 
 def own_choices_of(checkpoint: RunCheckpoint | None) -> dict[str, Any]:
-    """Options of configuration groups that a run chose."""
+    """Return the options of configuration groups that a run chose."""
     choices = {} if checkpoint is None else checkpoint.record.get("choices", {})
     return dict(choices) if isinstance(choices, Mapping) else {}
 
 
 def choices_now(checkpoint: RunCheckpoint | None) -> dict[str, str | None]:
-    """Options of groups that the run has from now on: those of its start, and what this command line chooses anew."""
+    """Return the options of groups from now on: those of the run's start, updated by this command line."""
     hydra = HydraConfig.get()
     found = {key: value for key, value in hydra.runtime.choices.items() if not key.startswith("hydra/")}
     if checkpoint is not None:
@@ -158,20 +158,20 @@ def choices_now(checkpoint: RunCheckpoint | None) -> dict[str, str | None]:
 
 
 def readable(config: Mapping[str, Any], assets: Mapping[str, str], run_dir: Path) -> dict[str, Any]:
-    """A configuration for ``config.yaml``: what a checkpoint holds as text (a tokenizer) is named by its file."""
+    """Return the configuration for ``config.yaml``, with file names in place of file contents (a tokenizer)."""
     files = {name: str(run_dir / f"{name}.json") for name in assets if str(config["data"].get(name)).startswith("{")}
     return {**config, "data": {**config["data"], **files}}
 
 
 def write_configuration(path: Path, config: Mapping[str, Any], before: RunCheckpoint | None) -> None:
-    """Write ``config.yaml``: what the run is. A resume rewrites it only where what is learned changes.
+    """Write ``config.yaml``. A resume rewrites it only if a setting that affects learning changed.
 
-    What is of one start alone (steps, devices, workers, where it was started) stands in ``run.json``.
+    Settings of a single start (steps, devices, workers) are recorded in ``run.json``.
 
     Args:
-        path: of the file.
+        path: path of the file.
         config: plain containers.
-        before: checkpoint of the run that goes on; None for a new one.
+        before: checkpoint of the resumed run; None for a new run.
     """
     if before is None or not path.is_file() or trains_otherwise(before.config, config):
         replace_yaml(path, config)
@@ -180,16 +180,16 @@ def write_configuration(path: Path, config: Mapping[str, Any], before: RunCheckp
 def check_same_data(
     data: Any, checkpoint: RunCheckpoint | None, resume: str | None, accept_others: bool
 ) -> dict[str, Any]:
-    """The data's fingerprint, to be kept in checkpoints.
+    """Return the fingerprint of the data, after comparing it with that of the resumed run.
 
     Args:
-        data: to train on.
-        checkpoint: of the run that goes on with them; None for a new one.
-        resume: as given.
-        accept_others: go on with other samples, and say so; other classes and another tokenizer are never accepted.
+        data: training data.
+        checkpoint: checkpoint of the resumed run; None for a new run.
+        resume: value of ``resume``, for messages.
+        accept_others: accept other samples, with a warning; other classes and another tokenizer are never accepted.
 
     Raises:
-        OtherRun: they are not the data of before.
+        OtherRun: the data differ from those of the run.
     """
     now = fingerprint(data)
     if checkpoint is None:
@@ -208,7 +208,7 @@ def check_same_data(
 
 
 def _risky(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Key and value of every ``_target_``, and of every pattern."""
+    """Yield key and value of every ``_target_`` and every pattern."""
     inner: Any = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for name, value in inner:
         full = f"{key}.{name}" if key else str(name)

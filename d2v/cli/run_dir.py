@@ -1,8 +1,8 @@
-"""Folder of a run: ``outputs/NAME/TIME``, or that of the run that is being resumed.
+"""Folder of a run: ``outputs/NAME/TIME``, or that of the resumed run.
 
-New folders are made here, before Hydra would, so that commands that start in the same second never share one. Processes
-that others start together (torchrun, srun) have clocks of their own and must agree on it: under torchrun the first of
-them says, under Slurm the job's number takes the time's place.
+New folders are created here, before Hydra does, so that commands that start in the same second never share one.
+Processes started by torchrun or srun have their own clocks and must agree on the folder: under torchrun rank 0 chooses
+it, under Slurm the job's number replaces the time.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from d2v.runs.record import RECORD, read_run_record, runs_begun_last_first
 
 log = logging.getLogger(__name__)
 
-_NOT_THE_RUN = ("resume=", "output_dir=", "hydra.")  # overrides that do not make it another run
+_NOT_THE_RUN = ("resume=", "output_dir=", "hydra.")  # overrides that do not identify a run
 _LOOKS = ("--cfg", "-c", "--info", "-i")  # Hydra's options that print a configuration and run nothing
 
 
 def run_dir(output_dir: str, name: str | None, resume: str | None, overrides: Sequence[str]) -> str:
-    """The run's folder (the Hydra resolver ``d2v.run_dir``).
+    """Return the folder of a run (the Hydra resolver ``d2v.run_dir``).
 
     Args:
         output_dir: folder of all runs.
-        name: the run's name, one folder below it.
-        resume: None for a new run; "auto" for the run of the same overrides that has a checkpoint and was begun last;
-            or the path of a checkpoint or of a run.
-        overrides: the command line's.
+        name: name of the run, a folder below ``output_dir``.
+        resume: None for a new run; "auto" for the latest run with the same overrides and a checkpoint; or the path of a
+            checkpoint or of a run.
+        overrides: overrides of the command line.
 
     Raises:
-        InUse: another process writes to the run that is to be resumed.
-        LeadsElsewhere: it holds links that lead out of it.
+        InUse: another process writes to the run to resume.
+        LeadsElsewhere: the folder holds links that lead out of it.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         return _first_ranks(lambda: _choose(output_dir, name, resume, overrides))
@@ -52,7 +52,7 @@ def run_dir(output_dir: str, name: str | None, resume: str | None, overrides: Se
 
 
 def new_folder(parent: str | Path) -> Path:
-    """Make a folder in ``parent`` that is named after the time and that nobody else has."""
+    """Create a new folder in ``parent``, named after the time, that no other process uses."""
     parent = Path(parent)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     names = (stamp if attempt == 1 else f"{stamp}.{attempt}" for attempt in count(1))
@@ -72,7 +72,7 @@ def new_folder(parent: str | Path) -> Path:
 
 
 def claim(folder: str | Path) -> Path:
-    """Take hold of a folder that may be there already, before anything is written to it.
+    """Lock a folder, which may exist, before anything is written to it.
 
     Raises:
         InUse: another process writes to it.
@@ -86,7 +86,7 @@ def claim(folder: str | Path) -> Path:
 
 
 def _make_way(folder: Path) -> None:
-    """Move aside what is no file and stands where Hydra writes its files."""
+    """Rename anything but a file at the paths where Hydra writes its files."""
     for path in (folder, *(folder / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml"))):
         if path.exists() and path.is_dir() != (path == folder):
             aside = path.with_name(f"{path.name}.damaged")
@@ -95,7 +95,7 @@ def _make_way(folder: Path) -> None:
 
 
 def claim_given(words: Sequence[str]) -> None:
-    """:func:`claim` the folder of ``hydra.run.dir=DIR``, which Hydra writes to without asking ``d2v.run_dir``."""
+    """Call :func:`claim` for the folder of ``hydra.run.dir=DIR``, to which Hydra writes without ``d2v.run_dir``."""
     for value in _values(words, "hydra.run.dir"):
         if not value.strip():
             raise UserError("hydra.run.dir=: an empty path; give a folder, or leave it out")
@@ -104,9 +104,9 @@ def claim_given(words: Sequence[str]) -> None:
 
 
 def name_sweep(words: Sequence[str]) -> list[str]:
-    """The override that gives a multirun a folder of its own, made here; [] if this is none, or names its folder.
+    """Return the override with a new folder for a multirun; [] for a single run, or if the folder is given.
 
-    As an override it reaches every job, also those of Slurm, which compose their configuration anew.
+    As an override it reaches every job, including Slurm's, which compose their configuration again.
     """
     if not is_multirun(list(words)) or _values(words, "hydra.sweep.dir"):
         return []
@@ -125,7 +125,7 @@ def _values(words: Sequence[str], key: str) -> list[str]:
 
 
 def _first_ranks(choose: Callable[[], str]) -> str:
-    """Return the choice of the first process of torchrun, handed to all by the store where they will meet to train."""
+    """Return rank 0's choice under torchrun, shared through the store of the process group."""
     from torch.distributed import TCPStore
 
     env = os.environ
@@ -157,9 +157,9 @@ def _choose(output_dir: str, name: str | None, resume: str | None, overrides: Se
 
 
 def results_parent(checkpoint: str | None, output_dir: str, overrides: Sequence[str]) -> str:
-    """The folder below which results of a checkpoint lie (the Hydra resolver ``d2v.results_parent``).
+    """Return the parent folder for results of a checkpoint (the Hydra resolver ``d2v.results_parent``).
 
-    It is the run's own, unless ``output_dir`` is given, the checkpoint is no run's or the folder cannot be written to.
+    It is the run's folder, unless ``output_dir`` is given, the checkpoint is not of a run, or the folder is read-only.
     """
     path = Path(checkpoint or "")
     folder = path.parent if path.is_file() else path
@@ -173,7 +173,7 @@ _stores: list[object] = []
 
 
 def _slurm_step() -> str | None:
-    """Name that all tasks of a Slurm job step share, also when the job is requeued; None unless there are several."""
+    """Return a name that all tasks of a Slurm job step share, also after requeueing; None for a single task."""
     env = os.environ
     if int(env.get("SLURM_NTASKS", 1)) < 2 or "SLURM_PROCID" not in env:
         return None
@@ -186,9 +186,9 @@ def _identity(overrides: Sequence[str]) -> list[str]:
 
 
 def _is_run_of(folder: Path, words: list[str]) -> bool:
-    """Return whether a run was begun by these words, or gone on with by them (``resume=RUN trainer.max_steps=N``).
+    """Return whether a run was started or resumed (``resume=RUN trainer.max_steps=N``) with these overrides.
 
-    A start that says less than the first one did (``resume=RUN`` alone) identifies no run.
+    A resume with fewer overrides than the first start (``resume=RUN`` alone) identifies no run.
     """
     first = _overrides_of(folder)
     if first is None or first == words:
@@ -200,13 +200,13 @@ def _is_run_of(folder: Path, words: list[str]) -> bool:
 
 
 def _overrides_of(folder: Path) -> list[str] | None:
-    """Return the words that identify a run; None, with a warning, if their file is damaged."""
+    """Return the overrides that identify a run; None, with a warning, if their file is damaged."""
     overrides = read_overrides(folder)
     return None if overrides is None else _identity(overrides)
 
 
 def read_overrides(folder: Path) -> list[str] | None:
-    """The command line's overrides of a run; None without their file, and with a warning if it is damaged."""
+    """Read the overrides of a run; None if their file is missing, or, with a warning, damaged."""
     path = folder / ".hydra" / "overrides.yaml"
     try:
         overrides = read_yaml(path)

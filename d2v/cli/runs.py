@@ -1,4 +1,4 @@
-"""``d2v runs``: what there is below a folder, and how it ended."""
+"""``d2v runs``: list the runs below a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of fine-tuned models on their own evaluation sets or on others, for ``d2v evaluate``."""
+"""Scoring of fine-tuned models on their own or other evaluation sets, for ``d2v evaluate``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, trained: Checkpoint, ru
     """Print the scores and write them, with predictions and reports, to the command's folder.
 
     Raises:
-        ValueError: a probe is asked for, or the data's labels mean other things than those it was trained on.
+        ValueError: a probe was requested, or the labels of the data differ from those of training.
     """
     for override in HydraConfig.get().overrides.task:
         key = override.lstrip("+~").partition("=")[0].partition(".")[0]
@@ -41,7 +41,7 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, trained: Checkpoint, ru
             )
     config = trained.config
     dataset = whole_as_val(load_data(cfg, trained), settings.checkpoint)
-    # Which part of the labels was trained on is of no interest here.
+    # The share of labels used in training does not matter here.
     labels = build(config["labels"], key="labels")
     data: FinetuneSet[Any] = dataset.finetune(**{key: value for key, value in labels.items() if key != "hours"})
     if settings.batch_size != "auto":
@@ -70,14 +70,18 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, trained: Checkpoint, ru
 
 
 def set_decoder(task: Any, node: dict[str, Any]) -> None:
-    """Let a transcription decode as ``decoder`` says; ValueError if the task is another."""
+    """Set the decoder of a transcription task.
+
+    Raises:
+        ValueError: the task is not transcription.
+    """
     if not isinstance(task, Transcription):
         raise ValueError("decoder=...: only transcripts are decoded; remove it")
     task.decoder = build(node, {"letters": task.letters}, key="decoder", trusted=True)
 
 
 def build_task(settings: Finetune, data: FinetuneData) -> Task:
-    """Return the task of the labels, with the decoder that is configured."""
+    """Return the task of the labels, with the configured decoder."""
     task: Task = build(settings.task, {"labels": data.labels}, key="task", trusted=True)
     if settings.decoder is not None:
         set_decoder(task, settings.decoder)

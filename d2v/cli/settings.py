@@ -1,4 +1,4 @@
-"""Keys of every command, with their types and ranges; a default of each is in conf/COMMAND.yaml and nowhere else."""
+"""Keys of every command, with their types and ranges; the defaults are in conf/COMMAND.yaml only."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Machine:
     """Settings of a command about the machine.
 
     Attributes:
-        num_workers: processes that load data.
+        num_workers: number of data workers.
         num_threads: compute threads of this process.
     """
 
@@ -58,7 +58,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Machine):
-    """Keys that pretraining and fine-tuning share; conf/pretrain.yaml says what they mean."""
+    """Keys that pretraining and fine-tuning share; conf/pretrain.yaml explains them."""
 
     data: Node = None  # None to fine-tune a trained encoder, which says how they are read
     optim: Node
@@ -78,7 +78,7 @@ class Training(Machine):
     run_dir: PathStr
 
     def check(self) -> None:
-        """Raise ValueError for settings of the trainer that do not do here what they say, and a name that is a path."""
+        """Raise ValueError for unsupported settings of the trainer, and for a name that is a path."""
         if self.name is not None and (PurePath(self.name).is_absolute() or ".." in PurePath(self.name).parts):
             raise ValueError(
                 f"name={self.name}: leads out of output_dir; give a plain name, and the folder by output_dir"
@@ -99,13 +99,13 @@ class Pretrain(Training):
 
     @property
     def masks(self) -> Any:
-        """The node of the masks; None after ``~mask``, which leaves the keys that an experiment sets."""
+        """Node of the masks; None after ``~mask``, even if an experiment sets keys of it."""
         return self.mask if isinstance(self.mask, Mapping) and "_target_" in self.mask else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """Settings of an encoder that may be others than in pretraining."""
+    """Settings of an encoder that may differ from those in pretraining."""
 
     drop_rate: Rate | None = None
     attn_drop_rate: Rate | None = None
@@ -127,7 +127,7 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Training):
-    """Keys of ``d2v finetune``; conf/finetune.yaml says what they mean."""
+    """Keys of ``d2v finetune``; conf/finetune.yaml explains them."""
 
     model: Node = None
     task: Annotated[Any, NodeOf(("labels",))]
@@ -174,7 +174,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Machine):
-    """Keys of ``d2v evaluate``; conf/evaluate.yaml says what they mean."""
+    """Keys of ``d2v evaluate``; conf/evaluate.yaml explains them."""
 
     probe: Probe
     data: Node = None
@@ -192,7 +192,7 @@ class Evaluate(Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class Extract(Machine):
-    """Keys of ``d2v extract``; conf/extract.yaml says what they mean."""
+    """Keys of ``d2v extract``; conf/extract.yaml explains them."""
 
     data: Node = None
     checkpoint: PathStr
@@ -207,7 +207,7 @@ class Extract(Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Keys of ``d2v export``; conf/export.yaml says what they mean."""
+    """Keys of ``d2v export``; conf/export.yaml explains them."""
 
     checkpoint: PathStr
     output_dir: PathStr
@@ -261,8 +261,8 @@ def plain(cfg: DictConfig, *, without: Iterable[str] = ()) -> dict[str, Any]:
     """Return a configuration as plain containers, with every reference resolved.
 
     Args:
-        cfg: as composed.
-        without: keys to leave out, whose references cannot be resolved yet.
+        cfg: composed configuration.
+        without: keys to leave out, because their references cannot be resolved yet.
 
     Raises:
         MissingMandatoryValue: a value is missing.
@@ -304,10 +304,10 @@ def plain_value(value: Any) -> Any:
 
 
 def checked(schema: type[S], settings: Mapping[str, Any], key: str = "") -> S:
-    """Return the user's own words as a command's settings, after a check of all types and ranges.
+    """Return a composed configuration as a command's settings, after a check of all types and ranges.
 
     Raises:
-        ValueError: naming the first key that does not fit, its value, and what would.
+        ValueError: a value is invalid; the message names the first such key, its value and valid values.
     """
     check_settings(schema, settings, key, trusted=True)
     known = parameters(schema)
@@ -323,12 +323,12 @@ def checked(schema: type[S], settings: Mapping[str, Any], key: str = "") -> S:
 
 
 def build_each(nodes: Mapping[str, Any], key: str, given: Mapping[str, Any]) -> list[Any]:
-    """Return what the nodes describe, in their order; null stands for nothing."""
+    """Build the objects of several nodes, in order; null nodes are skipped."""
     return [build(node, given, key=f"{key}.{name}", trusted=True) for name, node in nodes.items() if node is not None]
 
 
 def built(node: DictConfig, **given: Any) -> Any:
-    """Return what a part of a composed configuration describes, for scripts and notebooks."""
+    """Build the object of a part of a composed configuration, for scripts and notebooks."""
     values: dict[str, Any] = plain_value(node)
     values = {name: value for name, value in values.items() if value is not None or name not in given}
     return build(values, given, trusted=True)
@@ -342,5 +342,5 @@ def build_schedule(node: Mapping[str, Any], max_steps: int) -> Any:
 
 
 def is_given(key: str) -> bool:
-    """Return whether the command line says something of a key."""
+    """Return whether the command line sets a key."""
     return key in {o.lstrip("+~").partition("=")[0] for o in HydraConfig.get().overrides.task}

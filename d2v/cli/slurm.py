@@ -1,4 +1,4 @@
-"""Jobs under Slurm: whether they can be submitted, and asking for this very job to be started again."""
+"""Slurm: check whether jobs can be submitted, and requeue the current job."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def check_launcher() -> None:
 
 
 def requeue(resume: str | None, is_global_zero: bool) -> None:
-    """Have Slurm run this job again, where it goes on by ``resume=auto``, and end this process.
+    """Requeue this job, which then resumes by ``resume=auto``, and end this process.
 
-    The first process asks. All end by SystemExit, so that submitit does not take this for the job's result. With any
-    other ``resume`` the job would begin anew every time: it is not run again, and this returns.
+    Rank 0 sends the request. All ranks end by SystemExit, so that submitit does not take this for the job's result.
+    With another ``resume`` the job would start from the beginning each time: it is not requeued, and this returns.
 
     Args:
-        resume: as configured.
-        is_global_zero: whether this is the first process.
+        resume: value of ``resume``.
+        is_global_zero: whether this is rank 0.
     """
     if resume != "auto":
         if is_global_zero:

@@ -1,4 +1,4 @@
-"""Parts of pretraining: data, masks and model that fit, and the weights that a run starts from."""
+"""Parts of pretraining: matching data, masks and model, and initial weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_parts(settings: Pretrain) -> tuple[Any, Any, Any]:
     """Return data, masks and model.
 
     Raises:
-        ValueError: the data are not to pretrain on, or of a modality that the model does not read.
+        ValueError: the data are for fine-tuning only, or the model does not read their modality.
     """
     data, mask, model = (
         build(node, key=key, trusted=True)
@@ -41,14 +41,14 @@ def build_parts(settings: Pretrain) -> tuple[Any, Any, Any]:
 
 
 def starting_weights(settings: Pretrain, before: RunCheckpoint | None) -> Checkpoint | None:
-    """Open ``init_from``; None without one, and where a run goes on.
+    """Open ``init_from``; return None without one, and for a resumed run.
 
     Args:
-        settings: of the command.
-        before: checkpoint of the run that goes on.
+        settings: settings of the command.
+        before: checkpoint of the resumed run; None for a new run.
 
     Raises:
-        ValueError: it is not readable.
+        ValueError: the checkpoint is not readable.
     """
     if not settings.init_from:
         return None
@@ -60,10 +60,10 @@ def starting_weights(settings: Pretrain, before: RunCheckpoint | None) -> Checkp
 
 
 def check_warmup(settings: Pretrain) -> None:
-    """Refuse more warm-up than steps if it was asked for; of a recipe that is cut short, say what it leads to.
+    """Refuse a warm-up as long as the run if the user set it; warn if a recipe was shortened to that.
 
     Raises:
-        ValueError: ``schedule.warmup_steps`` was given and is no less than ``trainer.max_steps``.
+        ValueError: ``schedule.warmup_steps`` was set and is not below ``trainer.max_steps``.
     """
     warmup, steps = settings.schedule.get("warmup_steps", 0), settings.trainer.get("max_steps", 0)
     if settings.schedule.get("max_steps") is not None:
@@ -77,9 +77,9 @@ def check_warmup(settings: Pretrain) -> None:
 
 
 def with_tokenizer(settings: Pretrain, start: Checkpoint) -> Pretrain:
-    """Return settings that read text with the tokenizer of the checkpoint to start from, unless one is given.
+    """Return settings with the tokenizer of ``init_from``, unless another is given, which causes a warning.
 
-    Its embeddings mean nothing with another one, such as would be trained on other text: a warning says so.
+    Token embeddings do not match another tokenizer.
     """
     if "tokenizer" not in settings.data:
         return settings

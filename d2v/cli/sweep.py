@@ -1,6 +1,6 @@
-"""Several fine-tuning runs: learning rates to choose from, seeds to average over, tasks to put into one table.
+"""Sweeps of fine-tuning runs over learning rates, seeds and tasks, with one table of results.
 
-``python -m d2v.cli.sweep`` is one of these runs: ``d2v finetune``, which leaves in its folder why its model diverged.
+``python -m d2v.cli.sweep`` is one of these runs: ``d2v finetune``, which also writes why a model diverged.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from d2v.terminal import say
 def sweep(cfg: DictConfig, run_dir: Path) -> None:
     """Run ``d2v finetune`` for every task, learning rate and seed, and write one table.
 
-    Of every task, the learning rate with the best ``sweep.report`` over seeds counts; one whose model diverged with any
-    seed is left out. A run that has its results already, or diverged, is not repeated, and one that was begun is
-    resumed: the same command goes on in the same ``hydra.run.dir``.
+    Each task reports the learning rate with the best ``sweep.report`` over seeds, without those that diverged with any
+    seed. Runs with results, or that diverged, are not repeated; unfinished ones are resumed. To continue a sweep,
+    repeat its command with the same ``hydra.run.dir``.
     """
     given = HydraConfig.get().overrides.task
     with configuring():
@@ -76,7 +76,7 @@ def sweep(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def check_sweep(sweep: Sweep) -> None:
-    """Raise ValueError for a list that is empty or holds the same twice."""
+    """Raise ValueError for an empty list or duplicates in it."""
     for key, example in (("tasks", "[glue/rte,glue/cola]"), ("lrs", "[1e-5,2e-5]"), ("seeds", "[0,1,2]")):
         values = getattr(sweep, key)
         if values is None:
@@ -89,7 +89,7 @@ def check_sweep(sweep: Sweep) -> None:
 
 
 def single_tasks() -> list[str]:
-    """The options of ``task`` but for those that are sweeps of several."""
+    """Return the options of ``task`` that are not sweeps."""
     folder = resources.files("d2v.conf") / "task"
     return [name for name in options("task") if "\nsweep:" not in (folder / f"{name}.yaml").read_text()]
 
@@ -113,11 +113,11 @@ def run_task(
 
 
 def one_run(folder: Path, overrides: list[str]) -> Results:
-    """Return the results of a run in this folder: those that are there, or of the run resumed, or of a new one.
+    """Return the results of the run in a folder: existing ones, or those of a resumed or new run.
 
     Raises:
-        Diverged: its model did, now or before.
-        SystemExit: it was stopped, ended without results for another reason, or was run with other overrides before.
+        Diverged: the model diverged, now or before.
+        SystemExit: the run was stopped, failed for another reason, or exists with other overrides.
     """
     before = read_overrides(folder)
     if before is not None:
@@ -131,7 +131,7 @@ def one_run(folder: Path, overrides: list[str]) -> Results:
         if list_checkpoints(folder / FOLDER):
             command.append(f"resume={folder}")
         print("\n$ d2v finetune " + " ".join(command), flush=True)
-        # -P: what lies in the current folder is not imported; PYTHONPATH holds.
+        # -P: import nothing from the current folder; PYTHONPATH is respected.
         program = [sys.executable, "-P", "-m", "d2v.cli.sweep"]
         process = subprocess.Popen([*program, *command, f"hydra.run.dir={folder}"])
         status = wait_for(process)
@@ -148,7 +148,7 @@ def one_run(folder: Path, overrides: list[str]) -> Results:
 
 @contextmanager
 def noting_divergence(folder: Path) -> Iterator[None]:
-    """Leave in a run's folder why its model diverged, if it did: any of its processes may be the first to know."""
+    """Write to a run's folder why its model diverged; any of its processes may be the first to notice."""
     try:
         yield
     except (SystemExit, Diverged, NotFinite) as error:

@@ -19,7 +19,7 @@ from d2v.runs.record import RECORD
 
 
 def tokenizer(cfg: DictConfig) -> None:
-    """Write a tokenizer.json, and say what it makes of the text."""
+    """Train a tokenizer, write it as tokenizer.json, and print its bytes per token."""
     with configuring():
         settings = checked(Tokenizer, plain(cfg))
         output = Path(settings.output)

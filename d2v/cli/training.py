@@ -1,4 +1,4 @@
-"""Common half of pretraining and fine-tuning: the trainer, the batches, the files of the run, and the fit."""
+"""Common part of pretraining and fine-tuning: trainer, batches, files of the run, and the fit."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint to go on from.
+    """Checkpoint from which a run resumes.
 
     Attributes:
-        path: of the file.
-        content: what it holds.
+        path: path of the file.
+        content: content of the file.
     """
 
     path: Path
@@ -44,22 +44,22 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Session:
-    """A run that is set up, and not begun.
+    """A run that is set up but has not started.
 
     Attributes:
         command: "pretrain" or "finetune".
-        settings: of the command.
-        config: the same as plain containers, for ``config.yaml`` and checkpoints.
-        run_dir: the run's folder.
-        resumed: checkpoint to go on from; None for a new run.
-        trainer: Lightning's.
-        loggers: where metrics go.
-        split: how a global batch is spread.
-        num_workers: processes that load data.
+        settings: settings of the command.
+        config: the settings as plain containers, for ``config.yaml`` and checkpoints.
+        run_dir: folder of the run.
+        resumed: checkpoint from which the run resumes; None for a new run.
+        trainer: Lightning's trainer.
+        loggers: loggers of metrics.
+        split: division of the global batch among devices and micro-batches.
+        num_workers: number of data workers.
         threads: compute threads.
-        optim: makes the optimizer.
+        optim: builds the optimizer of a model.
         schedule: factor on the learning rate by step.
-        assets: whole files that go with the encoder.
+        assets: contents of files that belong to the encoder, by key.
         inputs: form of the encoder's inputs.
     """
 
@@ -79,16 +79,19 @@ class Session:
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def portable(self) -> dict[str, Any]:
-        """Return the configuration that checkpoints keep: whole files in the place of paths, and the inputs."""
+        """Return the configuration for checkpoints: contents of files in place of paths, and the inputs."""
         return {**self.config, "data": {**self.config["data"], **self.assets}, "inputs": dict(self.inputs)}
 
     def prepare(self, module: TrainingModule, model: nn.Module, fingerprint: Mapping[str, Any]) -> None:
-        """Make a module ready to train. Raises ValueError if optimizer or compiler cannot be had.
+        """Prepare a module for training.
 
         Args:
-            module: the trainer's.
-            model: in it.
-            fingerprint: of the data.
+            module: module to train.
+            model: model of the module.
+            fingerprint: fingerprint of the data.
+
+        Raises:
+            ValueError: the optimizer or the compiled model cannot be built.
         """
         before = None if self.resumed is None else self.resumed.content
         module.record = {"choices": choices_now(before), "fingerprint": fingerprint}
@@ -97,15 +100,15 @@ class Session:
         if self.settings.compile:
             setup.check_compile(self.trainer)
             module.compile_forward()
-        module.configure_optimizers()  # only to see that it can be done
+        module.configure_optimizers()  # only to check that it can be built
 
     def fit(self, module: TrainingModule, datamodule: L.LightningDataModule, summary: str) -> None:
-        """Write what the run is, say so, and train.
+        """Write the record of the run, print the summary, and train.
 
         Args:
-            module: ready to train.
-            datamodule: its batches.
-            summary: printed before.
+            module: prepared module.
+            datamodule: source of batches.
+            summary: text to print before training.
         """
         if self.trainer.is_global_zero:
             self._write()
@@ -128,7 +131,7 @@ class Session:
 
 
 def seed(settings: Training) -> None:
-    """Seed all random numbers, and silence notices of libraries about what is meant to be so."""
+    """Seed all random numbers, and silence warnings of libraries about intended behaviour."""
     setup.quiet_libraries()
     L.seed_everything(settings.seed, verbose=False)
 
@@ -144,18 +147,18 @@ def set_up(
     trainer_node: Mapping[str, Any],
     given: Mapping[str, Any] | None = None,
 ) -> Session:
-    """Build the trainer and all that does not depend on the model.
+    """Build the trainer and all parts that do not depend on the model.
 
     Args:
         command: "pretrain" or "finetune".
-        settings: of the command.
-        config: the same as plain containers.
-        run_dir: the run's folder.
-        resumed: checkpoint to go on from.
-        data: to train on.
-        dataset: that they come from.
+        settings: settings of the command.
+        config: the settings as plain containers.
+        run_dir: folder of the run.
+        resumed: checkpoint from which the run resumes; None for a new run.
+        data: training data.
+        dataset: data set of these.
         trainer_node: settings of the trainer.
-        given: arguments of callbacks beside ``run_dir``.
+        given: further arguments of callbacks, besides ``run_dir``.
 
     Raises:
         ValueError: a setting is wrong, or the batch cannot be spread over the devices.
@@ -186,14 +189,14 @@ def set_up(
 
 
 def find_checkpoint(resume: str | None, run_dir: Path) -> Resumed | None:
-    """Return the checkpoint to go on from, or None to start anew (logged under resume=auto).
+    """Return the checkpoint from which to resume, or None to start a new run (logged under resume=auto).
 
     Args:
-        resume: as configured.
+        resume: value of ``resume``.
         run_dir: folder of the run.
 
     Raises:
-        FileNotFoundError, ValueError: there is none to go on from, or it is not readable.
+        FileNotFoundError, ValueError: there is no such checkpoint, or it is not readable.
     """
     if not resume:
         return None

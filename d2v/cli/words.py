@@ -1,7 +1,7 @@
-"""Words of a command line: what Hydra's grammar would refuse or misread is quoted for it, or said.
+"""Words of a command line: values that Hydra's grammar would refuse or misread are quoted, or reported.
 
-A path is a path: ``data.root=2024_10`` names a folder, and not the number 202410. Hydra reads a value by its looks, not
-by its key, and offers no hook: its parser is wrapped here, for the keys whose values are text.
+``data.root=2024_10`` names a folder, not the number 202410. Hydra parses a value without looking at its key, and has no
+hook for this, so its parser is wrapped here for keys with string values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
-# Last parts of the keys whose values are text, paths above all.
+# Last parts of keys with string values, mostly paths.
 TEXT_KEYS = {
     *("root", "val_root", "path", "manifest", "val_manifest", "transcripts", "val_transcripts", "files", "file"),
     *("checkpoint", "resume", "init_from", "output", "output_dir", "name", "tokenizer", "cache", "lm", "lexicon"),
@@ -35,14 +35,14 @@ _called_with: ContextVar[list[str] | None] = ContextVar("called_with", default=N
 
 
 def arguments() -> list[str]:
-    """Return the words after the command: those of ``sys.argv``, or those that a call from Python stands for."""
+    """Return the words after the command: those of ``sys.argv``, or the equivalent of a call from Python."""
     words = _called_with.get()
     return sys.argv[1:] if words is None else words
 
 
 @contextmanager
 def called_with(words: list[str]) -> Iterator[None]:
-    """Within, :func:`arguments` are these."""
+    """Set the result of :func:`arguments` within the block."""
     token = _called_with.set(words)
     try:
         yield
@@ -51,7 +51,7 @@ def called_with(words: list[str]) -> Iterator[None]:
 
 
 def quoted(text: str) -> str:
-    """For Hydra's grammar: the text as it is, with any characters in it."""
+    """Quote a text for Hydra's grammar, with any characters in it."""
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # no reference
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 
@@ -65,19 +65,19 @@ def for_the_shell(word: str) -> str:
 
 
 def is_text_key(key: str) -> bool:
-    """Return whether the values of a key are text, so that 2024, true or a,b are names there."""
+    """Return whether the values of a key are strings, so that 2024, true or a,b are names there."""
     return key in _TEXT_KEYS_IN_FULL or key.rpartition(".")[2] in TEXT_KEYS
 
 
 def as_typed(override: str, parse: Any, multirun: bool = False) -> str:
-    """The override, its value quoted if its key is one of text and the grammar would make something else of it.
+    """Return the override, with its value quoted if its key takes strings and the grammar would misread it.
 
     ``null`` stays null, ``${...}`` a reference and, in a multirun, ``a,b`` two values, unless a file has that name.
 
     Args:
         override: ``key=value``.
         parse: Hydra's parser of one override.
-        multirun: values separated by commas are those of several runs.
+        multirun: whether values separated by commas are for several runs.
     """
     found = _KEY.fullmatch(override)
     if found is None or not is_text_key(found[2]):
@@ -101,7 +101,7 @@ def as_typed(override: str, parse: Any, multirun: bool = False) -> str:
 
 
 def read_text_as_typed(multirun: bool = False) -> None:
-    """Have Hydra's parser read the values of text keys as they were typed."""
+    """Make Hydra's parser read the values of string keys as typed."""
     setattr(OverridesParser, "parse_rule", functools.partialmethod(_parse_rule, multirun=multirun))  # noqa: B010
 
 
@@ -125,7 +125,7 @@ def is_multirun(arguments: list[str]) -> bool:
 
 
 def check_words(arguments: list[str]) -> None:
-    """Raise ValueError for words that are no ``key=value`` and no option of Hydra's, with the words to type."""
+    """Raise ValueError, with a correction, for words that are neither ``key=value`` nor options of Hydra."""
     takes_value = False
     flags = get_args_parser()._option_string_actions
     for i, word in enumerate(arguments):

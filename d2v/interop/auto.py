@@ -1,4 +1,4 @@
-"""Importing this makes Hugging Face's Auto classes read our exports without executing the code beside them."""
+"""Registration of d2v's classes with Hugging Face's Auto classes, so that exports load without their own code."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Build objects from configuration nodes: the names that a node may hold, the check of its arguments, the call.
+"""Building of objects from configuration nodes: check of names, check of arguments, call.
 
-A node is a mapping with ``_target_``, the dotted name of a class or function; its other keys are the arguments, nodes
-themselves or plain values. Nodes come from two places. A user's own words (the command line, Python) may name whatever
-can be imported. A file (a checkpoint, an export, a run that is resumed) may name only what carries the mark
-:func:`d2v.values.buildable`, in d2v or in a package that the user trusts by ``D2V_TRUST``.
+A node is a mapping with ``_target_``, the dotted name of a class or function; its other keys are the arguments, which
+are nodes or plain values. Nodes of the user (command line, Python) may name anything that can be imported. Nodes of a
+file (checkpoint, export, resumed run) may name only classes and functions marked by :func:`d2v.values.buildable`, in
+d2v or in a package in ``D2V_TRUST``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from d2v.patterns import check_pattern
 from d2v.values import NodeOf, check_arguments, is_buildable, parameters, returned_by, shown, unwrapped
 
-TRUST = "D2V_TRUST"  # names of packages whose marked classes may be built from a file too, separated by commas
+TRUST = "D2V_TRUST"  # packages, separated by commas, with marked classes that files may name
 
-# Parts of d2v whose marked classes a file may name, by where in a configuration it does: data are no logger, which
-# would write where the file says. A file's words import nothing else.
+# Parts of d2v with marked classes that a file may name, by place in the configuration: a logger in the place of data,
+# for example, could write to a path in the file.
 _PARTS = {
     "data": ("data",),
     "mask": ("objective",),
@@ -41,16 +41,16 @@ _MAX_DEPTH = 40  # of nested nodes
 
 
 def build(node: Any, given: Mapping[str, Any] | None = None, *, key: str = "", trusted: bool = False) -> Any:
-    """Check what a configuration node describes, and then make it.
+    """Check a configuration node and build its object.
 
     Args:
-        node: plain containers. ``_partial_: true`` gives a function that waits for more arguments.
-        given: arguments that the caller fills in, wherever a target takes one of that name.
-        key: where the node stands, for messages.
-        trusted: whether the node is the user's own words, and no file's.
+        node: plain containers. ``_partial_: true`` gives a partial function that takes more arguments.
+        given: arguments that the caller fills in, for every target with a parameter of that name.
+        key: key of the node, for messages.
+        trusted: True for a node of the user, False for one from a file.
 
     Raises:
-        ValueError: a target that may not or cannot be named, or an argument that does not fit.
+        ValueError: a target is forbidden or cannot be imported, or an argument is invalid.
     """
     check_node(node, key=key, trusted=trusted, given=given or {})
     return _build(node, given or {}, key, trusted)
@@ -59,12 +59,12 @@ def build(node: Any, given: Mapping[str, Any] | None = None, *, key: str = "", t
 def check_node(
     node: Any, wanted: Any = Any, *, key: str = "", trusted: bool = False, given: Mapping[str, Any] | None = None
 ) -> None:
-    """Raise ValueError unless :func:`build` can make what a node describes; nothing is built.
+    """Raise ValueError unless :func:`build` can build a node; nothing is built.
 
     Args:
         node: plain containers.
-        wanted: class of what it has to describe.
-        key: where it stands.
+        wanted: class of the object that the node must describe.
+        key: key of the node.
         trusted: as for :func:`build`.
         given: as for :func:`build`.
     """
@@ -72,12 +72,12 @@ def check_node(
 
 
 def check_settings(schema: Any, settings: Mapping[str, Any], key: str = "", *, trusted: bool = False) -> None:
-    """Raise ValueError, naming key, value and fix, unless a whole configuration is what a command takes.
+    """Raise ValueError, with key, value and fix, unless a whole configuration is valid for a command.
 
     Args:
-        schema: a dataclass: the command's keys, annotated.
+        schema: dataclass with the annotated keys of the command.
         settings: plain containers.
-        key: where they stand.
+        key: key of the settings; "" at the top.
         trusted: as for :func:`build`.
     """
 
@@ -125,7 +125,7 @@ def _check(node: Any, wanted: Any, key: str, trusted: bool, given: Mapping[str, 
 
 
 def check_file_pattern(pattern: str, key: str) -> None:
-    """Raise ValueError, naming the key, if a file's regular expression could take for ever to match."""
+    """Raise ValueError, with the key, if a file's regular expression could take exponential time to match."""
     try:
         check_pattern(pattern)
     except ValueError as error:
@@ -133,7 +133,7 @@ def check_file_pattern(pattern: str, key: str) -> None:
 
 
 def _may_be(made: Any, wanted: Any) -> bool:
-    """Return False if what a call makes is surely not of the class that is wanted."""
+    """Return False if the result of a call is certainly not of the wanted class."""
     if Any in (made, wanted) or not isinstance(made, type) or not isinstance(wanted, type):
         return True
     return getattr(wanted, "_is_protocol", False) or issubclass(made, wanted)
@@ -161,10 +161,10 @@ def _located(target: Any, key: str, trusted: bool) -> Any:
 
 
 def part_named(target: str, where: str = "_target_") -> Any:
-    """Return whatever can be imported and called: the user said so.
+    """Import a class or function by its dotted name, without restrictions; for nodes of the user.
 
     Raises:
-        ValueError: there is nothing of that name.
+        ValueError: the name cannot be imported, or is no class or function.
     """
     try:
         part = pkgutil.resolve_name(target)
@@ -176,14 +176,14 @@ def part_named(target: str, where: str = "_target_") -> Any:
 
 
 def part_of(target: str, where: str = "_target_") -> Any:
-    """Return the marked class or function that a file names, if it is where it says it is.
+    """Return the marked class or function that a file names.
 
     Args:
-        target: its dotted name.
-        where: the key that names it, from the top of a configuration on; a module's if it begins with no known one.
+        target: dotted name of the class or function.
+        where: full key of the name, which decides the allowed parts of d2v.
 
     Raises:
-        ValueError: it carries no mark of its own, or is in no package that a file may name there.
+        ValueError: the target is not marked, or is in a package that is not allowed at this key.
     """
     module, _, name = target.rpartition(".")
     package = module.partition(".")[0]
@@ -210,17 +210,17 @@ def part_of(target: str, where: str = "_target_") -> Any:
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict in which every name and shape fits.
+    """Load a state dict with exactly the names and shapes of a module.
 
     Raises:
-        ValueError: naming what is missing, left over or of another shape.
+        ValueError: weights are missing, unexpected or of another shape; the message names them.
     """
     check_fit(module, state)
     module.load_state_dict(dict(state))
 
 
 def check_fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, naming what is missing, left over or of another shape, unless a state is a module's."""
+    """Raise ValueError if weights of a module are missing, unexpected or of another shape; the message names them."""
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"left over {name}" for name in state if name not in own]

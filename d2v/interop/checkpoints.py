@@ -1,7 +1,7 @@
-"""Checkpoints of every origin: a run's, an export's, the authors' (fairseq), Hugging Face's.
+"""Checkpoints of every origin: d2v runs and exports, the authors' code (fairseq), Hugging Face.
 
-:func:`open_checkpoint` tells the origin of a file or folder by its content, checks it, and reads it once. Everything
-that commands need is then asked of the :class:`Checkpoint`.
+:func:`open_checkpoint` recognises the origin of a file or folder by its content, checks it, and reads it once. The
+resulting :class:`Checkpoint` provides everything that commands need.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ class Checkpoint:
     """A checkpoint that was opened, checked and read.
 
     Attributes:
-        origin: of the file or folder.
-        path: the file or folder itself.
-        encoder: in eval mode.
-        encoder_node: configuration that rebuilds it.
+        origin: origin of the file or folder.
+        path: path of the file or folder.
+        encoder: encoder in eval mode.
+        encoder_node: configuration that rebuilds the encoder.
         inputs: form of its inputs, under the keys of conf/inputs.
-        config: configuration of the whole run; {} of what is no run.
-        step: optimizer steps trained; None where that is not known.
-        head: of a fine-tuned model, in eval mode; None: it is none, or the export holds the encoder only.
-        head_node: configuration that rebuilds it.
-        label_names: of the head's outputs: classes, letters as one text, or the lowest and the highest score; None: not
-            known.
-        model: the whole model of a run; None of what is no run.
-        fairseq: content of a file of the authors'.
+        config: configuration of the whole run; {} for other origins.
+        step: optimizer steps trained; None if unknown.
+        head: head of a fine-tuned model, in eval mode; None if there is none.
+        head_node: configuration that rebuilds the head.
+        label_names: names of the head's outputs: classes, letters as one string, or the lowest and the highest score;
+            None if unknown.
+        model: whole model of a run; None for other origins.
+        fairseq: content of a file of the authors' code; None for other origins.
     """
 
     origin: Origin
@@ -79,12 +79,12 @@ class Checkpoint:
 
     @property
     def data_node(self) -> dict[str, Any]:
-        """Configuration of the data a run was trained on; {} of what is no run."""
+        """Configuration of the training data of a run; {} for other origins."""
         return self.config.get("data") or {}
 
     @property
     def is_finetuned(self) -> bool:
-        """Return whether a fine-tuning run wrote it, so that its task can be scored."""
+        """Whether a fine-tuning run wrote the checkpoint, so that its task can be scored."""
         return "task" in self.config
 
     @property
@@ -94,14 +94,14 @@ class Checkpoint:
 
     @property
     def score_range(self) -> tuple[float, float] | None:
-        """The lowest and highest score of a fine-tuned regression; None of anything else."""
+        """Lowest and highest score of a fine-tuned regression; None for other models."""
         names = self.label_names
         if not isinstance(names, list | tuple) or len(names) != 2 or not all(isinstance(n, int | float) for n in names):
             return None
         return float(names[0]), float(names[1])
 
     def answering_head(self) -> nn.Module | None:
-        """Return the head for users elsewhere: a regression's puts out scores, not their share of the range."""
+        """Return the head for exports: that of a regression outputs scores instead of shares of their range."""
         if self.head is None or self.score_range is None:
             return self.head
         low, high = self.score_range
@@ -117,7 +117,7 @@ class Checkpoint:
         """Return the same encoder with fresh weights, in eval mode.
 
         Args:
-            seed: of the weights; the global generator is left alone.
+            seed: seed of the weights; the global generator is not changed.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -125,10 +125,10 @@ class Checkpoint:
         return encoder.eval()
 
     def start(self, model: MaskedModel) -> None:
-        """Give a model these weights: all of a pretrained checkpoint's, or the encoder's, for every network.
+        """Initialise a model: with all weights of a pretrained checkpoint, or with the encoder's for every network.
 
         Raises:
-            ValueError: they do not fit.
+            ValueError: the weights do not fit.
         """
         _warn_of_differences(model.student, self.encoder, self.path)
         if isinstance(self.model, type(model)):
@@ -144,16 +144,16 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, network: Network = "student") -> Checkpoint:
-    """Open, check and read whatever d2v can.
+    """Open, check and read a checkpoint of any supported origin.
 
     Args:
-        path: a run's folder, a checkpoint, a folder of ``d2v export``; a checkpoint of the authors' (fairseq); a folder
-            or Hub name of Hugging Face's ``Data2Vec*`` models. A Hub name is downloaded.
-        network: which of a checkpoint's two networks is its encoder; some hold one.
+        path: folder of a run, checkpoint file, or folder of ``d2v export``; checkpoint file of the authors' code
+            (fairseq); folder or Hub name of a Hugging Face ``Data2Vec*`` model. Hub names are downloaded.
+        network: network to use as the encoder, "student" or "teacher"; some checkpoints hold only one.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: it is nobody's that d2v knows, damaged, or does not fit together; or there is no such network.
+        FileNotFoundError: the path does not exist.
+        ValueError: the origin is unknown, the file is damaged or inconsistent, or it has no such network.
     """
     if network not in get_args(Network):
         raise ValueError(f"network={network}: choose student or teacher")
@@ -186,7 +186,7 @@ def open_checkpoint(path: str | Path, network: Network = "student") -> Checkpoin
 
 
 def load_encoder(path: str | Path, network: Network = "student") -> Encoder:
-    """Return an encoder, in eval mode, from whatever d2v can read; arguments and errors as :func:`open_checkpoint`."""
+    """Load an encoder, in eval mode; arguments and errors are those of :func:`open_checkpoint`."""
     return open_checkpoint(path, network).encoder
 
 
@@ -250,7 +250,7 @@ def _of_import(origin: Origin, path: Path, imported: Imported, fairseq: FairseqC
 
 @contextmanager
 def _describing_a_model(path: Path) -> Iterator[None]:
-    """Turn any error of a configuration into a ValueError: those of others may hold anything in any place."""
+    """Turn any error about a configuration into a ValueError, because foreign ones may hold anything."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError) as error:
@@ -258,7 +258,7 @@ def _describing_a_model(path: Path) -> Iterator[None]:
 
 
 def _warn_of_differences(encoder: Encoder, other: Encoder, path: str | Path) -> None:
-    """Settings that no shape shows (heads, norms, places of padding) and that weights trained with others rely on."""
+    """Warn of settings that do not show in shapes (heads, norms, padding) but differ from those of the weights."""
     modules = dict(other.named_modules())
     for name, module in encoder.named_modules():
         theirs = vars(modules[name]) if name in modules else {}
@@ -280,7 +280,7 @@ def _model_type(path: Path) -> str:
 
 
 def _download(name: str) -> Path:
-    """A snapshot of the Hub's repository, weights and configuration."""
+    """Download weights and configuration of a Hub repository."""
     missing = f"checkpoint={name}: no such file or folder"
     try:
         from huggingface_hub import snapshot_download
@@ -290,5 +290,5 @@ def _download(name: str) -> Path:
     wanted = ["*.json", "*.safetensors", "*.bin", "*.txt"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # it raises many kinds: no network, no such name, no permission
+    except Exception as error:  # it raises many types of errors: no network, no such name, no permission
         raise FileNotFoundError(f"{missing}, and not to be had from the Hugging Face Hub ({error})") from error

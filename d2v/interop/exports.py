@@ -1,4 +1,4 @@
-"""Folders that an encoder is exported to. Loading executes nothing."""
+"""Export folders of encoders in d2v's own format. Loading executes nothing."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def save_encoder(encoder: Encoder, config: Mapping[str, Any], folder: str | Path
     Args:
         encoder: the student or the teacher.
         config: plain containers: ``encoder`` (the node that builds it), ``inputs`` (their form, under the keys of
-            conf/inputs) and anything worth keeping beside them.
-        folder: made if need be.
-        card: Markdown.
+            conf/inputs) and any further keys.
+        folder: created if missing.
+        card: model card in Markdown.
 
     Raises:
-        ValueError: ``folder`` is a file, or holds files that are no export's.
-        NotWritten: the disk is full, or may not be written to.
+        ValueError: ``folder`` is a file, or holds files that are not of an export.
+        NotWritten: the disk is full or not writable.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     with export_folder(folder, "safetensors") as part:
@@ -53,7 +53,7 @@ def write_config(config: Mapping[str, Any], folder: Path, card: str) -> None:
 
 
 def _write_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Inputs that are whole JSON files (a tokenizer) become files beside the configuration."""
+    """Write inputs that are contents of JSON files (a tokenizer) as files beside the configuration."""
     inputs = public_inputs(config["inputs"])
     for key, value in inputs.items():
         if isinstance(value, str) and value.startswith("{") and key.isidentifier():
@@ -68,7 +68,7 @@ def load_export_config(folder: Path) -> dict[str, Any]:
     The files of the export are compared with its checksums first.
 
     Raises:
-        ValueError: a file is not the one that was exported, or does not say how to build the encoder.
+        ValueError: a file differs from the exported one, or does not describe the encoder.
     """
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"checkpoint={folder}: {CONFIG}, which says how to build the encoder, is missing")
@@ -96,10 +96,10 @@ def load_export_config(folder: Path) -> dict[str, Any]:
 
 
 def refuse_damaged(folder: Path, needed: Iterable[str] = ()) -> None:
-    """Compare the files of a folder with the checksums that an export of any format has.
+    """Compare the files of an export of any format with its checksums.
 
     Raises:
-        ValueError: naming the file that is not the one that was exported, or is not listed though needed.
+        ValueError: a file differs from the exported one, or a needed one is not listed; the message names it.
     """
     try:
         check_export(folder, needed)
@@ -118,10 +118,10 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_export(folder: Path) -> tuple[dict[str, Any], Encoder]:
-    """Configuration and encoder, in eval mode, of a folder of ``d2v export``.
+    """Load configuration and encoder, in eval mode, from a folder of ``d2v export``.
 
     Raises:
-        ValueError: it is not readable, or does not fit together.
+        ValueError: the folder is not readable, or its files do not match.
     """
     config = load_export_config(folder)
     refuse_damaged(folder, (WEIGHTS,))

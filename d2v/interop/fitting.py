@@ -1,8 +1,8 @@
-"""Models built only if the weights that came with them fill them.
+"""Building of models from files, only if the weights in the file match.
 
-A configuration of a few words can ask for more layers than any machine holds. The weights beside it cannot: they take
-up room in the file. So a model is first built on PyTorch's meta device, where parameters have shapes and no content,
-and given up as soon as it has many more parameters than the file.
+A short configuration can describe more layers than fit into any memory, but weights take up space in the file. So a
+model is first built on PyTorch's meta device, where parameters have shapes but no content, and building stops as soon
+as it has many more parameters than the file.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from torch.nn.modules.module import (
 from d2v.bounds import TooMuch
 from d2v.interop.build import build, check_fit, check_node, load_exactly
 
-_SPARE = 1000  # parameters more than a file holds: which of them are missing is then said by name
-_MAX_BUFFERS = 1 << 28  # numbers that are computed from the configuration and lie in no file, such as indices
+_SPARE = 1000  # tolerated excess of parameters, so that missing ones can be named
+_MAX_BUFFERS = 1 << 28  # numbers that are computed from the configuration and are in no file, such as indices
 
 
 def build_fitting(node: Any, state: Mapping[str, Tensor]) -> Any:
-    """Return the module that a node from a file describes, with its weights.
+    """Build the module that a node from a file describes, with its weights.
 
     Args:
         node: plain containers, as for :func:`d2v.interop.build.build`.
-        state: of the module, whole.
+        state: complete state dict of the module.
 
     Raises:
-        ValueError: the weights are not those of the module: missing, left over, of another shape, or too few.
+        ValueError: weights are missing, unexpected, of another shape, or too few for the module.
     """
     check_fit(sketch(node, state), state)
     module = build(node)
@@ -42,18 +42,18 @@ def build_fitting(node: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def sketch(node: Any, state: Mapping[str, Tensor]) -> nn.Module:
-    """Return the module without the content of its parameters: on the meta device.
+    """Build the module on the meta device, without the content of its parameters.
 
     Args:
         node: plain containers.
-        state: weights, under whatever names.
+        state: weights, under any names.
 
     Raises:
         ValueError: the module is far larger than its weights.
     """
     # Constructors of packages that the user trusts may need numbers.
     device = "cpu" if _names_others(node) else "meta"
-    check_node(node, nn.Module)  # nothing else that a file may name is made, not even to find out
+    check_node(node, nn.Module)  # other classes that a file may name are not built here
     try:
         with torch.device(device), _at_most(4 * len(state) + _SPARE):
             module = build(node)
@@ -66,7 +66,7 @@ def sketch(node: Any, state: Mapping[str, Tensor]) -> nn.Module:
 
 @contextmanager
 def _at_most(count: int) -> Iterator[None]:
-    """Within, raise TooMuch as soon as modules get more parameters than this, or more numbers that lie in no file."""
+    """Raise TooMuch within the block once modules have more parameters, or more computed numbers, than allowed."""
     left = {"parameters": count, "buffers": _MAX_BUFFERS}
 
     def take(kind: str, amount: int) -> None:

@@ -1,4 +1,4 @@
-"""Content of other people's checkpoints: an encoder of ours, its weights, and the form of its inputs."""
+"""Content of imported checkpoints: node and weights of an encoder, and the form of its inputs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Node = dict[str, Any]
 
 @dataclass(frozen=True)
 class Imported:
-    """An encoder, and the head of a fine-tuned model.
+    """Imported encoder, and the head of a fine-tuned model.
 
     Attributes:
-        encoder_node: builds the encoder (:func:`d2v.interop.build.build`).
-        encoder_state: its state dict, under our names.
+        encoder_node: node that builds the encoder (:func:`d2v.interop.build.build`).
+        encoder_state: state dict of the encoder, under our names.
         inputs: form of the inputs, under the keys of conf/inputs. Images: img_size, patch_size, in_chans, mean, std,
             and maybe crop_pct. Speech: sample_rate (Hz), conv_layers. Text: pad_id, vocab_size, block_size (tokens),
             and tokenizer, the content of a tokenizer.json or None.
-        head_node: builds the head of a fine-tuned model; None: there is none.
-        head_state: its state dict.
-        label_names: of the head's outputs: the classes, in the order of their numbers, or the letters after CTC's
-            blank as one text; None: not known.
+        head_node: node that builds the head of a fine-tuned model; None without a head.
+        head_state: state dict of the head.
+        label_names: names of the head's outputs: classes by index, or the letters after CTC's blank as one string; None
+            if unknown.
     """
 
     encoder_node: Node
@@ -37,12 +37,12 @@ class Imported:
     label_names: list[str] | str | None = None
 
     def build_encoder(self) -> Encoder:
-        """The encoder with its weights, in eval mode."""
+        """Build the encoder with its weights, in eval mode."""
         encoder: Encoder = build_fitting(self.encoder_node, self.encoder_state)
         return encoder.eval().requires_grad_(False)
 
     def build_head(self) -> nn.Module | None:
-        """The head with its weights, in eval mode; None: there is none."""
+        """Build the head with its weights, in eval mode; None without a head."""
         if self.head_node is None or self.head_state is None:
             return None
         head: nn.Module = build_fitting(self.head_node, self.head_state)

@@ -1,4 +1,4 @@
-"""Our own files: training checkpoints, and the folders an encoder is exported to. Loading executes nothing."""
+"""Training checkpoints of d2v. Loading executes nothing."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Network = Literal["student", "teacher"]
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """Content of a training checkpoint for its readers.
+    """Content of a training checkpoint.
 
     Attributes:
-        config: the run's resolved configuration, plain containers.
-        state: the model's state dict.
+        config: resolved configuration of the run, plain containers.
+        state: state dict of the model.
         step: optimizer steps done.
-        record: what else the run keeps about itself: ``choices`` of configuration groups, ``fingerprint`` of the data.
+        record: further records of the run: ``choices`` of configuration groups, ``fingerprint`` of the data.
     """
 
     config: dict[str, Any]
@@ -47,8 +47,8 @@ class RunCheckpoint:
         """Read a ``.ckpt`` file, weights only.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged, or no checkpoint of a d2v run.
+            FileNotFoundError: the file does not exist.
+            ValueError: it is damaged, or not a checkpoint of a d2v run.
         """
         path = Path(path)
         if not path.is_file():
@@ -57,16 +57,16 @@ class RunCheckpoint:
 
     @classmethod
     def of(cls, path: Path, content: Any) -> RunCheckpoint:
-        """Take what a file was found to hold.
+        """Build from the loaded content of a file.
 
         Raises:
-            ValueError: it is no checkpoint of a d2v run.
+            ValueError: the content is not a checkpoint of a d2v run.
         """
         if not isinstance(content, dict) or "d2v" not in content:
             raise ValueError(f"checkpoint={path}: not written by a d2v run (no 'd2v' entry)")
         try:
             config, step = _described(content["d2v"]["config"]), int(content["global_step"])
-            # A fine-tuned model whose weights were averaged was scored by the average.
+            # If the weights of a fine-tuned model were averaged, the average was scored.
             prefix = "average." if any(key.startswith("average.") for key in content["state_dict"]) else "model."
             state = {
                 key.removeprefix(prefix): value
@@ -81,13 +81,13 @@ class RunCheckpoint:
         return cls(config, state, step, content["d2v"])
 
     def build_model(self) -> MaskedModel | FinetunedModel:
-        """The model with its weights."""
+        """Build the model with its weights."""
         model: MaskedModel | FinetunedModel = build_fitting(self.config["model"], self.state)
         return model
 
 
 def _described(config: Any) -> dict[str, Any]:
-    """Return a run's configuration if it describes a model, and data if it says so."""
+    """Return a run's configuration if it describes a model, inputs and, if it has that key, data."""
     if not all(isinstance(part, dict) for part in (config["model"], config["inputs"], config.get("data", {}))):
         raise TypeError("its configuration describes no model, no inputs or no data")
     described: dict[str, Any] = config
@@ -95,12 +95,12 @@ def _described(config: Any) -> dict[str, Any]:
 
 
 def read_safely(path: Path) -> Any:
-    """Read a file of ``torch.save``: tensors and plain containers, mapped from the file where its format allows.
+    """Read tensors and plain containers from a file of ``torch.save``, memory-mapped if its format allows.
 
     A zip archive is compared with its checksums first; files from before PyTorch 1.6 have none.
 
     Raises:
-        ValueError: it is damaged, a Git LFS pointer, or loading it would execute code.
+        ValueError: the file is damaged, a Git LFS pointer, or loading it would execute code.
     """
     refuse_lfs_pointer(path, f"checkpoint={path}")
     try:
@@ -122,7 +122,7 @@ def read_safely(path: Path) -> Any:
         raise ValueError(
             f"checkpoint={path}: not a readable checkpoint of tensors and plain values alone: refused"
         ) from error
-    except Exception as error:  # torch raises many kinds for damaged or foreign files
+    except Exception as error:  # torch raises many types of errors for damaged or foreign files
         raise ValueError(f"checkpoint={path}: not a readable checkpoint ({error})") from error
     return content
 
@@ -138,12 +138,12 @@ def _load(path: Path) -> Any:
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file or export folder that ``path`` means.
+    """Return the checkpoint file or export folder of a path.
 
-    A run's folder means its best checkpoint, if it chose one (fine-tuning does), else its newest intact one.
+    For a run's folder this is its best checkpoint if it chose one (as fine-tuning does), else its newest intact one.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no checkpoint.
     """
     path = Path(path)
     if path.is_dir() and not (path / WEIGHTS).exists():

@@ -1,4 +1,4 @@
-"""ONNX files of encoders and fine-tuned models, compared with PyTorch before they are handed over.
+"""Export of encoders and fine-tuned models to ONNX, with a comparison with PyTorch.
 
 Source: torch.onnx, https://docs.pytorch.org/docs/stable/onnx_export.html
 
@@ -32,7 +32,7 @@ from d2v.runs.exports import export_folder
 log = logging.getLogger(__name__)
 
 ENCODER, MODEL = "encoder.onnx", "model.onnx"
-OPSET = 18  # what the exporter writes without converting; the first with every operator in use is 17
+OPSET = 18  # written by the exporter without conversion; the first with all operators in use is 17
 TOLERANCE = 1e-4  # of the largest magnitude, or of 1 where that is smaller
 
 # (samples, share of the frontend's example): shapes of the export, and others to check, shorter and longer.
@@ -55,11 +55,11 @@ def save_onnx(
     PyTorch. Only a file that agrees replaces what the folder held.
 
     Args:
-        encoder: of one modality, on any device, in any precision; stays as it is.
-        folder: made if need be.
-        card: Markdown.
+        encoder: encoder of one modality, on any device, in any precision; not changed.
+        folder: created if missing.
+        card: model card in Markdown.
         config: plain containers, as for :func:`d2v.interop.exports.save_encoder`.
-        head: reads the encoder's output and the padding mask, as those of :mod:`d2v.models.heads` do; or None.
+        head: head that reads the encoder's output and the padding mask, as in :mod:`d2v.models.heads`; or None.
 
     Returns:
         ``folder/encoder.onnx``, or ``folder/model.onnx`` with a head.
@@ -91,7 +91,7 @@ def save_onnx(
 
 
 class _Exported(nn.Module):
-    """Tensors in, tensors out: an encoder of one modality and a head, if any."""
+    """Module with tensors as inputs and outputs: an encoder of one modality and, optionally, a head."""
 
     def __init__(self, encoder: Encoder, head: nn.Module | None) -> None:
         super().__init__()
@@ -110,15 +110,15 @@ class _Exported(nn.Module):
 
 
 def _random_inputs(frontend: Frontend, num_samples: int, share: float) -> tuple[Tensor, ...]:
-    """Noise or random ids in the shape of the frontend's example.
+    """Return noise or random ids in the shape of the frontend's example.
 
     Args:
-        frontend: of the encoder.
+        frontend: frontend of the encoder.
         num_samples: B.
-        share: length of sequences over the example's.
+        share: length of sequences divided by that of the example.
 
     Returns:
-        The inputs, and of sequences, whose tokens lie in a row, a padding mask: the last sample's last third.
+        The inputs, and for sequences a padding mask that covers the last third of the last sample.
     """
     example = frontend.example(num_samples)
     is_sequence = len(frontend.token_grid(example)) == 1
@@ -130,7 +130,7 @@ def _random_inputs(frontend: Frontend, num_samples: int, share: float) -> tuple[
     elif isinstance(frontend, TextFrontend):
         inputs = torch.randint(frontend.token_embed.num_embeddings, example.shape, generator=generator)
     else:
-        inputs = example  # which ids there are only the frontend knows
+        inputs = example  # only the frontend knows the valid ids
     if not is_sequence:
         return (inputs,)
     (num_tokens,) = frontend.token_grid(inputs)
@@ -152,7 +152,7 @@ def _dynamic_shapes(example: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
 
 
 def _export(model: _Exported) -> ONNXProgram:
-    """The model as an ONNX program, without what the exporter says of this machine."""
+    """Return the model as an ONNX program, without the exporter's information about this machine."""
     example = _random_inputs(model.frontend, *_EXPORTED_AT)
     with _plain_attention(model), _quiet("onnx_ir", "onnxscript"):
         program = torch.onnx.export(
@@ -173,7 +173,7 @@ def _export(model: _Exported) -> ONNXProgram:
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Only warnings from these loggers: the exporter's optimizer logs every constant that it folds."""
+    """Silence messages below warnings: the exporter's optimizer logs every constant that it folds."""
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -186,7 +186,7 @@ def _quiet(*names: str) -> Iterator[None]:
 
 @contextmanager
 def _plain_attention(model: nn.Module) -> Iterator[None]:
-    """Attention as matrix products and a softmax: of the fused kind with a bias the exporter makes impossible views."""
+    """Use unfused attention within the block, because the exporter cannot convert fused attention with a bias."""
     fused = [module for module in model.modules() if isinstance(module, Attention) and module.fused]
     for module in fused:
         module.fused = False
@@ -198,10 +198,10 @@ def _plain_attention(model: nn.Module) -> Iterator[None]:
 
 
 def _check(path: Path, model: _Exported) -> None:
-    """Compare the file's outputs with PyTorch's.
+    """Compare the outputs of the file with PyTorch's.
 
     Raises:
-        ValueError: they differ, or onnxruntime cannot run the file.
+        ValueError: outputs differ, or onnxruntime cannot run the file.
     """
     runtime: Any = importlib.import_module("onnxruntime")  # has no types
     options = runtime.SessionOptions()
@@ -209,7 +209,7 @@ def _check(path: Path, model: _Exported) -> None:
     options.log_severity_level = 3  # errors
     try:
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises kinds of its own, which share no base
+    except Exception as error:  # onnxruntime's error types have no common base class
         raise ValueError(f"{path.name}: onnxruntime cannot load it ({error})") from error
     names = [node.name for node in session.get_inputs()]
     for num_samples, share in _CHECKED_AT:

@@ -1,8 +1,8 @@
-"""Files of ``torch.save`` that others wrote, looked at before and after they are loaded.
+"""Checks of foreign files of ``torch.save``, before and after loading.
 
-``torch.load(weights_only=True)`` executes no code, but calls what takes as much memory as a file asks for (a byte array
-of a terabyte), and makes tensors that only seem to be there (one number repeated a trillion times, tensors without
-content). What d2v and its peers write needs none of it.
+``torch.load(weights_only=True)`` executes no code, but it allocates as much memory as a file requests (a byte array of
+a terabyte), and builds tensors without storage of their size (one number expanded a trillion times, meta tensors).
+Files of d2v and similar libraries need none of these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from d2v.bounds import TooMuch, walk
 
-MAX_BYTES = 256 << 20  # of the pickled structure, tensors' content aside
+MAX_BYTES = 256 << 20  # of the pickled structure, without the content of tensors
 MAX_OPCODES = 5_000_000
 MAX_VALUES = 2_000_000
 _MAX_PICKLES = 5  # of a file from before PyTorch 1.6, at its beginning
@@ -37,19 +37,19 @@ _LEAVES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch
 
 
 class Unusual(ValueError):
-    """A pickle names something that no checkpoint of tensors and plain values needs."""
+    """A pickle names an object that checkpoints of tensors and plain values do not need."""
 
 
 def check_pickle(path: Path) -> None:
-    """Read the instructions of a file of ``torch.save`` without following them.
+    """Read the instructions of a file of ``torch.save`` without executing them.
 
     Raises:
-        Unusual: it calls something else than what tensors and plain containers take, named.
-        TooMuch: it is too long.
+        Unusual: the file calls anything but constructors of tensors and plain containers; the message names it.
+        TooMuch: it has too many instructions.
         ValueError: it is damaged.
     """
     with path.open("rb") as file:
-        if file.peek(4)[:4] == b"PK\x03\x04":  # as torch tells them apart
+        if file.peek(4)[:4] == b"PK\x03\x04":  # distinguished as in torch
             _check_archive(path)
             return
         for _ in range(_MAX_PICKLES):
@@ -89,16 +89,16 @@ def _names(file: IO[bytes]) -> Iterator[str]:
             raise TooMuch(f"more than {MAX_OPCODES:,} instructions")
         if opcode.name in ("GLOBAL", "INST"):
             yield str(argument).replace(" ", ".")
-        elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):  # names that stand elsewhere
+        elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):  # names from the stack or memo
             yield opcode.name
 
 
 def check_content(content: Any, num_bytes: int) -> None:
-    """Raise ValueError unless what was loaded holds plain values, and tensors that were in the file.
+    """Raise ValueError unless loaded content holds only plain values and tensors with storage in the file.
 
     Args:
-        content: of a file.
-        num_bytes: of the file.
+        content: loaded content.
+        num_bytes: size of the file.
     """
     tensors: list[Tensor] = []
     for value in walk(content, MAX_VALUES, lambda v: vars(v).values() if isinstance(v, argparse.Namespace) else None):

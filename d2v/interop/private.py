@@ -1,7 +1,6 @@
-"""Inputs of an export: their form, and nothing of the folders that the data lay in.
+"""Removal of private values from exports, which are meant to be published.
 
-An export is meant to be published. Paths, names and patterns tell of their owner and of his machine; a run's own folder
-keeps them, since resuming needs them.
+Paths, names and patterns reveal the owner and the machine. A run's own folder keeps them, because resuming needs them.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from typing import Any
 
 
 def public_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs without what is private: a text that is no JSON content becomes None.
+    """Return the inputs without private values: strings that are not JSON content become None.
 
     Args:
-        inputs: of a checkpoint: numbers, flags, lists of numbers, and the content of a tokenizer.
+        inputs: inputs of a checkpoint: numbers, flags, lists of numbers, and the content of a tokenizer.
     """
     return {key: value if _is_public(value) else None for key, value in inputs.items()}
 

@@ -1,4 +1,4 @@
-"""Tables of parameter names: one says how somebody else's model is read as ours and ours is written as theirs."""
+"""Two-way tables of parameter names between models of other libraries and d2v."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _FIELD = re.compile(r"\{(\w+)(\+1)?\}")
 
 
 class Rule(NamedTuple):
-    """A parameter, or many of the same form.
+    """Rule for a parameter, or for several of the same form.
 
     Attributes:
-        theirs: name; ``{n}`` stands for a number, ``{n+1}`` for the next one, ``{p}`` for "weight" or "bias".
-        ours: our name, in the same form; ``[0]``, ``[1]`` or ``[2]`` at its end is a third of it, in dimension 0.
-        unit_dims: dimensions of size 1 that theirs has and ours has not.
+        theirs: name in the other library; ``{n}`` is a number, ``{n+1}`` the next one, ``{p}`` "weight" or "bias".
+        ours: name in d2v, in the same form; ``[0]``, ``[1]`` or ``[2]`` at the end is a third of it, in dimension 0.
+        unit_dims: dimensions of size 1 that only the other library's parameter has.
     """
 
     theirs: str
@@ -27,11 +27,11 @@ class Rule(NamedTuple):
 
 
 class Renaming:
-    """Two-way table between models with the same parameters under other names.
+    """Two-way table between models with the same parameters under different names.
 
     Args:
-        rules: of every parameter; the first that matches counts.
-        ignored: patterns of their names that hold nothing of a model: left out, and not written.
+        rules: rules for all parameters; the first match counts.
+        ignored: patterns of names in the other library that are no parameters; neither read nor written.
     """
 
     def __init__(self, rules: Iterable[Rule], ignored: Iterable[str] = ()) -> None:
@@ -39,10 +39,10 @@ class Renaming:
         self.ignored = [re.compile(pattern) for pattern in ignored]
 
     def read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Theirs as ours. Of a bias of three parts, the second (the attention's keys, which it cannot change) may lack.
+        """Convert a state dict to our names. The bias of attention keys, which has no effect, may be missing.
 
         Raises:
-            KeyError: naming what no rule knows, or what lacks a part.
+            KeyError: no rule matches a name, or a part is missing; the message names it.
         """
         found: dict[str, Tensor] = {}
         parts: dict[str, dict[int, Tensor]] = {}
@@ -76,10 +76,10 @@ class Renaming:
         return found
 
     def write(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Ours as theirs.
+        """Convert a state dict to the names of the other library.
 
         Raises:
-            KeyError: naming what no rule knows.
+            KeyError: no rule matches a name; the message names it.
         """
         written: dict[str, Tensor] = {}
         unknown = []
@@ -104,7 +104,7 @@ class Renaming:
 
 
 def _translate(name: str, source: str, target: str) -> str | None:
-    """``name`` in the form of ``target`` if it has that of ``source``, else None."""
+    """Return ``name`` in the form of ``target`` if it has the form of ``source``, else None."""
     pattern, end = "", 0
     for field in _FIELD.finditer(source):
         pattern += re.escape(source[end : field.start()])

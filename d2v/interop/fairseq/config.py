@@ -23,10 +23,10 @@ _TEACHER_SCOPES = {"image": "encoder", "speech": "context", "text": "blocks"}  #
 
 
 def parse_convs(spec: str) -> list[list[int]]:
-    """The reference's "[(512, 10, 5)] + [(512, 3, 2)] * 4", without executing it.
+    """Parse the reference's "[(512, 10, 5)] + [(512, 3, 2)] * 4" without executing it.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the text has another form.
     """
     layers: list[list[int]] = []
     for term in re.sub(r"\s", "", spec).split("+"):
@@ -41,16 +41,16 @@ def parse_convs(spec: str) -> list[list[int]]:
 
 
 def model_node(cfg: Mapping[str, Any], state: Mapping[str, Tensor], layout: Layout, batch_size: int = 1) -> Node:
-    """The node of a model that the authors' configuration describes.
+    """Return the node of the model that an authors' configuration describes.
 
     Args:
-        cfg: of the model: ``cfg.model`` of a checkpoint, or a recipe of the same form.
-        state: the student, under the authors' names: sizes that a configuration may lack are read off it.
+        cfg: configuration of the model: ``cfg.model`` of a checkpoint, or a recipe of the same form.
+        state: state dict of the student under the authors' names, for sizes that the configuration may lack.
         layout: naming scheme of the parameters.
-        batch_size: samples a device has at a time, on which the reference's CLS loss depends (docs/algorithm.md).
+        batch_size: samples of a device at a time, on which the reference's CLS loss depends (docs/algorithm.md).
 
     Raises:
-        ValueError: it asks for something that d2v does not have, or lacks a key, named.
+        ValueError: the configuration has a setting that d2v does not support, or lacks a key; the message names it.
     """
     try:
         if layout == "2.0":
@@ -117,7 +117,7 @@ def _node_of_2(cfg: Mapping[str, Any], state: Mapping[str, Tensor], batch_size: 
 
 
 def _teacher_scope(cfg: Mapping[str, Any], own: Mapping[str, Any], modality: str) -> str:
-    """Return the values of a configuration, and where it is silent those of the modality's released recipe."""
+    """Return the teacher scope of a configuration; missing keys have the values of the modality's released recipe."""
     if "ema_encoder_only" not in cfg or "ema_local_encoder" not in own:
         return _TEACHER_SCOPES[modality]
     if cfg["ema_encoder_only"]:
@@ -137,7 +137,7 @@ def _image_of_2(cfg: Mapping[str, Any], own: Mapping[str, Any], state: Mapping[s
 
 
 def _speech_of_2(cfg: Mapping[str, Any], own: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node:
-    """Padding leaks into positions, as in the reference."""
+    """Return the arguments of the speech frontend; padding leaks into positions, as in the reference."""
     return {
         "_target_": "d2v.nn.frontends.speech.SpeechFrontend",
         "embed_dim": cfg["embed_dim"],
@@ -316,7 +316,7 @@ def _depth(state: Mapping[str, Tensor], layers: str) -> int:
 
 
 def _refuse(cfg: Mapping[str, Any], only: Mapping[str, Any]) -> None:
-    """Raise ValueError if a key has another value than the one that d2v knows; where it is absent, it has that."""
+    """Raise ValueError if a key has another value than the only one that d2v supports; missing keys are accepted."""
     for key, value in only.items():
         if cfg.get(key, value) != value:
             raise ValueError(f"{key}={cfg[key]} in the checkpoint's configuration: d2v knows {key}={value} only")

@@ -1,7 +1,7 @@
-"""The authors' checkpoint files (fairseq, examples/data2vec), read and written without fairseq; nothing is executed.
+"""Reading and writing of the authors' checkpoint files (fairseq, examples/data2vec), without fairseq or executed code.
 
-``model`` holds the parameters, the teacher's under ``_ema`` among them, and ``cfg`` plain containers. What lies beside
-them (optimizer, meters) is left alone.
+``model`` holds the parameters, including the teacher's under ``_ema``; ``cfg`` holds plain containers. Other entries
+(optimizer, meters) are ignored.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ _HEAD_CLASSES = {"image": "MeanPoolHead", "speech": "FrameHead", "text": "FirstT
 
 @dataclass(frozen=True)
 class FairseqCheckpoint:
-    """Content of a file of the authors'.
+    """Content of a checkpoint file of the authors' code.
 
     Attributes:
-        path: the file.
+        path: path of the file.
         layout: naming scheme of its parameters.
-        cfg: the configuration of the (pretrained) model.
-        task: that of its task: what inputs look like.
-        student: parameters under the authors' names.
-        teacher: those that the teacher averages; {} if the file has none.
-        head: parameters of a fine-tuned model's head, under our names; {} if it has none.
+        cfg: configuration of the (pretrained) model.
+        task: configuration of its task, which describes the inputs.
+        student: parameters of the student under the authors' names.
+        teacher: averaged parameters of the teacher; {} if the file has no teacher.
+        head: parameters of a fine-tuned model's head under our names; {} if it has none.
     """
 
     path: Path
@@ -79,17 +79,17 @@ class FairseqCheckpoint:
         """Read a file, weights only.
 
         Raises:
-            ValueError: it is damaged, would execute code, or holds no data2vec model.
+            ValueError: the file is damaged, would execute code, or holds no data2vec model.
         """
         path = Path(path)
         return cls.of(path, read_safely(path))
 
     @classmethod
     def of(cls, path: Path, content: Any) -> FairseqCheckpoint:
-        """Take what a file was found to hold.
+        """Build from the loaded content of a file.
 
         Raises:
-            ValueError: it is no data2vec model of the authors'.
+            ValueError: the content is not a data2vec model of the authors' code.
         """
         if not is_fairseq(content):
             raise ValueError(f"checkpoint={path}: not a checkpoint of fairseq's (no 'model' beside 'cfg' or 'args')")
@@ -120,7 +120,7 @@ class FairseqCheckpoint:
 
     @property
     def modality(self) -> str:
-        """Ours, of the model."""
+        """Modality of the model, as named in d2v."""
         if self.layout != "2.0":
             return self.layout
         return next(
@@ -139,12 +139,12 @@ class FairseqCheckpoint:
             raise ValueError(f"checkpoint={self.path}: its configuration is not whole ({error!r})") from error
 
     def model_state(self) -> dict[str, Tensor]:
-        """All of a pretrained model's parameters under our names: student, teacher, and what predicts.
+        """Return all parameters of a pretrained model under our names: student, teacher and predictors.
 
-        What the teacher does not average it takes from the student; in a file without a teacher, everything.
+        Parameters that the teacher does not average are the student's; without a teacher in the file, all are.
 
         Raises:
-            ValueError: a parameter is missing, or left over.
+            ValueError: a parameter is missing or unexpected.
         """
         state = self._read(self.student)
         own = {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}
@@ -155,7 +155,7 @@ class FairseqCheckpoint:
         return state | {f"teacher.{name}": value for name, value in own.items()} | teacher
 
     def _averaged(self, names: Iterable[str]) -> list[str]:
-        """Names of an encoder's parameters that the teacher of this recipe averages."""
+        """Return the names of the encoder's parameters that the teacher averages."""
         node = self.model_node()
         frontends = node["encoder"]["frontends"]
         local_parts = {modality: part_of(f["_target_"]).local_parts for modality, f in frontends.items()}
@@ -164,10 +164,10 @@ class FairseqCheckpoint:
         return [name for name in learned if averages(dict.fromkeys(frontends, scope), name, local_parts)]
 
     def encoder_state(self, network: Network) -> dict[str, Tensor]:
-        """The student's or the teacher's parameters, as those of an encoder.
+        """Return the parameters of student or teacher as those of an encoder.
 
         Raises:
-            ValueError: a teacher is asked for, and the file has none.
+            ValueError: the file has no teacher.
         """
         if network == "teacher" and not self.teacher:
             raise ValueError(f"checkpoint={self.path}: holds no teacher (no '_ema'): set network=student")
@@ -177,7 +177,7 @@ class FairseqCheckpoint:
         }
 
     def to_imported(self, network: Network = "student") -> Imported:
-        """The encoder, and the head of a fine-tuned model."""
+        """Return the encoder, and the head of a fine-tuned model."""
         encoder = self.model_node()["encoder"]
         head_node = None
         if self.head:
@@ -206,7 +206,7 @@ class FairseqCheckpoint:
         return {ours: frontend[key] for key, ours in keys.items()} | {"tokenizer": None}
 
     def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters under our names; constant positions are computed where a file lacks them."""
+        """Convert parameters to our names; constant positions are computed if the file lacks them."""
         try:
             found = to_d2v_state(state, self.layout)
         except KeyError as error:
@@ -234,7 +234,7 @@ class FairseqCheckpoint:
 
 
 def is_fairseq(content: Any) -> bool:
-    """Return whether this is what fairseq saves."""
+    """Return whether the content is a checkpoint of fairseq."""
     return (
         isinstance(content, Mapping)
         and isinstance(content.get("model"), Mapping)
@@ -247,9 +247,9 @@ def save_fairseq(model: nn.Module, node: Node, path: str | Path, inputs: Mapping
 
     Args:
         model: a :class:`d2v.models.data2vec2.Data2Vec2`.
-        node: builds it.
-        path: of the file.
-        inputs: what inputs look like.
+        node: node that builds the model.
+        path: path of the file.
+        inputs: form of the inputs.
 
     Raises:
         ValueError: the authors' code has no such model.
@@ -276,7 +276,7 @@ def save_fairseq(model: nn.Module, node: Node, path: str | Path, inputs: Mapping
 
 
 def differences_there(encoder: Encoder) -> list[str]:
-    """Return sentences on what the authors' code will compute otherwise."""
+    """Return descriptions of differences between the results of the authors' code and ours."""
     if "speech" in encoder.frontends and encoder.frontend("speech").zero_padding != "never":
         return [
             "the authors' code lets padding reach into the frames before it, this model does not: clips that are "
@@ -286,7 +286,7 @@ def differences_there(encoder: Encoder) -> list[str]:
 
 
 def _model_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Configuration of the pretrained model: a fine-tuned one's holds it in some other place."""
+    """Return the configuration of the pretrained model, which fine-tuned files hold in another place."""
     model: dict[str, Any] = dict(cfg.get("model") or {})
     for key in ("pretrained_model_args", "w2v_args"):
         inner = model.get(key) or cfg.get(key)
@@ -297,7 +297,7 @@ def _model_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> dict[str, Any] | None:
-    """Containers of a configuration; of an ``argparse.Namespace`` its values."""
+    """Return a configuration, or the values of an ``argparse.Namespace``, as plain containers."""
     if isinstance(value, argparse.Namespace):
         return dict(vars(value))
     return dict(value) if isinstance(value, Mapping) else None

@@ -1,4 +1,4 @@
-"""Names of the authors' parameters (fairseq, examples/data2vec), 2.0 and 1.0, and of ours."""
+"""Table of parameter names in the authors' code (fairseq, examples/data2vec), 2.0 and 1.0, and in d2v."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Layout = Literal["2.0", "text", "speech", "image"]  # 2.0 of any modality, 1.0 o
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:
-    """Queries, keys and values apart, as fairseq has them."""
+    """Return the rules of attention with separate queries, keys and values, as in fairseq."""
     parts = [Rule(f"{theirs}.self_attn.{x}_proj.{{p}}", f"{ours}.attn.qkv.{{p}}[{i}]") for i, x in enumerate("qkv")]
     return [
         *parts,
@@ -28,7 +28,7 @@ def _attention(theirs: str, ours: str) -> list[Rule]:
 
 
 def _blocks(theirs: str, ours: str) -> list[Rule]:
-    """A block of 2.0, in which only the stack's name differs."""
+    """Return the rules of a block of 2.0; only the name of the stack differs."""
     names = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     return [Rule(f"{theirs}.{{n}}.{name}.{{p}}", f"{ours}.{{n}}.{name}.{{p}}") for name in names]
 
@@ -68,7 +68,7 @@ def _rules_of_2() -> list[Rule]:
 
 
 def _convs(theirs: str, frontend: str) -> list[Rule]:
-    """The convolutions on the waveform, each with its LayerNorm."""
+    """Return the rules of the convolutions on the waveform, each with its LayerNorm."""
     return [
         Rule(f"{theirs}.{{n}}.0.weight", f"{frontend}.convs.{{n}}.weight"),
         Rule(f"{theirs}.{{n}}.2.1.{{p}}", f"{frontend}.conv_norms.{{n}}.{{p}}"),
@@ -126,11 +126,11 @@ RENAMINGS: dict[Layout, Renaming] = {
     "2.0": Renaming(_rules_of_2()),
     "text": Renaming(_rules_of_1_text(), [r".*\.version"]),
     "speech": Renaming(_rules_of_1_speech()),
-    # The image model has a projection that nothing uses.
+    # The image model has an unused projection.
     "image": Renaming(_rules_of_1_image(), [r"final_proj\.(weight|bias)", r".*relative_position_index"]),
 }
 
-# Names of a teacher's parameters lack what their encoder's begin with.
+# Names of a teacher's parameters lack the prefix of their encoder's.
 _TEACHER_PREFIXES: dict[Layout, str] = {"text": "encoder.sentence_encoder.", "speech": "encoder.", "image": "encoder."}
 
 
@@ -138,7 +138,7 @@ def layout_of(names: Mapping[str, object]) -> Layout:
     """Return the naming scheme of these parameters.
 
     Raises:
-        ValueError: nobody's that is known.
+        ValueError: the naming scheme is unknown.
     """
     if any(name.startswith("modality_encoders.") for name in names):
         return "2.0"
@@ -153,16 +153,16 @@ def layout_of(names: Mapping[str, object]) -> Layout:
 
 
 def to_d2v_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
-    """The authors' state dict under our names: ``student.``, and ``decoders.`` (2.0) or ``heads.`` (1.0).
+    """Convert an authors' state dict to our names: ``student.``, and ``decoders.`` (2.0) or ``heads.`` (1.0).
 
     Raises:
-        KeyError: naming what is not known.
+        KeyError: a name is unknown; the message names it.
     """
     return RENAMINGS[layout].read(state)
 
 
 def to_d2v_teacher(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
-    """Averaged parameters of their teacher under our names, ``teacher.``; in some recipes, part of an encoder."""
+    """Convert the averaged parameters of an authors' teacher to our names, ``teacher.``; these may be a part only."""
     prefix = _TEACHER_PREFIXES.get(layout, "")
     if layout == "2.0" and all(name[0].isdigit() for name in state):
         prefix = "blocks."  # the teacher is a stack of blocks
@@ -171,15 +171,15 @@ def to_d2v_teacher(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[
 
 
 def to_fairseq_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
-    """Ours under the authors' names: the inverse of :func:`to_d2v_state`.
+    """Convert our state dict to the authors' names: the inverse of :func:`to_d2v_state`.
 
     Raises:
-        KeyError: naming what they have no place for.
+        KeyError: a parameter has no counterpart; the message names it.
     """
     return RENAMINGS[layout].write(state)
 
 
 def to_fairseq_teacher(state: Mapping[str, Tensor], blocks_only: bool) -> dict[str, Tensor]:
-    """The averaged parameters of a teacher of 2.0, given as ``student.`` names, under the authors' names."""
+    """Convert the averaged parameters of a 2.0 teacher, under ``student.`` names, to the authors' names."""
     written = to_fairseq_state(state)
     return {name.removeprefix("blocks."): value for name, value in written.items()} if blocks_only else written

@@ -1,4 +1,4 @@
-"""Configurations of the authors' code for models of ours: what their files need to be read there."""
+"""Configurations of the authors' code for models of d2v, which their code needs to read an export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from d2v.nn.frontends.speech import CONV_LAYERS
 
 
 def recipe_of(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The authors' configuration of a 2.0 model, from the node that builds ours: the inverse of :func:`model_node`.
+    """Return the authors' configuration of a 2.0 model from our node: the inverse of :func:`model_node`.
 
     Raises:
         ValueError: the authors' code has no such model.
@@ -56,7 +56,7 @@ def recipe_of(node: Mapping[str, Any]) -> dict[str, Any]:
     for norms, order in ((layer_norms, ["instance", "layer"]), (target_norms, ["layer", "instance"])):
         if list(norms) != [norm for norm in order if norm in norms]:
             raise ValueError(f"format=fairseq: norms of targets in the order {list(norms)} are not the authors'")
-    # Their weight of the CLS loss grows with the images a device has at a time: this is ours with one view at a time.
+    # The authors' weight of the CLS loss grows with the images of a device: this is ours for one view at a time.
     return {
         "_name": "data2vec_multi",
         "supported_modality": theirs.upper(),

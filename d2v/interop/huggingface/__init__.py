@@ -11,6 +11,6 @@ __all__ = ["Imported", "huggingface_problems", "load_huggingface", "save_custom_
 
 
 def huggingface_problems(encoder_node: Node, head_node: Node | None = None) -> list[str]:
-    """Why :func:`save_huggingface` cannot write a model, for which :func:`save_custom_huggingface` is; [] if it can."""
+    """Return why :func:`save_huggingface` cannot write a model and :func:`save_custom_huggingface` has to; or []."""
     modality, frontend = only_frontend(encoder_node)
     return problems(modality, arguments(encoder_node), frontend, None if head_node is None else arguments(head_node))

@@ -58,8 +58,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "use_mean_pooling": True,
     },
 }
-_SIDES = ("image_size", "patch_size")  # one number or two, which encoder_node looks at
-# Keys that have one value that we know, which is also their default.
+_SIDES = ("image_size", "patch_size")  # one number or two; encoder_node handles both
+# Keys with a single supported value, which is also their default.
 _ONLY: dict[str, dict[str, Any]] = {
     "text": {
         "hidden_act": "gelu",
@@ -79,10 +79,10 @@ _ONLY: dict[str, dict[str, Any]] = {
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], Family]:
-    """Read config.json, defaults included, and tell the family of its model.
+    """Read config.json, including defaults, and return it with the family of its model.
 
     Raises:
-        FileNotFoundError, ValueError: it is not there, cannot be read, or asks for something that d2v does not have.
+        FileNotFoundError, ValueError: the file is missing or unreadable, or has a setting that d2v does not support.
     """
     path = folder / "config.json"
     written = read_json(path)
@@ -100,7 +100,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Family]:
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """True if a value has the kind of its default: a flag, a number, or a list of numbers."""
+    """Return whether a value has the type of its default: a flag, a number, or a list of numbers."""
     if isinstance(default, list):
         return isinstance(value, list) and all(_is_like(item, default[0]) for item in value)
     if isinstance(default, bool):
@@ -109,10 +109,10 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 def has_head(config: Mapping[str, Any], family: Family, folder: Path) -> bool:
-    """True if the class that the configuration names has a head that d2v has, too.
+    """Return whether the class in the configuration has a head that d2v supports.
 
     Raises:
-        ValueError: its head is another.
+        ValueError: the class has another head.
     """
     name = str((config.get("architectures") or [f"{family.name}Model"])[0])
     with_head = f"{family.name}{family.head}"
@@ -133,7 +133,7 @@ def _sizes(config: Mapping[str, Any]) -> Node:
         "embed_dim": dim,
         "depth": config["num_hidden_layers"],
         "num_heads": config["num_attention_heads"],
-        "mlp_ratio": ratio if int(dim * ratio) == hidden else (hidden + 0.5) / dim,  # what rounding may take
+        "mlp_ratio": ratio if int(dim * ratio) == hidden else (hidden + 0.5) / dim,  # tolerance for rounding
         "norm_eps": config["layer_norm_eps"],
     }
 
@@ -164,7 +164,7 @@ def _text_node(config: Mapping[str, Any], state: Mapping[str, Tensor], folder: P
 
 
 def _mask_id(folder: Path, vocab_size: int) -> int | None:
-    """The id of the mask token, which config.json does not tell; None: the tokenizer is not there or has none."""
+    """Return the id of the mask token from the tokenizer's files; None if there are none or it has no mask token."""
     path = folder / "tokenizer.json"
     for token in read_json(path).get("added_tokens", []) if path.is_file() else []:
         if token["content"] in ("<mask>", "[MASK]") and token["id"] < vocab_size:
@@ -235,19 +235,19 @@ def _image_node(config: Mapping[str, Any], state: Mapping[str, Tensor], folder: 
 
 
 def encoder_node(config: Mapping[str, Any], family: Family, state: Mapping[str, Tensor], folder: Path) -> Node:
-    """Builds the encoder.
+    """Return the node of the encoder.
 
     Args:
-        config: from :func:`read_config`.
-        family: from :func:`read_config`, too.
-        state: its parameters, under Hugging Face's names.
-        folder: where it lies.
+        config: configuration from :func:`read_config`.
+        family: family from :func:`read_config`.
+        state: parameters under Hugging Face's names.
+        folder: folder of the model.
     """
     return {"text": _text_node, "speech": _speech_node, "image": _image_node}[family.modality](config, state, folder)
 
 
 def _side(config: Mapping[str, Any], key: str, folder: Path) -> int:
-    """Side of a square, which may be written twice."""
+    """Return the side of a square, which may be given as one number or two."""
     sides = set(config[key]) if isinstance(config[key], list) else {config[key]}
     if len(sides) != 1:
         raise ValueError(f"{folder / 'config.json'}: {key}={config[key]}: images and patches of d2v are square")
@@ -255,7 +255,7 @@ def _side(config: Mapping[str, Any], key: str, folder: Path) -> int:
 
 
 def head_node(config: Mapping[str, Any], family: Family, state: Mapping[str, Tensor], folder: Path) -> Node:
-    """Builds the head."""
+    """Return the node of the head."""
     if family.modality == "image" and not config["use_mean_pooling"]:
         raise ValueError(
             f"{folder / 'config.json'}: use_mean_pooling=False: d2v classifies images by the mean of their patches "
@@ -265,7 +265,7 @@ def head_node(config: Mapping[str, Any], family: Family, state: Mapping[str, Ten
     node = {
         "_target_": f"d2v.models.heads.{family.head_class}",
         "embed_dim": config["hidden_size"],
-        "num_outputs": 1 if outputs is None else len(outputs),  # None: it will be said to be missing
+        "num_outputs": 1 if outputs is None else len(outputs),  # None is reported as missing
     }
     if family.modality == "image":
         return {**node, "norm_eps": config["layer_norm_eps"]}
@@ -276,6 +276,6 @@ def head_node(config: Mapping[str, Any], family: Family, state: Mapping[str, Ten
 
 
 def class_names(config: Mapping[str, Any], num_outputs: int) -> list[str]:
-    """In the order of their numbers; where none are given, as transformers calls them."""
+    """Return the names of classes by index; without names, those of transformers."""
     names = {int(key): str(value) for key, value in (config.get("id2label") or {}).items()}
     return [names.get(i, f"LABEL_{i}") for i in range(num_outputs)]

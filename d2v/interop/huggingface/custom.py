@@ -1,7 +1,7 @@
-"""Any encoder of d2v as a folder that Hugging Face's Auto classes read: by code of our own, which the folder holds.
+"""Export of any d2v encoder for Hugging Face's Auto classes, with d2v's model code in the folder.
 
-``AutoModel.from_pretrained(folder, trust_remote_code=True)`` needs no d2v; with d2v, ``import d2v.interop.auto`` does
-instead of trust.
+``AutoModel.from_pretrained(folder, trust_remote_code=True)`` does not need d2v; with d2v installed,
+``import d2v.interop.auto`` replaces ``trust_remote_code``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REMOTE = Path(__file__).parents[1] / "remote"
 MODELING, CONFIGURATION = "modeling_d2v.py", "configuration_d2v.py"
 
 _TASKS = {"image": "ForImageClassification", "speech": "ForCTC", "text": "ForSequenceClassification"}
-# The frontend of BEiT is the one for images, with other positions.
+# BEiT's frontend is that for images, with other positions.
 _BEIT = {"num_prefix_tokens": 1, "fixed_positions": False}
 _NOT_REBUILT = {"embed_dim", "num_heads", "token_init_std", "pos_init_std", "mask_id"}
 
@@ -52,18 +52,18 @@ def save_custom_huggingface(
     """Write an encoder of data2vec 2.0, or any other of d2v, as a ``D2VModel``, with a head as a ``D2VFor...``.
 
     Args:
-        encoder: of one modality.
-        encoder_node: builds it.
-        folder: made if need be.
-        inputs: what its inputs look like (:class:`d2v.interop.imported.Imported`).
-        head: of a fine-tuned model: a FrameHead (speech), a FirstTokenHead (text) or a MeanPoolHead (image).
-        head_node: builds it.
+        encoder: encoder of one modality.
+        encoder_node: node that builds it.
+        folder: created if missing.
+        inputs: form of its inputs (:class:`d2v.interop.imported.Imported`).
+        head: head of a fine-tuned model: a FrameHead (speech), a FirstTokenHead (text) or a MeanPoolHead (image).
+        head_node: node that builds it.
         labels: names of the head's outputs: the classes, or the letters after CTC's blank.
-        card: the model card, Markdown.
+        card: model card in Markdown.
 
     Raises:
-        ValueError: ``folder`` is a file or holds something else, the encoder has several modalities or a frontend that
-            is not d2v's own, or the head is another.
+        ValueError: ``folder`` is a file or holds something else, the encoder has several modalities or a frontend from
+            outside of d2v, or the head is another.
     """
     modality, frontend = only_frontend(encoder_node)
     own = arguments(encoder_node)

@@ -1,4 +1,4 @@
-"""Hugging Face's files that say what inputs look like: of feature extractors, image processors and tokenizers."""
+"""Hugging Face's files that describe inputs: feature extractors, image processors and tokenizers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _IMAGE_MEAN = _IMAGE_STD = 0.5  # BeitImageProcessor's defaults
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is damaged, or holds something else.
     """
     if not path.is_file():
@@ -42,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """An object as a file."""
+    """Write an object as a JSON file."""
     replace_json(path, content)
 
 
@@ -92,18 +92,18 @@ def _images(found: Mapping[str, Any], frontend: Node) -> Node:
 
 
 def spelling(folder: Path, num_outputs: int, pad_id: int | None) -> tuple[list[int], str | None]:
-    """Return the order in which outputs of CTC there become ours: the blank first, then the letters.
+    """Return the indices of a model's CTC outputs in our order: the blank first, then the letters.
 
     Args:
-        folder: with vocab.json, and maybe tokenizer_config.json.
-        num_outputs: of the head.
-        pad_id: the blank's number there.
+        folder: folder with vocab.json and, optionally, tokenizer_config.json.
+        num_outputs: outputs of the head.
+        pad_id: index of the blank in the model.
 
     Returns:
-        The numbers there, in our order, and the letters; None, and all numbers: there is no vocab.json.
+        The indices in our order, and the letters; all indices and None without a vocab.json.
 
     Raises:
-        ValueError: outputs that are not letters.
+        ValueError: an output is not a letter.
     """
     blank = pad_id or 0
     if not (folder / VOCAB).is_file():
@@ -172,10 +172,10 @@ def write_image_processor(folder: Path, data: Mapping[str, Any], img_size: int, 
 
 
 def write_letters(folder: Path, letters: str) -> None:
-    """The tokenizer of CTC: number 0 is the blank, letter i is number i + 1.
+    """Write the tokenizer of CTC: id 0 is the blank, letter i has id i + 1.
 
     Raises:
-        ValueError: a letter is what stands for the boundary of words.
+        ValueError: a letter is the symbol of word boundaries.
     """
     if WORD_BOUNDARY in letters:
         raise ValueError(f"labels={letters!r}: {WORD_BOUNDARY!r} stands for the boundary of words in {VOCAB}")
@@ -196,14 +196,13 @@ def write_tokenizer(folder: Path, data: Mapping[str, Any], max_positions: int) -
     """Write the files of AutoTokenizer; texts become ``<s> a </s>``, pairs ``<s> a </s></s> b </s>``.
 
     Args:
-        folder: to write to.
-        data: pad_id, and tokenizer: the content of a tokenizer.json or of one of ours
+        folder: output folder.
+        data: ``pad_id``, and ``tokenizer``: the content of a tokenizer.json or of one of ours
             (:mod:`d2v.data.texts.tokenizer`).
         max_positions: longest input, tokens.
 
     Returns:
-        The numbers of the special tokens by their role in transformers, "bos_token" and so on; {}: ``data`` has no
-        tokenizer's content.
+        The ids of special tokens by their role in transformers, "bos_token" and so on; {} if ``data`` has no tokenizer.
     """
     text = data.get("tokenizer")
     if not isinstance(text, str) or not text.lstrip().startswith("{"):
@@ -227,7 +226,7 @@ def _write_tokenizer(folder: Path, text: str, data: Mapping[str, Any], max_posit
         name = next(name for name in (*NAMES["pad"], "<padding>") if name not in ids)
         names[roles["pad"]] = name
         if isinstance(content["model"].get("vocab"), dict):
-            content["model"]["vocab"][name] = roles["pad"]  # or it would be numbered as if there were no gaps
+            content["model"]["vocab"][name] = roles["pad"]  # otherwise ids would be assigned without gaps
     found = {f"{role}_token": names[number] for role, number in roles.items()}
     added: list[dict[str, Any]] = content.setdefault("added_tokens", [])
     known = {token["content"] for token in added}
@@ -260,7 +259,7 @@ def _added(name: str, number: int) -> dict[str, Any]:
 
 
 def _template(names: Mapping[int, str], bos: int, eos: int) -> dict[str, Any]:
-    """Return the template by which our data are packed."""
+    """Return the template of our packing."""
 
     def special(number: int) -> dict[str, Any]:
         return {"SpecialToken": {"id": names[number], "type_id": 0}}
@@ -278,7 +277,7 @@ def _template(names: Mapping[int, str], bos: int, eos: int) -> dict[str, Any]:
 
 
 def _renumbered(content: dict[str, Any], ids: list[int], vocab_size: int) -> dict[str, Any]:
-    """The released models' tokenizer: GPT-2's, but every token has the number that their dictionary gives it."""
+    """Return the released models' tokenizer: GPT-2's, with the ids of their dictionary."""
     vocab = {token: ids[number] for token, number in content["model"]["vocab"].items()}
     specials = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": vocab_size - 1}
     model = {**content["model"], "vocab": {**vocab, **specials}}

@@ -1,6 +1,6 @@
-"""Names of the parameters of Hugging Face's data2vec 1.0 models (transformers, models/data2vec), and of ours.
+"""Table of parameter names in Hugging Face's data2vec 1.0 models (transformers, models/data2vec) and in d2v.
 
-Ours are those of :class:`d2v.nn.encoder.Encoder`, and ``head.`` before the head's.
+Ours are those of :class:`d2v.nn.encoder.Encoder`; those of a head begin with ``head.``.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ HEAD = "head."
 
 
 class Family(NamedTuple):
-    """The models of a modality.
+    """Models of a modality.
 
     Attributes:
-        modality: ours.
-        name: what their classes' names begin with.
-        prefix: what the encoder's names begin with in a model with a head.
-        head: the end of the name of the class with a head that we have, too.
-        head_class: ours.
-        outputs: that head's last layer.
-        renaming: between their encoder's names, without the prefix, and ours.
+        modality: modality in d2v.
+        name: prefix of their class names.
+        prefix: prefix of the encoder's parameters in a model with a head.
+        head: suffix of the name of the class with the head that d2v supports.
+        head_class: class of this head in d2v.
+        outputs: name of the last layer of this head.
+        renaming: table between their encoder's names, without the prefix, and ours.
     """
 
     modality: str
@@ -36,7 +36,7 @@ class Family(NamedTuple):
 
 
 def _qkv(theirs: str, ours: str, names: tuple[str, str, str]) -> list[Rule]:
-    """Queries, keys and values are three layers there."""
+    """Return the rules of queries, keys and values, which are three layers in transformers."""
     return [Rule(f"{theirs}.{name}.{{p}}", f"{ours}.attn.qkv.{{p}}[{i}]") for i, name in enumerate(names)]
 
 
@@ -78,7 +78,7 @@ def _speech() -> list[Rule]:
 
 
 def _image() -> list[Rule]:
-    """Their keys have no bias: it adds the same to all logits of a query, so it changes no attention."""
+    """Return the rules of vision. Keys have no bias there; it would change no attention."""
     f, t, b = "frontends.image", "encoder.layer.{n}", "trunk.blocks.{n}"
     return [
         Rule("embeddings.cls_token", f"{f}.prefix_tokens", (0,)),
@@ -102,7 +102,7 @@ def _image() -> list[Rule]:
     ]
 
 
-# By the model_type of their config.json. What is ignored are constants that old versions saved.
+# By model_type in config.json. Ignored names are constants that old versions saved.
 FAMILIES = {
     "data2vec-text": Family(
         modality="text",

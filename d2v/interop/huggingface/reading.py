@@ -1,7 +1,7 @@
-"""Hugging Face's data2vec 1.0 models (transformers, models/data2vec) as ours, without transformers.
+"""Reading of Hugging Face's data2vec 1.0 models (transformers, models/data2vec), without transformers.
 
-Where we deviate: what an encoder of ours has no part for (poolers, heads of language models) is left out and named in
-the log; of the outputs of CTC, those that no letter stands for are, too.
+Deviation: parts without a counterpart in our encoders (poolers, language model heads), and CTC outputs that are not
+letters, are left out and named in the log.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def load_huggingface(folder: str | Path) -> Imported:
     """Read the folder of a ``Data2Vec{Text,Audio,Vision}Model``, with or without a head.
 
     Args:
-        folder: with config.json and the weights: model.safetensors or pytorch_model.bin, or several of either and
-            their index. Of heads, those of ForSequenceClassification (text), ForCTC (audio) and ForImageClassification
+        folder: folder with config.json and the weights: model.safetensors or pytorch_model.bin, or several of either
+            with their index. Heads of ForSequenceClassification (text), ForCTC (audio) and ForImageClassification
             (vision) are read; that of ForMaskedLM is left out.
 
     Returns:
-        Everything in float32. The letters of ForCTC come in the order of its vocab.json, after the blank.
+        Encoder and head in float32. The letters of ForCTC are in the order of its vocab.json, after the blank.
 
     Raises:
-        FileNotFoundError: there is no such folder, or a file is not there.
-        ValueError: a file cannot be read, the model is none that we know, or has something that we have not, named; or
-            parameters are missing, left over or of another shape, named.
+        FileNotFoundError: the folder or a file in it does not exist.
+        ValueError: a file cannot be read, the model is unknown or has an unsupported setting, or parameters are
+            missing, unexpected or of another shape; the message names them.
     """
     folder = Path(folder)
     refuse_damaged(folder)
@@ -68,7 +68,7 @@ def load_huggingface(folder: str | Path) -> Imported:
     _check_names(state, expected, folder)
 
     if family.modality == "text":
-        # In the order in which they are added there, so the sums are the same to the last bit.
+        # In the same order of additions, so that the sums are equal bit for bit.
         state["embeddings.word_embeddings.weight"] = (
             state["embeddings.word_embeddings.weight"] + state.pop(TOKEN_TYPES)[0]
         )
@@ -92,7 +92,7 @@ def load_huggingface(folder: str | Path) -> Imported:
 
 
 def _load_state(folder: Path) -> dict[str, Tensor]:
-    """All parameters, in float32."""
+    """Load all parameters, in float32."""
     for name in SINGLE_FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -110,7 +110,7 @@ def _load_state(folder: Path) -> dict[str, Tensor]:
 
 
 def _files_of(index: Path) -> list[str]:
-    """Return the files beside it that an index names."""
+    """Return the files that an index lists, which must be in its folder."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index}: its weight_map names no files")
@@ -146,13 +146,13 @@ def _load_file(path: Path) -> dict[str, Tensor]:
 
 
 def _own_names(state: Mapping[str, Tensor], family: Family, with_head: bool) -> dict[str, Tensor]:
-    """Names without the prefix of a model with a head, and without parts that d2v lacks."""
+    """Return parameters without the prefix of a model with a head, and without parts that d2v lacks."""
     found, left_out = {}, []
     for key, value in state.items():
         name = key.removeprefix(family.prefix)
         if any(pattern.fullmatch(name) for pattern in family.renaming.ignored):
             continue
-        # The pooler of vision is the norm of our head. That of text comes before no head, and nothing trains it.
+        # The pooler of vision is the norm of our head. That of text is used by no head and not trained.
         pooler = name.startswith("pooler.") and not (with_head and family.modality == "image")
         if pooler or (family.modality == "text" and name.startswith("lm_head.")):
             left_out.append(name)
@@ -164,7 +164,7 @@ def _own_names(state: Mapping[str, Tensor], family: Family, with_head: bool) -> 
 
 
 def _check_names(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], folder: Path) -> None:
-    """Raise ValueError if names or shapes are others than those of the model that config.json describes."""
+    """Raise ValueError if names or shapes differ from those of the model in config.json."""
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"left over {name}" for name in state if name not in expected]
     problems += [

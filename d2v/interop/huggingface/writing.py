@@ -1,7 +1,7 @@
-"""Encoders of data2vec 1.0 as Hugging Face's own classes (transformers, models/data2vec), without transformers.
+"""Export of data2vec 1.0 encoders for Hugging Face's own classes (transformers, models/data2vec), without transformers.
 
-Where we deviate: rates of dropout that those classes have no key for are left out, and so is the bias of attention keys
-in vision; neither changes what a model computes in evaluation.
+Deviation: dropout rates without a key in those classes, and in vision the bias of attention keys, are left out; neither
+changes the results in evaluation.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ HEADS: dict[str, type] = {"image": MeanPoolHead, "speech": FrameHead, "text": Fi
 
 
 def arguments(node: Mapping[str, Any]) -> Node:
-    """A node's arguments, those that it leaves at their defaults included.
+    """Return the arguments of a node, including defaults.
 
     Raises:
-        ValueError: its class has no place in what is exported.
+        ValueError: its class cannot be exported.
     """
     target = str(node.get("_target_"))
     if target not in _CLASSES:
@@ -59,10 +59,10 @@ def arguments(node: Mapping[str, Any]) -> Node:
 
 
 def only_frontend(encoder_node: Node) -> tuple[str, Node]:
-    """The modality of an encoder and the arguments of its frontend.
+    """Return the modality of an encoder and the arguments of its frontend.
 
     Raises:
-        ValueError: there are several, or it is none that Hugging Face's files can tell.
+        ValueError: the encoder has several modalities, or one without a counterpart in Hugging Face's files.
     """
     frontends = encoder_node["frontends"]
     if len(frontends) != 1:
@@ -94,20 +94,20 @@ def save_huggingface(
     """Write an encoder of data2vec 1.0 as a ``Data2Vec{Text,Audio,Vision}Model``.
 
     Args:
-        encoder: of one modality.
-        encoder_node: builds it.
-        folder: made if need be.
-        inputs: what its inputs look like (:class:`d2v.interop.imported.Imported`).
-        head: of a fine-tuned model: a FrameHead makes it a ForCTC (speech), a FirstTokenHead a
-            ForSequenceClassification (text), a MeanPoolHead a ForImageClassification (image).
-        head_node: builds it.
+        encoder: encoder of one modality.
+        encoder_node: node that builds it.
+        folder: created if missing.
+        inputs: form of its inputs (:class:`d2v.interop.imported.Imported`).
+        head: head of a fine-tuned model: a FrameHead is exported as ForCTC (speech), a FirstTokenHead as
+            ForSequenceClassification (text), a MeanPoolHead as ForImageClassification (image).
+        head_node: node that builds it.
         labels: names of the head's outputs: the classes, or the letters after CTC's blank.
-        card: the model card, Markdown. Of text it should say that ``pooler_output`` means nothing: no pooler is
-            trained, so transformers makes one of random numbers.
+        card: model card in Markdown. For text it should say to ignore ``pooler_output``: no pooler is trained, so
+            transformers initialises one at random.
 
     Raises:
-        ValueError: ``folder`` is a file or holds something else, or the model has what those classes have no place for,
-            named.
+        ValueError: ``folder`` is a file or holds something else, or those classes cannot represent the model; the
+            message lists the settings.
     """
     modality, frontend = only_frontend(encoder_node)
     own = arguments(encoder_node)
@@ -143,10 +143,10 @@ def save_huggingface(
 def check_head(
     modality: str, head: nn.Module | None, head_node: Node | None, labels: Sequence[str] | str | None
 ) -> Node | None:
-    """The arguments of a head; None: there is none.
+    """Return the arguments of a head, or None without a head.
 
     Raises:
-        ValueError: it is not the head of its modality, or there are fewer or more labels than outputs.
+        ValueError: the head is of another modality, or the number of labels differs from that of outputs.
     """
     if head is None:
         return None
@@ -161,7 +161,7 @@ def check_head(
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Every tensor in memory of its own: parts of one would be refused."""
+    """Write weights, with every tensor in its own memory, because safetensors refuses shared memory."""
     own = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
 
@@ -169,7 +169,7 @@ def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
 def write_inputs(
     folder: Path, modality: str, frontend: Node, data: Mapping[str, Any], labels: Sequence[str] | str | None
 ) -> dict[str, Any]:
-    """The files that say what inputs look like; returns the special tokens that config.json is to tell."""
+    """Write the files that describe inputs; return the special tokens for config.json."""
     if modality == "image":
         write_image_processor(folder, data, frontend["img_size"], frontend["in_chans"])
         return {}
@@ -199,7 +199,7 @@ def label_config(modality: str, head: Node, labels: Sequence[str] | str | None) 
 
 
 def problems(modality: str, own: Node, frontend: Node, head: Node | None) -> list[str]:
-    """List settings that Hugging Face's classes have no place for, each with the only value that they take."""
+    """List settings that Hugging Face's classes cannot represent, each with the only value that they support."""
     e, f = "model.encoder", f"model.encoder.frontends.{modality}"
     found = []
 
@@ -280,7 +280,7 @@ def _speech_config(own: Node, frontend: Node) -> dict[str, Any]:
         "attention_dropout": own["attn_drop_rate"],
         "layerdrop": own["layer_drop_rate"],
         "feat_proj_dropout": 0.0,
-        # Without a mask token there is nothing to put at masked frames.
+        # Without a mask token masked frames cannot be replaced.
         "mask_time_prob": 0.05 if frontend["mask_token"] else 0.0,
         "mask_feature_prob": 0.0,
         "add_adapter": False,
@@ -298,7 +298,7 @@ def _image_config(own: Node, frontend: Node) -> dict[str, Any]:
         "use_absolute_position_embeddings": False,
         "use_relative_position_bias": own["rel_pos_grid"] is not None,
         "use_shared_relative_position_bias": frontend.get("shared_bias", False),
-        # 0 means that there is none, whatever the weights are.
+        # 0 means no layer scale, whatever the weights are.
         "layer_scale_init_value": 0.0 if scale is None else scale if scale > 0 else 1.0,
         "drop_path_rate": own["drop_path_rate"],
         "hidden_dropout_prob": own["drop_rate"],
