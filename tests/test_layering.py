@@ -14,12 +14,14 @@ FILES = sorted((REPO / "d2v").rglob("*.py"))
 SCRIPTS = {path.stem for path in (REPO / "scripts").glob("*.py")} | {"scripts", "tests", "conf"}
 
 READING = ("bounds", "patterns")  # of what others wrote
-# Layer -> the parts of d2v it may import, by prefix; every layer may import itself, and version, errors and values.
+EVERYWHERE = ("version", "errors", "values", "arguments")
+# Layer -> the parts of d2v it may import, by prefix; every layer may import itself and the parts of EVERYWHERE.
 LAYERS: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "version": (),
     "errors": (),
     "values": (),
+    "arguments": (),
     "terminal": (),
     "types": (),
     "bounds": ("lfs",),
@@ -108,7 +110,7 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     layer = parts[1] if len(parts) > 1 else "__init__"
     if layer not in LAYERS:
         return [f"{module}: layer {layer!r} has no rule; say in LAYERS what it may import"]
-    allowed = (*LAYERS[layer], "version", "errors", "values") + ((layer,) if layer != "__init__" else ())
+    allowed = (*LAYERS[layer], *EVERYWHERE) + ((layer,) if layer != "__init__" else ())
     found = []
     for line, name in imports(source, module, is_package):
         top, _, rest = name.partition(".")

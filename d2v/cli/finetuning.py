@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig
 
+from d2v.arguments import check, parameters
 from d2v.cli.loading import best_device, check_fits, data_node
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, own_configuration
@@ -28,7 +29,7 @@ from d2v.models.heads import FinetunedModel
 from d2v.runs.results import RESULTS
 from d2v.tasks.base import Task
 from d2v.tasks.results import score_and_write
-from d2v.values import PositiveFraction, check, parameters, shown
+from d2v.values import PositiveFraction, shown
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from d2v.arguments import returned_by
 from d2v.cli.settings import plain_value
 from d2v.data.contents import visible
 from d2v.data.fingerprint import tokenizer_digest
 from d2v.data.texts.tokenizer import Tokenizer, load_tokenizer
 from d2v.interop.build import build, part_named
 from d2v.interop.checkpoints import Checkpoint
-from d2v.values import returned_by
 
 WORDS_OF_WRITING = ("cache", "download")
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from d2v.arguments import parameters
 from d2v.interop.build import part_named
-from d2v.values import is_path, parameters
+from d2v.values import is_path
 
 # These may be names on the Hugging Face Hub, or words such as resume=auto, unless such a file or folder exists.
 _MAYBE_NAMES = ("checkpoint", "init_from", "path", "resume")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from d2v.arguments import check
 from d2v.cli.launch import configuring, run
 from d2v.runs.listing import find_runs, summarise, table_of_runs
-from d2v.values import PathStr, check
+from d2v.values import PathStr
 
 
 def runs(cfg: DictConfig) -> None:

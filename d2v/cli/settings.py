@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from d2v.arguments import check_arguments, parameters, returned_by
 from d2v.cli.commands import options
 from d2v.interop.build import build, check_node, check_settings, part_named
 from d2v.values import (
@@ -27,9 +28,6 @@ from d2v.values import (
     Seed,
     Steps,
     VocabSize,
-    check_arguments,
-    parameters,
-    returned_by,
 )
 
 S = TypeVar("S")

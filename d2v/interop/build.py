@@ -17,8 +17,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from d2v.arguments import check_arguments, parameters, returned_by
 from d2v.patterns import check_pattern
-from d2v.values import NodeOf, check_arguments, is_buildable, parameters, returned_by, shown, unwrapped
+from d2v.values import NodeOf, is_buildable, shown, unwrapped
 
 TRUST = "D2V_TRUST"  # packages, separated by commas, with marked classes that files may name
 

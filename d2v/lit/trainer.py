@@ -20,7 +20,8 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from d2v.values import Count, Name, NonNegativeFloat, PositiveSteps, Range, check, parameters
+from d2v.arguments import check, parameters
+from d2v.values import Count, Name, NonNegativeFloat, PositiveSteps, Range
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Self, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from d2v.arguments import check, check_arguments
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
 from d2v.objective.targets import normalize_targets
 from d2v.objective.teacher import make_teacher, update_teacher
 from d2v.types import Batch, Targets, TeacherScope
-from d2v.values import check, check_arguments
 
 TargetChanges = Mapping[str, Mapping[str, Any]]  # by modality: fields of Targets
 

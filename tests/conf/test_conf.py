@@ -22,10 +22,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from torch.overrides import TorchFunctionMode
 
+from d2v.arguments import parameters, returned_by
 from d2v.cli.commands import COMMANDS, options
 from d2v.cli.settings import Pretrain, built, checked, plain
 from d2v.interop.build import part_named
-from d2v.values import parameters, returned_by
 
 CONF = Path(d2v.conf.__file__).parent
 

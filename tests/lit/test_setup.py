@@ -13,12 +13,12 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from d2v.arguments import check, parameters
 from d2v.cli.settings import Machine
 from d2v.lit import machine, setup
 from d2v.lit.strategies import FullyShardedStrategy, choose_strategy
 from d2v.lit.trainer import trainer_options
 from d2v.types import Targets
-from d2v.values import check, parameters
 
 
 def test_choose_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 
+from d2v.arguments import parameters
 from d2v.data.bad_samples import BadSample, BadSampleCounter, TooManyBadSamples
 from d2v.data.images.factories import HFImageOptions, ImageData, hf_images, image_folder, imagenet, samples
 from d2v.data.images.sources import ImageFolder, SampleImages, decode_image, to_channels
@@ -25,7 +26,6 @@ from d2v.data.keys import SampleKey
 from d2v.data.samplers import StreamSampler
 from d2v.interop.build import build
 from d2v.objective.masking import InverseBlockMask
-from d2v.values import parameters
 
 MASK = InverseBlockMask(num_masks=4, mask_ratio=0.6, mask_length=2)
 IDENTITY = Normalize((0.0,) * 3, (1 / 255,) * 3)  # pixel values as they are

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
+from d2v.arguments import parameters
 from d2v.data.bad_samples import BadSample, TooManyBadSamples
 from d2v.data.batching import BatchSplit
 from d2v.data.eval_loader import eval_loader
@@ -36,7 +37,6 @@ from d2v.nn.encoder import Encoder, transformer_encoder
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.objective.masking import SpanMask
 from d2v.types import Batch, num_frames
-from d2v.values import parameters
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("torchaudio")

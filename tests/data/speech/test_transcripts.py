@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from d2v.arguments import check_arguments
 from d2v.data.letters import LETTERS, unspell
 from d2v.data.speech.clips import AudioClips, Clip
 from d2v.data.speech.corpora import librispeech_parts, manifest_clips, with_transcripts
 from d2v.data.speech.data import SpeechData
 from d2v.data.speech.factories import audio_manifest, librispeech
 from d2v.data.speech.transcripts import TranscribedClips, choose_hours
-from d2v.values import check_arguments
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 16000

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
+from d2v.arguments import parameters
 from d2v.data.bad_samples import BadSample, BadSampleCounter, NoSamples, TooManyBadSamples
 from d2v.data.eval_loader import eval_loader
 from d2v.data.keys import SampleKey
@@ -37,7 +38,6 @@ from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.text import TextFrontend
 from d2v.objective.masking import RandomMask
 from d2v.types import Batch
-from d2v.values import parameters
 
 pytest.importorskip("tokenizers")
 
