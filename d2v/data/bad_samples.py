@@ -1,7 +1,6 @@
-"""Samples that cannot be read: a few are replaced and named, more of them stop the run.
+"""Handling of samples that cannot be read: a few are replaced and named; too many stop the run.
 
-"A few" is a share of the data set (``data.max_bad_fraction``), or a number where the data set is so small that the
-share of one sample would be too much (:func:`tolerated`).
+The limit is a share of the data set (``data.max_bad_fraction``), or a number for small data sets (:func:`tolerated`).
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ class TooManyBadSamples(UserError, RuntimeError):
 
 
 class NoSamples(TooManyBadSamples, ValueError):
-    """A stream holds none at all."""
+    """A stream has no samples."""
 
 
 FEW = 3  # bad samples that a small data set may have
 
 
 def tolerated(max_bad_fraction: float, num_samples: int) -> float:
-    """The highest number of bad samples with which a run goes on.
+    """Return the largest number of bad samples with which a run continues.
 
-    It is ``max_bad_fraction`` of the data set. Where that is less than three, up to three samples are tolerated all the
-    same, though no more than a quarter of the data set (one of fewer than eight). With ``max_bad_fraction=0`` none is.
+    It is ``max_bad_fraction`` of the data set. If that is less than three, up to three samples are tolerated, but no
+    more than a quarter of the data set (one of fewer than eight). With ``max_bad_fraction=0`` none is tolerated.
 
     Args:
         max_bad_fraction: highest tolerated share, in [0, 1].
@@ -45,7 +44,7 @@ def tolerated(max_bad_fraction: float, num_samples: int) -> float:
 
 
 class BadSampleCounter:
-    """Counts the distinct bad samples of a run. Those that are only too short are named, but do not count.
+    """Counter of the distinct bad samples of a run. Samples that are only too short are named, but not counted.
 
     Args:
         max_bad_fraction: highest tolerated share of bad samples, in [0, 1]; see :func:`tolerated`.
@@ -69,7 +68,7 @@ class BadSampleCounter:
         return len(self._bad)
 
     def update(self, skipped: Iterable[str], num_seen: int = 0) -> list[str]:
-        """Count what a batch had to skip.
+        """Count the skipped samples of a batch.
 
         Args:
             skipped: ``Batch.skipped``, "name: reason" each.

@@ -1,4 +1,4 @@
-"""Global batches cut into micro-batches of devices, by samples or by seconds."""
+"""Division of global batches into micro-batches of devices, by samples or by seconds."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def split_batch(global_batch_size: float, micro_batch_size: float | None, world_
 def check_seconds_fit(
     global_batch_size: float, micro_batch_size: float | None, world_size: int, longest: float
 ) -> None:
-    """Raise ValueError if a device's share of a batch, or a micro-batch, does not hold the longest clip."""
+    """Raise ValueError if a device's share of a batch, or a micro-batch, is shorter than the longest clip."""
     share = global_batch_size / world_size
     if share < longest:
         raise ValueError(
@@ -100,5 +100,5 @@ def split_seconds(
 
 
 def whole(ratio: float) -> int:
-    """Rounded down, but not for the last bits of a division."""
+    """Round down, with a tolerance for rounding errors of a division."""
     return int(ratio + 1e-9)

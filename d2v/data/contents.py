@@ -1,6 +1,6 @@
-"""Summary of a data set before it is used: how much, from where, which classes, and files that were left out.
+"""Summary of a data set before it is used: size, location, classes, and files that were left out.
 
-A source may have an attribute ``contents``; ``describe`` of every kind of data puts them into words.
+A source may have an attribute ``contents``; ``describe`` of every data set prints it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _INDENT = " " * 10
 
 @dataclass(frozen=True)
 class Contents:
-    """Origin of a source, and everything that is there but not among its samples.
+    """Location of a source, and files there that are not among its samples.
 
     Attributes:
         place: the folder, or the data set and its split.
-        unit: of its samples, in the plural.
+        unit: noun for its samples, in the plural.
         left_out: numbers of left-out files, by kind: an ending such as ".heic", or "hidden".
-        notes: decisions that a user should know of, one short sentence each.
+        notes: decisions that a user should know, one short sentence each.
     """
 
     place: str = ""
@@ -34,7 +34,7 @@ class Contents:
 
 
 def distinct(sources: Mapping[str, T | None]) -> dict[str, T]:
-    """Sources by name, without those that the data lack, and under its first name alone what has several."""
+    """Return sources by name, without missing ones; a source with several names appears under the first."""
     found: dict[str, T] = {}
     for name, source in sources.items():
         if source is not None and not any(source is other for other in found.values()):
@@ -43,11 +43,11 @@ def distinct(sources: Mapping[str, T | None]) -> dict[str, T]:
 
 
 def describe_sources(sources: Mapping[str, Any]) -> list[str]:
-    """Lines of a summary: a line a source, and an indented line for each of its notes.
+    """Return the lines of a summary: one for each source, and an indented one for each of its notes.
 
     Args:
-        sources: by name, such as "train" and "val"; None for those that the data lack. A source that is named twice is
-            described once.
+        sources: sources by name, such as "train" and "val"; None for missing ones. A source with two names is described
+            once.
     """
     lines: list[str] = []
     for name, source in distinct(sources).items():
@@ -60,12 +60,12 @@ def describe_sources(sources: Mapping[str, Any]) -> list[str]:
 
 
 def visible(line: str) -> str:
-    """One line, whatever names are in it: line ends and what steers a terminal are spelled out."""
+    """Escape line ends and control characters, so that any names fit on one line of a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """Numbers by kind, highest first: "35 .heic, 2 .txt, 4 others"."""
+    """Format numbers by kind, highest first: "35 .heic, 2 .txt, 4 others"."""
     order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{count:,} {kind}" for kind, count in order[:_NAMED_KINDS]]
     rest = sum(count for _, count in order[_NAMED_KINDS:])
@@ -73,13 +73,13 @@ def in_words(counts: Mapping[str, int]) -> str:
 
 
 def first_of(names: Iterable[str], count: int = _NAMED_CLASSES) -> str:
-    """The first names of a list, and dots if there are more."""
+    """Join the first names of a list, with dots if there are more."""
     known = list(names)
     return ", ".join(known[:count]) + (", ..." if len(known) > count else "")
 
 
 def _left_out(counts: Mapping[str, int]) -> str:
-    """Files with other endings together, then the rest."""
+    """Format left-out files: other endings together, then the rest."""
     endings = {kind: count for kind, count in counts.items() if kind.startswith(".") or kind == NO_ENDING}
     others = {kind: count for kind, count in counts.items() if kind not in endings}
     words = [f"{sum(endings.values()):,} with other endings ({in_words(endings)})"] if endings else []

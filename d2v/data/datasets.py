@@ -1,8 +1,8 @@
-"""torch data sets over sources of any modality: what runs in the data workers.
+"""torch data sets over sources of any modality, and their collate functions, as run in the data workers.
 
-Everything random in a sample depends on (seed, epoch, sample id) alone, so the batches of a run are the same whatever
-the number of workers. A sample that cannot be read is replaced by the next one that can, as if that had been drawn, and
-reported in ``Batch.skipped``.
+Randomness of a sample depends only on (seed, epoch, sample id), so batches do not depend on the number of workers. A
+sample that cannot be read is replaced by the next readable one, as if that had been drawn, and reported in
+``Batch.skipped``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from d2v.types import Batch, TokenMask
 
 
 class PretrainSamples(Dataset[Sample], Generic[T]):
-    """One random view of every sample, by the keys of a sampler.
+    """Data set of one random view of every sample, indexed by the keys of a sampler.
 
     Args:
         source: the samples.
@@ -61,7 +61,7 @@ class PretrainSamples(Dataset[Sample], Generic[T]):
 
 
 class EvalSamples(Dataset[Sample], Generic[T]):
-    """The one evaluation view of every sample, with its label, by number.
+    """Data set of the evaluation view of every sample, with its label, indexed by number.
 
     Args:
         source: the samples.
@@ -86,12 +86,12 @@ class EvalSamples(Dataset[Sample], Generic[T]):
 
 @dataclass(frozen=True)
 class PretrainCollate:
-    """Views of one shape to a batch, with every sample's masks.
+    """Collate function for views of equal shape, which draws the masks of every sample.
 
     Attributes:
         modality: of the batch.
-        mask_generator: draws the masks; None for batches without.
-        token_grid: the shape in which the tokens of a sample lie.
+        mask_generator: generator of the masks; None for batches without masks.
+        token_grid: shape of the grid of a sample's tokens.
         seed: the run's data seed.
     """
 
@@ -127,7 +127,7 @@ class PretrainCollate:
 
 @dataclass(frozen=True)
 class EvalCollate:
-    """Evaluation views to a batch, padded to the longest, without samples that could not be read.
+    """Collate function for evaluation views, padded to the longest, without samples that could not be read.
 
     Attributes:
         modality: of the batch.
@@ -168,10 +168,10 @@ class EvalCollate:
 
 
 class PretrainSet:
-    """Base class of data to pretrain on: ``loader`` from the parts that a modality gives.
+    """Base class of pretraining data, which builds ``loader`` from the parts of a modality.
 
-    Abstract: a data class adds ``modality``, ``train`` and ``pretrain_dataset``, or, of a stream, ``pretrain_stream``;
-    and the rest of :class:`d2v.data.protocol.PretrainData`.
+    Abstract: a subclass adds ``modality``, ``train`` and ``pretrain_dataset``, or for streams ``pretrain_stream``; and
+    the rest of :class:`d2v.data.protocol.PretrainData`.
     """
 
     modality: ClassVar[str]
@@ -186,7 +186,7 @@ class PretrainSet:
 
     @property
     def streaming(self) -> bool:
-        """Return whether the data is read in the order in which it is stored, by ``pretrain_stream``."""
+        """Whether the data are streamed in stored order, by ``pretrain_stream``."""
         return False
 
     def loader(
@@ -233,9 +233,9 @@ class PretrainSet:
 
 
 class EqualSamples(PretrainSet):
-    """Base class of data whose samples have equally many tokens: a batch is a number of samples.
+    """Base class of data with the same number of tokens in each sample, so that a batch is a number of samples.
 
-    Abstract: a data class inherits it and adds ``token_grid``, ``size`` and the data sets.
+    Abstract: a subclass adds ``token_grid``, ``size`` and the data sets.
     """
 
     batch_unit: ClassVar[str] = "samples"
@@ -272,5 +272,5 @@ class EqualSamples(PretrainSet):
         return PretrainCollate(self.modality, mask, self.token_grid, seed)
 
     def assets(self) -> dict[str, str]:
-        """Whole files that must go with an encoder, as values that take the place of this data's keys."""
+        """Return contents of files that belong to an encoder, as new values of this data's keys."""
         return {}

@@ -1,4 +1,4 @@
-"""Batches to evaluate on: every sample once, those of about the same length together."""
+"""Loaders for evaluation: every sample once, in batches of samples of about the same length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from d2v.types import Batch
 
 
 def eval_loader(data: EvalData, split: str, batch_size: int | None = None, num_workers: int = 0) -> DataLoader[Sample]:
-    """Every sample of a split of a data set, once: see :func:`sorted_loader`.
+    """Load every sample of a split once: see :func:`sorted_loader`.
 
     Args:
         data: what to evaluate on.
@@ -35,10 +35,9 @@ def sorted_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Sample]:
-    """Batches of every sample, once, or of one process's share of them: every ``world_size``-th batch.
+    """Load every sample once, or one process's share: every ``world_size``-th batch.
 
-    Where samples differ in length, a batch holds samples of about the same, or most of the work would be on padding:
-    they come sorted by it. ``Batch.sample_ids`` tells which is which.
+    If samples differ in length, they are sorted by it, to save padding; ``Batch.sample_ids`` identifies them.
     """
     lengths = getattr(samples.source, "lengths", None)
     order = list(range(len(samples))) if lengths is None else np.argsort(lengths, kind="stable").tolist()

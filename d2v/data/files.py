@@ -1,4 +1,4 @@
-"""Files below a folder, in one order everywhere."""
+"""Listing of files below a folder, in the same order on every system."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NOT_READ = "lost+found"  # of file systems, at the top of a disk; only root may 
 
 
 def home_path(path: str | os.PathLike[str], key: str) -> Path:
-    """A path whose ``~`` stands for the user's home folder.
+    """Expand ``~`` in a path to the user's home folder.
 
     Args:
-        path: as it was given.
-        key: the config key that it comes from, for messages.
+        path: path as given.
+        key: config key of the path, for messages.
 
     Raises:
-        ValueError: there is a ``~``, but this user has no home folder.
+        ValueError: the path has a ``~``, but the user has no home folder.
     """
     try:
         return Path(path).expanduser()
@@ -34,7 +34,7 @@ def home_path(path: str | os.PathLike[str], key: str) -> Path:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """A file's name as text that can be written anywhere.
+    """Return a file's name as text that can be printed anywhere.
 
     Bytes that are not UTF-8, which Python holds as lone surrogates, become ``\\xe9`` and the like.
     """
@@ -43,15 +43,15 @@ def printable(name: str | os.PathLike[str]) -> str:
 
 @dataclass
 class Listing:
-    """Files below a folder that have one of several endings.
+    """Files with given endings below a folder.
 
     Attributes:
         root: the folder.
-        paths: of the files, relative to ``root``, sorted by name at every level.
-        ids: device and inode of every file, as one number; of a link, those of its target.
-        folders: names of those directly below ``root``.
+        paths: paths of the files relative to ``root``, sorted by name at every level.
+        ids: device and inode of every file, as one number; for a link, those of its target.
+        folders: names of the folders directly below ``root``.
         left_out: numbers of other entries, by kind: their ending, or "hidden".
-        broken: links to nowhere, or to themselves, whose names have none of the endings.
+        broken: links to nowhere or to themselves, with other endings.
         unreadable: folders that cannot be read, as "path: reason".
     """
 
@@ -64,7 +64,7 @@ class Listing:
     unreadable: list[str] = field(default_factory=list)
 
     def refuse_unreadable(self, key: str) -> None:
-        """Raise PermissionError naming all folders that cannot be read: nobody knows how much is missing."""
+        """Raise PermissionError, with all unreadable folders, because an unknown number of files would be missing."""
         if self.unreadable:
             raise PermissionError(
                 f"{key}: {len(self.unreadable)} folders cannot be read: {', '.join(self.unreadable[:10])}; make them "
@@ -72,17 +72,17 @@ class Listing:
             )
 
     def keep(self, kept: Iterable[int]) -> Listing:
-        """The files with these numbers."""
+        """Return the listing of the files with these indices."""
         kept = list(kept)
         return replace(self, paths=[self.paths[i] for i in kept], ids=[self.ids[i] for i in kept])
 
     def without_folder(self, name: str) -> Listing:
-        """All files but those in a folder directly below the root."""
+        """Return the listing without the files in a folder directly below the root."""
         kept = self.keep(i for i, path in enumerate(self.paths) if not path.startswith(name + os.sep))
         return replace(kept, folders=self.folders - {name})
 
     def shared_with(self, other: Listing) -> set[int]:
-        """Numbers of the files that ``other`` holds too, by whatever names and links."""
+        """Return the indices of files that ``other`` also holds, by any names and links."""
         theirs = dict(zip(other.ids, other.paths, strict=True))
         return {
             i
@@ -92,7 +92,7 @@ class Listing:
 
 
 def splits_read(listing: Listing) -> tuple[str, ...]:
-    """A note for the summary, where all of a folder is read and some of it has the name of a split to evaluate on."""
+    """Return a note for the summary if a whole folder is read that has a subfolder named as an evaluation split."""
     names = sorted({path.split(os.sep, 1)[0] for path in listing.paths})
     named = [name for name in names if name.split(".", 1)[0].lower() in (*VAL, *TEST)]
     if not named:
@@ -108,8 +108,8 @@ def list_files(folder: str | os.PathLike[str], extensions: Iterable[str]) -> Lis
     left out. No file is opened.
 
     Args:
-        folder: where to begin.
-        extensions: in lower case; those of files may be in either, and blanks may follow them.
+        folder: folder to list.
+        extensions: endings in lower case; those of files may be in upper case or followed by blanks.
 
     Raises:
         OSError: the folder itself cannot be read.
@@ -121,7 +121,7 @@ def list_files(folder: str | os.PathLike[str], extensions: Iterable[str]) -> Lis
 
 
 def holds_file(folder: str | os.PathLike[str], extensions: Iterable[str]) -> bool:
-    """Return whether a folder holds a file with one of these endings at any depth; true, too, if part is unreadable."""
+    """Return whether a folder holds a file with one of these endings at any depth, or has an unreadable part."""
     listing = Listing(Path(folder))
     try:
         return next(_walk(listing, tuple(extensions)), None) is not None or bool(listing.unreadable)
@@ -130,7 +130,7 @@ def holds_file(folder: str | os.PathLike[str], extensions: Iterable[str]) -> boo
 
 
 def _walk(listing: Listing, endings: tuple[str, ...]) -> Iterator[str]:
-    """Fill a listing; every file that belongs to it comes at once."""
+    """Fill a listing, and yield every file as it is found."""
     # A folder's entries, its path below the root, the folders that hold it, its device: recursion would be too deep for
     # some trees.
     stack = [_enter(os.fspath(listing.root), "", frozenset())]
@@ -181,7 +181,7 @@ def files_below(folder: str | os.PathLike[str], extensions: Iterable[str]) -> It
 
 
 class _Circle(Exception):
-    """A symbolic link to a folder that holds it."""
+    """A symbolic link leads to a folder that contains it."""
 
 
 _Level = tuple[Iterator["os.DirEntry[str]"], str, frozenset[tuple[int, int]], int]
@@ -206,7 +206,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_special(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is, or leads to, a pipe, a socket or a device: reading it may never end."""
+    """Return whether an entry is, or links to, a pipe, socket or device, where reading may never end."""
     try:
         return not entry.is_file() and os.path.exists(entry.path)
     except OSError:
@@ -214,7 +214,7 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 
 def _identity(entry: os.DirEntry[str], device: int) -> int:
-    """Device and inode as one number, without asking the file system about every file; 0 if unknown."""
+    """Return device and inode as one number, without a system call for every file; 0 if unknown."""
     if not entry.is_symlink():
         return device << 64 | entry.inode()
     try:

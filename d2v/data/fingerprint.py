@@ -1,8 +1,8 @@
-"""A fingerprint of data: what tells a resumed run that the samples are still those that it was trained on.
+"""Fingerprint of data, by which a resumed run checks that the samples are still the same.
 
-It is made of what the samples are called, their labels and lengths, and the content of some, evenly spaced; never of
-where they lie, so that a folder may move. A source says what of a sample's content counts by an optional method
-``mark(index) -> bytes``. Streams have no fingerprint: nobody knows what they hold before reading it.
+It covers names, labels and lengths of the samples, and the content of some, evenly spaced, but not their location, so
+that a folder may move. An optional method ``mark(index) -> bytes`` of a source returns the relevant content of a
+sample. Streams have no fingerprint, because their samples are unknown before they are read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HEAD = 4096  # bytes of a file
 
 
 def fingerprint(data: Any) -> dict[str, Any]:
-    """Fingerprint of data to train on, as plain containers that go into checkpoints.
+    """Return the fingerprint of training data, as plain containers for checkpoints.
 
     Args:
         data: a data set of any modality to pretrain on, or :class:`d2v.data.labelled.FinetuneSet`; it may have its own
@@ -48,12 +48,12 @@ def fingerprint(data: Any) -> dict[str, Any]:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Fingerprint of a tokenizer, the same however it was stored."""
+    """Return the fingerprint of a tokenizer, independent of its file format."""
     return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16]
 
 
 def file_mark(file: str | os.PathLike[str] | bytes) -> bytes:
-    """A file's size and first bytes.
+    """Return the size and first bytes of a file.
 
     Args:
         file: a path, or the content.
@@ -68,10 +68,10 @@ def file_mark(file: str | os.PathLike[str] | bytes) -> bytes:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], bool]:
-    """Describe the differences of data from those of before.
+    """Describe the differences between the data of a run and new data.
 
     Returns:
-        One phrase a difference, and whether it is of the samples alone: classes and tokenizer are the same.
+        One phrase for each difference, and whether only samples differ, not classes or tokenizer.
     """
     phrases = []
     for name, there in before.get("sets", {}).items():

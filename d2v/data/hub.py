@@ -1,4 +1,4 @@
-"""Hugging Face data sets, whatever they hold: opening them and choosing their columns.
+"""Opening of Hugging Face data sets of any modality, and choice of their columns.
 
 ``datasets`` is an optional dependency (extra ``d2v[hf]``), imported only when a source is made.
 """
@@ -38,7 +38,7 @@ _TABLES = (
 def load_hf(
     path: str, split: str, streaming: bool = False, name: str | None = None, key: str | None = "data.split"
 ) -> Any:
-    """A ``datasets.Dataset`` or ``IterableDataset``.
+    """Load a ``datasets.Dataset`` or ``IterableDataset``.
 
     Args:
         path: name on the Hub, or a local directory of files, one such file, or what ``save_to_disk`` wrote.
@@ -86,7 +86,7 @@ def load_hf(
 
 
 def folder_notes(path: str, endings: tuple[str, ...], labelled: bool) -> tuple[Listing | None, tuple[str, ...]]:
-    """Notes on a local folder of sample files that Hugging Face reads otherwise than its look suggests.
+    """Return notes on a local folder of sample files that Hugging Face reads in an unexpected way.
 
     Args:
         path: of the data set.
@@ -127,7 +127,7 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _load_file(file: Path, path: str, split: str, streaming: bool, no_split: str) -> Any:
-    """One file, by its ending; all of it is the split "train"."""
+    """Load one file by its ending, as the split "train"."""
     import datasets
 
     ending = Path(file.name.removesuffix(".gz")).suffix.lower()
@@ -173,7 +173,7 @@ def _load_saved(path: str, split: str, streaming: bool, no_split: str) -> Any:
 
 
 def check_other_split(split: str, val_split: str) -> None:
-    """Raise ValueError if what is evaluated on is trained on: the same split, or a slice of it."""
+    """Raise ValueError if the evaluation split is the training split or overlaps it by a slice."""
     if val_split == split or val_split.partition("[")[0] == split:
         raise ValueError(
             f"data.val_split={val_split}: is in data.split={split}, which is trained on; choose another, or slices "
@@ -182,13 +182,13 @@ def check_other_split(split: str, val_split: str) -> None:
 
 
 def features_of(data: Any) -> dict[str, Any]:
-    """The columns and their kinds; some formats tell only with their first rows."""
+    """Return the columns and their types; some formats reveal them only with the first rows."""
     features: dict[str, Any] = data.features or data._resolve_features().features
     return features
 
 
 def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequence[str]) -> str:
-    """The column to read, checked, or the only one of these types if None.
+    """Return the column to read, checked; if None, the only one of these types.
 
     Args:
         path: of the data set, for messages.
@@ -217,7 +217,7 @@ def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequ
 
 
 def hf_fingerprint(data: Any, path: str, split: str) -> str:
-    """Fingerprint of the data, as far as one can tell: of a stream from the Hub, the name alone."""
+    """Return the fingerprint of the data, as far as it is known; for a stream from the Hub only the name."""
     local = home_path(path, "data.path")
     files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else []
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -1,6 +1,6 @@
-"""Images and audio in a column of a Hugging Face data set: the column, its rows as files, and their stream.
+"""Images and audio in a column of a Hugging Face data set: choice of the column, rows as files, streams of them.
 
-Decoding by ``datasets`` is switched off: an undecodable row must be a ``BadSample`` and not the end of the run.
+Decoding by ``datasets`` is switched off, so that an undecodable row is a ``BadSample`` and does not end the run.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Media:
 
     Attributes:
         feature: class of ``datasets`` for such a column.
-        noun: in messages: "image" or "audio".
-        plural: likewise.
+        noun: noun in messages: "image" or "audio".
+        plural: its plural.
     """
 
     feature: Literal["Image", "Audio"]

@@ -1,4 +1,4 @@
-"""Labels in a column of a Hugging Face data set: class labels, whole numbers, words or flags, always by name."""
+"""Labels in a column of a Hugging Face data set: class labels, integers, strings or booleans, matched by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_LABEL = -1
 
 
 def find_label_column(path: str, features: dict[str, Any], column: str | None) -> str | None:
-    """The column of labels, checked; the only one of class labels if None; None if there is no such column.
+    """Return the column of labels, checked; if None, the only one of class labels, or None if there is none.
 
     Args:
         path: of the data set, for messages.
@@ -42,12 +42,12 @@ def find_label_column(path: str, features: dict[str, Any], column: str | None) -
 
 
 def plain_columns(features: dict[str, Any]) -> list[str]:
-    """Columns whose distinct values could be classes, though nothing says so."""
+    """Return the columns with distinct values that could be classes, for a hint."""
     return [name for name, f in features.items() if str(getattr(f, "dtype", None)).rstrip("0123456789") in _PLAIN]
 
 
 def read_labels(data: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels of all rows, (N,) int64, -1 where there is none; and the names of the classes.
+    """Read the labels of all rows, (N,) int64, -1 for none, and the names of the classes.
 
     Of class labels the data set names and orders the classes, and -1 means none. Of other columns they are the sorted
     distinct values.
@@ -69,13 +69,13 @@ def read_labels(data: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
 def match_classes(
     labels: np.ndarray, names: tuple[str, ...], class_names: tuple[str, ...], stated: bool, where: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels by the numbers that the training set gives to classes of the same names, and a note if they were others.
+    """Renumber labels to match the training set's classes by name; also return a note if numbers differed.
 
     Args:
-        labels: (N,) int64 by ``names``, -1 where there is none.
-        names: of these labels.
-        class_names: of the training set.
-        stated: whether the data set states its classes, so that there must be as many; else it may lack some.
+        labels: (N,) int64 indices into ``names``, -1 for none.
+        names: names of the classes of these labels.
+        class_names: names of the training set's classes.
+        stated: whether the data set lists its classes, so that none may be missing.
         where: names key and data set in the error.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Keys of samples: which sample, in which epoch, with which randomness."""
+"""Keys of samples: index, epoch and random generator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RandomStream(IntEnum):
 
 
 def sample_rng(seed: int, epoch: int, index: int, stream: RandomStream) -> np.random.Generator:
-    """A generator of its own for one sample in one epoch, whichever process asks for it.
+    """Return the generator for one sample in one epoch, the same in every process.
 
     Args:
         seed: the run's data seed, >= 0.
@@ -42,7 +42,7 @@ class ClipKey(NamedTuple):
     Attributes:
         epoch: passes over the data set completed before this one.
         index: the sample's number in the data set.
-        length: what the sample is to be cropped to, the same for all of an optimizer step.
+        length: length to crop the sample to, the same for all samples of an optimizer step.
         step_size: samples, or the sum of their weights, of that optimizer step.
     """
 

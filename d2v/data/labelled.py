@@ -1,7 +1,7 @@
-"""Labelled data to fine-tune on, and to score: the same for every modality.
+"""Labelled data for fine-tuning and scoring, for all modalities.
 
-A modality says how its samples are seen in training and in evaluation, and how they are collated; what a label is
-(a class, a score, letters) is the source's to say.
+A modality defines the views of its samples in training and evaluation, and the collate functions. The source defines
+the labels: a class, a score or letters.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from d2v.values import PositiveFraction
 
 @dataclass(frozen=True)
 class Part(Generic[T_co]):
-    """Some samples of a source, as a source.
+    """Source of some samples of another source.
 
     Attributes:
-        source: all of them.
-        ids: which.
+        source: the other source.
+        ids: indices of the samples in it.
     """
 
     source: Source[T_co]
@@ -81,7 +81,7 @@ class Part(Generic[T_co]):
 
 
 def part(source: Source[T], fraction: PositiveFraction, seed: int, stratify: bool = True) -> Source[T]:
-    """A random part of a source, for runs with few labels: the same for a seed, and a larger one holds a smaller one.
+    """Return a random part of a source, determined by the seed; a larger part includes the smaller ones.
 
     Args:
         source: labelled samples.
@@ -101,7 +101,7 @@ def part(source: Source[T], fraction: PositiveFraction, seed: int, stratify: boo
 
 
 class LabelledSamples(PretrainSamples[T]):
-    """One random view of every sample, with its label, by the keys of a sampler."""
+    """Data set of one random view of every sample, with its label, indexed by the keys of a sampler."""
 
     def __getitem__(self, key: SampleKey | ClipKey) -> Sample:
         """The view of this sample, or of the next good one, and its label."""
@@ -112,7 +112,7 @@ class LabelledSamples(PretrainSamples[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSet(Generic[T]):
-    """Labelled samples, their views, and how they become batches: :class:`d2v.data.protocol.FinetuneData`.
+    """Labelled samples with views and collate functions; implements :class:`d2v.data.protocol.FinetuneData`.
 
     Attributes:
         train: to train on.
@@ -121,7 +121,7 @@ class FinetuneSet(Generic[T]):
         train_view: makes a random view of a decoded sample.
         eval_view: makes the one view for evaluation.
         collate: makes a batch of samples.
-        train_collate: likewise in training; None for ``collate``.
+        train_collate: makes a batch of samples in training; None for ``collate``.
         eval_batch_size: samples scored at a time.
         batching: unit in which batches are counted.
         max_bad_fraction: highest tolerated share of samples that cannot be read.

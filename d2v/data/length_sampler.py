@@ -23,9 +23,9 @@ class LengthSampler(StepPlan):
     evenly to micro-batches and ranks, so steps do not depend on how many there are.
 
     Attributes:
-        lengths: of every sample, in any unit, as far as it is used.
-        step_length: most that an optimizer step holds, over all devices, in the same unit.
-        seed: with the epoch, it decides the order.
+        lengths: length of every sample, up to its largest use, in any unit.
+        step_length: largest total length of an optimizer step, over all devices, in the same unit.
+        seed: seed of the order, together with the epoch.
         crop: samples are cropped to the shortest of their step; False: they are padded to its longest, and it is the
             padded length that ``step_length`` limits.
         weights: of every sample, whose sum over an optimizer step is ``ClipKey.step_size``; None: 1 each.
@@ -75,7 +75,7 @@ class LengthSampler(StepPlan):
                 return
 
     def _pools(self) -> Iterator[tuple[np.ndarray, list[int], np.random.Generator]]:
-        """Every pool: (n, 2) epochs and indices of its samples, ascending by length, and the bounds of its steps."""
+        """Yield pools: (n, 2) epochs and indices of the samples, ascending by length, and the bounds of the steps."""
         fewest = self.step_length // int(self.lengths.max())
         rest = np.empty((0, 2), dtype=np.int64)
         for pool in count():

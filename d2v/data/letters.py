@@ -1,4 +1,4 @@
-"""Transcripts as numbers: a letter is its place in the alphabet plus one, 0 is CTC's blank."""
+"""Encoding of transcripts as numbers: a letter is its index in the alphabet plus one, 0 is CTC's blank."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ LETTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZ'"  # what the released recipes for LibriS
 
 
 def check_letters(letters: str) -> str:
-    """The alphabet; ValueError if a letter is there twice, or there is no boundary of words."""
+    """Return the alphabet.
+
+    Raises:
+        ValueError: a letter occurs twice, or the word boundary is missing.
+    """
     if len(set(letters)) != len(letters) or " " not in letters:
         raise ValueError(f"labels.letters={letters!r}: give every letter once, and a space for the boundary of words")
     return letters
 
 
 def spell(text: str, letters: str, name: str, place: str = "") -> tuple[int, ...]:
-    """A transcript as numbers, words parted by one boundary each.
+    """Encode a transcript as numbers, with one boundary between words.
 
     Args:
-        text: what is said.
+        text: the transcript.
         letters: the alphabet.
-        name: of the clip, for messages.
-        place: file and line of the transcript, likewise; empty where it has none.
+        name: name of the clip, for messages.
+        place: file and line of the transcript, for messages; "" if unknown.
 
     Raises:
-        ValueError: there is no word in it, or a character that the alphabet lacks.
+        ValueError: the transcript is empty, or has a character outside of the alphabet.
     """
     words = text.split()
     if not words:
@@ -42,5 +46,5 @@ def spell(text: str, letters: str, name: str, place: str = "") -> tuple[int, ...
 
 
 def unspell(numbers: Sequence[int], letters: str) -> str:
-    """The text of numbers; blanks are passed over."""
+    """Decode numbers into text; blanks are ignored."""
     return "".join(letters[i - 1] for i in numbers if i != BLANK)

@@ -25,11 +25,11 @@ _KEPT = 8  # positions of a reader that are remembered
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that load.
+    """Settings of the data workers.
 
     Attributes:
-        num_workers: how many; 0 loads in the training process.
-        pin_memory: batches go into page-locked memory, for a GPU.
+        num_workers: number of processes; 0 loads in the training process.
+        pin_memory: whether batches are put into page-locked memory, for a GPU.
     """
 
     num_workers: int = 0
@@ -47,12 +47,12 @@ class Workers:
 
 
 def leave_interrupts_to_the_parent(_worker: int) -> None:
-    """For data workers: a Ctrl-C reaches every process of the group, and the parent still needs its batches."""
+    """Ignore Ctrl-C in data workers, because the parent still needs their batches when it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class TrainLoader:
-    """Batches of one rank; names what they had to skip, and stops the run if it is too much.
+    """Loader of one rank's batches; logs skipped samples, and stops the run if there are too many.
 
     Args:
         batches: the batches, from where the run resumes.
@@ -80,7 +80,7 @@ class TrainLoader:
 
 
 class ShardedLoader(TrainLoader):
-    """Batches of one rank from a stream that is shared out; it knows the positions of the rank's readers.
+    """Loader of one rank's batches from a sharded stream; it tracks the positions of the rank's readers.
 
     Args:
         stream: makes the batches.
@@ -132,7 +132,7 @@ class ShardedLoader(TrainLoader):
 
 
 class NoPosition(UserError, RuntimeError):
-    """A resumed run's position in its shards is not known."""
+    """The position of a resumed run in its shards is unknown."""
 
 
 def sample_loader(
@@ -156,7 +156,7 @@ def stream_loader(
 
 
 def _next(batches: Iterator[Batch]) -> Batch | None:
-    """The next batch or None; what a data worker found wrong with the data without the worker's stack trace."""
+    """Return the next batch or None; raise errors of data workers about the data without the worker's stack trace."""
     try:
         return next(batches, None)
     except UserError as error:

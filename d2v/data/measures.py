@@ -10,12 +10,12 @@ from d2v.data.source import Source, T
 
 
 class Measures(Generic[T]):
-    """Base class of measurements; of samples that have no size worth a line, it is enough.
+    """Base class of measurements, sufficient for samples without a size.
 
     Args:
         source: the samples.
-        bad: samples that listing the source has found to be unreadable, as "name: reason".
-        total: the number of which a share may be bad; None for the samples of ``source`` and ``bad``.
+        bad: samples already found unreadable when the source was listed, as "name: reason".
+        total: size of the data set for the limit of bad samples; None for the samples of ``source`` plus ``bad``.
     """
 
     def __init__(self, source: Source[T], bad: Sequence[str] = (), total: int | None = None) -> None:
@@ -36,6 +36,6 @@ class Measures(Generic[T]):
 
 
 def spread(values: Sequence[float]) -> str:
-    """Lowest, highest and middle of at least one value: "2 to 5 (median 3)"."""
+    """Format lowest, highest and median of at least one value: "2 to 5 (median 3)"."""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{low:g} to {high:g} (median {middle:g})" if low < high else f"{low:g}"

@@ -1,8 +1,8 @@
-"""Plain text, recognised before it is read: its encoding, and files that are something else.
+"""Recognition of plain text and its encoding, and of files in other formats.
 
-A text to train on is UTF-8. Files in another encoding and files that are no text (archives, tables of numbers, markup,
-JSON) are refused by name: as text they would be trained on, zeros and syntax and all. Small files that are read whole
-(tables, transcripts, manifests) may be UTF-16 or UTF-32, told by the byte order mark or by the zeros between letters.
+Training text is UTF-8. Files in another encoding or format (archives, tables of numbers, markup, JSON) are refused by
+name, because their syntax would be trained on. Small files that are read whole (tables, transcripts, manifests) may be
+UTF-16 or UTF-32, recognised by the byte order mark or by zeros between letters.
 """
 
 from __future__ import annotations

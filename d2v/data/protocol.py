@@ -1,7 +1,7 @@
-"""Contracts between data and trainer: one Protocol to pretrain, one to evaluate, one to fine-tune.
+"""Protocols of data for pretraining, evaluation and fine-tuning.
 
-Every modality fulfils them (:class:`d2v.data.images.data.ImageData` is a good one to read first), and so may an object
-that delegates to others, such as a mixture of data sets.
+Every modality implements them (read :class:`d2v.data.images.data.ImageData` first). An object that delegates to others,
+such as a mixture of data sets, can implement them, too.
 """
 
 from __future__ import annotations

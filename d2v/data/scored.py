@@ -1,4 +1,4 @@
-"""Labelled data on which a fine-tuned model is scored: other than its own, with its classes in whatever order."""
+"""Other labelled data on which a fine-tuned model is scored, with classes matched by name."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from d2v.data.source import Source, T, T_co
 
 @dataclass(frozen=True)
 class Renumbered(Generic[T_co]):
-    """A source whose classes have the numbers that a model knows them by.
+    """Source with classes renumbered to those of a model.
 
     Attributes:
-        source: with numbers of its own.
-        numbers: the model's number of every class of the source.
+        source: source with its own numbers.
+        numbers: the model's number for every class of the source.
         class_names: the model's classes.
     """
 
@@ -63,14 +63,14 @@ class Renumbered(Generic[T_co]):
 
 
 def whole_as_val(dataset: Any, checkpoint: str) -> Any:
-    """The data set with labelled validation samples: its own, or, of one folder or list, all that it has.
+    """Return the data set with labelled validation samples: its own, or all samples of a single folder or list.
 
     Args:
-        dataset: of any modality.
-        checkpoint: for errors.
+        dataset: data set of any modality.
+        checkpoint: path of the checkpoint, for messages.
 
     Raises:
-        ValueError: nothing in it has a label.
+        ValueError: no sample has a label.
     """
     if not hasattr(dataset, "val"):
         return dataset
@@ -86,15 +86,15 @@ def whole_as_val(dataset: Any, checkpoint: str) -> Any:
 
 
 def with_known_labels(data: FinetuneSet[T], known: Any, checkpoint: str) -> FinetuneSet[T]:
-    """The data with classes matched by their names to those that a model knows.
+    """Return the data with classes matched by name to those of a model.
 
     Args:
-        data: to score on; it may lack some of the classes, and have them in another order.
-        known: what the model's outputs mean: names of classes, letters, or the lowest and the highest score.
-        checkpoint: for errors.
+        data: data to score; some classes may be missing, and their order may differ.
+        known: meaning of the model's outputs: names of classes, letters, or the lowest and the highest score.
+        checkpoint: path of the checkpoint, for messages.
 
     Raises:
-        ValueError: there are other classes, or labels that are no classes, or others.
+        ValueError: the data have unknown classes, or labels of another kind.
     """
     if list(data.labels) == list(known):
         return data

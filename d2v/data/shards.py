@@ -1,9 +1,8 @@
-"""Streams that scale: every worker of every rank reads a share of its own, and none reads what another does.
+"""Sharded streams: every worker of every rank reads its own share.
 
-A reader is a worker of a rank. It passes over its share again and again, a buffer of rows at a time: the rows of a
-buffer come in an order drawn from (seed, pass, reader, buffer). Its position is therefore the position of its buffer
-in the share and the place within the buffer, and a resumed run repeats nothing and loses nothing, as long as there are
-as many readers as before.
+A reader is a worker of a rank. It reads its share repeatedly, a buffer of rows at a time, and shuffles each buffer by a
+generator seeded from (seed, pass, reader, buffer). Its position is that of the buffer in the share and the place in the
+buffer, so a resumed run with the same number of readers neither repeats nor loses a row.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Streaming = bool | Literal["sharded"]  # False: not; True: every reader reads al
 
 
 class Share(Protocol):
-    """One reader's records; iteration goes from where it stands to the end of one pass."""
+    """Records of one reader; iteration continues from its position to the end of a pass."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -37,7 +36,7 @@ class Share(Protocol):
 
 @runtime_checkable
 class ShardedStream(Stream, Protocol):
-    """A stream that can be shared out."""
+    """Stream that can be divided among readers."""
 
     @property
     def sharded(self) -> bool:
@@ -54,7 +53,7 @@ class Position(TypedDict):
         epoch: passes over its share before this one.
         rows: records of this pass before the buffer.
         share: position of the share at the buffer's start.
-        place: records of the buffer that are used up.
+        place: number of consumed records of the buffer.
     """
 
     epoch: int
@@ -67,7 +66,7 @@ START = Position(epoch=0, rows=0, share=None, place=0)
 
 
 class ReaderBatch(NamedTuple):
-    """A batch, and the position of its reader after it."""
+    """Batch with the position of its reader after it."""
 
     batch: Batch
     position: Position
@@ -124,7 +123,7 @@ def stream_batches(
 
 
 class _Reader:
-    """One share, read again and again, a buffer at a time; ``position`` is that after the last row."""
+    """Endless reader of one share, a buffer at a time; ``position`` is that after the last row."""
 
     def __init__(
         self, stream: ShardedStream, reader: int, num_readers: int, seed: int, shuffle_buffer: int, start: Position

@@ -1,4 +1,4 @@
-"""Source: samples by number, and the views that make tensors of them."""
+"""Protocols of sources (samples by index) and of views, which turn samples into tensors."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ FixedView = Callable[[T], Tensor]
 
 
 class Sample(NamedTuple):
-    """One row of a batch to be.
+    """One row of a future batch.
 
     Attributes:
-        inputs: what the frontend reads, without the batch axis; None if it could not be read (evaluation only).
-        key: epoch and number of the sample that was read.
-        label: if it has one.
-        skipped: samples that could not be read and that this one stands for, as "name: reason".
+        inputs: inputs of the frontend, without the batch axis; None if the sample could not be read (evaluation only).
+        key: epoch and index of the sample.
+        label: label of the sample, if any.
+        skipped: unreadable samples that this one replaces, as "name: reason".
         step_size: ``Batch.step_size``.
         num_read: this one's part of ``Batch.num_read``.
     """
@@ -94,10 +94,10 @@ def labels_of(samples: Sequence[Sample]) -> Tensor | None:
 def first_good(
     candidates: Iterable[T], make: Callable[[T], Tensor], name: Callable[[T], str]
 ) -> tuple[T, Tensor, tuple[str, ...]]:
-    """The first candidate that can be read, its view, and "name: reason" of those before it.
+    """Return the first readable candidate, its view, and "name: reason" of those before it.
 
     Raises:
-        BadSample: none of the candidates can be read.
+        BadSample: no candidate can be read.
     """
     skipped: list[str] = []
     for candidate in candidates:

@@ -1,6 +1,6 @@
-"""Batches of samples that cannot be asked for by number, in the same order whatever the number of workers.
+"""Batches from streams, in an order that does not depend on the number of workers.
 
-Every worker reads all of the data; :mod:`d2v.data.shards` shares them out.
+Every worker reads all of the data; in :mod:`d2v.data.shards` every worker reads a share.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ B = TypeVar("B")
 
 
 class Stream(Protocol):
-    """Samples in a fixed order, read but not decoded until asked for; iteration is one pass over the data.
+    """Samples in a fixed order, decoded on request; iteration is one pass over the data.
 
-    A record may have an attribute ``skipped``: what had to be passed over before it, as "name: reason"; and one
-    ``num_read``, where records are not what is read (blocks of documents): how many were since the record before.
+    A record may have an attribute ``skipped``: samples skipped before it, as "name: reason"; and, if records are made
+    from others (blocks of documents), ``num_read``: the number of documents read since the previous record.
     """
 
     def __iter__(self) -> Iterator[Any]: ...
@@ -41,14 +41,14 @@ class Stream(Protocol):
 
 
 class Row(NamedTuple):
-    """A record of a stream, and its key."""
+    """Record of a stream with its key."""
 
     key: SampleKey
     record: Any
 
 
 def record_notes(record: Any) -> tuple[tuple[str, ...], int | None]:
-    """Samples skipped before a record, and the number read for it; None where the record is what is read."""
+    """Return samples skipped before a record, and the number of documents read for it, or None."""
     return getattr(record, "skipped", ()), getattr(record, "num_read", None)
 
 
@@ -161,7 +161,7 @@ def _shuffle(rows: Iterable[Row], buffer_size: int, rng: np.random.Generator) ->
 
 
 class _Window:
-    """Rows of a stream by position, as far ahead as asked for, until they are forgotten."""
+    """Window over a stream: rows by position, read ahead on request, until they are dropped."""
 
     def __init__(self, rows: Iterator[Row], first: int) -> None:
         self._rows = rows

@@ -1,4 +1,4 @@
-"""Units in which batches of labelled samples are counted: samples, or seconds of audio."""
+"""Units of batches of labelled samples: samples, or seconds of audio."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from d2v.data.source import Source
 
 
 class Batching(Protocol):
-    """Unit in which batches of labelled samples are counted."""
+    """Protocol of units of batches of labelled samples."""
 
     @property
     def unit(self) -> str:
