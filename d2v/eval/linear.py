@@ -30,7 +30,6 @@ class LinearProbe:
         accuracy: fraction of validation samples classified correctly, 0 to 1.
         c: chosen inverse L2 strength (scikit-learn's C: larger regularises less).
         converged: whether the final fit reached its tolerance within ``max_iter`` iterations.
-        num_iterations: L-BFGS iterations of the final fit.
         inner_accuracies: accuracy on the held-out part of the training set for every C tried; empty if there was only
             one. If the best C is at an end of the grid, use a wider grid.
     """
@@ -38,7 +37,6 @@ class LinearProbe:
     accuracy: float
     c: float
     converged: bool
-    num_iterations: int
     inner_accuracies: dict[float, float] = field(default_factory=dict)
 
 
@@ -90,7 +88,7 @@ def linear_probe(
     train_features, val_features = (x.numpy() for x in standardize(train_x.cpu(), val_x.cpu()))
     converged = _fit(model, train_features, train_labels)
     accuracy = float(np.mean(model.predict(val_features) == val_labels))
-    return LinearProbe(accuracy, c, converged, int(model.n_iter_.max()), inner_accuracies)
+    return LinearProbe(accuracy, c, converged, inner_accuracies)
 
 
 def _check_grid(c_grid: Sequence[float]) -> list[float]:

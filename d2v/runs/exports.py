@@ -49,7 +49,7 @@ class Sums:
 
 
 @contextmanager
-def export_folder(folder: str | Path, format: str, key: str = "output") -> Iterator[Path]:
+def export_folder(folder: str | Path, format: str) -> Iterator[Path]:
     """Yield a folder for the files of an export; when the block ends, they replace an older export in ``folder``.
 
     Other files in ``folder`` stay. A kill leaves the old export or the new one. If the system cannot swap folders, or
@@ -58,15 +58,14 @@ def export_folder(folder: str | Path, format: str, key: str = "output") -> Itera
     Args:
         folder: created if missing.
         format: format of the export.
-        key: config key of the folder, for messages.
 
     Raises:
         ValueError: ``folder`` is a file, or holds files that are not an export of this format.
         NotWritten: the disk is full or not writable; no partial file remains.
     """
     folder = Path(folder)
-    old = _replaceable(folder, format, key)
-    with writing(key, folder):
+    old = _replaceable(folder, format)
+    with writing("output", folder):
         place = folder.resolve()
         part = _make_part(place)
         try:
@@ -153,7 +152,7 @@ def _write_sums(part: Path, format: str) -> None:
     sync_folder(part)
 
 
-def _replaceable(folder: Path, format: str, key: str) -> set[str]:
+def _replaceable(folder: Path, format: str) -> set[str]:
     """Return the names of an older export's files, which a new one may replace.
 
     Raises:
@@ -161,7 +160,7 @@ def _replaceable(folder: Path, format: str, key: str) -> set[str]:
     """
     if not folder.is_dir():
         if folder.exists():
-            raise ValueError(f"{key}={folder}: is a file; give a folder")
+            raise ValueError(f"output={folder}: is a file; give a folder")
         return set()
     try:
         sums = read_sums(folder)
@@ -170,11 +169,11 @@ def _replaceable(folder: Path, format: str, key: str) -> set[str]:
     if sums is not None and sums.format == format:
         return {SUMS, *sums.digests}
     if sums is not None:
-        raise ValueError(f"{key}={folder}: holds an export of format={sums.format}: give another folder")
+        raise ValueError(f"output={folder}: holds an export of format={sums.format}: give another folder")
     there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if there:
         raise ValueError(
-            f"{key}={folder}: holds files that are no export's ({', '.join(there[:3])}{', ...' * (len(there) > 3)}): "
+            f"output={folder}: holds files that are no export's ({', '.join(there[:3])}{', ...' * (len(there) > 3)}): "
             "give a new or empty folder"
         )
     return set()

@@ -40,14 +40,13 @@ def is_first_process() -> bool:
     return all(os.environ.get(key, "0") == "0" for key in _RANKS)
 
 
-def lock_folder(folder: str | Path, key: str = "hydra.run.dir") -> None:
+def lock_folder(folder: str | Path) -> None:
     """Lock a folder until :func:`unlock_folders` or the end of the process; ranks other than 0 do nothing.
 
     A folder that cannot be locked (read-only, or on a file system without locks) is used with a warning.
 
     Args:
         folder: created if missing.
-        key: config key that chooses another folder, for the message.
 
     Raises:
         InUse: another process holds the lock.
@@ -57,13 +56,13 @@ def lock_folder(folder: str | Path, key: str = "hydra.run.dir") -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _held[folder] = _acquire(folder, key)
+        _held[folder] = _acquire(folder)
         replace_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
     except (OSError, NotImplementedError) as error:
         log.warning("%s cannot be locked (%s): make sure that no other process writes to it", folder, error)
 
 
-def _acquire(folder: Path, key: str) -> FileLock:
+def _acquire(folder: Path) -> FileLock:
     lock = FileLock(folder / LOCK)
     begun = time.monotonic()
     while True:
@@ -74,7 +73,7 @@ def _acquire(folder: Path, key: str) -> FileLock:
             holder = _read_holder(folder)
             waited = time.monotonic() - begun
             if waited >= _patience(holder):
-                raise InUse(_explain(folder, holder, key)) from None
+                raise InUse(_explain(folder, holder)) from None
             if not waited > 1:
                 log.warning("%s is locked by %s: waiting, it may have ended", folder, _name(holder))
             time.sleep(1)
@@ -131,8 +130,8 @@ def _name(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder.get('host')}" if "pid" in holder else "another process"
 
 
-def _explain(folder: Path, holder: dict[str, Any], key: str) -> str:
+def _explain(folder: Path, holder: dict[str, Any]) -> str:
     return (
         f"{folder}: {_name(holder)} is writing to this run; wait until it has ended, or stop it (it saves first), or "
-        f"start another run in a folder of its own: leave out resume=..., or give another {key}=DIR"
+        "start another run in a folder of its own: leave out resume=..., or give another hydra.run.dir=DIR"
     )

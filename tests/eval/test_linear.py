@@ -74,7 +74,6 @@ def test_reports_that_the_solver_stopped_early_without_warning() -> None:
     (train_x, train_y), (val_x, val_y) = blobs(200, 1), blobs(100, 2)
     probe = linear_probe(train_x, train_y, val_x, val_y, (1e3,), max_iter=2)
     assert not probe.converged
-    assert probe.num_iterations == 2
     assert probe.inner_accuracies == {}
 
 
