@@ -1,6 +1,6 @@
-"""The demo: pretrain on the samples that ship, probe the frozen encoder, draw what happened.
+"""Demo: pretrain on the shipped samples, probe the frozen encoder, draw figures.
 
-``python scripts/demo.py image --seed 0`` runs the same commands a user would type and prints them.
+``python scripts/demo.py image --seed 0`` runs and prints the commands that a user would type.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Do the tests notice a changed line? Change one, run the tests that guard it, undo; one line a mutation.
+"""Mutation testing: change a line, run the tests that guard it, undo; prints one line for each mutation.
 
     python scripts/mutate.py                     every mutation of scripts/mutations.yaml
     python scripts/mutate.py eval/ losses.py     those of files with these words in their path

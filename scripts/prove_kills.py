@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and go on by the same command end as the run that nothing interrupts.
+"""Check that runs killed at random moments and resumed by the same command end like an uninterrupted run.
 
     python scripts/prove_kills.py --kills 100
 

@@ -1,4 +1,4 @@
-"""Give every key of every command values that mean nothing, and count how they are answered.
+"""Give every key of every command invalid values, and count how clear the errors are.
 
     python scripts/wrong_values.py [COMMAND ...]
 

@@ -39,7 +39,7 @@ def recipes_and_overrides(words: Sequence[str], default: Sequence[str]) -> tuple
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Settings that nothing can be built from end the process with a message in place of a stack trace."""
+    """End the process with a message, in place of a stack trace, if settings are invalid."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
@@ -104,7 +104,7 @@ def _cpu_name() -> str:
 
 
 def _revision() -> str | None:
-    """Of the checkout, with "-dirty" where files differ from it; None outside of git."""
+    """Return the revision of the checkout, with "-dirty" if files differ from it; None outside of git."""
     command = [
         "git",
         "-C",
@@ -136,7 +136,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a result where one can find it again; missing folders are made."""
+    """Write a result as JSON; missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
     print(f"\nwritten: {path}")

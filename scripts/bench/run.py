@@ -1,4 +1,4 @@
-"""Has anything become slower? A short form of all benchmarks, against the figures that are committed.
+"""Short form of all benchmarks, compared with the committed figures, to see whether anything has become slower.
 
     python scripts/bench/run.py              # exits with 1 if something takes a quarter longer than it did
     python scripts/bench/run.py --update     # writes the figures of this machine over the committed ones

@@ -1,4 +1,4 @@
-"""Tables and pictures of what the benchmark of a step measured."""
+"""Tables and figures of the benchmark of a training step."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from d2v.values import CropScale, Fraction, NonNegativeFloat, Rate, buildable
 
 @contextmanager
 def seeded(rng: np.random.Generator) -> Iterator[None]:
-    """The global generators drawn from ``rng`` for a while."""
+    """Seed the global generators from ``rng`` within the block, and restore them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # timm draws from it
     seed = int(rng.integers(2**31))
     try:
@@ -140,7 +140,7 @@ class AugmentedView:
 
 @dataclass(frozen=True)
 class MixCollate:
-    """Views to a batch that is mixed, with itself in reverse, by mixup or cutmix; labels become shares of classes.
+    """Collate function that mixes a batch with itself in reverse, by mixup or cutmix; labels become shares of classes.
 
     Attributes:
         collate: makes the batch.

@@ -1,4 +1,4 @@
-"""``ImageData``: a data set of images and how they become batches; the only part of image data the trainer sees."""
+"""``ImageData``: images and their batches, the interface of image data to the trainer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ImageOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData(EqualSamples):
-    """One data set of images, and how its images become batches.
+    """Images and their batches for pretraining, evaluation and fine-tuning.
 
     Attributes:
         train: images to pretrain on; a stream has no labels, no length and no access by number.

@@ -1,4 +1,4 @@
-"""From an image file to pixels of 8 bits: formats, orientation, bit depth, channels."""
+"""Decoding of image files into 8-bit pixels: formats, orientation, bit depth, channels."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _opened(file: str | os.PathLike[str] | bytes) -> Image.Image:
 
 @contextmanager
 def _reading(file: str | os.PathLike[str] | bytes) -> Iterator[None]:
-    """Raise BadSample for all that can be wrong with an image file."""
+    """Turn any error about an image file into a BadSample."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # corrupt EXIF and the like

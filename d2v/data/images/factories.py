@@ -1,4 +1,4 @@
-"""Image data sets by configuration: one factory for each kind, all of them making an ``ImageData``.
+"""Factories of image data sets for configurations; each returns an ``ImageData``.
 
 A factory checks everything it can, so that a wrong path, size or column fails before training starts. Its keywords are
 the keys of ``conf/data/<factory>.yaml``.
@@ -20,7 +20,7 @@ from d2v.values import BitDepth, Name, PathStr, PositiveInt, buildable
 
 @buildable
 def samples(**options: Unpack[ImageOptions]) -> ImageData:
-    """The Fashion-MNIST images that ship with the package: 8,000 to train on, 2,000 to evaluate.
+    """Build data from the shipped Fashion-MNIST images: 8,000 to train on, 2,000 to evaluate.
 
     Args:
         **options: as in :class:`ImageData`, with defaults of their own: grey images of 28 pixels, mean and std of the
@@ -50,7 +50,7 @@ def image_folder(
     bit_depth: BitDepth | None = None,
     **options: Unpack[ImageOptions],
 ) -> ImageData:
-    """Images in a folder, with class directories or without.
+    """Build data from a folder of images, with or without class directories.
 
     Args:
         root: holds images, class directories or splits, by the rules in docs/data.md.
@@ -81,7 +81,7 @@ def imagenet(
     bit_depth: BitDepth | None = None,
     **options: Unpack[ImageOptions],
 ) -> ImageData:
-    """ImageNet as its training recipes lay it out: ``root/train/<class>/*`` and ``root/val/<class>/*``.
+    """Build data from ImageNet in the usual layout: ``root/train/<class>/*`` and ``root/val/<class>/*``.
 
     Args:
         root: the directory that holds ``train`` and ``val``.
@@ -130,7 +130,7 @@ def hf_images(
     bit_depth: BitDepth | None = None,
     **options: Unpack[HFImageOptions],
 ) -> ImageData:
-    """A Hugging Face data set.
+    """Build data from a Hugging Face data set of images.
 
     Args:
         path: name on the Hub, or a local directory of parquet files, images, or what ``save_to_disk`` wrote.

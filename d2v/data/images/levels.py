@@ -1,7 +1,8 @@
-"""Images of more than 8 bits in 8 bits: one range of values for a whole data set.
+"""Conversion of images of more than 8 bits to 8 bits, with one range of values for a whole data set.
 
-Cameras of 10, 12 or 14 bits are kept in 16-bit files, which do not say so. A range of every image's own would change
-the brightness between images, so the range is chosen once, from a sample of files, or given as ``data.bit_depth``.
+Images of 10, 12 or 14 bits are stored in 16-bit files that do not state their depth. A separate range for each image
+would change the brightness between images, so one range is inferred from a sample of files, or set by
+``data.bit_depth``.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ _DEPTHS = (8, 10, 12, 14, 16)
 
 @dataclass(frozen=True)
 class Levels:
-    """The pixel values that become 0 and 255.
+    """Range of pixel values that is mapped to 0 to 255.
 
     Attributes:
-        low: becomes 0, like all below it.
-        high: becomes 255, like all above it.
-        sampled: whether images with such pixels were looked at. If none was, 32-bit integers and floats, which have no
-            usual range, have one of every image's own.
+        low: this value and all below it become 0.
+        high: this value and all above it become 255.
+        sampled: whether the range is from a sample of images. If not, every image of 32-bit integers or floats, which
+            have no usual range, has its own.
     """
 
     low: float

@@ -1,7 +1,6 @@
-"""Sources of images: the samples that ship with the package, and folders (``hf_images`` holds Hugging Face's).
+"""Sources of images: the shipped samples, and folders.
 
-A source hands out decoded images, as they are stored, and raises ``BadSample`` for what cannot be decoded. What to do
-about that is for the data sets in ``image_datasets`` to decide.
+A source returns decoded images as stored, and raises ``BadSample`` for files that cannot be decoded.
 """
 
 from __future__ import annotations
@@ -228,7 +227,7 @@ def _classes_in(listing: Listing) -> tuple[list[str], set[int]]:
 
 
 def _notes(listing: Listing, folders: list[str], beside: set[int], labelled: bool) -> Iterator[str]:
-    """Words about all that is not as it usually is."""
+    """Return notes on anything unusual in a folder."""
     names = first_of((printable(listing.paths[i]) for i in sorted(beside)), 3)
     if labelled and beside:
         yield f"beside the class folders: {names}"
@@ -247,7 +246,7 @@ def _notes(listing: Listing, folders: list[str], beside: set[int], labelled: boo
 
 
 def _doubtful_classes(folders: Sequence[str]) -> Iterator[str]:
-    """Words about classes that are perhaps one, or none."""
+    """Return notes on classes that may be the same class, or no classes."""
     alike: dict[str, list[str]] = {}
     for name in folders:
         alike.setdefault("".join(name.split()).casefold(), []).append(name)

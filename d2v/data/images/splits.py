@@ -1,4 +1,4 @@
-"""Meaning of a folder of images: which folders below it are splits, and which are classes.
+"""Interpretation of a folder of images: which folders below it are splits, and which are classes.
 
 The table of rules is in docs/data.md. Nothing is inferred without a note in the summary.
 """
@@ -111,7 +111,7 @@ def find_splits(root: Path) -> Splits:
 
 
 def _chosen(root: Path, train: str, splits: list[str], others: list[str]) -> Splits:
-    """Train and the first of the splits to evaluate on."""
+    """Return the training split and the first of the evaluation splits."""
     val, *rest = splits
     notes = _not_read(root, train, others)
     return Splits(root / train, root / val, train_notes=notes, val_notes=tuple(_choice(val, rest)))
@@ -156,7 +156,7 @@ def _is_a_class(root: Path, name: str, others: list[str]) -> str:
 
 
 def _without(listing: Listing, shared: set[int]) -> Listing:
-    """Without some files, and without the folders of which nothing remains."""
+    """Return a listing without some files and without folders that are then empty."""
     kept = listing.keep(i for i in range(len(listing.paths)) if i not in shared)
     gone = {listing.paths[i].split(os.sep, 1)[0] for i in shared} - {p.split(os.sep, 1)[0] for p in kept.paths}
     for name in gone:

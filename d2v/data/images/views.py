@@ -1,8 +1,8 @@
-"""From a PIL image to a normalised tensor: random views for pretraining, one fixed view for evaluation.
+"""Views of PIL images as normalised tensors: random ones for pretraining, a fixed one for evaluation.
 
-The crop is the usual random resized crop (arXiv:1409.4842, as in torchvision's ``RandomResizedCrop``), with its numbers
-drawn from a generator that the caller passes in: no global random state is read or changed. Crop and resize are one
-call of PIL's resampler, which therefore looks past the crop's border where the image goes on.
+The crop is the usual random resized crop (arXiv:1409.4842, as in torchvision's ``RandomResizedCrop``), drawn from a
+generator passed by the caller: no global random state is read or changed. Crop and resize are one call of PIL's
+resampler, which therefore reads pixels beyond the crop's border.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Audio files decoded: whole, in bounded memory whatever their length, or a stretch of them.
+"""Decoding of audio files: whole, in bounded memory for any length, or a section of them.
 
-Decoding is libsndfile's work and resampling torchaudio's (extra ``d2v[speech]``), imported when they are first used.
+libsndfile decodes and torchaudio resamples (extra ``d2v[speech]``); both are imported on first use.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ _FILTER_WIDTH, _ROLLOFF = 6, 0.99  # torchaudio's defaults
 
 
 def libraries() -> tuple[Any, Any]:
-    """(soundfile, torchaudio.functional); ValueError if they are not installed."""
+    """Import soundfile and torchaudio.functional.
+
+    Raises:
+        ValueError: they are not installed.
+    """
     try:
         import soundfile
         import torchaudio.functional
@@ -77,10 +81,10 @@ def decode_audio(file: str | os.PathLike[str] | bytes, sample_rate: int) -> np.n
 
 
 def audio_length(file: str | os.PathLike[str] | bytes, sample_rate: int) -> int:
-    """Length in samples once at ``sample_rate``. Raises BadSample as :func:`decode_audio`.
+    """Return the length in samples at ``sample_rate``. Raises BadSample as :func:`decode_audio`.
 
-    It is taken from the file's header. One that does not know it, as of FLAC that was written to a pipe, is decoded in
-    blocks to its end.
+    The length is read from the file's header. Files without it, such as FLAC that was written to a pipe, are decoded in
+    blocks.
     """
     with _reading(file) as sound:
         frames = sound.frames
@@ -92,15 +96,15 @@ def audio_length(file: str | os.PathLike[str] | bytes, sample_rate: int) -> int:
 
 
 class Recording:
-    """An audio file of which stretches are read.
+    """Audio file of which sections are read.
 
     Args:
         file: a path, or an audio file's content.
-        sample_rate: of the stretches, Hz.
+        sample_rate: rate of the sections, Hz.
 
     Attributes:
-        num_samples: of the whole, at ``sample_rate``; None where stretches cannot be read exactly: formats without
-            numbered samples (mp3, ogg) and files that do not know their length.
+        num_samples: length of the whole file at ``sample_rate``; None if sections cannot be read exactly: formats
+            without numbered samples (mp3, ogg) and files without a length.
 
     Raises:
         BadSample: as :func:`decode_audio`.
@@ -135,10 +139,10 @@ class Recording:
 
 
 def resample(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """(S,) float32 at ``rate`` Hz -> (:func:`num_resampled`,) float32 at ``sample_rate`` Hz.
+    """Resample (S,) float32 at ``rate`` Hz to (:func:`num_resampled`,) float32 at ``sample_rate`` Hz.
 
-    Rates of so small a common divisor that it would take very long, such as 11,127 and 16,000 Hz, are resampled by the
-    simplest ratio within 0.01 % of theirs: no ear and no encoder tells the pitch and the length apart.
+    Rates with a small common divisor, such as 11,127 and 16,000 Hz, would take very long and are resampled by the
+    simplest ratio within 0.01 % of the exact one, an inaudible difference.
     """
     ratio = _ratio(rate, sample_rate)
     if ratio == 1:
@@ -151,14 +155,14 @@ def resample(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def num_resampled(num_samples: int, rate: int, sample_rate: int) -> int:
-    """Samples that :func:`resample` makes of ``num_samples``."""
+    """Return the number of samples after :func:`resample` of ``num_samples``."""
     ratio = _ratio(rate, sample_rate)
     return -(-ratio.numerator * num_samples // ratio.denominator)
 
 
 @cache
 def _ratio(rate: int, sample_rate: int) -> Fraction:
-    """New over old rate, or the simplest ratio near it where theirs is too laborious to resample by."""
+    """Return new divided by old rate, or the simplest ratio near it if the exact one is too slow."""
     exact = Fraction(sample_rate, rate)
     if max(exact.numerator, exact.denominator) <= _MAX_RATIO:
         return exact
@@ -181,7 +185,7 @@ def _context(ratio: Fraction) -> int:
 
 
 def _resampled_blocks(blocks: Iterator[np.ndarray], ratio: Fraction) -> Iterator[np.ndarray]:
-    """Blocks that follow each other, resampled as if they were one."""
+    """Resample consecutive blocks as if they were one."""
     if ratio == 1:
         yield from blocks
         return
@@ -203,7 +207,7 @@ def _resampled_blocks(blocks: Iterator[np.ndarray], ratio: Fraction) -> Iterator
 
 @contextmanager
 def _reading(file: str | os.PathLike[str] | bytes) -> Iterator[Any]:
-    """An open ``soundfile.SoundFile``; whatever goes wrong is a BadSample."""
+    """Open a ``soundfile.SoundFile``; any error becomes a BadSample."""
     soundfile, _ = libraries()
     _check_not_empty(file)
     sound_file = _sequential(soundfile.SoundFile)
@@ -217,7 +221,7 @@ def _reading(file: str | os.PathLike[str] | bytes) -> Iterator[Any]:
 
 
 def _check_header(sound: Any) -> None:
-    """Raise BadSample for a file that breaks off, and for a rate at which a small file lasts for days."""
+    """Raise BadSample for a truncated file, and for a rate at which a small file would last for days."""
     if sound.samplerate < _LOWEST_RATE:
         raise BadSample(f"a sampling rate of {sound.samplerate} Hz, below {_LOWEST_RATE}")
     broken = _BROKEN_OFF.search(sound.extra_info)
@@ -237,12 +241,12 @@ def _sequential(base: Any) -> Any:
 
 
 def _block(sound: Any) -> int:
-    """Samples of a channel that are decoded at a time."""
+    """Return the number of samples of a channel to decode at a time."""
     return max(1, BLOCK // sound.channels)
 
 
 def _mono_blocks(sound: Any, most: int = 2**63) -> Iterator[np.ndarray]:
-    """At most so many samples from here on, mean over channels, in blocks. Raises BadSample if they are not finite."""
+    """Yield blocks of at most so many samples in all, mean over channels. Raises BadSample if they are not finite."""
     size = min(_block(sound), max(1, sound.frames))
     while most > 0 and len(block := sound.read(min(size, most), "float32", always_2d=True)) > 0:
         most -= len(block)
@@ -262,7 +266,7 @@ def _stretch(sound: Any, start: int, stop: int) -> np.ndarray:
 
 
 def sampling_rate(file: str | os.PathLike[str] | bytes) -> int | None:
-    """Hz, from the file's header; None if it cannot be read."""
+    """Return the rate in the file's header, Hz; None if it cannot be read."""
     soundfile, _ = libraries()
     try:
         return int(soundfile.info(_opened(file)).samplerate)
@@ -271,9 +275,9 @@ def sampling_rate(file: str | os.PathLike[str] | bytes) -> int | None:
 
 
 def _opened(file: str | os.PathLike[str] | bytes) -> Any:
-    """Input of libsndfile: a file's content, or its name, in whatever encoding the file system has.
+    """Return the input for libsndfile: a file's content, or its name in the encoding of the file system.
 
-    An mp3 that does not say how many frames it has is told to: see :mod:`d2v.data.speech.mp3`.
+    An mp3 without a number of frames gets one: see :mod:`d2v.data.speech.mp3`.
     """
     with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as stream:
         if frames := uncounted_mp3(stream):

@@ -1,4 +1,4 @@
-"""From clips of speech to batches: random crops to pretrain on, whole clips to evaluate."""
+"""Batches of speech: random crops for pretraining, whole clips for evaluation."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ConvLayers = tuple[tuple[int, ...], ...]
 
 
 def normalize(waveform: np.ndarray) -> Tensor:
-    """(S,) float32 of zero mean and unit variance."""
+    """Normalise a waveform (S,) to zero mean and unit variance, float32."""
     x = torch.from_numpy(waveform)
     return F.layer_norm(x, x.shape)
 
 
 def crop_start(num_samples: int, length: int, rng: np.random.Generator) -> int:
-    """Return the start of a random stretch of a clip.
+    """Return the start of a random crop of a clip.
 
     Raises:
         BadSample: the clip is shorter than ``length``.
@@ -41,7 +41,7 @@ def crop_start(num_samples: int, length: int, rng: np.random.Generator) -> int:
 
 
 def crop(waveform: np.ndarray, length: int, rng: np.random.Generator) -> Tensor:
-    """A random stretch of a clip, which is normalised as a whole.
+    """Return a random crop of a clip, which is normalised as a whole.
 
     Raises:
         BadSample: the clip is shorter than ``length``.
@@ -51,10 +51,9 @@ def crop(waveform: np.ndarray, length: int, rng: np.random.Generator) -> Tensor:
 
 
 class PretrainClips(Dataset[Sample]):
-    """A random crop of every clip, by ClipKey.
+    """Data set of a random crop of every clip, indexed by ClipKey.
 
-    Of recordings too long to be decoded for a crop (``AudioClips.recording``), only the stretch is read; it is
-    normalised by itself. It begins where the crop of the whole would.
+    Of long recordings (``AudioClips.recording``) only the crop is read, at the same position, and normalised by itself.
 
     Args:
         clips: the clips.
@@ -120,8 +119,8 @@ class EvalView:
     """A whole clip.
 
     Attributes:
-        min_samples: the least that holds a frame.
-        max_samples: longer clips are bad samples: what is said in them would not be cut with them.
+        min_samples: shortest clip with a frame.
+        max_samples: longer clips are bad samples, because a transcript cannot be cropped with its clip.
     """
 
     min_samples: int
@@ -138,7 +137,7 @@ class EvalView:
 
 @dataclass(frozen=True)
 class ClipCollate(PretrainCollate):
-    """Crops of one length to a batch; the length is another in every step.
+    """Collate function for crops of equal length, which differs between steps.
 
     Attributes:
         conv_layers: of the encoder: what a frame is.

@@ -1,7 +1,7 @@
-"""Sources of speech: audio files, decoded and listed by folder, and the samples that ship.
+"""Sources of speech: folders of audio files, and the shipped samples.
 
-A source hands out waveforms at one sampling rate, mono, and raises ``BadSample`` for what cannot be decoded. It knows
-the length of every clip without decoding it, so that batches can be made of clips of about the same length.
+A source returns mono waveforms at one sampling rate, and raises ``BadSample`` for files that cannot be decoded. It
+knows the length of every clip without decoding it, so that batches can hold clips of about the same length.
 :mod:`d2v.data.speech.corpora` lists clips by LibriSpeech's layout and by manifests. libsndfile decodes and torchaudio
 resamples (extra ``d2v[speech]``); both are imported when a source is made.
 """
@@ -39,13 +39,13 @@ WHOLE_SECONDS = 60  # longer clips are not decoded for a crop, but the stretch a
 
 
 class Clip(NamedTuple):
-    """A clip as it is listed.
+    """Entry of a list of clips.
 
     Attributes:
-        path: of its file, relative to the source's root.
-        num_samples: its length at the source's sampling rate; None to look into the file.
-        transcript: what is said, or None.
-        transcript_place: file and line of the transcript, for messages; empty where it has none.
+        path: path of the file, relative to the source's root.
+        num_samples: length at the source's sampling rate; None to read it from the file.
+        transcript: transcript, or None.
+        transcript_place: file and line of the transcript, for messages; "" if unknown.
     """
 
     path: str
@@ -151,10 +151,7 @@ class AudioClips:
             raise ValueError(self._unusable)
 
     def every(self) -> AudioClips:
-        """All clips that were listed: those that are too short and, as bad samples, those that cannot be read, too.
-
-        For evaluation, which leaves out nothing without a word.
-        """
+        """Return all listed clips for evaluation, including short ones and, as bad samples, unreadable ones."""
         if len(self) == len(self._all_lengths):
             return self
         other = copy.copy(self)
@@ -216,7 +213,7 @@ class AudioClips:
 
     @property
     def has_transcripts(self) -> bool:
-        """Return whether it is known what is said."""
+        """Return whether clips have transcripts."""
         return self._transcripts is not None
 
     def label(self, index: int) -> int | None:
@@ -263,7 +260,7 @@ def _search(clips: Sequence[Clip], pattern: str, key: str) -> list[str]:
 
 
 def audio_files(root: str, key: str = "data.root") -> Iterator[Clip]:
-    """Every audio file below a folder, in the order of their names; hidden ones are passed over.
+    """List the audio files below a folder, sorted by name, without hidden ones.
 
     Raises:
         FileNotFoundError: no such folder.

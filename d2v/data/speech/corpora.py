@@ -12,7 +12,7 @@ from d2v.data.speech.clips import MAX_SAMPLES, Clip, num_resampled, sampling_rat
 
 
 def librispeech_parts(root: str, parts: Sequence[str], key: str) -> tuple[list[Clip], Counter[str], tuple[str, ...]]:
-    """The utterances of parts of LibriSpeech, numbers of other files by their endings, and notes for the summary.
+    """Return the utterances of parts of LibriSpeech, numbers of other files by ending, and notes for the summary.
 
     Raises:
         FileNotFoundError: a part is not there.
@@ -55,7 +55,7 @@ def _librispeech_files(root: str, split: str, key: str) -> Listing:
 
 
 def _librispeech_texts(listing: Listing, key: str) -> dict[tuple[Path, str], tuple[str, str]]:
-    """Transcript and its file and line, by folder and name of the utterance."""
+    """Return transcripts with file and line, by folder and name of the utterance."""
     texts = {}
     for path in listing.paths:
         file = listing.root / path
@@ -78,9 +78,9 @@ def librispeech_folder(root: str, split: str) -> Path | None:
 
 
 def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, list[Clip]]:
-    """A fairseq manifest: the root folder on the first line, then path, tab and number of samples.
+    """Read a fairseq manifest: the root folder on the first line, then path, tab and number of samples.
 
-    The numbers are taken at the rate of the first file that can be read.
+    The numbers are at the rate of the first readable file.
 
     Returns:
         The root and its clips.
@@ -120,7 +120,7 @@ def manifest_clips(manifest: str, sample_rate: int, key: str) -> tuple[Path, lis
 
 
 def with_transcripts(clips: Sequence[Clip], path: str, key: str) -> list[Clip]:
-    """Clips with what is said in them, from a UTF-8 text file of a line each, in their order.
+    """Add transcripts to clips, from a UTF-8 text file with one line for each clip, in order.
 
     Raises:
         FileNotFoundError: no such file.
@@ -139,7 +139,7 @@ def with_transcripts(clips: Sequence[Clip], path: str, key: str) -> list[Clip]:
 
 
 def _lines(file: Path, key: str) -> list[str]:
-    """The lines of a text file in Unicode."""
+    """Read the lines of a text file in UTF-8, UTF-16 or UTF-32."""
     try:
         lines = utf8_of(file).removesuffix(b"\n").split(b"\n")
     except ValueError as error:

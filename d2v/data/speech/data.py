@@ -1,4 +1,4 @@
-"""``SpeechData``: the clips of a run and how they become batches; the only part of speech data the trainer sees."""
+"""``SpeechData``: clips of speech and their batches, the interface of speech data to the trainer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SpeechOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechData(PretrainSet):
-    """Clips of speech, and how they become batches.
+    """Clips of speech and their batches for pretraining, evaluation and fine-tuning.
 
     Attributes:
         train: clips to pretrain on; a stream has no length and no access by number; None where there are only clips to
@@ -104,7 +104,7 @@ class SpeechData(PretrainSet):
                 self._report(clips)
 
     def _report(self, clips: AudioClips) -> None:
-        """Name what the list had to leave out, and stop if it is too much."""
+        """Log clips that were left out when listing, and raise an error if there are too many."""
         total = len(clips) + len(clips.bad) + len(clips.too_short)
         for entry in BadSampleCounter(self.max_bad_fraction, total).update(clips.bad):
             log.warning("skipped %s", entry)
@@ -295,7 +295,7 @@ class SpeechData(PretrainSet):
         return {name: ClipMeasures(clips) for name, clips in sources.items() if isinstance(clips, AudioClips)}
 
     def assets(self) -> dict[str, str]:
-        """Nothing but the configuration need go with an encoder of speech."""
+        """Return {}: an encoder of speech needs no files."""
         return {}
 
     def bad_sample_counter(self) -> BadSampleCounter:

@@ -1,4 +1,4 @@
-"""Speech by configuration: one factory for each kind, all of them making a ``SpeechData``.
+"""Factories of speech data sets for configurations; each returns a ``SpeechData``.
 
 A factory checks everything it can, so that a wrong path, length or pattern fails before training starts. Its keywords
 are the keys of ``conf/data/<factory>.yaml``.
@@ -28,7 +28,7 @@ from d2v.values import Name, PathStr, PositiveInt, Seconds, buildable
 
 @buildable
 def samples_speech(**options: Unpack[SpeechOptions]) -> SpeechData:
-    """The spoken prompts that ship with the package: 24 minutes of one speaker, with transcripts.
+    """Build data from the shipped spoken prompts: 24 minutes of one speaker, with transcripts.
 
     Args:
         **options: as in :class:`SpeechData`; by default clips of 0.5 to 4 seconds.
@@ -53,7 +53,7 @@ def librispeech(
     download: bool = False,
     **options: Unpack[SpeechOptions],
 ) -> SpeechData:
-    """LibriSpeech as its site and torchaudio give it: part/<speaker>/<chapter>/*.flac with *.trans.txt.
+    """Build data from LibriSpeech in its original layout: part/<speaker>/<chapter>/*.flac with *.trans.txt.
 
     Args:
         root: the folder that holds the parts, or LibriSpeech/ with the parts.
@@ -101,7 +101,7 @@ def _below(root: Path, name: str) -> Path:
 
 
 def _download(root: str, parts: Sequence[str], key: str) -> None:
-    """Fetch parts; one is there only when it is complete, and other processes wait for the first."""
+    """Download parts; a part appears only when complete, and other processes wait for the first."""
     from torchaudio.datasets import LIBRISPEECH
 
     target = home_path(root, "data.root") / "LibriSpeech"
@@ -133,7 +133,7 @@ def audio_folder(
     group_pattern: str | None = None,
     **options: Unpack[SpeechOptions],
 ) -> SpeechData:
-    """Any tree of audio files: wav, flac, ogg, mp3 and what else libsndfile reads.
+    """Build data from a tree of audio files: wav, flac, ogg, mp3 and other formats of libsndfile.
 
     Args:
         root: the folder.
@@ -177,12 +177,12 @@ def audio_manifest(
     val_transcripts: PathStr | None = None,
     **options: Unpack[SpeechOptions],
 ) -> SpeechData:
-    """Audio files listed with their lengths, so that none need be opened before it is used.
+    """Build data from a list of audio files with lengths, so that no file is opened before it is used.
 
     Args:
         manifest: a tsv as fairseq has them: the root folder on the first line, then path<TAB>number of samples. A root
             that is not absolute is looked for beside the manifest.
-        transcripts: a text file with what is said in each of them, a line a clip, in their order; or None.
+        transcripts: a text file with one transcript a line, in the order of the clips; or None.
         val_manifest: likewise, of the clips to evaluate on, or None.
         val_transcripts: of these.
         **options: as in :class:`SpeechData`.

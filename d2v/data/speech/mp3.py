@@ -1,4 +1,4 @@
-"""mp3s that do not say how many frames they have: they are counted."""
+"""Frame counts for mp3 files that lack them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _MPEG2_KBPS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 
 def uncounted_mp3(stream: BinaryIO) -> bytes | None:
-    """The frames of an mp3 that does not say how many they are; None of any other file.
+    """Return the number of frames of an mp3 that does not state it; None for other files.
 
-    libsndfile guesses their number from the first one's bit rate. Where the rate varies that is several times too many,
-    or so few that most of the clip is never read.
+    libsndfile estimates the number from the bit rate of the first frame. If the rate varies, that is several times too
+    high, or so low that most of the clip is never read.
     """
     start, tag = 0, stream.read(10)
     while len(tag) == 10 and tag[:3] == b"ID3":
@@ -28,7 +28,7 @@ def uncounted_mp3(stream: BinaryIO) -> bytes | None:
 
 
 def _frame_size(header: bytes) -> int:
-    """Bytes of the MPEG layer 3 frame that begins with ``header``; 0 if none does."""
+    """Return the bytes of the MPEG layer 3 frame with this header; 0 if it is no such header."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return 0
     version, bitrate, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
@@ -39,7 +39,7 @@ def _frame_size(header: bytes) -> int:
 
 
 def frame_count(frames: bytes) -> bytes:
-    """A frame without sound that says how many follow, as LAME writes it."""
+    """Return a silent frame that states how many follow, as LAME writes it."""
     count = place = 0
     while 0 <= place < len(frames):
         size = _frame_size(frames[place : place + 4])

@@ -1,7 +1,4 @@
-"""Clips with what is said in them: listed as LibriSpeech and fairseq's manifests have them, and spelled by letters.
-
-Speech is fine-tuned on them.
-"""
+"""Clips with transcripts, spelled by letters, for fine-tuning on speech."""
 
 from __future__ import annotations
 
@@ -28,10 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WholeView:
-    """A whole clip, in training as in evaluation: what is said in it cannot be cropped with it.
+    """View of the whole clip, in training, too, because a transcript cannot be cropped with its clip.
 
     Attributes:
-        view: the evaluation's.
+        view: the evaluation view.
     """
 
     view: EvalView
@@ -46,13 +43,13 @@ class TranscribedClips:
 
     Args:
         clips: all of them.
-        letters: what transcripts are spelled with; without small letters in it, transcripts are put in capitals.
+        letters: the alphabet; if it has no lower-case letters, transcripts are converted to capitals.
         max_samples: longer clips are left out.
-        on_bad_text: "error", or "skip": leave clips out whose transcript is empty or has other characters, and say so.
+        on_bad_text: "error", or "skip" to leave out and name clips with an empty transcript or other characters.
         limit: the config key that ``max_samples`` comes from, for messages.
 
     Attributes:
-        left_out: every clip that is not here though it was listed, as "name: reason".
+        left_out: listed clips that were left out, as "name: reason".
 
     Raises:
         ValueError: no clip has a transcript, none is short enough, or a transcript cannot be spelled.
@@ -128,9 +125,9 @@ class TranscribedClips:
 
 
 def choose_hours(clips: TranscribedClips, hours: float, sample_rate: int, seed: int) -> Part[np.ndarray]:
-    """Clips that last so long together, the speakers taking turns: a few labels from as many voices as possible.
+    """Choose clips of a total length, taking speakers in turn, so that few labels cover as many voices as possible.
 
-    The same for the same clips and seed; more hours hold the clips of fewer.
+    The choice depends on clips and seed; more hours include the clips of fewer.
 
     Args:
         clips: in folders <speaker>/<chapter>, as LibriSpeech has them; others count as one speaker.
@@ -154,7 +151,7 @@ def choose_hours(clips: TranscribedClips, hours: float, sample_rate: int, seed: 
 
 
 def name_unlearnable(clips: Source[np.ndarray], lengths: np.ndarray, conv_layers: ConvLayers) -> None:
-    """Warn of clips with fewer frames than CTC takes for what is said: one a letter, one more between two alike.
+    """Warn of clips with fewer frames than CTC needs: one for each letter, one more between two equal letters.
 
     Args:
         clips: labelled with numbers of letters.

@@ -1,4 +1,4 @@
-"""Blocks of tokens packed while documents are read, for text that is not to be stored a second time."""
+"""Streams of blocks of tokens, packed while documents are read, without storing the text again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Packed(NamedTuple):
 
 @runtime_checkable
 class SharedDocuments(Documents, Protocol):
-    """Documents that can be shared out."""
+    """Documents that can be divided among readers."""
 
     def share(self, reader: int, num_readers: int) -> DocumentShare:
         """The documents of one of ``num_readers``."""

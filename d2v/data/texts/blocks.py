@@ -1,7 +1,7 @@
-"""Documents packed into one file of tokens, once, and read from there through memory mapping, block by block.
+"""Packing of documents into one memory-mapped file of tokens, which is read block by block.
 
-A document's tokens are followed by the one that closes documents; a block is the token that opens blocks and the next
-``block_size`` - 1 of the file, whatever documents they belong to, as in the released text models.
+Each document's tokens are followed by the closing token. A block is the opening token and the next ``block_size`` - 1
+tokens of the file, across document boundaries, as in the released text models.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ def no_block(block_size: int, num_tokens: int) -> ValueError:
 
 
 def pack(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Path:
-    """Tokens of all documents in one file, unless they are there already; an interrupted packing goes on.
+    """Pack all documents into one file, unless it exists; an interrupted packing is continued.
 
-    What is damaged, because a disk was full or a copy incomplete, is packed anew.
+    A damaged file (full disk, incomplete copy) is packed again.
 
     Args:
         documents: to pack.

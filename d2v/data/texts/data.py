@@ -1,4 +1,4 @@
-"""``TextData``: text and how it becomes batches; the only part of text data the trainer sees."""
+"""``TextData``: text and its batches, the interface of text data to the trainer."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def eval_collate(pad_id: int) -> EvalCollate:
 
 @dataclass(frozen=True, kw_only=True)
 class TextData(EqualSamples):
-    """Text, and how it becomes batches.
+    """Text and its batches for pretraining, evaluation and fine-tuning.
 
     Attributes:
         train: blocks to pretrain on; a stream has no length; None where there is only text to probe with.

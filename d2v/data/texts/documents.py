@@ -1,7 +1,4 @@
-"""Sources of text: documents in files, in Hugging Face data sets, in the samples that ship; labelled tables.
-
-A document is a ``str``. ``text_blocks`` packs documents into blocks of tokens.
-"""
+"""Documents in text files and in Hugging Face data sets; :mod:`d2v.data.texts.blocks` packs them into blocks."""
 
 from __future__ import annotations
 
@@ -26,9 +23,7 @@ _READING = 2  # changes when the same files are read as other documents
 
 
 class Document(NamedTuple):
-    """A document, or why it cannot be read.
-
-    A long one comes in pieces that follow each other.
+    """Document, or piece of a long one, or the reason why it cannot be read.
 
     Attributes:
         text: None if it cannot be read.

@@ -1,4 +1,4 @@
-"""Text by configuration: one factory for each kind, all of them making a ``TextData``.
+"""Factories of text data sets for configurations; each returns a ``TextData``.
 
 A factory checks everything it can, so that a wrong path, column or size fails before training starts. Its keywords are
 the keys of ``conf/data/<factory>.yaml``.
@@ -80,7 +80,7 @@ class CorpusOptions(StreamOptions, total=False):
 
 @buildable
 def samples_text(**options: Unpack[TextOptions]) -> TextData:
-    """WordNet's glosses, which ship with the package; their lexical class is the probes' label.
+    """Build data from the shipped WordNet glosses; their lexical class is the label of probes.
 
     Args:
         **options: see :class:`TextOptions`; by default 4,096 ids and blocks of 128 tokens.
@@ -101,7 +101,7 @@ def text_files(
     streaming: bool = False,
     **options: Unpack[CorpusOptions],
 ) -> TextData:
-    """Documents in text files.
+    """Build data from documents in text files.
 
     Args:
         root: a file, or a folder that is searched for .txt and .txt.gz; None for probes alone.
@@ -125,7 +125,7 @@ def hf_text(
     streaming: Streaming = False,
     **options: Unpack[CorpusOptions],
 ) -> TextData:
-    """A Hugging Face data set of texts.
+    """Build data from a Hugging Face data set of texts.
 
     Args:
         path: name on the Hub, a local directory of parquet, arrow, text or JSON files, or what ``save_to_disk`` wrote.

@@ -26,7 +26,7 @@ from d2v.values import BlockSize, Name, PathStr, PositiveFraction, buildable
 
 @dataclass(frozen=True)
 class PairView:
-    """Sentences as ``<s> a </s></s> b </s>``; where they are too long together, the longer one is cut first.
+    """View of sentences as ``<s> a </s></s> b </s>``; if they are too long together, the longer one is cut first.
 
     Attributes:
         tokenizer: encodes them.
@@ -117,7 +117,7 @@ def glue(
     on_bad_row: Literal["error", "skip"] = "error",
     **options: Unpack[TokenizerOptions],
 ) -> GlueData:
-    """A task of GLUE from the original files, or from the Hugging Face Hub.
+    """Build data of a GLUE task from the original files, or from the Hugging Face Hub.
 
     Args:
         task: one of ``TASKS``.

@@ -62,7 +62,7 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def _set_roles(self, key: str, config: Mapping[str, str]) -> None:
-        """Find them, and see that the backend alone tells them, too: it is what checkpoints hold."""
+        """Find the roles of special tokens, and check that the backend alone implies them, as checkpoints need."""
         content = json.loads(self._backend.to_str())
         roles = find_roles(content, config)
         bos, pad, eos = roles.get("bos"), roles.get("pad"), roles.get("eos")
@@ -100,7 +100,7 @@ class Tokenizer:
         return ids_of if self._ids is None else [self._ids[ids] for ids in ids_of]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; those that open, close and pad are left out."""
+        """Decode ids into text, without tokens that open, close and pad."""
         special = {self.bos_id, self.pad_id, self.eos_id}
         plain = [int(i) for i in ids if int(i) not in special]
         if self._ids is not None:

@@ -1,7 +1,7 @@
-"""Tokenizer files of others, checked before the library ``tokenizers`` runs what they describe.
+"""Check of foreign tokenizer files, before the library ``tokenizers`` uses them.
 
-A tokenizer.json is a small program: patterns that split texts, replacements that rewrite them. It executes no code, but
-could run for ever, or make a page of every letter.
+A tokenizer.json is a small program of patterns that split texts and replacements that rewrite them. It executes no
+code, but could take exponential time, or replace every letter by a page.
 """
 
 from __future__ import annotations
