@@ -40,7 +40,7 @@ def stopped_early(trainer: L.Trainer, command: str, run_dir: Path, resume: str |
     Raises:
         SystemExit: the run was stopped: with 0 where Slurm runs the job again, else, of the first process, with 128 +
             the signal's number, or with 75 after ``trainer.max_time``. Of several runs (``-m``) the next still begin
-            after one whose time was up.
+            after one that was stopped by ``trainer.max_time``.
     """
     stop = find_stop(trainer)
     if stop.reason is None or (trainer.global_step >= trainer.max_steps and not scores):

@@ -72,7 +72,7 @@ def build_parts(cfg: DictConfig, before: RunCheckpoint | None) -> Parts:
 
     Args:
         cfg: as composed.
-        before: checkpoint of the run that goes on, whose configuration it then is.
+        before: checkpoint of the resumed run, which then provides the configuration; None for a new run.
 
     Raises:
         ValueError: a setting is wrong or contradicts another, or checkpoint and data do not fit.

@@ -97,7 +97,11 @@ class BadSampleCounter:
         named = list(self._bad.values())[: self._NAMED]
         all_of_them = "They are" if len(named) == self.num_bad else f"The first {len(named)} are"
         listed = "\n  ".join(named)
-        utf8 = "Text must be UTF-8: convert it, as by iconv -f LATIN1 -t UTF-8. " if "not UTF-8" in listed else ""
+        utf8 = (
+            "Text must be UTF-8: convert it, for example with iconv -f LATIN1 -t UTF-8. "
+            if "not UTF-8" in listed
+            else ""
+        )
         return (
             f"{self.num_bad} of the {of} {total:,} samples cannot be read ({self.num_bad / total:.2%}), more than "
             f"data.max_bad_fraction={self.max_bad_fraction} allows. Repair or remove them, or raise "

@@ -37,7 +37,7 @@ class SampleKey(NamedTuple):
 
 
 class ClipKey(NamedTuple):
-    """Key of one sample of a data set whose samples differ in length.
+    """Key of one sample of a data set with samples of different lengths.
 
     Attributes:
         epoch: passes over the data set completed before this one.

@@ -28,7 +28,7 @@ class LengthSampler(StepPlan):
         seed: seed of the order, together with the epoch.
         crop: samples are cropped to the shortest of their step; False: they are padded to its longest, and it is the
             padded length that ``step_length`` limits.
-        weights: of every sample, whose sum over an optimizer step is ``ClipKey.step_size``; None: 1 each.
+        weights: weight of every sample; the sum over an optimizer step is ``ClipKey.step_size``; None: 1 each.
         pool_size: samples that are sorted at a time; larger pools crop less and mix less. 0 for what makes 50
             steps, but no more than there are, or a step would hold a sample several times.
 

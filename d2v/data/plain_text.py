@@ -56,7 +56,7 @@ _PRINTABLE = (b"%PDF", b"{\\rtf")  # formats that may hold nothing but text
 _ISO_2022 = (b"\x1b$B", b"\x1b$@", b"\x1b$)", b"\x1b$(")
 # How JSON begins that is so long on its first line that this is cut.
 _CUT_JSON = re.compile(rb'(\[\s*)*\{\s*"[^"]*"\s*:|\[\s*"(?:[^"\\]|\\.)*"\s*,\s*"')
-# A line of a table whose first or second cell is in quotes.
+# A line of a table with its first or second cell in quotes.
 _QUOTED_CELL = re.compile(rb'"[^"]*(""[^"]*)*",[^ ]|[^",]*,"[^"]*(""[^"]*)*"(,|\s*$)')
 # What data=hf_text reads, by the endings it takes them for.
 _READABLE_BY_HF = {"parquet": ".parquet", "Arrow": ".arrow", "JSON lines": ".jsonl", "JSON": ".json"} | {
@@ -193,19 +193,19 @@ def _unreadable(head: bytes, whole: bool) -> str | None:
     encoding = encoding_of(head)
     if encoding != "utf-8":
         name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
-        return f"text in {name}, not in UTF-8: convert it, as by iconv -f {name} -t UTF-8"
+        return f"text in {name}, not in UTF-8: convert it, for example with iconv -f {name} -t UTF-8"
     if head.count(0) * 100 > len(head):
         return "a binary file, not text: move it away"
     if head.count(b"\r") > 1 and b"\n" not in head:
-        return "its lines end in carriage returns alone, as on old Macs: convert it, as by tr '\\r' '\\n'"
+        return "its lines end in carriage returns alone, as on old Macs: convert it, for example with tr '\\r' '\\n'"
     lines = _lines(head, whole)
     if sum(any(sign in line for sign in _ISO_2022) for line in lines) * 2 > len(lines):
-        return "text in ISO-2022, not in UTF-8: convert it, as by iconv -f ISO-2022-JP -t UTF-8"
+        return "text in ISO-2022, not in UTF-8: convert it, for example with iconv -f ISO-2022-JP -t UTF-8"
     bad = sum(not _is_utf8(line) for line in lines)
     if bad * 2 > len(lines):
         return (
             f"{bad:,} of the first {len(lines):,} lines are not UTF-8: text in another encoding, or no text; convert "
-            "it, as by iconv -f LATIN1 -t UTF-8, or move it away"
+            "it, for example with iconv -f LATIN1 -t UTF-8, or move it away"
         )
     return None
 
@@ -289,7 +289,7 @@ def _rows_in_quotes(lines: list[bytes]) -> bool:
 
 
 def _table(lines: list[bytes]) -> str | None:
-    """Tables whose header names a known column, or that quote cells, and whose rows have as many cells."""
+    """Recognise tables that have a known column or quoted cells, and rows of equal length."""
     for delimiter, kind in (("\t", "a tab-separated table"), (",", "a comma-separated table")):
         try:
             rows = list(csv.reader((line.decode("utf-8", "replace") for line in lines), delimiter=delimiter))

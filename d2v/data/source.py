@@ -17,7 +17,7 @@ from d2v.types import NO_LETTER
 MAX_TRIES = 1000  # samples in a row, for one that can be read
 
 
-# A class, a score, or what is said, letter by letter.
+# A class, a score, or the letters of a transcript.
 Label = int | float | tuple[int, ...]
 
 

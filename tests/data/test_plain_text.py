@@ -38,7 +38,7 @@ def test_corpora_are_utf8_and_small_files_any_unicode(tmp_path, encoding, suffix
         return
     name = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(encoding, encoding).upper()
     iconv = name[:6] + name[-2:]
-    fix = rf"data\.root=.*: text in {iconv}, not in UTF-8: convert it, as by iconv -f {iconv} -t UTF-8"
+    fix = rf"data\.root=.*: text in {iconv}, not in UTF-8: convert it, for example with iconv -f {iconv} -t UTF-8"
     with pytest.raises(ValueError, match=fix):
         texts(path)
 

@@ -61,7 +61,7 @@ class ImageAugment:
         label_smoothing: of mixed labels.
 
     Raises:
-        ValueError: a crop whose lowest share is above its highest, or a policy that timm does not know.
+        ValueError: the lowest share of a crop is above its highest, or timm does not know the policy.
     """
 
     crop_scale: CropScale = (0.08, 1.0)

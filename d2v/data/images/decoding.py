@@ -76,7 +76,7 @@ def decode_image(file: str | os.PathLike[str] | bytes, levels: Levels | None = N
 def deep_pixels(file: str | os.PathLike[str] | bytes) -> np.ndarray | None:
     """Values, without opacity, of an image of more than 8 bits.
 
-    None for others, whose headers alone are read, and for bad files.
+    None for bad files and for others, of which only the header is read.
     """
     try:
         with _reading(file), _opened(file) as image:
@@ -191,6 +191,6 @@ def _colour_to_8_bits(
     colours = _colours_of_16_bits(image, file, lower)
     if levels is None:
         levels = levels_of(0, int(colours[..., :3].max()))
-    scaled = np.array(image)  # whose fourth channel, opacity, is of 16 bits always
+    scaled = np.array(image)  # the fourth channel, opacity, always has 16 bits
     scaled[..., :3] = to_8_bits(colours[..., :3], levels)
     return Image.fromarray(scaled)

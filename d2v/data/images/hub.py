@@ -28,7 +28,7 @@ class HFImages:
         split: for example "train".
         image_column: found from the features if None.
         label_column: the only column of class labels if None; no labels if there is no such column.
-        class_names: the classes of the training set, for a validation set whose labels must mean the same.
+        class_names: the classes of the training set, for a validation set with the same meaning of labels.
         key: the config key that ``split`` was read from, for messages.
 
     Raises:

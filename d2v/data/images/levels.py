@@ -53,7 +53,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def levels_of(low: float, high: float) -> Levels:
-    """The range of images whose values lie between two: floats from 0 to 1, as few bits as hold them, or just these."""
+    """Return the range of images with values between two: floats from 0 to 1, the fewest bits, or just these."""
     if low < 0 or high > 65535:
         return Levels(low, high)
     if high <= 1:
@@ -77,7 +77,7 @@ def grey_to_8_bits(image: Image.Image, levels: Levels | None = None) -> Image.Im
 
     Args:
         image: of mode "I", "F", "I;16" or the like.
-        levels: of the data set; None for an image alone, whose own values tell.
+        levels: of the data set; None for a single image, with the range of its own values.
     """
     pixels = np.asarray(image)
     if levels is None or not (levels.sampled or image.mode.startswith("I;16")):

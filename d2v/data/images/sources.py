@@ -99,7 +99,7 @@ class ImageFolder:
 
     Args:
         root: the directory.
-        class_names: the classes of the training set, for a validation set whose labels must mean the same.
+        class_names: the classes of the training set, for a validation set with the same meaning of labels.
         key: the config key that ``root`` was read from, for messages.
         listing: of the directory; None to list it.
         notes: decisions about it, for the summary.
@@ -199,7 +199,7 @@ def set_levels(train: Any, val: Any, bit_depth: int | None) -> None:
     """Give sources one range for images of more than 8 bits, and ``train`` a note where it was inferred.
 
     Args:
-        train: source whose images are sampled; it has ``encoded``, ``levels`` and ``contents``.
+        train: source to sample images from; it has ``encoded``, ``levels`` and ``contents``.
         val: the same, or None.
         bit_depth: bits that are used, from 8 to 16; None to infer them.
 

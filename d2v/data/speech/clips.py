@@ -62,10 +62,10 @@ class AudioClips:
         clips: all there are, in their order.
         sample_rate: Hz; other clips are resampled.
         min_samples: shorter clips are left out.
-        label_pattern: a regular expression whose group is the label, searched in a clip's path; None for no labels.
-        group_pattern: likewise for the group, such as the speaker, that must not be split between training and
-            evaluation; None for no groups.
-        class_names: the classes of the training set, for a set whose labels must mean the same.
+        label_pattern: a regular expression with the label as its group, searched in a clip's path; None for no labels.
+        group_pattern: a regular expression for the group, such as the speaker, that must not be split between training
+            and evaluation; None for no groups.
+        class_names: the classes of the training set, for a set with the same meaning of labels.
         key: the config key that the clips come from, for messages.
         contents: their origin, for the summary.
 

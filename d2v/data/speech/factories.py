@@ -138,9 +138,9 @@ def audio_folder(
     Args:
         root: the folder.
         val_root: a folder to evaluate probes on, or None. Clips that are in both are only evaluated on.
-        label_pattern: regular expression whose group is a clip's label, searched in its path below ``root``; None for
-            no labels.
-        group_pattern: likewise for its group, such as the speaker; probes then hold out every group in turn.
+        label_pattern: regular expression with the label as its group, searched in the clip's path below ``root``; None
+            for no labels.
+        group_pattern: the same for groups, such as speakers, of which probes then hold out each in turn.
         **options: as in :class:`SpeechData`.
 
     Raises:
@@ -183,7 +183,7 @@ def audio_manifest(
         manifest: a tsv as fairseq has them: the root folder on the first line, then path<TAB>number of samples. A root
             that is not absolute is looked for beside the manifest.
         transcripts: a text file with one transcript a line, in the order of the clips; or None.
-        val_manifest: likewise, of the clips to evaluate on, or None.
+        val_manifest: manifest of the clips to evaluate on, or None.
         val_transcripts: of these.
         **options: as in :class:`SpeechData`.
 

@@ -85,7 +85,7 @@ def no_text(bad: Sequence[str]) -> ValueError:
     """
     message = "there is no text in these documents: every one is empty or cannot be read"
     if any("not UTF-8" in entry for entry in bad):
-        message += "; text must be UTF-8, so convert it, as by iconv -f LATIN1 -t UTF-8"
+        message += "; text must be UTF-8, so convert it, for example with iconv -f LATIN1 -t UTF-8"
     return ValueError("\n  ".join([message, *bad[:_NAMED]]))
 
 
@@ -98,7 +98,7 @@ class TextFiles:
 
     Attributes:
         root: a file, or a folder that is searched recursively; hidden files are ignored.
-        document: what a document is, "line" or "file". Empty ones are passed over.
+        document: what a document is, "line" or "file". Empty ones are ignored.
         key: the config key that ``root`` was read from, for messages.
 
     Raises:

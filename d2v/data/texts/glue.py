@@ -130,8 +130,8 @@ def glue(
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: an unknown task, another task's data, a bad row, or a test set whose rows are not numbered from 0 in
-            order; it names file and line, or split and row.
+        ValueError: an unknown task, another task's data, a bad row, or rows of a test set that are not numbered from 0
+            in order; the message names file and line, or split and row.
     """
     if (root is None) == (path is None):
         raise ValueError(f"data.root={root}, data.path={path}: give the folder of GLUE's files, or nyu-mll/glue")

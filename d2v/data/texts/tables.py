@@ -81,7 +81,7 @@ def read_table(
         text_column: of the texts; "sentence" or "text" if None.
         label_column: of the labels, any strings; "label" if None.
         limit: at most so many rows, evenly spaced; None for all.
-        class_names: those of the training set, for a set whose labels must mean the same.
+        class_names: those of the training set, for a set with the same meaning of labels.
 
     Raises:
         FileNotFoundError: no such file.

@@ -199,7 +199,7 @@ def _from_json(text: str, key: str, config: Mapping[str, str] | None = None) -> 
 
 
 def _load_released(folder: Path, key: str) -> Tokenizer:
-    """GPT-2's BPE, whose ids ``dict.txt`` lists as text: line n is id n + 4, after <s>, <pad>, </s> and <unk>."""
+    """Load GPT-2's BPE, with its ids listed in ``dict.txt``: line n is id n + 4, after <s>, <pad>, </s> and <unk>."""
     missing = [name for name in ("encoder.json", "vocab.bpe") if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{key}={folder}: has dict.txt but no {' and no '.join(missing)}; put it beside it")

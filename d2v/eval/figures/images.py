@@ -112,7 +112,7 @@ def _to_rgb(images: Tensor) -> np.ndarray:
 def _grey_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the image (H, W, 3) with the masked patches (rows, columns) in grey."""
     height, width = image.shape[:2]
-    # Pixel to patch by index, which also fits images whose size is no multiple of the grid.
+    # Pixel to patch by index, which also works if the size is no multiple of the grid.
     rows = np.arange(height) * mask.shape[0] // height
     columns = np.arange(width) * mask.shape[1] // width
     return np.where(mask[rows][:, columns, None], MASKED_COLOUR, image)

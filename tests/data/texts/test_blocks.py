@@ -260,7 +260,9 @@ def test_nothing_to_pack(tmp_path):
 
 def test_text_in_another_encoding_says_which_it_must_be(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xe9t\xe9\n" * 100)
-    message = r"data\.root=.*: 100 of the first 100 lines are not UTF-8: .*; convert it, as by iconv -f LATIN1 -t UTF-8"
+    message = (
+        r"data\.root=.*: 100 of the first 100 lines are not UTF-8: .*; convert it, for example with iconv -f LATIN1"
+    )
     for use in (
         lambda documents: pack(documents, bpe(), tmp_path),
         lambda documents: cached_tokenizer(documents, 290, tmp_path),

@@ -880,5 +880,5 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
 def test_too_many_lines_in_another_encoding_say_what_to_do(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("größer\nfine\nfine\nfine\n".encode("latin-1") * 50)
-    with pytest.raises(TooManyBadSamples, match=r"Text must be UTF-8: convert it, as by iconv"):
+    with pytest.raises(TooManyBadSamples, match=r"Text must be UTF-8: convert it, for example with iconv"):
         files(str(path))
