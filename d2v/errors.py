@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 # Packages of every extra, as in pyproject.toml, because d2v itself is on no index.
 EXTRAS = {
@@ -29,6 +31,47 @@ class UserError(Exception):
     """
 
     state = "failed"
+
+
+# A name, and names of what is within it, such as frontends.image.embed_dim, where a word begins.
+_NAME = re.compile(r"(?<![^\s(])([a-z_]\w*)((?:\.\w+)*)(?![\w/-])")
+
+
+def in_keys(message: str, keys: Mapping[str, str]) -> str:
+    """Return a message about arguments as one about keys: "img_size=30: ..." as "data.img_size=30: ...".
+
+    A name counts where ``=`` follows, as the first word before a colon, and elsewhere if it has an underscore, as no
+    other words have.
+
+    Args:
+        message: names arguments as Python does.
+        keys: configuration key of every argument.
+    """
+
+    def key(found: re.Match[str]) -> str:
+        whole, (name, within) = found[0], found.groups()
+        after = message[found.end() : found.end() + 1]
+        if after != "=" and not (after == ":" and found.start() == 0) and "_" not in whole.rpartition(".")[2]:
+            return whole
+        return keys.get(whole) or keys.get(name, name) + within
+
+    return _NAME.sub(key, message)
+
+
+def name_keys(error: BaseException, keys: Mapping[str, str]) -> None:
+    """Name keys in the message of an error (:func:`in_keys`); its class, cause and notes stay."""
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (in_keys(error.args[0], keys),)
+
+
+@contextmanager
+def naming_keys(keys: Mapping[str, str]) -> Iterator[None]:
+    """Errors about values name keys and not arguments."""
+    try:
+        yield
+    except (ValueError, OSError, UserError) as error:
+        name_keys(error, keys)
+        raise
 
 
 def how_to_install(*extras: str) -> str:

@@ -31,7 +31,7 @@ def refuse_lfs_pointer(path: str | os.PathLike[str], key: str) -> None:
 
     Args:
         path: path of the file.
-        key: config key and value for the message, such as ``data.tokenizer=FILE``.
+        key: config key and value for the message, such as ``tokenizer=FILE``.
     """
     if is_lfs_pointer(path):
         raise ValueError(f"{key}: {path} is {IS_POINTER}")

@@ -9,10 +9,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from d2v.cli.commands import options
+from d2v.cli.keys import argument_keys
 from d2v.cli.launch import configuring, run, running
 from d2v.cli.settings import Check, checked, is_given, plain
 from d2v.data.checking import check_data
 from d2v.data.contents import visible
+from d2v.errors import in_keys
 from d2v.interop.build import build
 from d2v.runs.files import refuse_foreign, replace_text, writing
 from d2v.values import shown
@@ -22,7 +24,7 @@ _FIRST_LINE = "# d2v check: samples that cannot be read, as name: reason"
 
 def check(cfg: DictConfig) -> None:
     """Print what there is, list all samples that cannot be read, and exit with 1 if a run would stop over them."""
-    with configuring():
+    with configuring(cfg):
         if cfg.get("data") is None:
             raise ValueError(f"choose data=...: one of {', '.join(options('data'))}")
         settings = checked(Check, plain(cfg))
@@ -40,14 +42,14 @@ def check(cfg: DictConfig) -> None:
         if not hasattr(data, "measures"):
             raise ValueError(f"data of this kind ({node['_target_']}) are not checked: choose another data=...")
         report = check_data(data, float(allowed))
-    print("\n".join(report.lines))
+    print(in_keys("\n".join(report.lines), argument_keys(cfg)))
     for entry in report.bad[: settings.show]:
         print(visible(f"bad: {entry}"))
     hidden = len(report.bad) - settings.show
     if hidden > 0:
         print(f"... and {hidden:,} more" + ("; report=FILE writes all of them" if settings.report is None else ""))
     if settings.report is not None:
-        with running(), writing("report", settings.report):
+        with running(cfg), writing("report", settings.report):
             replace_text(settings.report, "".join(f"{visible(line)}\n" for line in (_FIRST_LINE, *report.bad)))
         print(f"all bad samples: {settings.report}")
     print(f"{report.num_samples:,} samples, {len(report.bad):,} bad; a run tolerates {int(report.allowed):,}")

@@ -48,7 +48,8 @@ def stopped_early(trainer: L.Trainer, command: str, run_dir: Path, resume: str |
     if trainer.is_global_zero:
         saved = any(isinstance(c, CheckpointEvery) for c in trainer.callbacks)  # type: ignore[attr-defined]
         state = "" if saved else "; nothing was saved, for want of callbacks.checkpoint"
-        say(f"stopped by {stop.cause} after step {trainer.global_step:,} of {trainer.max_steps:,}{state}", "stdout")
+        cause = f"trainer.{stop.cause}" if stop.reason == "max_time" else stop.cause
+        say(f"stopped by {cause} after step {trainer.global_step:,} of {trainer.max_steps:,}{state}", "stdout")
         if saved:
             say(f"to go on: {resume_command(command, run_dir)}", "stdout")
     if stop.requeue:

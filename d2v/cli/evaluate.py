@@ -10,12 +10,14 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from d2v.cli.keys import argument_keys
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, check_probed, load_data, name_skipped
 from d2v.cli.scoring import score_finetuned
 from d2v.cli.settings import Evaluate, checked, plain
 from d2v.data.eval_loader import eval_loader
 from d2v.data.protocol import EvalData
+from d2v.errors import in_keys
 from d2v.eval.prober import Prober
 from d2v.eval.probes import Settings
 from d2v.eval.results import scores_table
@@ -28,7 +30,7 @@ from d2v.types import Batch
 
 def evaluate(cfg: DictConfig) -> None:
     """Print the table of probes and write it, with results.json, to the command's folder."""
-    with configuring():
+    with configuring(cfg):
         settings = checked(Evaluate, plain(cfg, without=["data"]))
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         num_workers = choose_workers(settings.num_workers, best_device().type)
@@ -41,7 +43,8 @@ def evaluate(cfg: DictConfig) -> None:
         if settings.decoder is not None:
             raise ValueError("decoder=...: only what a fine-tuned model transcribes is decoded; remove it")
         data = load_data(cfg, trained)
-        print("\n".join([f"checkpoint: {trained.path}", *data.describe()]), flush=True)
+        summary = "\n".join(data.describe())
+        print(f"checkpoint: {trained.path}\n{in_keys(summary, argument_keys(cfg))}", flush=True)
         prober = Prober(
             data, probe_settings(settings), lambda split: encoding(data, split, settings, num_workers), name_skipped
         )

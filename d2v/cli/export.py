@@ -21,7 +21,7 @@ FAIRSEQ_FILE = "checkpoint.pt"
 
 def export(cfg: DictConfig) -> None:
     """Write a checkpoint in the chosen format, with a model card."""
-    with configuring():
+    with configuring(cfg):
         settings = checked(Export, plain(cfg))
         trained = open_checkpoint(settings.checkpoint, settings.network)
         folder = Path(settings.output)

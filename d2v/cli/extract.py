@@ -8,10 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from d2v.cli.keys import argument_keys
 from d2v.cli.launch import configuring, run
 from d2v.cli.loading import best_device, check_probed, load_data, name_skipped
 from d2v.cli.settings import Extract, checked, plain
 from d2v.data.eval_loader import eval_loader
+from d2v.errors import in_keys
 from d2v.eval.feature_files import holds_features, write_features
 from d2v.eval.features import extract as extract_features
 from d2v.interop.checkpoints import open_checkpoint
@@ -22,7 +24,7 @@ from d2v.terminal import watched
 
 def extract(cfg: DictConfig) -> None:
     """Write features, sample ids, names and, if there are any, labels."""
-    with configuring():
+    with configuring(cfg):
         settings = checked(Extract, plain(cfg, without=["data"]))
         num_workers = choose_workers(settings.num_workers, best_device().type)
         set_threads(settings.num_threads, num_workers)
@@ -35,7 +37,7 @@ def extract(cfg: DictConfig) -> None:
         trained = open_checkpoint(settings.checkpoint, settings.network)
         check_probed(settings.layers, settings.pool, trained, "")
         data = load_data(cfg, trained)
-        print("\n".join(data.describe()), flush=True)
+        print(in_keys("\n".join(data.describe()), argument_keys(cfg)), flush=True)
         split = ("train" if data.val is None else "val") if settings.split == "auto" else settings.split
         batches = eval_loader(data, split, None if settings.batch_size == "auto" else settings.batch_size, num_workers)
         seen = watched(batches, f"encoding {split}")

@@ -21,12 +21,12 @@ from d2v.lit.finetune import FinetuneDataModule, FinetuneModule
 def finetune(cfg: DictConfig) -> None:
     """Train and score a model; settings, data and checkpoints are checked before the first step."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    with configuring():
+    with configuring(cfg):
         claim(run_dir)
     if any(cfg.sweep[key] is not None for key in ("tasks", "lrs", "seeds")):
         sweep(cfg, run_dir)
         return
-    with configuring():
+    with configuring(cfg):
         resumed = find_checkpoint(cfg.resume, run_dir)
         parts = build_parts(cfg, None if resumed is None else resumed.content)
         settings, data, model = parts.settings, parts.data, parts.model
@@ -52,7 +52,7 @@ def finetune(cfg: DictConfig) -> None:
     if stopped_early(trainer, "finetune", run_dir, settings.resume, scores=True):
         return
     if trainer.is_global_zero:
-        with running():
+        with running(cfg):
             score_best(run_dir, module, data, trainer, session.num_workers)
 
 

@@ -17,7 +17,7 @@ from d2v.version import __version__
 
 def import_(cfg: DictConfig) -> None:
     """Print a description of the checkpoint, and write its encoder in the format of ``d2v export``."""
-    with configuring():
+    with configuring(cfg):
         settings = checked(Import, plain(cfg))
         trained = open_checkpoint(settings.checkpoint, settings.network)
         state, node = trained.encoder.state_dict(), trained.encoder_node

@@ -17,7 +17,7 @@ from d2v.lit.machine import choose_precision, describe_run
 
 def info(cfg: DictConfig) -> None:
     """Print versions, hardware and, if given, the content of a checkpoint, for bug reports."""
-    with configuring():
+    with configuring(cfg):
         settings = checked(Info, plain(cfg))
     run = describe_run(seed=0)
     print(f"d2v {run['d2v']}, Python {run['python']}, {run['platform']}")
@@ -26,7 +26,7 @@ def info(cfg: DictConfig) -> None:
     print(f"{run['device']}, {run['cores']} cores, precision auto = {choose_precision('auto', accelerator)}")
     if settings.checkpoint is None:
         return
-    with configuring():
+    with configuring(cfg):
         trained = open_checkpoint(settings.checkpoint, "student")
     node = trained.encoder_node
     print(f"\n{trained.path}")

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,12 +22,13 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from d2v.cli.commands import module_of
 from d2v.cli.folders import note_given, tidying
 from d2v.cli.hints import explain
+from d2v.cli.keys import argument_keys
 from d2v.cli.latest import name_latest
 from d2v.cli.resume_words import loosened, names_a_run
 from d2v.cli.run_dir import claim_given, name_sweep, results_parent, run_dir
 from d2v.cli.slurm import check_launcher
 from d2v.cli.words import arguments, check_words, is_multirun, read_text_as_typed
-from d2v.errors import UserError, without_stack
+from d2v.errors import UserError, in_keys, name_keys, without_stack
 from d2v.runs.listing import ENDED, TRAINING, note_end
 from d2v.runs.lock import is_first_process, unlock_folders
 from d2v.runs.record import RECORD
@@ -53,7 +54,7 @@ class Status:
 
 
 @contextmanager
-def configuring() -> Iterator[None]:
+def configuring(cfg: Mapping[str, Any]) -> Iterator[None]:
     """Report invalid values as a message while a command is being set up; later errors keep their stack trace."""
     try:
         yield
@@ -62,24 +63,17 @@ def configuring() -> Iterator[None]:
     except OmegaConfBaseException as error:
         fail(str(error).splitlines()[0], error)
     except _MENDABLE as error:
+        name_keys(error, argument_keys(cfg))
         fail(_said_at_once(str(error)), error)
 
 
 @contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Name the key of a checkpoint in errors about it."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise ValueError(str(error).replace("checkpoint=", f"{key}=", 1)) from error
-
-
-@contextmanager
-def running() -> Iterator[None]:
+def running(cfg: Mapping[str, Any]) -> Iterator[None]:
     """Report errors of data and run (:class:`UserError`) as a message while a command runs; others keep their trace."""
     try:
         yield
     except UserError as error:
+        name_keys(error, argument_keys(cfg))
         fail(str(error), error)
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's end of a run by Ctrl-C has status 1
@@ -91,7 +85,7 @@ def running() -> Iterator[None]:
             raise
         words = without_stack(str(error))
         if words != str(error):
-            fail(f"a data worker failed: {words}", error)
+            fail(f"a data worker failed: {in_keys(words, argument_keys(cfg))}", error)
         fail(
             f"a data worker died ({error}): most often it had no memory left, so lower num_workers; then the same "
             "command with resume=auto goes on from the last checkpoint",

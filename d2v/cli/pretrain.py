@@ -9,13 +9,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from d2v.cli.ending import stopped_early
-from d2v.cli.launch import configuring, naming, run
+from d2v.cli.launch import configuring, run
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, own_configuration
 from d2v.cli.run_dir import claim
 from d2v.cli.settings import Pretrain, check_modality, checked, plain
 from d2v.cli.starting import build_parts, check_warmup, starting_weights, with_tokenizer
 from d2v.cli.training import find_checkpoint, seed, set_up
+from d2v.errors import naming_keys
 from d2v.interop.build import build
 from d2v.lit import setup
 from d2v.lit.data import PretrainDataModule
@@ -25,7 +26,7 @@ from d2v.lit.pretrain import PretrainModule
 def pretrain(cfg: DictConfig) -> None:
     """Train an encoder; settings, data and checkpoints are checked before the first step."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    with configuring():
+    with configuring(cfg):
         claim(run_dir)
         resumed = find_checkpoint(cfg.resume, run_dir)
         before = None if resumed is None else resumed.content
@@ -41,7 +42,7 @@ def pretrain(cfg: DictConfig) -> None:
         data, mask, model = build_parts(settings)
         fingerprint = check_same_data(data, before, settings.resume, settings.resume_with_other_data)
         if start is not None:
-            with naming("init_from"):
+            with naming_keys({"checkpoint": "init_from"}):
                 start.start(model)
         session = set_up("pretrain", settings, config, run_dir, resumed, data, data, settings.trainer, {"data": data})
         datamodule = PretrainDataModule(data, mask, session.split, session.num_workers, settings.seed)

@@ -15,7 +15,7 @@ from d2v.values import PathStr
 
 def runs(cfg: DictConfig) -> None:
     """Print a table of runs, the newest last."""
-    with configuring():
+    with configuring(cfg):
         check(cfg.output_dir, PathStr, "output_dir")
         root = Path(str(cfg.output_dir))
         if not root.is_dir():

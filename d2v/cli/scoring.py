@@ -10,12 +10,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from d2v.cli.keys import argument_keys
 from d2v.cli.loading import best_device, load_data
 from d2v.cli.settings import Evaluate, Finetune
 from d2v.data.contents import describe_sources
 from d2v.data.labelled import FinetuneSet
 from d2v.data.protocol import FinetuneData
 from d2v.data.scored import whole_as_val, with_known_labels
+from d2v.errors import in_keys
 from d2v.interop.build import build
 from d2v.interop.checkpoints import Checkpoint
 from d2v.runs.results import RESULTS
@@ -53,7 +55,7 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, trained: Checkpoint, ru
         set_decoder(task, settings.decoder)
     elif config.get("decoder") is not None:  # as it was fine-tuned with
         task.decoder = build(config["decoder"], {"letters": task.letters}, key="decoder")
-    print("\n".join(describe_sources(data.evals)), flush=True)
+    print(in_keys("\n".join(describe_sources(data.evals)), argument_keys(cfg)), flush=True)
     assert trained.model is not None
     model = trained.model.to(best_device())
     table = score_and_write(

@@ -8,10 +8,10 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from d2v.cli.launch import naming
 from d2v.cli.loading import inert, same_tokenizer
 from d2v.cli.settings import Pretrain
 from d2v.data.texts.tokenizer import load_tokenizer
+from d2v.errors import naming_keys
 from d2v.interop.build import build
 from d2v.interop.checkpoints import Checkpoint, open_checkpoint
 from d2v.interop.native import RunCheckpoint
@@ -55,7 +55,7 @@ def starting_weights(settings: Pretrain, before: RunCheckpoint | None) -> Checkp
     if before is not None:
         log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", settings.init_from)
         return None
-    with naming("init_from"):
+    with naming_keys({"checkpoint": "init_from"}):
         return open_checkpoint(settings.init_from)
 
 
@@ -83,7 +83,7 @@ def with_tokenizer(settings: Pretrain, start: Checkpoint) -> Pretrain:
     """
     if "tokenizer" not in settings.data:
         return settings
-    with naming("init_from"):
+    with naming_keys({"checkpoint": "init_from"}):
         theirs = inert(start.inputs.get("tokenizer"), "data.tokenizer", start.path)
     given = settings.data["tokenizer"]
     if given is None:

@@ -40,7 +40,7 @@ def sweep(cfg: DictConfig, run_dir: Path) -> None:
     repeat its command with the same ``hydra.run.dir``.
     """
     given = HydraConfig.get().overrides.task
-    with configuring():
+    with configuring(cfg):
         if int(os.environ.get("SLURM_NTASKS", 1)) > 1:
             raise ValueError("sweep.*: runs follow one another, started by one process; give this job one task")
         check_sweep(checked(Sweep, plain(cfg.sweep), "sweep"))

@@ -20,7 +20,7 @@ from d2v.runs.record import RECORD
 
 def tokenizer(cfg: DictConfig) -> None:
     """Train a tokenizer, write it as tokenizer.json, and print its bytes per token."""
-    with configuring():
+    with configuring(cfg):
         settings = checked(Tokenizer, plain(cfg))
         output = Path(settings.output)
         if output.is_dir():

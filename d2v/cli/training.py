@@ -11,12 +11,14 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from d2v.cli.launch import naming, running
+from d2v.cli.keys import argument_keys
+from d2v.cli.launch import running
 from d2v.cli.resuming import choices_now, readable, write_configuration
 from d2v.cli.settings import Training, build_each, build_schedule, inputs_of
 from d2v.cli.words import arguments
 from d2v.data.batching import BatchSplit
 from d2v.data.protocol import TrainingData
+from d2v.errors import in_keys, naming_keys
 from d2v.interop.build import build
 from d2v.interop.native import RunCheckpoint
 from d2v.lit import machine, setup
@@ -112,18 +114,18 @@ class Session:
         """
         if self.trainer.is_global_zero:
             self._write()
-            with running():
+            with running(self.config):
                 for logger in self.loggers:
                     logger.log_hyperparams(self.config)
-            print(summary, flush=True)
+            print(in_keys(summary, argument_keys(self.config)), flush=True)
         path = None if self.resumed is None else self.resumed.path
-        with running():
+        with running(self.config):
             self.trainer.fit(module, datamodule, ckpt_path=path, weights_only=True)
 
     def _write(self) -> None:
         before = None if self.resumed is None else self.resumed.content
         about = machine.describe_run(self.settings.seed, ["d2v", self.command, *arguments()])
-        with running(), writing("output_dir", self.run_dir):
+        with running(self.config), writing("output_dir", self.run_dir):
             write_configuration(self.run_dir / CONFIG, readable(self.config, self.assets, self.run_dir), before)
             for name, content in self.assets.items():
                 replace_text(self.run_dir / f"{name}.json", content)
@@ -203,7 +205,7 @@ def find_checkpoint(resume: str | None, run_dir: Path) -> Resumed | None:
     if Path(resume).resolve().name == BEST:  # pretraining's is a link to a whole one
         raise ValueError(f"resume={resume}: holds weights to use, but not where training stood; give a step-*.ckpt")
     if resume != "auto" and Path(resume).is_file():
-        with naming("resume"):
+        with naming_keys({"checkpoint": "resume"}):
             return Resumed(Path(resume), RunCheckpoint.load(resume))
     if resume.endswith(".ckpt"):
         raise FileNotFoundError(f"resume={resume}: no such file; give a run's folder to go on from its newest")

@@ -1,6 +1,6 @@
 """Handling of samples that cannot be read: a few are replaced and named; too many stop the run.
 
-The limit is a share of the data set (``data.max_bad_fraction``), or a number for small data sets (:func:`tolerated`).
+The limit is a share of the data set (``max_bad_fraction``), or a number for small data sets (:func:`tolerated`).
 """
 
 from __future__ import annotations
@@ -104,6 +104,6 @@ class BadSampleCounter:
         )
         return (
             f"{self.num_bad} of the {of} {total:,} samples cannot be read ({self.num_bad / total:.2%}), more than "
-            f"data.max_bad_fraction={self.max_bad_fraction} allows. Repair or remove them, or raise "
-            f"data.max_bad_fraction. {utf8}{all_of_them}:\n  {listed}"
+            f"max_bad_fraction={self.max_bad_fraction} allows. Repair or remove them, or raise "
+            f"max_bad_fraction. {utf8}{all_of_them}:\n  {listed}"
         )

@@ -62,12 +62,12 @@ def check_seconds_fit(
     if share < longest:
         raise ValueError(
             f"global_batch_size={global_batch_size:g} seconds are {share:g} for each of {world_size} devices, but "
-            f"a clip takes up to {longest:g}: choose at least {longest * world_size:g}, or lower data.max_seconds"
+            f"a clip takes up to {longest:g}: choose at least {longest * world_size:g}, or lower max_seconds"
         )
     if micro_batch_size is not None and micro_batch_size < longest:
         raise ValueError(
             f"micro_batch_size={micro_batch_size:g} seconds: a clip takes up to {longest:g}; choose at least that, "
-            "or lower data.max_seconds"
+            "or lower max_seconds"
         )
 
 
@@ -94,7 +94,7 @@ def split_seconds(
         raise ValueError(
             f"micro_batch_size={micro_batch_size:g} seconds: {global_batch_size:g} in parts of that size leave "
             f"some of {world_size} devices x {accumulate} without a clip of {longest:g}; choose at least "
-            f"{math.ceil(share / most)}, or lower data.max_seconds"
+            f"{math.ceil(share / most)}, or lower max_seconds"
         )
     return BatchSplit(share / accumulate, accumulate, world_size)
 

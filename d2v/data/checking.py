@@ -67,7 +67,7 @@ def check_data(data: CheckedData[T], max_bad_fraction: float) -> Report:
         ValueError: it is a stream, which is not read twice.
     """
     if data.streaming:
-        raise ValueError("data.streaming=true: a stream is read once, by the run itself; set data.streaming=false")
+        raise ValueError("streaming=true: a stream is read once, by the run itself; set streaming=false")
     lines, bad, total = data.describe(), [], 0
     for name, measures in data.measures().items():
         found = _read(measures)

@@ -98,7 +98,7 @@ def splits_read(listing: Listing) -> tuple[str, ...]:
     if not named:
         return ()
     shown = ", ".join(printable(name) for name in named[:5])
-    return (f"read as all the others: {shown}; if that is to be held out, give its neighbour as data.root",)
+    return (f"read as all the others: {shown}; if that is to be held out, give its neighbour by root=FOLDER",)
 
 
 def list_files(folder: str | os.PathLike[str], extensions: Iterable[str]) -> Listing:

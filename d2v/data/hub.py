@@ -35,9 +35,7 @@ _TABLES = (
 )
 
 
-def load_hf(
-    path: str, split: str, streaming: bool = False, name: str | None = None, key: str | None = "data.split"
-) -> Any:
+def load_hf(path: str, split: str, streaming: bool = False, name: str | None = None, key: str | None = "split") -> Any:
     """Load a ``datasets.Dataset`` or ``IterableDataset``.
 
     Args:
@@ -45,7 +43,7 @@ def load_hf(
         split: for example "train".
         streaming: read while it is used, instead of downloading first.
         name: of one of the data set's configurations; None for the only one.
-        key: the config key that ``split`` was read from, for messages; None if it was not.
+        key: the argument that ``split`` was read from, for messages; None if it was not.
 
     Raises:
         FileNotFoundError: no such data set.
@@ -54,34 +52,32 @@ def load_hf(
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"data.path={path}: needs the package datasets; {how_to_install('hf')}") from error
+        raise ValueError(f"path={path}: needs the package datasets; {how_to_install('hf')}") from error
 
-    local = home_path(path, "data.path")
-    no_split = (
-        f"data.path={path}: no split {split}" if key is None else f"{key}={split}: no such split of data.path={path}"
-    )
+    local = home_path(path, "path")
+    no_split = f"path={path}: no split {split}" if key is None else f"{key}={split}: no such split of path={path}"
     if local.is_dir():
         for file in files_below(local, _TABLES):
-            refuse_lfs_pointer(file, f"data.path={path}")
+            refuse_lfs_pointer(file, f"path={path}")
     if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
         return _load_saved(path, split, streaming, no_split)
     if local.is_file():
         return _load_file(local, path, split, streaming, no_split)
     if not local.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
-        raise FileNotFoundError(f"data.path={path}: no such directory")
+        raise FileNotFoundError(f"path={path}: no such directory")
     try:
         return datasets.load_dataset(str(local) if local.is_dir() else path, name, split=split, streaming=streaming)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
-            f"data.path={path}: neither a local directory of parquet or other data files nor a data set on the Hugging "
+            f"path={path}: neither a local directory of parquet or other data files nor a data set on the Hugging "
             f"Face Hub that this machine can reach; check the name, the network and `hf auth login` ({error})"
         ) from error
     except datasets.exceptions.DatasetsError as error:
         reason = error.__cause__ or error
-        raise ValueError(f"data.path={path}: cannot be read ({reason})") from error
+        raise ValueError(f"path={path}: cannot be read ({reason})") from error
     except ValueError as error:
         if "split" not in str(error).lower() and "instruction" not in str(error).lower():
-            raise ValueError(f"data.path={path}: cannot be read ({error})") from error
+            raise ValueError(f"path={path}: cannot be read ({error})") from error
         raise ValueError(f"{no_split} ({error})") from error
 
 
@@ -96,7 +92,7 @@ def folder_notes(path: str, endings: tuple[str, ...], labelled: bool) -> tuple[L
     Returns:
         The folder's files, and notes for the summary; None for everything but such a folder.
     """
-    local = home_path(path, "data.path")
+    local = home_path(path, "path")
     tables = tuple(ending for ending in _TABLES if ending != ".txt")
     if not local.is_dir() or next(iter(files_below(local, tables)), None) is not None:
         return None, ()
@@ -104,7 +100,7 @@ def folder_notes(path: str, endings: tuple[str, ...], labelled: bool) -> tuple[L
     folders = sorted({name.split(os.sep, 1)[0] for name in listing.paths if os.sep in name})
     others = [name for name in folders if name.lower() not in (*TRAIN, *VAL, *TEST)]
     notes = []
-    instead = f"data=image_folder data.root={printable(path)} reads folders as docs/data.md says"
+    instead = f"data=image_folder root={printable(path)} reads folders as docs/data.md says"
     if others and len(others) < len(folders):
         names = first_of((f"{printable(name)}/" for name in others), 5)
         notes.append(f"Hugging Face takes folders with names of splits as splits and leaves out {names}; {instead}")
@@ -132,12 +128,12 @@ def _load_file(file: Path, path: str, split: str, streaming: bool, no_split: str
 
     ending = Path(file.name.removesuffix(".gz")).suffix.lower()
     if ending not in _BUILDERS:
-        raise ValueError(f"data.path={path}: give a file that ends in {', '.join(_BUILDERS)}, or a directory of them")
+        raise ValueError(f"path={path}: give a file that ends in {', '.join(_BUILDERS)}, or a directory of them")
     if split != "train":
         raise ValueError(f"{no_split}: one file has the split train alone")
-    refuse_lfs_pointer(file, f"data.path={path}")
+    refuse_lfs_pointer(file, f"path={path}")
     if file.stat().st_size == 0:
-        raise ValueError(f"data.path={path}: an empty file")
+        raise ValueError(f"path={path}: an empty file")
     builder, options = _BUILDERS[ending]
     if ending == ".tsv" and not quotes_mean_something(file):
         options = options | {"quoting": csv.QUOTE_NONE}
@@ -145,7 +141,7 @@ def _load_file(file: Path, path: str, split: str, streaming: bool, no_split: str
         return datasets.load_dataset(builder, data_files=str(file), split=split, streaming=streaming, **options)
     except Exception as error:  # datasets has many of its own, and those of the formats' libraries
         raise ValueError(
-            f"data.path={path}: cannot be read as {builder} ({str(error.__cause__ or error).strip()}); repair the "
+            f"path={path}: cannot be read as {builder} ({str(error.__cause__ or error).strip()}); repair the "
             "file, or convert it to UTF-8"
         ) from error
 
@@ -155,10 +151,10 @@ def _load_saved(path: str, split: str, streaming: bool, no_split: str) -> Any:
     import datasets
 
     try:
-        data = datasets.load_from_disk(str(home_path(path, "data.path")))
+        data = datasets.load_from_disk(str(home_path(path, "path")))
     except Exception as error:  # datasets has many of its own, and those of its libraries
         raise ValueError(
-            f"data.path={path}: cannot be read as what save_to_disk wrote ({type(error).__name__}: {error}); it is "
+            f"path={path}: cannot be read as what save_to_disk wrote ({type(error).__name__}: {error}); it is "
             "empty or damaged: save it again"
         ) from error
     if isinstance(data, datasets.DatasetDict):
@@ -176,8 +172,8 @@ def check_other_split(split: str, val_split: str) -> None:
     """Raise ValueError if the evaluation split is the training split or overlaps it by a slice."""
     if val_split == split or val_split.partition("[")[0] == split:
         raise ValueError(
-            f"data.val_split={val_split}: is in data.split={split}, which is trained on; choose another, or slices "
-            f"that do not overlap, such as data.split='{split}[:90%]' data.val_split='{split}[90%:]'"
+            f"val_split={val_split}: is in split={split}, which is trained on; choose another, or slices "
+            f"that do not overlap, such as split='{split}[:90%]' val_split='{split}[90%:]'"
         )
 
 
@@ -193,7 +189,7 @@ def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequ
     Args:
         path: of the data set, for messages.
         data: from :func:`load_hf`.
-        key: the config key that ``column`` was read from.
+        key: the argument that ``column`` was read from.
         column: its value.
         dtypes: Arrow types that fit, such as "string"; none for any.
 
@@ -218,7 +214,7 @@ def find_column(path: str, data: Any, key: str, column: str | None, dtypes: Sequ
 
 def hf_fingerprint(data: Any, path: str, split: str) -> str:
     """Return the fingerprint of the data, as far as it is known; for a stream from the Hub only the name."""
-    local = home_path(path, "data.path")
+    local = home_path(path, "path")
     files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else []
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return f"{path} {split} {getattr(data, '_fingerprint', stats)}"

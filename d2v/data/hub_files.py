@@ -29,8 +29,8 @@ class Media:
 
     @property
     def key(self) -> str:
-        """The config key that chooses the column."""
-        return f"data.{self.noun}_column"
+        """The argument that chooses the column."""
+        return f"{self.noun}_column"
 
     def column(self, path: str, data: Any, column: str | None) -> str:
         """The column to read, checked, or the only one of such content if None.

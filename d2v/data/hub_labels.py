@@ -18,7 +18,7 @@ def find_label_column(path: str, features: dict[str, Any], column: str | None) -
     Args:
         path: of the data set, for messages.
         features: its columns.
-        column: ``data.label_column``.
+        column: ``label_column``.
 
     Raises:
         ValueError: there is no such column, it is of another type, or several columns of class labels fit.
@@ -29,14 +29,14 @@ def find_label_column(path: str, features: dict[str, Any], column: str | None) -
     if column is not None:
         if column not in labels and column not in plain_columns(features):
             raise ValueError(
-                f"data.label_column={column}: not a column of class labels, whole numbers, words or flags; "
+                f"label_column={column}: not a column of class labels, whole numbers, words or flags; "
                 f"{path} has the columns {', '.join(features)}"
             )
         return column
     if len(labels) > 1:
         raise ValueError(
-            f"data.label_column=null: {path} has {len(labels)} columns of class labels; "
-            f"set data.label_column to one of {', '.join(labels)}"
+            f"label_column=null: {path} has {len(labels)} columns of class labels; "
+            f"set label_column to one of {', '.join(labels)}"
         )
     return labels[0] if labels else None
 

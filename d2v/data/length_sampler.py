@@ -53,7 +53,7 @@ class LengthSampler(StepPlan):
             raise ValueError(
                 f"global_batch_size holds {self.step_length // int(self.lengths.max())} of the longest samples, but "
                 f"{self.world_size} devices x {self.accumulate} accumulated micro-batches need one each: raise "
-                "global_batch_size, or lower data.max_seconds or the number of devices"
+                "global_batch_size, or lower max_seconds or the number of devices"
             )
         fewest = self.step_length // int(self.lengths.max())
         if self.pool_size < 1:

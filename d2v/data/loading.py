@@ -99,8 +99,8 @@ class ShardedLoader(TrainLoader):
         start = self.stream.plan.start_batch
         if start and self.stream.positions is None:
             raise NoPosition(
-                "data.streaming=sharded: the run that is resumed kept no position in the shards; resume it with the "
-                "data.streaming that it had"
+                "streaming=sharded: the run that is resumed kept no position in the shards; resume it with the "
+                "streaming that it had"
             )
         for number, (batch, position) in enumerate(loaded, start):
             self._positions[number % self.num_readers].append((number + 1, position))

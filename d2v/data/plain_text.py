@@ -154,7 +154,7 @@ def not_plain_text(path: Path, key: str) -> str | None:
 
     Args:
         path: of the file; one that cannot be read is judged when it is.
-        key: the config key that it comes from.
+        key: the argument that it comes from.
     """
     try:
         with open_text(path) as file:
@@ -174,7 +174,7 @@ def _other_format(head: bytes, whole: bool, key: str = "", path: Path | None = N
     Args:
         head: the first bytes.
         whole: there are no more.
-        key: the config key that the file comes from.
+        key: the argument that the file comes from.
         path: of the file.
     """
     if whole and is_lfs_pointer(head):
@@ -216,13 +216,13 @@ def _refusal(kind: str, key: str, path: Path | None) -> str:
         packed = path is not None and _packing(path.name)
         fix = "unpack it once" if packed else "unpack it" if path is None else "let its name end in .gz, or unpack it"
     name, _, columns = kind.partition(" (")
-    if key == "data.root" and path is not None and name in _READABLE_BY_HF:
+    if key == "root" and path is not None and name in _READABLE_BY_HF:
         ending = _READABLE_BY_HF[name]
         known = _unpacked(path.name).lower().endswith(tuple(_ENDINGS))
         named = path if known else path.with_name(_unpacked(path.name)).with_suffix(ending + _packing(path.name))
         rename = "" if known else f"rename it to {named.name}, and "
         column = columns.rstrip(")").partition(",")[0] or "NAME"
-        fix = f"{rename}use data=hf_text data.path={named} data.column={column}"
+        fix = f"{rename}use data=hf_text path={named} column={column}"
     return f"{kind}, not plain text: {fix}"
 
 

@@ -80,7 +80,7 @@ def whole_as_val(dataset: Any, checkpoint: str) -> Any:
     if val is None and labelled is None:
         raise ValueError(
             f"checkpoint={checkpoint} is fine-tuned, but these data have no labels to score it on: give at least two "
-            "folders of classes, data.label_column, data.transcripts, or whatever labels data of this kind"
+            "folders of classes, label_column, transcripts=..., or whatever labels data of this kind"
         )
     return replace(dataset, val=val or labelled, probe_train=labelled or val)
 

@@ -144,8 +144,8 @@ class _Reader:
             yield from self._pass()
             if self.position["rows"] == 0:
                 raise NoSamples(
-                    f"data.streaming=sharded: share {self.reader + 1} of {self.num_readers} holds no row; check "
-                    "data.path and data.split, or lower num_workers or trainer.devices"
+                    f"streaming=sharded: share {self.reader + 1} of {self.num_readers} holds no row; check "
+                    "path=... and split=..., or lower num_workers or the number of devices"
                 )
             self.position = Position(epoch=self.position["epoch"] + 1, rows=0, share=None, place=0)
 

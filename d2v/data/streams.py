@@ -138,7 +138,7 @@ class StreamBatches(RowBatches[Stream, Batch]):
                 if num_rows > to_skip:
                     yield row
             if num_rows == 0:
-                raise NoSamples("data.path: the stream has no rows; check data.path and data.split")
+                raise NoSamples("path: the stream has no rows; check path=... and split=...")
             whole_epochs, to_skip = divmod(max(0, to_skip - num_rows), num_rows)
             epoch += 1 + whole_epochs
 

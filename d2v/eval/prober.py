@@ -54,7 +54,7 @@ class Prober:
         if data.probe_train is None or not (self.settings.linear or self.settings.knn or self.settings.ctc):
             raise ValueError(
                 "there is nothing to probe with: evaluation needs labelled training and validation samples (class "
-                "folders, data.val_root, data.label_column, data.label_pattern), or transcripts for probe=ctc"
+                "folders, val_root, label_column, label_pattern), or transcripts for probe=ctc"
             )
 
     def probe(self, name: str, encoder: nn.Module) -> Row:

@@ -112,7 +112,7 @@ def hold_out_groups(data: Labelled, groups: Sequence[str]) -> list[Split]:
     """
     names = sorted(set(groups))
     if len(names) < 2:
-        raise ValueError(f"data.group_pattern found only the group {names[0]!r}; to hold one out takes at least two")
+        raise ValueError(f"group_pattern found only the group {names[0]!r}; to hold one out takes at least two")
 
     def part(chosen: Tensor) -> Labelled:
         if isinstance(data.x, Tensor):

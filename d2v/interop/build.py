@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from d2v.arguments import check_arguments, parameters, returned_by
+from d2v.errors import naming_keys
 from d2v.patterns import check_pattern
 from d2v.values import NodeOf, is_buildable, shown, unwrapped
 
@@ -150,8 +151,12 @@ def _build(node: Any, given: Mapping[str, Any], key: str, trusted: bool) -> Any:
     if "_target_" not in node:
         return values
     target = _located(node["_target_"], key, trusted)
+    keys = {name: f"{key}.{name}" for name in (*parameters(target), *values) if key and name not in given}
     values |= {name: value for name, value in given.items() if name in parameters(target)}
-    return functools.partial(target, **values) if node.get("_partial_", False) else target(**values)
+    if node.get("_partial_", False):
+        return functools.partial(target, **values)
+    with naming_keys(keys):
+        return target(**values)
 
 
 def _located(target: Any, key: str, trusted: bool) -> Any:

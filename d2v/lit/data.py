@@ -22,7 +22,7 @@ from d2v.types import Batch
 class TimedLoader:
     """Iterable over a loader's batches that measures the time spent waiting for them.
 
-    It has no length: a run ends at ``trainer.max_steps``, also within an epoch.
+    It has no length: a run ends at ``max_steps``, also within an epoch.
     """
 
     def __init__(self, loader: BatchLoader) -> None:
@@ -84,7 +84,7 @@ class ResumableDataModule(L.LightningDataModule):
         if self._loader_states:
             if len(self._loader_states) != self.trainer.world_size:
                 raise OtherBatch(
-                    f"trainer.devices: {len(self._loader_states)} devices read the shards of the run that is resumed, "
+                    f"devices: {len(self._loader_states)} devices read the shards of the run that is resumed, "
                     f"now there are {self.trainer.world_size}; resume it with as many"
                 )
             batches.load_state_dict(self._loader_states[self.trainer.global_rank])

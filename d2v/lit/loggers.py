@@ -123,7 +123,7 @@ class PatientWandbLogger(WandbLogger):
             raise NoLogin(f"logger=wandb: {error}; or keep the run on the disk: {_OFFLINE}") from error
 
 
-_OFFLINE = "logger.wandb.offline=true (wandb sync sends it later)"
+_OFFLINE = "offline=true (wandb sync sends it later)"
 
 
 def check_login(offline: bool) -> None:

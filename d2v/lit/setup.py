@@ -90,8 +90,8 @@ def check_compile(trainer: L.Trainer) -> None:
 
     if isinstance(trainer.strategy, FullyShardedStrategy):
         raise ValueError(
-            "compile=true: not with trainer.strategy=fsdp, which gathers weights within the graph: set "
-            "trainer.strategy=ddp, or compile=false"
+            "compile=true: not with strategy=fsdp, which gathers weights within the graph: set "
+            "strategy=ddp, or compile=false"
         )
     device = trainer.strategy.root_device.type
     if device == "cuda" and not has_triton():

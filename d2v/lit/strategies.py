@@ -103,7 +103,7 @@ def choose_strategy(name: str, several: bool) -> str | Strategy:
     """
     if name == "fsdp":
         if not several:
-            raise ValueError("trainer.strategy=fsdp shards over several devices: set trainer.devices, or strategy=auto")
+            raise ValueError("strategy=fsdp shards over several devices: set devices=NUMBER, or strategy=auto")
         return FullyShardedStrategy()
     if name == "ddp" or (name == "auto" and several):
         return DDPStrategy(gradient_as_bucket_view=True)

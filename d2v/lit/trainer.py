@@ -59,18 +59,18 @@ class TrainerOptions:
     profiler: Literal["simple", "advanced"] | None = None
 
 
-_STEPS = "a run is counted in optimizer steps: set trainer.max_steps (d2v finetune: or epochs)"
+_STEPS = "a run is counted in optimizer steps: set max_steps (d2v finetune: or epochs)"
 _NO_VALIDATION = (
-    "there is no validation loop: callbacks.score.every_n_steps (d2v finetune) and callbacks.probe.every_n_steps "
-    "(d2v pretrain callbacks=probe) say when to score"
+    "there is no validation loop: the callbacks ScoreEvery (d2v finetune) and OnlineKNN (d2v pretrain callbacks=probe) "
+    "say when to score"
 )
-_SHORT = "the data are read in the order of the seed, as far as trainer.max_steps goes: set that, or use less data"
+_SHORT = "the data are read in the order of the seed, as far as max_steps goes: set that, or use less data"
 _OURS = "d2v sets it itself: remove it"
 REFUSED = {
     "max_epochs": _STEPS,
     "min_epochs": _STEPS,
     "min_steps": _STEPS,
-    "fast_dev_run": "set trainer.max_steps=2 (d2v pretrain: or debug=smoke)",
+    "fast_dev_run": "set max_steps=2 (d2v pretrain: or debug=smoke)",
     "limit_train_batches": _SHORT,
     "overfit_batches": _SHORT,
     "limit_val_batches": _NO_VALIDATION,
@@ -80,7 +80,7 @@ REFUSED = {
     "check_val_every_n_epoch": _NO_VALIDATION,
     "num_sanity_val_steps": _NO_VALIDATION,
     "accumulate_grad_batches": "it follows from global_batch_size, micro_batch_size and the devices: set those",
-    "gradient_clip_algorithm": "gradients are clipped by their global norm: set trainer.gradient_clip_val",
+    "gradient_clip_algorithm": "gradients are clipped by their global norm: set gradient_clip_val",
     "logger": "choose by logger=csv, logger=tensorboard or logger=wandb",
     "callbacks": "add one by +callbacks.NAME._target_=CLASS",
     "enable_checkpointing": "leave checkpoints out by '~callbacks.checkpoint'",
@@ -106,13 +106,13 @@ def check_trainer(node: Mapping[str, Any]) -> None:
     known = parameters(TrainerOptions)
     for key, value in node.items():
         if key in REFUSED:
-            raise ValueError(f"trainer.{key}={value}: {REFUSED[key]}")
+            raise ValueError(f"{key}={value}: {REFUSED[key]}")
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean trainer.{close[0]}?" if close else f"known: {', '.join(known)}"
-            raise ValueError(f"trainer.{key}={value}: no such setting; {hint}")
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            raise ValueError(f"{key}={value}: no such setting; {hint}")
         if key != "max_steps" or value is not None:
-            check(value, known[key].annotation, f"trainer.{key}")
+            check(value, known[key].annotation, key)
 
 
 def trainer_options(node: Mapping[str, Any]) -> TrainerOptions:
@@ -127,7 +127,7 @@ def trainer_options(node: Mapping[str, Any]) -> TrainerOptions:
     }
     check_trainer(plain)
     if plain.get("max_steps") is None:
-        raise ValueError("trainer.max_steps=null: give the number of optimizer steps, at least 1")
+        raise ValueError("max_steps=null: give the number of optimizer steps, at least 1")
     return TrainerOptions(**plain)
 
 
@@ -148,7 +148,7 @@ def choose_devices(options: TrainerOptions, num_cores: int) -> tuple[str, int | 
     accelerator = found if accelerator == "gpu" else accelerator
     _check_nodes(options.num_nodes)
     if accelerator != "cpu" and not gpus[accelerator]:
-        raise ValueError(f"trainer.accelerator={wanted}: PyTorch finds no such GPU here: set trainer.accelerator=cpu")
+        raise ValueError(f"accelerator={wanted}: PyTorch finds no such GPU here: set accelerator=cpu")
     if accelerator == "cpu":
         return accelerator, _cpu_processes(options.devices, asked_for=wanted == "cpu", num_cores=num_cores)
     return accelerator, _gpus(options.devices, gpus[accelerator])
@@ -159,15 +159,15 @@ def _cpu_processes(devices: int | str | list[int], asked_for: bool, num_cores: i
         return 1
     if not asked_for and devices != 1:
         raise ValueError(
-            f"trainer.devices={devices}: this machine has no GPU that PyTorch can use; set trainer.devices=1, or "
-            "trainer.accelerator=cpu for so many processes on its CPU"
+            f"devices={devices}: this machine has no GPU that PyTorch can use; set devices=1, or "
+            "accelerator=cpu for so many processes on its CPU"
         )
     if not _is_count(devices):
-        raise ValueError(f"trainer.devices={devices}: give the number of processes on this CPU, at least 1")
+        raise ValueError(f"devices={devices}: give the number of processes on this CPU, at least 1")
     assert isinstance(devices, int)
     most = max(8, num_cores)
     if devices > most:
-        raise ValueError(f"trainer.devices={devices}: this machine has {num_cores} cores; set {most} or fewer")
+        raise ValueError(f"devices={devices}: this machine has {num_cores} cores; set {most} or fewer")
     return devices
 
 
@@ -178,16 +178,14 @@ def _gpus(devices: int | str | list[int], count: int) -> int | list[int]:
     if _is_count(devices):
         assert isinstance(devices, int)
         if devices > count:
-            raise ValueError(f"trainer.devices={devices}: this machine has {there}; set trainer.devices={count}")
+            raise ValueError(f"devices={devices}: this machine has {there}; set devices={count}")
         return devices
     if not isinstance(devices, list) or not devices:
-        raise ValueError(
-            f"trainer.devices={devices}: give a number of GPUs, a list of theirs such as [0], or -1 for all"
-        )
+        raise ValueError(f"devices={devices}: give a number of GPUs, a list of theirs such as [0], or -1 for all")
     bad = [i for i in devices if i >= count]
     if bad or len(set(devices)) < len(devices):
         what = f"no GPU {bad[0]} here" if bad else "a GPU is there twice"
-        raise ValueError(f"trainer.devices={devices}: {what}; this machine has {there}")
+        raise ValueError(f"devices={devices}: {what}; this machine has {there}")
     return devices
 
 
@@ -195,8 +193,8 @@ def _check_nodes(num_nodes: int) -> None:
     launchers = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
     if num_nodes > 1 and not any(one.detect() for one in launchers) and "MASTER_ADDR" not in os.environ:
         raise ValueError(
-            f"trainer.num_nodes={num_nodes}: nothing has started this command on other machines, for which it would "
-            "wait: start it by torchrun or srun (docs/scaling.md), or set trainer.num_nodes=1"
+            f"num_nodes={num_nodes}: nothing has started this command on other machines, for which it would "
+            "wait: start it by torchrun or srun (docs/scaling.md), or set num_nodes=1"
         )
 
 

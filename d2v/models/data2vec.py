@@ -98,11 +98,12 @@ class Data2Vec(SelfDistillation):
         for modality in encoder.frontends:
             if not encoder.frontend(modality).can_hide:
                 raise ValueError(
-                    f"model.encoder.frontends.{modality} has no mask token: set its mask_token=true, or its mask_id"
+                    f"encoder.frontends.{modality}.mask_token=false: there is no mask token; set it to true, or "
+                    "give its mask_id"
                 )
             if self.recipes[modality].cls_loss_weight:
                 raise ValueError(
-                    f"model.targets.{modality}.cls_loss_weight: data2vec 1.0 has no loss of the CLS token; leave it out"
+                    f"targets.{modality}.cls_loss_weight: data2vec 1.0 has no loss of the CLS token; leave it out"
                 )
         self.heads = nn.ModuleDict(heads)
 

@@ -52,8 +52,8 @@ class SelfDistillation(MaskedModel):
         super().__init__()
         if set(predictors) != set(encoder.frontends):
             raise ValueError(
-                f"model.{self.predictors_are} has {sorted(predictors)}, model.encoder.frontends "
-                f"{sorted(encoder.frontends)}: every modality needs one of each"
+                f"{self.predictors_are}={sorted(predictors)}, encoder.frontends={sorted(encoder.frontends)}: "
+                "every modality needs one of each"
             )
         self.student = encoder
         self.teacher = make_teacher(encoder)
@@ -122,26 +122,26 @@ def _recipes(encoder: Encoder, recipe: Targets, changes: TargetChanges) -> dict[
     """
     unknown = sorted(set(changes) - set(encoder.frontends))
     if unknown:
-        raise ValueError(f"model.targets.{unknown[0]}: the modalities of this model are {sorted(encoder.frontends)}")
+        raise ValueError(f"targets.{unknown[0]}: the modalities of this model are {sorted(encoder.frontends)}")
     found = {}
     for modality in encoder.frontends:
         own = changes.get(modality, {})
-        check_arguments(Targets, own, f"model.targets.{modality}", lambda *_: None, partial=True)
+        check_arguments(Targets, own, f"targets.{modality}", lambda *_: None, partial=True)
         one = replace(recipe, **own)
         annotations = get_type_hints(Targets, include_extras=True)
-        keys = {name: f"model.targets.{modality}.{name}" if name in own else f"model.{name}" for name in annotations}
+        keys = {name: f"targets.{modality}.{name}" if name in own else name for name in annotations}
         top_k, depth = one.average_top_k_layers, encoder.trunk.depth
         if not 1 <= top_k <= depth:
             raise ValueError(
                 f"{keys['average_top_k_layers']}={top_k}: targets come from the {depth} shared blocks "
-                f"(model.encoder.depth); choose 1 to {depth}"
+                f"(encoder.depth={depth}); choose 1 to {depth}"
             )
         for name, annotation in annotations.items():
             check(getattr(one, name), annotation, keys[name])  # an unknown word would silently train with another scope
         if one.cls_loss_weight and not encoder.frontend(modality).num_prefix_tokens:
             raise ValueError(
                 f"{keys['cls_loss_weight']}={one.cls_loss_weight} needs a CLS token: set "
-                f"model.encoder.frontends.{modality}.num_prefix_tokens=1, or the weight to 0"
+                f"encoder.frontends.{modality}.num_prefix_tokens=1, or the weight to 0"
             )
         found[modality] = replace(one, layer_norms=tuple(one.layer_norms), target_norms=tuple(one.target_norms))
     return found

@@ -45,27 +45,27 @@ class MaskedAutoencoder(MaskedModel):
         super().__init__()
         if set(decoders) != set(encoder.frontends):
             raise ValueError(
-                f"model.decoders has {sorted(decoders)}, model.encoder.frontends {sorted(encoder.frontends)}: "
+                f"decoders={sorted(decoders)}, encoder.frontends={sorted(encoder.frontends)}: "
                 "every modality needs one of each"
             )
         for modality, decoder in decoders.items():
             frontend = encoder.frontend(modality)
             if not frontend.patch_values:
                 raise ValueError(
-                    f"model.encoder.frontends.{modality}: its tokens are no patches of inputs, so there is nothing to "
-                    "reconstruct; choose a model of data2vec2"
+                    f"encoder.frontends.{modality}={type(frontend).__name__}: its tokens are no patches of inputs, so "
+                    "there is nothing to reconstruct; choose a model of data2vec2"
                 )
             if frontend.mask_token is not None:
                 raise ValueError(
-                    f"model.encoder.frontends.{modality}.mask_token=true: masked patches are left out, so nothing "
+                    f"encoder.frontends.{modality}.mask_token=true: masked patches are left out, so nothing "
                     "would train it; set it to false"
                 )
             for key in PATCHES:
                 theirs, own = (getattr(part, key, None) for part in (frontend, decoder))
                 if theirs != own and own is not None:
                     raise ValueError(
-                        f"model.decoders.{modality}.{key}={own}: the patches of model.encoder.frontends.{modality} "
-                        f"have {key}={theirs}; set the two alike"
+                        f"decoders.{modality}.{key}={own}: the patches of the encoder have "
+                        f"encoder.frontends.{modality}.{key}={theirs}; set the two alike"
                     )
         self.student = encoder
         self.decoders = nn.ModuleDict(decoders)

@@ -75,10 +75,10 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"model.decoders.*.kernel_size={kernel_size}: must be odd; try {kernel_size + 1}")
+            raise ValueError(f"kernel_size={kernel_size}: must be odd; try {kernel_size + 1}")
         if embed_dim % groups or decoder_dim % groups:
             raise ValueError(
-                f"model.decoders.*.groups={groups} must divide model.encoder.embed_dim={embed_dim} and decoder_dim="
+                f"groups={groups} must divide embed_dim={embed_dim} and decoder_dim="
                 f"{decoder_dim}; set groups={math.gcd(embed_dim, decoder_dim)} or a divisor of it"
             )
         self.mask_noise_std = mask_noise_std
@@ -169,11 +169,9 @@ class PixelDecoder(nn.Module):
         super().__init__()
         self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
         if decoder_dim % 4:
-            raise ValueError(f"model.decoders: decoder_dim={decoder_dim}: positions need a multiple of 4")
+            raise ValueError(f"decoder_dim={decoder_dim}: positions need a multiple of 4")
         if decoder_dim % num_heads:
-            raise ValueError(
-                f"decoder num_heads={num_heads} does not divide decoder_dim={decoder_dim}; choose one that does"
-            )
+            raise ValueError(f"num_heads={num_heads} does not divide decoder_dim={decoder_dim}; choose one that does")
         side = img_size // patch_size
         self.embed = nn.Linear(embed_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(decoder_dim))

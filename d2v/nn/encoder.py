@@ -49,8 +49,7 @@ class Encoder(nn.Module):
             for modality, part in parts.items():
                 if part.embed_dim != trunk.embed_dim:
                     raise ValueError(
-                        f"model.encoder.{kind}.{modality}.embed_dim={part.embed_dim} must equal "
-                        f"model.encoder.embed_dim={trunk.embed_dim}"
+                        f"{kind}.{modality}.embed_dim={part.embed_dim} must equal embed_dim={trunk.embed_dim}"
                     )
         self.embed_dim = trunk.embed_dim
         self.frontends = nn.ModuleDict(frontends)

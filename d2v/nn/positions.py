@@ -31,7 +31,7 @@ def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
         ValueError: ``dim`` is not a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"model.encoder.embed_dim={dim}: 2-d sine-cosine positions need a multiple of 4")
+        raise ValueError(f"dim={dim}: 2-d sine-cosine positions need a multiple of 4")
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     return torch.cat([sincos_1d(columns.flatten(), dim // 2), sincos_1d(rows.flatten(), dim // 2)], dim=1).float()
 

@@ -115,8 +115,7 @@ class Transformer(Trunk):
         super().__init__(embed_dim, depth)
         if embed_dim % num_heads:
             raise ValueError(
-                f"model.encoder.num_heads={num_heads} does not divide model.encoder.embed_dim={embed_dim}; "
-                "choose a number of heads that does"
+                f"num_heads={num_heads} does not divide embed_dim={embed_dim}; choose a number of heads that does"
             )
         rates = linear_rates(drop_path_rate, depth) if isinstance(drop_path_rate, float | int) else drop_path_rate
         self.blocks = nn.ModuleList(

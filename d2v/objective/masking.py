@@ -27,7 +27,7 @@ class MaskGenerator(Protocol):
         """Tokens that stay visible out of ``num_tokens``."""
 
     def validate(self, grid: tuple[int, ...]) -> None:
-        """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
+        """Raise ValueError, naming the argument and the fix, if no such mask exists on this grid."""
 
     def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
@@ -56,7 +56,7 @@ class RandomMask:
         return int(num_tokens * (1 - self.mask_ratio))
 
     def validate(self, grid: tuple[int, ...]) -> None:
-        """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
+        """Raise ValueError, naming the argument and the fix, if no such mask exists on this grid."""
         _check_counts(self, prod(grid))
 
     def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
@@ -86,15 +86,14 @@ class _Blocks:
         raise NotImplementedError("a subclass says whether blocks are kept or masked")
 
     def validate(self, grid: tuple[int, ...]) -> None:
-        """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
+        """Raise ValueError, naming the argument and the fix, if no such mask exists on this grid."""
         _check_counts(self, prod(grid))
         lowest = -self._block_ratio
         if not lowest <= self.mask_ratio_adjust <= 1:
-            raise ValueError(f"mask.mask_ratio_adjust={self.mask_ratio_adjust}: choose {lowest:.3f} (no blocks) to 1")
+            raise ValueError(f"mask_ratio_adjust={self.mask_ratio_adjust}: choose {lowest:.3f} (no blocks) to 1")
         if self.mask_length > min(grid):
             raise ValueError(
-                f"mask.mask_length={self.mask_length}: the token grid is {'x'.join(map(str, grid))}; "
-                f"choose 1 to {min(grid)}"
+                f"mask_length={self.mask_length}: the token grid is {'x'.join(map(str, grid))}; choose 1 to {min(grid)}"
             )
 
     @property
@@ -211,12 +210,12 @@ class BlockMask:
         return num_tokens - round(num_tokens * self.mask_ratio)
 
     def validate(self, grid: tuple[int, ...]) -> None:
-        """Raise ValueError, naming the config key and the fix, if no such mask exists on this grid."""
+        """Raise ValueError, naming the argument and the fix, if no such mask exists on this grid."""
         if len(grid) != 2:
             raise ValueError("mask=block masks rectangles of a grid: for sequences use mask=span or mask=random")
         _check_counts(self, prod(grid))
         if self.min_block > prod(grid):
-            raise ValueError(f"mask.min_block={self.min_block}: a sample has {prod(grid)} tokens; choose 1 to as many")
+            raise ValueError(f"min_block={self.min_block}: a sample has {prod(grid)} tokens; choose 1 to as many")
 
     def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
         """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
@@ -250,7 +249,7 @@ def _check_counts(mask: MaskGenerator | _Blocks | RandomMask | BlockMask, num_to
     """Raise ValueError unless every mask hides and shows at least one token."""
     if not 1 <= mask.num_masks <= num_tokens:
         raise ValueError(
-            f"mask.num_masks={mask.num_masks}: a sample has {num_tokens} tokens; choose 1 to {num_tokens} masks"
+            f"num_masks={mask.num_masks}: a sample has {num_tokens} tokens; choose 1 to {num_tokens} masks"
         )
     assert isinstance(mask, _Blocks | RandomMask | BlockMask)
     if not 0 < mask.mask_ratio < 1 or not 0 < mask.num_visible(num_tokens) < num_tokens:
@@ -259,7 +258,7 @@ def _check_counts(mask: MaskGenerator | _Blocks | RandomMask | BlockMask, num_to
             f"choose a ratio from {fitting[0]:.3f} up to {fitting[-1]:.3f}, smaller" if fitting else "choose smaller"
         )
         raise ValueError(
-            f"mask.mask_ratio={mask.mask_ratio}: of {num_tokens} tokens at least one must stay visible and one be "
+            f"mask_ratio={mask.mask_ratio}: of {num_tokens} tokens at least one must stay visible and one be "
             f"masked; {choice} patches or larger inputs"
         )
 

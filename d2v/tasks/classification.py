@@ -36,11 +36,11 @@ class Classification:
 
     def __init__(self, labels: Sequence[str], metric: str = "top1", label_smoothing: Rate = 0.0) -> None:
         if metric != "top1" and metric not in scores.SCORES:
-            raise ValueError(f"task.metric={metric}: choose one of top1, {', '.join(scores.SCORES)}")
+            raise ValueError(f"metric={metric}: choose one of top1, {', '.join(scores.SCORES)}")
         if len(labels) < 2:
             raise ValueError(f"the training data have {len(labels)} class: a classification needs at least two")
         if metric == "accuracy_f1" and len(labels) != 2:
-            raise ValueError(f"task.metric=accuracy_f1: is of two classes, and there are {len(labels)}; choose top1")
+            raise ValueError(f"metric=accuracy_f1: is of two classes, and there are {len(labels)}; choose top1")
         self.class_names = tuple(labels)
         self.metric = metric
         self.label_smoothing = label_smoothing

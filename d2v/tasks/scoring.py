@@ -100,7 +100,7 @@ def judge(task: Task, parts: Sequence[Predicted]) -> Scored:
         ValueError: there is nothing to score, or only some samples have labels.
     """
     if not all(part.finite for part in parts):
-        raise Diverged("the model's outputs are not finite: lower optim.lr, or set trainer.gradient_clip_val")
+        raise Diverged("the model's outputs are not finite: lower lr=..., or set gradient_clip_val")
     rows = [row for part in parts for row in zip(part.sample_ids, part.predictions, part.labels, strict=True)]
     if not rows:
         raise ValueError("there is no sample to score: the evaluation set is empty, or none of it can be read")

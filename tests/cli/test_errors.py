@@ -53,7 +53,7 @@ DATA = [
     (["data=hf_images"], ["data.path=VALUE"]),
     (["data=image_folder", "data.root=MISSING"], ["data.root=MISSING", "no such directory", "set data.root"]),
     (["data=image_folder", "data.root=FILE"], ["data.root=FILE", "not a directory", "set data.root"]),
-    (["data=image_folder", "data.root=EMPTY"], ["data.root=EMPTY", "no image", "point data.root"]),
+    (["data=image_folder", "data.root=EMPTY"], ["data.root=EMPTY", "no image", "set data.root=FOLDER"]),
     (["data=imagenet", "data.root=EMPTY"], ["data.root=EMPTY", "train"]),
     (["data.img_size=30"], ["data.img_size=30", "patch_size=7", "data.img_size=28"]),
     (["data=samples_speech"], ["the data are speech", "the model reads image", "speech_tiny"]),

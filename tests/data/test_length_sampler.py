@@ -227,7 +227,7 @@ def test_resuming_late_is_fast():
     [
         ({"lengths": np.array([], dtype=np.int64)}, "num_samples=0: the data set is empty"),
         ({"seed": -1}, "seed=-1: must be at least 0"),
-        ({"step_length": 99}, r"global_batch_size holds 0 of the longest samples.*lower data\.max_seconds"),
+        ({"step_length": 99}, r"global_batch_size holds 0 of the longest samples.*lower max_seconds"),
         (
             {"world_size": 2, "accumulate": 2, "step_length": 399},
             "holds 3 of the longest samples, but 2 devices x 2 accumulated micro-batches need one each",

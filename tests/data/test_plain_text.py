@@ -38,7 +38,7 @@ def test_corpora_are_utf8_and_small_files_any_unicode(tmp_path, encoding, suffix
         return
     name = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}.get(encoding, encoding).upper()
     iconv = name[:6] + name[-2:]
-    fix = rf"data\.root=.*: text in {iconv}, not in UTF-8: convert it, for example with iconv -f {iconv} -t UTF-8"
+    fix = rf"root=.*: text in {iconv}, not in UTF-8: convert it, for example with iconv -f {iconv} -t UTF-8"
     with pytest.raises(ValueError, match=fix):
         texts(path)
 
@@ -78,18 +78,18 @@ def json_lines(count: int = 20) -> str:
         (
             "a.jsonl",
             json_lines(),
-            r"JSON lines.*, not plain text: use data=hf_text data\.path=.*a\.jsonl data\.column=text",
+            r"JSON lines.*, not plain text: use data=hf_text path=.*a\.jsonl column=text",
         ),
-        ("a.jsonl", json_lines(1), r"^JSON.*, not plain text: use data=hf_text data\.path=.*a\.jsonl"),
-        ("a.txt", json_lines(), r"rename it to a\.jsonl, and use data=hf_text data\.path=.*a\.jsonl data\.column=text"),
+        ("a.jsonl", json_lines(1), r"^JSON.*, not plain text: use data=hf_text path=.*a\.jsonl"),
+        ("a.txt", json_lines(), r"rename it to a\.jsonl, and use data=hf_text path=.*a\.jsonl column=text"),
         ("a.txt", json_lines(5000), r"^JSON lines.*, not plain text"),
-        ("a.txt", json.dumps({"body": "x"}), r"^JSON.*, not plain text: rename it to a\.json, .* data\.column=body"),
+        ("a.txt", json.dumps({"body": "x"}), r"^JSON.*, not plain text: rename it to a\.json, .* column=body"),
         ("a.txt", json.dumps([{"a": i} for i in range(9)], indent=2), r"^JSON.*, not plain text"),
         ("a.txt", json.dumps([{"a": i, "b": "x y"} for i in range(9999)], indent=2), r"^JSON.*, not plain text"),
         (
             "a.csv",
             "one, two\nthree\n",
-            r"^a comma-separated table, not plain text: use data=hf_text data\.path=.*a\.csv data\.column=",
+            r"^a comma-separated table, not plain text: use data=hf_text path=.*a\.csv column=",
         ),
         ("a.txt", "id\ttext\n" + "1\ta cat\n" * 9, r"^a tab-separated table \(text, id\), .* rename it to a\.tsv"),
         ("a.txt", "text,label\n" + '"a, cat",1\n' * 9, r"^a comma-separated table"),
@@ -97,7 +97,7 @@ def json_lines(count: int = 20) -> str:
         ("a.txt", json.dumps({"text": "a cat " * 20000}) + "\n" + json.dumps({"text": "b"}), r"^JSON lines"),
         ("a.txt", json.dumps([{"text": "a cat", "id": i} for i in range(9999)]), r"^JSON, not plain text"),
         ("a.txt", json.dumps(['a "cat"'] * 9999), r"^JSON, not plain text"),
-        ("a.txt.gz", gzip.compress(json_lines().encode()), r"rename it to a\.jsonl\.gz, .* data\.path=.*a\.jsonl\.gz "),
+        ("a.txt.gz", gzip.compress(json_lines().encode()), r"rename it to a\.jsonl\.gz, .* path=.*a\.jsonl\.gz "),
         ("a.txt", "review,mood\n" + '"A cat, and a dog",good\n' * 9, r"^a comma-separated table \(review, mood\)"),
         ("a.txt", "no,review\n" + '1,"A ""cat"", and a dog"\n' * 9, r"^a comma-separated table"),
         ("a.txt", "a cat\ra dog\r" * 9, r"lines end in carriage returns alone, .* tr '.r' '.n'$"),
@@ -106,7 +106,7 @@ def json_lines(count: int = 20) -> str:
         ("a.txt", '<?xml version="1.0"?><a/>', r"^HTML or XML"),
         ("a.txt", b"%PDF-1.7 and more", r"^PDF, not plain text: write its text"),
         ("a.txt", b"PAR1" + bytes(200), r"^parquet, not plain text: rename it to a\.parquet, and use data=hf_text"),
-        ("a.parquet", b"PAR1" + bytes(200), r"^parquet, not plain text: use data=hf_text data\.path=.*a\.parquet"),
+        ("a.parquet", b"PAR1" + bytes(200), r"^parquet, not plain text: use data=hf_text path=.*a\.parquet"),
         ("a.txt", gzip.compress(b"a cat\n" * 99), r"^gzip, not plain text: let its name end in \.gz, or unpack it"),
         ("a.txt.gz", gzip.compress(gzip.compress(b"a cat\n" * 99)), r"^gzip, not plain text: unpack it once"),
         ("a.txt.gz", gzip.compress(json_lines().encode()), r"^JSON lines.*, not plain text"),
@@ -129,7 +129,7 @@ def test_what_is_no_plain_text_is_refused_with_the_fix(tmp_path, name, content, 
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=reason.removeprefix("^")) as error:
         next(TextFiles(str(path)).read())
-    assert str(error.value).startswith(f"data.root={path}: ")
+    assert str(error.value).startswith(f"root={path}: ")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_what_is_no_plain_text_is_refused_with_the_fix(tmp_path, name, content, 
 def test_honest_text_is_not_refused(tmp_path, content):
     path = tmp_path / "a.txt"
     path.write_text(content)
-    assert not_plain_text(path, "data.root") is None
+    assert not_plain_text(path, "root") is None
 
 
 def test_plain_text_under_the_name_of_packed_text_is_a_bad_document(tmp_path):
@@ -215,9 +215,7 @@ def test_hf_text_reads_one_file(tmp_path, name, content, streaming):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     documents = HFTexts(str(path), "train", "text", streaming)
     assert [document.text for document in documents.read()] == ["row 0", "row 1", "row 2"]
-    with pytest.raises(
-        ValueError, match=r"data\.split=test: no such split of data\.path=.*: one file has the split train"
-    ):
+    with pytest.raises(ValueError, match=r"split=test: no such split of path=.*: one file has the split train"):
         HFTexts(str(path), "test", "text")
 
 
@@ -238,11 +236,11 @@ def test_hf_text_loses_no_row_of_a_table(tmp_path, name, content, expected):
 def test_files_that_hf_text_cannot_read_are_named(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "a.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"data\.path=.*a\.jsonl: an empty file"):
+    with pytest.raises(ValueError, match=r"path=.*a\.jsonl: an empty file"):
         HFTexts(str(tmp_path / "a.jsonl"))
     (tmp_path / "a.xlsx").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"data\.path=.*a\.xlsx: give a file that ends in \.jsonl"):
+    with pytest.raises(ValueError, match=r"path=.*a\.xlsx: give a file that ends in \.jsonl"):
         HFTexts(str(tmp_path / "a.xlsx"))
     (tmp_path / "a.parquet").write_bytes(b"PAR1, torn")
-    with pytest.raises(ValueError, match=r"data\.path=.*a\.parquet: cannot be read as parquet"):
+    with pytest.raises(ValueError, match=r"path=.*a\.parquet: cannot be read as parquet"):
         HFTexts(str(tmp_path / "a.parquet"))

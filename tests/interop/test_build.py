@@ -241,3 +241,35 @@ def test_the_users_own_words_name_anything_that_can_be_called() -> None:
         build({"_target_": "no.such.thing"}, key="data", trusted=True)
     with pytest.raises(ValueError, match=r"_target_=math.pi: is no class or function"):
         build({"_target_": "math.pi"}, trusted=True)
+
+
+def test_errors_of_what_is_built_name_keys_once() -> None:
+    node = {
+        "_target_": "d2v.nn.encoder.transformer_encoder",
+        **{"embed_dim": 30, "depth": 1, "num_heads": 3},
+        "frontends": {"image": {"_target_": "d2v.nn.frontends.image.ImageFrontend", "embed_dim": 30, "img_size": 30}},
+    }
+    message = (
+        r"^model\.encoder\.frontends\.image\.patch_size=16 does not divide model\.encoder\.frontends\.image\.img_size"
+    )
+    with pytest.raises(ValueError, match=message):
+        build(node, key="model.encoder")
+    with pytest.raises(
+        ValueError, match=r"^frontends\.image\.patch_size=16 does not divide frontends\.image\.img_size"
+    ):
+        build(node)
+    node["frontends"]["image"] |= {"img_size": 32, "embed_dim": 32}
+    message = r"^model\.encoder\.frontends\.image\.embed_dim=32 must equal model\.encoder\.embed_dim=30$"
+    with pytest.raises(ValueError, match=message):
+        build(node, key="model.encoder")
+
+
+def test_what_the_caller_fills_in_is_no_key(tmp_path: Path) -> None:
+    node = {"_target_": "d2v.lit.callbacks.checkpoint.CheckpointEvery", "keep": 0}
+    with pytest.raises(ValueError, match=r"^callbacks\.checkpoint\.keep=0"):
+        build(node, {"run_dir": tmp_path}, key="callbacks.checkpoint")
+    (tmp_path / "parts_of_mine.py").write_text("def fail(a, b): raise ValueError(f'a={a}, b={b}')")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ValueError, match=r"^x\.a=1, b=2$"):
+            build({"_target_": "parts_of_mine.fail", "a": 1}, {"b": 2}, key="x", trusted=True)

@@ -299,7 +299,7 @@ def test_times(text: str | None, seconds: int | None) -> None:
     "text", ["15", "01:00", "00:00:15", "00:24:00:00", "00:00:60:00", "00:00:00:00", "soon", "", 15]
 )
 def test_no_times(text: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^trainer\.max_time={re.escape(str(text))}: .*DD:HH:MM:SS"):
+    with pytest.raises(ValueError, match=rf"^max_time={re.escape(str(text))}: .*DD:HH:MM:SS"):
         parse_time(text)
 
 

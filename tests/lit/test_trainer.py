@@ -35,22 +35,22 @@ def test_every_argument_of_lightnings_trainer_is_taken_or_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "fix"),
     [
-        ("max_epochs", "trainer.max_steps"),
-        ("min_steps", "trainer.max_steps"),
-        ("limit_train_batches", "trainer.max_steps"),
-        ("overfit_batches", "trainer.max_steps"),
+        ("max_epochs", "max_steps"),
+        ("min_steps", "max_steps"),
+        ("limit_train_batches", "max_steps"),
+        ("overfit_batches", "max_steps"),
         ("accumulate_grad_batches", "micro_batch_size"),
-        ("val_check_interval", "callbacks.score.every_n_steps"),
-        ("fast_dev_run", "trainer.max_steps=2"),
+        ("val_check_interval", "the callbacks ScoreEvery"),
+        ("fast_dev_run", "max_steps=2"),
         ("enable_checkpointing", "'~callbacks.checkpoint'"),
         ("default_root_dir", "output_dir"),
-        ("max_step", "did you mean trainer.max_steps"),
+        ("max_step", "did you mean max_steps"),
         ("warmup", "no such setting; known: max_steps"),
         ("_target_", "no such setting"),
     ],
 )
 def test_what_means_nothing_here_is_refused(key: str, fix: str) -> None:
-    with pytest.raises(ValueError, match=rf"^trainer\.{key}=2: .*{fix}"):
+    with pytest.raises(ValueError, match=rf"^{key}=2: .*{fix}"):
         options(**{key: 2})
 
 
@@ -88,37 +88,37 @@ def test_devices_that_are_there(
 @pytest.mark.parametrize(
     ("gpus", "given", "message"),
     [
-        (0, {"devices": 2}, r"trainer\.devices=2: this machine has no GPU.*trainer\.accelerator=cpu"),
-        (0, {"devices": -1}, r"trainer\.devices=-1: this machine has no GPU"),
-        (0, {"devices": [0, 5]}, r"trainer\.devices=\[0, 5\]: this machine has no GPU"),
-        (0, {"devices": "two"}, r"trainer\.devices=two: give auto or a whole number"),
-        (0, {"accelerator": "cpu", "devices": "two"}, r"trainer\.devices=two: give auto or a whole number"),
-        (0, {"accelerator": "cpu", "devices": -1}, r"trainer\.devices=-1: give the number of processes"),
-        (0, {"accelerator": "cpu", "devices": [0, 1]}, r"trainer\.devices=\[0, 1\]: give the number of processes"),
-        (0, {"accelerator": "cpu", "devices": 0}, r"trainer\.devices=0: give the number of processes"),
-        (0, {"accelerator": "cpu", "devices": 1.5}, r"trainer\.devices=1\.5: give auto or a whole number"),
-        (0, {"accelerator": "cpu", "devices": True}, r"trainer\.devices=true: give auto or a whole number"),
+        (0, {"devices": 2}, r"devices=2: this machine has no GPU.*accelerator=cpu"),
+        (0, {"devices": -1}, r"devices=-1: this machine has no GPU"),
+        (0, {"devices": [0, 5]}, r"devices=\[0, 5\]: this machine has no GPU"),
+        (0, {"devices": "two"}, r"devices=two: give auto or a whole number"),
+        (0, {"accelerator": "cpu", "devices": "two"}, r"devices=two: give auto or a whole number"),
+        (0, {"accelerator": "cpu", "devices": -1}, r"devices=-1: give the number of processes"),
+        (0, {"accelerator": "cpu", "devices": [0, 1]}, r"devices=\[0, 1\]: give the number of processes"),
+        (0, {"accelerator": "cpu", "devices": 0}, r"devices=0: give the number of processes"),
+        (0, {"accelerator": "cpu", "devices": 1.5}, r"devices=1\.5: give auto or a whole number"),
+        (0, {"accelerator": "cpu", "devices": True}, r"devices=true: give auto or a whole number"),
         (
             0,
             {"accelerator": "cpu", "devices": 1000},
-            r"trainer\.devices=1000: this machine has 2 cores; set 8 or fewer",
+            r"devices=1000: this machine has 2 cores; set 8 or fewer",
         ),
-        (0, {"accelerator": "gpu"}, r"trainer\.accelerator=gpu: PyTorch finds no such GPU.*accelerator=cpu"),
-        (0, {"accelerator": "cuda"}, r"trainer\.accelerator=cuda: PyTorch finds no such GPU"),
-        (2, {"accelerator": "mps"}, r"trainer\.accelerator=mps: PyTorch finds no such GPU"),
-        (2, {"accelerator": "tpu"}, r"trainer\.accelerator=tpu: choose one of auto, cpu, gpu"),
-        (2, {"devices": 3}, r"trainer\.devices=3: this machine has 2 GPUs, numbers 0 to 1; set trainer\.devices=2"),
-        (1, {"devices": 8}, r"trainer\.devices=8: this machine has 1 GPU, number 0; set trainer\.devices=1"),
-        (2, {"devices": [0, 5]}, r"trainer\.devices=\[0, 5\]: no GPU 5 here; this machine has 2 GPUs"),
-        (2, {"devices": [1, 1]}, r"trainer\.devices=\[1, 1\]: a GPU is there twice"),
-        (2, {"devices": ["0"]}, r"trainer\.devices\[0\]=0: give a whole number"),
-        (2, {"devices": []}, r"trainer\.devices=\[\]: give a number of GPUs, a list"),
-        (2, {"devices": "two"}, r"trainer\.devices=two: give auto or a whole number"),
-        (2, {"devices": -2}, r"trainer\.devices=-2: give auto or a whole number from -1"),
-        (2, {"devices": 0}, r"trainer\.devices=0: give a number of GPUs"),
-        (2, {"num_nodes": 2}, r"trainer\.num_nodes=2: nothing has started.*torchrun or srun"),
-        (0, {"num_nodes": 0}, r"trainer\.num_nodes=0: give a whole number from 1"),
-        (0, {"num_nodes": "two"}, r"trainer\.num_nodes=two: give a whole number from 1"),
+        (0, {"accelerator": "gpu"}, r"accelerator=gpu: PyTorch finds no such GPU.*accelerator=cpu"),
+        (0, {"accelerator": "cuda"}, r"accelerator=cuda: PyTorch finds no such GPU"),
+        (2, {"accelerator": "mps"}, r"accelerator=mps: PyTorch finds no such GPU"),
+        (2, {"accelerator": "tpu"}, r"accelerator=tpu: choose one of auto, cpu, gpu"),
+        (2, {"devices": 3}, r"devices=3: this machine has 2 GPUs, numbers 0 to 1; set devices=2"),
+        (1, {"devices": 8}, r"devices=8: this machine has 1 GPU, number 0; set devices=1"),
+        (2, {"devices": [0, 5]}, r"devices=\[0, 5\]: no GPU 5 here; this machine has 2 GPUs"),
+        (2, {"devices": [1, 1]}, r"devices=\[1, 1\]: a GPU is there twice"),
+        (2, {"devices": ["0"]}, r"devices\[0\]=0: give a whole number"),
+        (2, {"devices": []}, r"devices=\[\]: give a number of GPUs, a list"),
+        (2, {"devices": "two"}, r"devices=two: give auto or a whole number"),
+        (2, {"devices": -2}, r"devices=-2: give auto or a whole number from -1"),
+        (2, {"devices": 0}, r"devices=0: give a number of GPUs"),
+        (2, {"num_nodes": 2}, r"num_nodes=2: nothing has started.*torchrun or srun"),
+        (0, {"num_nodes": 0}, r"num_nodes=0: give a whole number from 1"),
+        (0, {"num_nodes": "two"}, r"num_nodes=two: give a whole number from 1"),
     ],
 )
 def test_devices_that_are_not_there(
@@ -132,7 +132,7 @@ def test_devices_that_are_not_there(
 @pytest.mark.parametrize("steps", [0, -1, 1.5, "many", "", None])
 def test_steps_are_counted(steps: Any) -> None:
     shown = "null" if steps is None else steps
-    with pytest.raises(ValueError, match=rf"^trainer\.max_steps={shown}: give (a whole number from 1|the number of)"):
+    with pytest.raises(ValueError, match=rf"^max_steps={shown}: give (a whole number from 1|the number of)"):
         trainer_options({"max_steps": steps})
 
 

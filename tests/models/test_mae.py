@@ -90,14 +90,14 @@ def test_predictions_know_where_they_are() -> None:
 
 
 def test_what_cannot_work_is_named() -> None:
-    with pytest.raises(ValueError, match=r"model\.decoders has \['speech'\]"):
+    with pytest.raises(ValueError, match=r"decoders=\['speech'\]"):
         MaskedAutoencoder(encoder(), {"speech": nn.Identity()})
     text = transformer_encoder(
         {"text": TextFrontend(DIM, vocab_size=20, max_positions=8, pad_id=1)}, embed_dim=DIM, depth=1, num_heads=2
     )
     with pytest.raises(ValueError, match="its tokens are no patches of inputs"):
         MaskedAutoencoder(text, {"text": nn.Identity()})
-    with pytest.raises(ValueError, match=r"model\.decoders\.image\.patch_size=2: .* have patch_size=4"):
+    with pytest.raises(ValueError, match=r"decoders\.image\.patch_size=2: .* have .*patch_size=4"):
         MaskedAutoencoder(encoder(), {"image": PixelDecoder(DIM, SIZE, 2, CHANNELS, decoder_dim=8, num_heads=2)})
     beit = transformer_encoder(
         {"image": BeitFrontend(DIM, 2, SIZE, PATCH, CHANNELS)}, embed_dim=DIM, depth=1, num_heads=2
@@ -106,7 +106,7 @@ def test_what_cannot_work_is_named() -> None:
         MaskedAutoencoder(beit, {"image": PixelDecoder(DIM, SIZE, PATCH, CHANNELS, decoder_dim=8, num_heads=2)})
     with pytest.raises(ValueError, match=r"decoder_dim=6: positions need a multiple of 4"):
         PixelDecoder(DIM, SIZE, PATCH, CHANNELS, decoder_dim=6, num_heads=2)
-    with pytest.raises(ValueError, match=r"decoder num_heads=3 does not divide decoder_dim=8"):
+    with pytest.raises(ValueError, match=r"num_heads=3 does not divide decoder_dim=8"):
         PixelDecoder(DIM, SIZE, PATCH, CHANNELS, decoder_dim=8, depth=1, num_heads=3)
     with pytest.raises(ValueError, match="network=teacher: a MaskedAutoencoder has none: set network=student"):
         autoencoder().network("teacher")

@@ -113,14 +113,14 @@ def test_teachers_scopes_are_of_their_modality() -> None:
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ({"smell": {}}, r"model\.targets\.smell: the modalities of this model are \['image', 'text'\]"),
-        ({"text": {"average_top_k_layers": 4}}, r"model\.targets\.text\.average_top_k_layers=4: .*choose 1 to 3"),
-        ({"text": {"loss_betta": 1.0}}, r"model\.targets\.text\.loss_betta: did you mean .*loss_beta"),
-        ({"text": {"loss_beta": -1.0}}, r"model\.targets\.text\.loss_beta=-1"),
-        ({"text": {"teacher_scope": "all"}}, r"model\.targets\.text\.teacher_scope=all: choose one of encoder"),
-        ({"text": {"layer_norms": ["batch"]}}, r"model\.targets\.text\.layer_norms"),
-        ({"text": {"loss_beta": 1.0}}, r"model\.cls_loss_weight=0\.5 needs a CLS token: .*frontends\.text"),
-        ({"text": {"cls_loss_weight": 2.0}}, r"model\.targets\.text\.cls_loss_weight=2\.0 needs a CLS token"),
+        ({"smell": {}}, r"targets\.smell: the modalities of this model are \['image', 'text'\]"),
+        ({"text": {"average_top_k_layers": 4}}, r"targets\.text\.average_top_k_layers=4: .*choose 1 to 3"),
+        ({"text": {"loss_betta": 1.0}}, r"targets\.text\.loss_betta: did you mean .*loss_beta"),
+        ({"text": {"loss_beta": -1.0}}, r"targets\.text\.loss_beta=-1"),
+        ({"text": {"teacher_scope": "all"}}, r"targets\.text\.teacher_scope=all: choose one of encoder"),
+        ({"text": {"layer_norms": ["batch"]}}, r"targets\.text\.layer_norms"),
+        ({"text": {"loss_beta": 1.0}}, r"cls_loss_weight=0\.5 needs a CLS token: .*frontends\.text"),
+        ({"text": {"cls_loss_weight": 2.0}}, r"targets\.text\.cls_loss_weight=2\.0 needs a CLS token"),
     ],
 )
 def test_what_cannot_work_is_named_by_its_key(targets: dict[str, Any], message: str) -> None:
@@ -132,7 +132,7 @@ def test_data2vec_1_has_no_cls_loss_for_any_modality() -> None:
     encoder = transformer_encoder({"image": ImageFrontend(16, 12, 3, mask_token=True)}, 16, 2, 4)
     made = Data2Vec(encoder, {"image": RegressionHead(16)}, 2, targets={"image": {"loss_beta": 1.5}})
     assert made.recipes["image"].loss_beta == 1.5
-    with pytest.raises(ValueError, match=r"model\.targets\.image\.cls_loss_weight: data2vec 1\.0 has no loss"):
+    with pytest.raises(ValueError, match=r"targets\.image\.cls_loss_weight: data2vec 1\.0 has no loss"):
         Data2Vec(encoder, {"image": RegressionHead(16)}, 2, targets={"image": {"cls_loss_weight": 1.0}})
 
 

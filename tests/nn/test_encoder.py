@@ -146,9 +146,9 @@ def test_options_reach_the_blocks(make_encoder: MakeEncoder) -> None:
 
 
 def test_errors_name_key_value_and_fix() -> None:
-    with pytest.raises(ValueError, match=r"model\.encoder\.num_heads=5 does not divide model\.encoder\.embed_dim=16"):
+    with pytest.raises(ValueError, match=r"num_heads=5 does not divide embed_dim=16"):
         transformer_encoder({"image": ImageFrontend(16, 12, 3)}, 16, 1, 5)
-    with pytest.raises(ValueError, match=r"frontends\.image\.embed_dim=16 must equal model\.encoder\.embed_dim=32"):
+    with pytest.raises(ValueError, match=r"frontends\.image\.embed_dim=16 must equal embed_dim=32"):
         transformer_encoder({"image": ImageFrontend(16, 12, 3)}, 32, 1, 4)
 
 

@@ -74,7 +74,7 @@ def test_prefix_tokens_get_the_sum_of_all_views_gradients() -> None:
 def test_a_patch_that_does_not_divide_the_image_is_refused_with_a_fix(img_size: int, patch_size: int) -> None:
     with pytest.raises(ValueError, match=rf"patch_size={patch_size} .*img_size={img_size}") as error:
         ImageFrontend(8, img_size, patch_size)
-    recommended = int(str(error.value).partition("choose data.img_size=")[2].split()[0])
+    recommended = int(str(error.value).partition("choose img_size=")[2].split()[0])
     ImageFrontend(8, recommended, patch_size)
 
 

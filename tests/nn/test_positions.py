@@ -49,5 +49,5 @@ def test_one_dimension_has_sines_then_cosines() -> None:
 
 @pytest.mark.parametrize("dim", [6, 15, 770])
 def test_a_width_that_cannot_be_split_is_refused(dim: int) -> None:
-    with pytest.raises(ValueError, match=rf"embed_dim={dim}.*multiple of 4"):
+    with pytest.raises(ValueError, match=rf"dim={dim}: .*multiple of 4"):
         sincos_2d((2, 2), dim)

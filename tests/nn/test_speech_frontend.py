@@ -46,7 +46,7 @@ def test_frames_are_as_many_as_the_convolutions_make(samples: int) -> None:
 
 
 def test_too_short_a_waveform_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"19 samples hold no frame: raise data\.min_seconds"):
+    with pytest.raises(ValueError, match=r"19 samples hold no frame: raise min_seconds"):
         frontend().embed(torch.randn(1, 19))
 
 
@@ -182,5 +182,5 @@ def test_the_mask_token_is_there_if_asked_for() -> None:
 
 
 def test_groups_divide_the_features() -> None:
-    with pytest.raises(ValueError, match=r"pos_groups=5 does not divide model\.encoder\.embed_dim=16"):
+    with pytest.raises(ValueError, match=r"pos_groups=5 does not divide embed_dim=16"):
         frontend(pos_groups=5)

@@ -105,9 +105,9 @@ def test_tokens_that_a_trunk_loses_are_not_taken_for_others() -> None:
 
 
 def test_every_width_is_the_trunks() -> None:
-    with pytest.raises(ValueError, match=r"frontends\.image\.embed_dim=12 must equal model\.encoder\.embed_dim=16"):
+    with pytest.raises(ValueError, match=r"frontends\.image\.embed_dim=12 must equal embed_dim=16"):
         Encoder({"image": frontend(12)}, Mixer(16, 1))
-    with pytest.raises(ValueError, match=r"prenets\.image\.embed_dim=12 must equal model\.encoder\.embed_dim=16"):
+    with pytest.raises(ValueError, match=r"prenets\.image\.embed_dim=12 must equal embed_dim=16"):
         Encoder({"image": frontend()}, Mixer(16, 1), {"image": Mixer(12, 1)})
 
 

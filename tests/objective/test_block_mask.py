@@ -54,9 +54,9 @@ def test_masked_patches_lie_together() -> None:
 def test_errors_name_key_and_fix() -> None:
     with pytest.raises(ValueError, match="mask=block masks rectangles of a grid: for sequences use mask=span"):
         BlockMask().validate((100,))
-    with pytest.raises(ValueError, match=r"mask\.min_block=197: a sample has 196 tokens; choose 1"):
+    with pytest.raises(ValueError, match=r"min_block=197: a sample has 196 tokens; choose 1"):
         BlockMask(min_block=197).validate((14, 14))
-    with pytest.raises(ValueError, match=r"mask\.mask_ratio=0\.001"):
+    with pytest.raises(ValueError, match=r"mask_ratio=0\.001"):
         BlockMask(mask_ratio=0.001).validate((4, 4))
 
 

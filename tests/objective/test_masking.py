@@ -205,13 +205,13 @@ def test_no_room_for_a_block_leaves_a_random_mask_with_the_exact_count() -> None
 @pytest.mark.parametrize(
     ("generator", "grid", "words"),
     [
-        (InverseBlockMask(0, 0.8, 3), (14, 14), ("mask.num_masks=0", "choose 1 to 196")),
-        (InverseBlockMask(-2, 0.8, 3), (14, 14), ("mask.num_masks=-2", "choose")),
-        (InverseBlockMask(4, 0.0, 3), (14, 14), ("mask.mask_ratio=0.0", "choose a ratio")),
-        (InverseBlockMask(4, 1.0, 3), (14, 14), ("mask.mask_ratio=1.0", "choose a ratio")),
-        (InverseBlockMask(4, float("nan"), 3), (14, 14), ("mask.mask_ratio=nan", "choose a ratio")),
-        (InverseBlockMask(2, 0.8, 1), (2, 2), ("mask.mask_ratio=0.8", "4 tokens", "smaller patches")),
-        (InverseBlockMask(4, 0.8, 15), (14, 20), ("mask.mask_length=15", "14x20", "choose 1 to 14")),
+        (InverseBlockMask(0, 0.8, 3), (14, 14), ("num_masks=0", "choose 1 to 196")),
+        (InverseBlockMask(-2, 0.8, 3), (14, 14), ("num_masks=-2", "choose")),
+        (InverseBlockMask(4, 0.0, 3), (14, 14), ("mask_ratio=0.0", "choose a ratio")),
+        (InverseBlockMask(4, 1.0, 3), (14, 14), ("mask_ratio=1.0", "choose a ratio")),
+        (InverseBlockMask(4, float("nan"), 3), (14, 14), ("mask_ratio=nan", "choose a ratio")),
+        (InverseBlockMask(2, 0.8, 1), (2, 2), ("mask_ratio=0.8", "4 tokens", "smaller patches")),
+        (InverseBlockMask(4, 0.8, 15), (14, 20), ("mask_length=15", "14x20", "choose 1 to 14")),
     ],
 )
 def test_validate_names_the_key_the_value_and_the_fix(
@@ -233,7 +233,7 @@ def test_the_ratio_that_validate_recommends_works(grid: tuple[int, int]) -> None
 
 @pytest.mark.parametrize("adjust", [-0.9, float("nan")])
 def test_validate_refuses_an_adjustment_that_cannot_work(adjust: float) -> None:
-    with pytest.raises(ValueError, match=r"mask\.mask_ratio_adjust"):
+    with pytest.raises(ValueError, match=r"mask_ratio_adjust"):
         InverseBlockMask(4, 0.8, 3, adjust).validate((14, 14))
 
 

@@ -65,11 +65,11 @@ def test_masks_depend_on_their_generator_alone() -> None:
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
-        (SpanMask(0, 0.5, 3), "mask.num_masks=0"),
-        (SpanMask(2, 0.01, 3), "mask.mask_ratio=0.01"),
-        (RandomMask(2, 0.99), "mask.mask_ratio=0.99: of 20 tokens"),
-        (SpanMask(2, 0.5, 30), "mask.mask_length=30: the token grid is 20; choose 1 to 20"),
-        (SpanMask(2, 0.5, 3, -0.6), "mask.mask_ratio_adjust=-0.6"),
+        (SpanMask(0, 0.5, 3), "num_masks=0"),
+        (SpanMask(2, 0.01, 3), "mask_ratio=0.01"),
+        (RandomMask(2, 0.99), "mask_ratio=0.99: of 20 tokens"),
+        (SpanMask(2, 0.5, 30), "mask_length=30: the token grid is 20; choose 1 to 20"),
+        (SpanMask(2, 0.5, 3, -0.6), "mask_ratio_adjust=-0.6"),
     ],
 )
 def test_errors_name_key_value_and_fix(mask: SpanMask | RandomMask, words: str) -> None:

@@ -94,18 +94,18 @@ class ImageData(EqualSamples):
         if self.img_size % self.patch_size:
             multiple = max(1, round(self.img_size / self.patch_size)) * self.patch_size
             raise ValueError(
-                f"data.img_size={self.img_size} is no multiple of data.patch_size={self.patch_size}; set "
-                f"data.img_size={multiple} or another data.patch_size"
+                f"img_size={self.img_size} is no multiple of patch_size={self.patch_size}; set "
+                f"img_size={multiple} or another patch_size"
             )
         if self.in_chans not in (1, 3):
-            raise ValueError(f"data.in_chans={self.in_chans}: choose 1 (grey) or 3 (RGB)")
+            raise ValueError(f"in_chans={self.in_chans}: choose 1 (grey) or 3 (RGB)")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.in_chans:
                 raise ValueError(
-                    f"data.{name}={list(getattr(self, name))}: give one number a channel, data.in_chans={self.in_chans}"
+                    f"{name}={list(getattr(self, name))}: give one number a channel, in_chans={self.in_chans}"
                 )
         if self.crop_scale[0] > self.crop_scale[1]:
-            raise ValueError(f"data.crop_scale={list(self.crop_scale)}: give [low, high] with low <= high")
+            raise ValueError(f"crop_scale={list(self.crop_scale)}: give [low, high] with low <= high")
 
     @property
     def streaming(self) -> bool:
@@ -149,7 +149,7 @@ class ImageData(EqualSamples):
             ValueError: the data is not a stream, or no such masks exist on the token grid.
         """
         if not self.streaming:
-            raise ValueError("data.streaming=false: use pretrain_dataset")
+            raise ValueError("streaming=false: use pretrain_dataset")
         stream: Stream = self.train  # type: ignore[assignment]  # what ``streaming`` has just told
         collate = self.pretrain_collate(mask, seed)
         return stream_batches(stream, self._pretrain_view(), collate, seed, plan, self.shuffle_buffer)
@@ -168,8 +168,8 @@ class ImageData(EqualSamples):
         source = {"train": self.probe_train or unlabelled, "val": self.val}.get(split)
         if source is None:
             raise ValueError(
-                f"split={split!r}: this data has no such labelled images; set data.val_root or data.val_split, and for "
-                '"train" give the training images labels (class directories, data.label_column, no streaming)'
+                f"split {split!r}: this data has no such labelled images; set val_root or val_split, and for "
+                '"train" give the training images labels (class directories, label_column, no streaming)'
             )
         size = self.img_size if img_size is None else img_size
         return EvalSamples(source, EvalView(self.in_chans, EvalTransform(size, self.crop_pct, self._normalize())))
@@ -194,8 +194,8 @@ class ImageData(EqualSamples):
         """
         if self.probe_train is None or self.val is None or self.probe_train.class_names is None:
             raise ValueError(
-                "fine-tuning needs labelled training and validation images: class directories in data.root's train and "
-                "val, data.val_root, or data.label_column and data.val_split"
+                "fine-tuning needs labelled training and validation images: class directories in root=.../train and "
+                "root=.../val, val_root, or label_column and val_split"
             )
         classes = self.probe_train.class_names
         image_shape = (self.in_chans, self.img_size, self.img_size)
@@ -244,7 +244,7 @@ class ImageData(EqualSamples):
 
     def _train_images(self) -> Source[Image.Image]:
         if self.streaming:
-            raise ValueError("data.streaming=true: use pretrain_stream")
+            raise ValueError("streaming=true: use pretrain_stream")
         return self.train  # type: ignore[return-value]  # what ``streaming`` has just told
 
     def _normalize(self) -> Normalize:

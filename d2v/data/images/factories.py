@@ -92,12 +92,10 @@ def imagenet(
         FileNotFoundError: a directory does not exist or holds no image.
         ValueError: a directory has no class directories, or a value is out of its range.
     """
-    folder = require_directory(root, "data.root")
+    folder = require_directory(root, "root")
     for split in ("train", "val"):
         if not (folder / split).is_dir():
-            raise FileNotFoundError(
-                f"data.root={root}: holds no directory {split!r}; data=imagenet needs train and val"
-            )
+            raise FileNotFoundError(f"root={root}: holds no directory {split!r}; data=imagenet needs train and val")
     data = image_folder(
         root,
         bit_depth=bit_depth,
@@ -106,7 +104,7 @@ def imagenet(
     for split, source in (("train", data.probe_train), ("val", data.val)):
         if source is None or source.class_names is None:
             raise ValueError(
-                f"data.root={root}: {split} has no class directories; sort its images into one directory a class, or "
+                f"root={root}: {split} has no class directories; sort its images into one directory a class, or "
                 "use data=image_folder, which needs none"
             )
     return data
@@ -164,12 +162,12 @@ def hf_images(
     if val_split is not None:
         check_other_split(split, val_split)
         classes = None if probe_train is None else probe_train.class_names
-        val = HFImages(path, val_split, image_column, label_column, classes, "data.val_split")
+        val = HFImages(path, val_split, image_column, label_column, classes, "val_split")
         val.levels = levels
     if val is not None and not val.has_labels:
         raise ValueError(
-            f"data.val_split={val_split}: {path} has no column of class labels, but evaluation needs labels; "
-            "set data.label_column, or data.val_split=null"
+            f"val_split={val_split}: {path} has no column of class labels, but evaluation needs labels; "
+            "set label_column, or val_split=null"
         )
     return ImageData(
         train=train,

@@ -46,7 +46,7 @@ class HFImages:
         image_column: str | None = None,
         label_column: str | None = None,
         class_names: tuple[str, ...] | None = None,
-        key: str = "data.split",
+        key: str = "split",
     ) -> None:
         data = load_hf(path, split, streaming=False, key=key)
         self.levels: Levels | None = None
@@ -59,18 +59,18 @@ class HFImages:
             self._labels, self.class_names = read_labels(data, label_column)
             if not self.class_names:
                 raise ValueError(
-                    f"data.label_column={label_column}: no row of {key}={split} of data.path={path} has a label; set "
+                    f"label_column={label_column}: no row of {key}={split} of path={path} has a label; set "
                     "it to null or another column"
                 )
             if class_names is not None:
                 stated = hasattr(data.features[label_column], "names")
-                where = f"{key}={split} of data.path={path}"
+                where = f"{key}={split} of path={path}"
                 self._labels, notes = match_classes(self._labels, self.class_names, class_names, stated, where)
                 self.class_names = class_names
             if bare := int((self._labels < 0).sum()):
                 notes = (*notes, f"{bare:,} rows without a label")
         elif candidates := plain_columns(data.features):
-            notes = (f"no column of class labels; data.label_column could be {first_of(candidates)}",)
+            notes = (f"no column of class labels; label_column could be {first_of(candidates)}",)
         self._records = IMAGES.undecoded(data, self._image_column)
         self._name = f"{path}/{split}"
         self.contents = _contents(path, split, notes, self.class_names is not None)

@@ -2,7 +2,7 @@
 
 Images of 10, 12 or 14 bits are stored in 16-bit files that do not state their depth. A separate range for each image
 would change the brightness between images, so one range is inferred from a sample of files, or set by
-``data.bit_depth``.
+``bit_depth``.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def choose_levels(deep: Iterable[np.ndarray | None], bit_depth: int | None) -> t
     low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
     levels = levels_of(low, high)
     meaning = f"values {levels.low:g} to {levels.high:g}" if levels.bits is None else f"{levels.bits} bits"
-    change = "set data.bit_depth if that is wrong"
+    change = "set bit_depth if that is wrong"
     return levels, (
         f"16- or 32-bit images, values {low:g} to {high:g} in {len(extremes)} of them: {meaning}; {change}",
     )

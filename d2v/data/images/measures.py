@@ -56,7 +56,7 @@ class ImageMeasures(Measures[Image.Image]):
             return []
         mean = np.mean(self._means, axis=0)
         std = np.sqrt(np.maximum(np.mean(self._squares, axis=0) - mean**2, 0))
-        return [f"suggested: data.mean={_listed(mean)} data.std={_listed(std)} (of {len(self._means):,} images)"]
+        return [f"suggested: mean={_listed(mean)} std={_listed(std)} (of {len(self._means):,} images)"]
 
 
 def _listed(values: np.ndarray) -> str:

@@ -116,7 +116,7 @@ class ImageFolder:
         self,
         root: str | os.PathLike[str],
         class_names: tuple[str, ...] | None = None,
-        key: str = "data.root",
+        key: str = "root",
         *,
         listing: Listing | None = None,
         notes: Sequence[str] = (),
@@ -175,7 +175,7 @@ def list_images(root: str | os.PathLike[str], key: str) -> Listing:
 
     Args:
         root: the directory.
-        key: the config key that it was read from, for messages.
+        key: the argument that it was read from, for messages.
 
     Raises:
         FileNotFoundError: there is none.
@@ -190,7 +190,7 @@ def list_images(root: str | os.PathLike[str], key: str) -> Listing:
         there = f"; left out: {in_words(listing.left_out)}" if listing.left_out else ""
         raise FileNotFoundError(
             f"{key}={printable(root)}: no image file below this directory ({', '.join(image_endings())}){there}; "
-            f"point {key} to a folder of images"
+            f"set {key}=FOLDER, a folder of images"
         )
     return listing
 
@@ -234,7 +234,7 @@ def _notes(listing: Listing, folders: list[str], beside: set[int], labelled: boo
     elif not labelled and len(folders) > 1:
         yield f"no classes: {len(beside):,} files lie beside the folders {first_of(folders)}: {names}"
     elif not labelled and folders and not beside:
-        yield f"no classes: all images are in one folder; data.root=.../{folders[0]} for what is in that"
+        yield f"no classes: all images are in one folder; root=.../{folders[0]} for what is in that"
     if labelled and (empty := sorted(set(map(printable, listing.folders)) - set(folders))):
         yield f"no image in the folders {first_of(empty)}"
     if labelled:
@@ -255,14 +255,14 @@ def _doubtful_classes(folders: Sequence[str]) -> Iterator[str]:
             yield f"the classes {first_of(group)} differ only in blanks or case"
     splits = [name for name in folders if _LIKE_A_SPLIT.match(name)]
     if len(splits) > 1:
-        yield f"{first_of(splits)} are read as classes; if they are splits, set data.root and data.val_root to them"
+        yield f"{first_of(splits)} are read as classes; if they are splits, set root=... and val_root=... to them"
 
 
 def require_directory(root: str | os.PathLike[str], key: str) -> Path:
-    """``root`` as a path, after checking that it is a directory; errors name the config key."""
+    """``root`` as a path, after checking that it is a directory; errors name the argument."""
     path = home_path(root, key)
     if not path.exists():
-        raise FileNotFoundError(f"{key}={printable(root)}: no such directory; set {key} to a folder of images")
+        raise FileNotFoundError(f"{key}={printable(root)}: no such directory; set {key}=FOLDER, a folder of images")
     if not path.is_dir():
-        raise ValueError(f"{key}={printable(root)}: not a directory; set {key} to the folder that holds the images")
+        raise ValueError(f"{key}={printable(root)}: not a directory; set {key}=FOLDER, the one that holds the images")
     return path

@@ -41,8 +41,8 @@ def read_splits(root: str, val_root: str | None) -> tuple[ImageFolder, ImageFold
     An image that is in both, by whatever path or link, is only evaluated on.
 
     Args:
-        root: ``data.root``.
-        val_root: ``data.val_root``.
+        root: ``root``.
+        val_root: ``val_root``.
 
     Raises:
         FileNotFoundError: a folder does not exist or holds no image.
@@ -50,19 +50,19 @@ def read_splits(root: str, val_root: str | None) -> tuple[ImageFolder, ImageFold
         ValueError: a folder is none; ``root`` holds splits, but none to train on; ``val_root`` holds all training
             images, has no classes or others than training.
     """
-    splits = find_splits(require_directory(root, "data.root"))
-    listing = list_images(splits.train, "data.root")
+    splits = find_splits(require_directory(root, "root"))
+    listing = list_images(splits.train, "root")
     for name in splits.apart:
         listing = listing.without_folder(name)
     notes = list(splits.train_notes)
-    val_folder, val_key = (splits.val, "data.root") if val_root is None else (Path(val_root), "data.val_root")
+    val_folder, val_key = (splits.val, "root") if val_root is None else (Path(val_root), "val_root")
     if val_folder is None:
         return ImageFolder(splits.train, listing=listing, notes=notes), None
     val_listing = list_images(val_folder, val_key)
     shared = listing.shared_with(val_listing)
     if len(shared) == len(listing.paths):
         raise ValueError(
-            f"{val_key}={printable(val_folder)}: holds all images of data.root={printable(splits.train)} too; give "
+            f"{val_key}={printable(val_folder)}: holds all images of root={printable(splits.train)} too; give "
             "training and validation folders of their own"
         )
     if shared:
@@ -73,7 +73,7 @@ def read_splits(root: str, val_root: str | None) -> tuple[ImageFolder, ImageFold
     val = ImageFolder(val_folder, train.class_names, val_key, listing=val_listing, notes=val_notes)
     if val.class_names is None and val_root is not None:
         raise ValueError(
-            f"data.val_root={printable(val_root)}: no class directories, but evaluation needs labels; set it to null"
+            f"val_root={printable(val_root)}: no class directories, but evaluation needs labels; set it to null"
         )
     if val.class_names is None:
         note = f"{printable(val_folder.name)}/ has no class folders: nothing to evaluate on"
@@ -103,8 +103,7 @@ def find_splits(root: Path) -> Splits:
     if splits and not others:
         if len(splits) > 1:
             raise ValueError(
-                f"data.root={printable(root)}: holds {_listed(splits)} and no train/; point data.root to the folder to "
-                "train on"
+                f"root={printable(root)}: holds {_listed(splits)} and no train/; set root=FOLDER, the one to train on"
             )
         return Splits(root)
     return _beside_classes(root, splits, others)
@@ -140,7 +139,7 @@ def _beside_classes(root: Path, splits: list[str], classes: list[str]) -> Splits
     ]
     if not with_classes:
         return Splits(root, train_notes=tuple(notes))
-    notes.append(f"{_listed(with_classes)} inside data.root, beside its classes: not trained on")
+    notes.append(f"{_listed(with_classes)} inside the root, beside its classes: not trained on")
     return Splits(
         root,
         root / with_classes[0],
@@ -152,7 +151,7 @@ def _beside_classes(root: Path, splits: list[str], classes: list[str]) -> Splits
 
 def _is_a_class(root: Path, name: str, others: list[str]) -> str:
     split = printable(root / name)
-    return f"{name}/ is read as a class, like {_listed(others)} beside it; if it is a split, set data.root={split}"
+    return f"{name}/ is read as a class, like {_listed(others)} beside it; if it is a split, set root={split}"
 
 
 def _without(listing: Listing, shared: set[int]) -> Listing:
@@ -182,7 +181,7 @@ def _folders(root: Path) -> list[str]:
         with os.scandir(root) as entries:
             return [entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)]
     except OSError as error:
-        raise PermissionError(f"data.root={printable(root)}: cannot be read ({error.strerror})") from error
+        raise PermissionError(f"root={printable(root)}: cannot be read ({error.strerror})") from error
 
 
 def _class_folders(split: Path) -> set[str]:

@@ -110,7 +110,7 @@ class CropView:
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Tensor:
         """(length,) float32. Raises BadSample for shorter clips."""
         if len(waveform) < self.length:
-            raise BadSample(f"{TOO_SHORT}: {len(waveform)} samples, data.crop_seconds takes {self.length}")
+            raise BadSample(f"{TOO_SHORT}: {len(waveform)} samples, crop_seconds takes {self.length}")
         return crop(waveform, self.length, rng)
 
 
@@ -131,7 +131,7 @@ class EvalView:
         if len(waveform) < self.min_samples:
             raise BadSample(f"{len(waveform)} samples do not hold one frame")
         if len(waveform) > self.max_samples:
-            raise BadSample(f"{len(waveform)} samples, more than data.eval_max_seconds allows")
+            raise BadSample(f"{len(waveform)} samples, more than eval_max_seconds allows")
         return normalize(waveform)
 
 

@@ -91,7 +91,7 @@ class AudioClips:
         label_pattern: str | None = None,
         group_pattern: str | None = None,
         class_names: tuple[str, ...] | None = None,
-        key: str = "data.root",
+        key: str = "root",
         contents: Contents | None = None,
     ) -> None:
         libraries()
@@ -112,7 +112,7 @@ class AudioClips:
         self._ids = np.flatnonzero(self._all_lengths >= max(1, min_samples))
         self._unusable = (
             f"{key}: none of {len(listed)} clips can be used: {len(self.bad)} cannot be read, "
-            f"{len(self.too_short)} are shorter than {min_samples / sample_rate:g} s (data.min_seconds)"
+            f"{len(self.too_short)} are shorter than {min_samples / sample_rate:g} s (min_seconds)"
             + (f"; the first: {self.bad[0]}" if self.bad else "")
         )
         if not self.too_short:
@@ -126,16 +126,16 @@ class AudioClips:
         if any(clip.transcript is not None for clip in listed):
             self._transcripts = np.array([(clip.transcript or "").encode() for clip in listed])
         self._places = np.array([clip.transcript_place.encode("utf-8", "surrogateescape") for clip in listed])
-        self._groups = None if group_pattern is None else self._search(listed, group_pattern, "data.group_pattern")
+        self._groups = None if group_pattern is None else self._search(listed, group_pattern, "group_pattern")
         self.class_names, self._labels = None, None
         if label_pattern is not None:
-            names = self._search(listed, label_pattern, "data.label_pattern")
+            names = self._search(listed, label_pattern, "label_pattern")
             self.class_names = class_names or tuple(sorted({name for name in names if name is not None}))
             number = {name: i for i, name in enumerate(self.class_names)}
             if unknown := sorted({name for name in names if name is not None} - number.keys()):
                 raise ValueError(
                     f"{key}: labels {unknown[:5]} are not in the training set, whose classes are "
-                    f"{first_of(self.class_names, 10)}; correct data.label_pattern, or remove these clips"
+                    f"{first_of(self.class_names, 10)}; correct label_pattern, or remove these clips"
                 )
             self._labels = np.array([-1 if name is None else number[name] for name in names])
 
@@ -259,7 +259,7 @@ def _search(clips: Sequence[Clip], pattern: str, key: str) -> list[str]:
     return groups
 
 
-def audio_files(root: str, key: str = "data.root") -> Iterator[Clip]:
+def audio_files(root: str, key: str = "root") -> Iterator[Clip]:
     """List the audio files below a folder, sorted by name, without hidden ones.
 
     Raises:
@@ -270,23 +270,23 @@ def audio_files(root: str, key: str = "data.root") -> Iterator[Clip]:
     return iter(audio_listing(root, key)[0])
 
 
-def audio_listing(root: str, key: str = "data.root", held_out: str | None = None) -> tuple[list[Clip], Contents]:
+def audio_listing(root: str, key: str = "root", held_out: str | None = None) -> tuple[list[Clip], Contents]:
     """The clips of :func:`audio_files`, and what else lies there.
 
     Args:
         root: the folder.
-        key: the config key that it was read from, for messages.
-        held_out: ``data.val_root``; files that it holds, too, are left out. None where nothing is held out.
+        key: the argument that it was read from, for messages.
+        held_out: ``val_root``; files that it holds, too, are left out. None where nothing is held out.
 
     Raises:
         ValueError: ``held_out`` holds all files of ``root``.
     """
     listing = _audio_below(root, key)
     notes = splits_read(listing) if held_out is None else ()
-    shared = set() if held_out is None else listing.shared_with(_audio_below(held_out, "data.val_root"))
+    shared = set() if held_out is None else listing.shared_with(_audio_below(held_out, "val_root"))
     if shared and len(shared) == len(listing.paths):
         raise ValueError(
-            f"data.val_root={held_out}: holds all clips of {key}={root} too; give training and validation folders of "
+            f"val_root={held_out}: holds all clips of {key}={root} too; give training and validation folders of "
             "their own"
         )
     if shared:
@@ -307,12 +307,12 @@ def _audio_below(root: str, key: str) -> Listing:
 
 
 def require_folder(root: str, key: str) -> Path:
-    """``root`` as a path, after checking that it is a folder; errors name the config key."""
+    """``root`` as a path, after checking that it is a folder; errors name the argument."""
     path = home_path(root, key)
     if not path.exists():
-        raise FileNotFoundError(f"{key}={root}: no such folder; set {key} to a folder of audio files")
+        raise FileNotFoundError(f"{key}={root}: no such folder; set {key}=FOLDER, a folder of audio files")
     if not path.is_dir():
-        raise ValueError(f"{key}={root}: not a folder; set {key} to the folder that holds the audio files")
+        raise ValueError(f"{key}={root}: not a folder; set {key}=FOLDER, the one that holds the audio files")
     return path
 
 

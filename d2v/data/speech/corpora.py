@@ -31,7 +31,7 @@ def librispeech_parts(root: str, parts: Sequence[str], key: str) -> tuple[list[C
                 raise ValueError(
                     f"{file}: no transcript in {file.parent}/*.trans.txt; the copy of LibriSpeech is damaged"
                 )
-            name = str(file.relative_to(home_path(root, "data.root")))
+            name = str(file.relative_to(home_path(root, "root")))
             clips.append(Clip(name, None, *texts.pop((file.parent, file.stem))))
         left_out += listing.left_out
         silent += len(texts)
@@ -43,8 +43,8 @@ def _librispeech_files(root: str, split: str, key: str) -> Listing:
     folder = librispeech_folder(root, split)
     if folder is None:
         raise FileNotFoundError(
-            f"{key}={split}: {root} holds neither {split} nor LibriSpeech/{split}; correct data.root, or fetch it with "
-            "data.download=true"
+            f"{key}={split}: {root} holds neither {split} nor LibriSpeech/{split}; correct root={root}, or "
+            "fetch it with download=true"
         )
     try:
         listing = list_files(folder, (".flac", ".trans.txt"))
@@ -70,7 +70,7 @@ def _librispeech_texts(listing: Listing, key: str) -> dict[tuple[Path, str], tup
 
 def librispeech_folder(root: str, split: str) -> Path | None:
     """Return the folder of ``split``: below ``root``, or below its folder LibriSpeech, as torchaudio unpacks it."""
-    base = home_path(root, "data.root")
+    base = home_path(root, "root")
     for parent in (base, base / "LibriSpeech"):
         if (parent / split).is_dir():
             return parent / split

@@ -98,7 +98,7 @@ class SpeechData(PretrainSet):
         check_seconds(self.min_seconds, self.max_seconds)
         for name in ("min_seconds", "crop_seconds", "eval_max_seconds"):
             if num_frames(self._samples(getattr(self, name)), layers) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)}: such a clip holds no frame; raise it")
+                raise ValueError(f"{name}={getattr(self, name)}: such a clip holds no frame; raise it")
         for name, clips in (("train", self.train), ("probe_train", self.probe_train), ("val", self.val)):
             if isinstance(clips, AudioClips) and not (name == "probe_train" and clips is self.train):
                 self._report(clips)
@@ -110,7 +110,7 @@ class SpeechData(PretrainSet):
             log.warning("skipped %s", entry)
         if clips.too_short:
             log.warning(
-                "left out %d of %d clips shorter than data.min_seconds=%g: %s%s",
+                "left out %d of %d clips shorter than min_seconds=%g: %s%s",
                 len(clips.too_short), total, self.min_seconds, ", ".join(clips.too_short[:5]),
                 ", ..." if len(clips.too_short) > 5 else "",
             )  # fmt: skip
@@ -195,7 +195,7 @@ class SpeechData(PretrainSet):
     def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches | ShardedBatches:
         """Batches of random crops with masks, for a ``DataLoader`` with ``batch_size=None``."""
         if self.train is None or isinstance(self.train, AudioClips):
-            raise ValueError("data.streaming=false: use pretrain_dataset")
+            raise ValueError("streaming=false: use pretrain_dataset")
         collate = self.pretrain_collate(mask, seed)
         view = CropView(self._samples(self.crop_seconds))
         return stream_batches(self.train, view, collate, seed, plan, self.shuffle_buffer)
@@ -226,9 +226,7 @@ class SpeechData(PretrainSet):
         if clips is None and split == "train" and not self.streaming:
             clips = self.train
         if clips is None:
-            raise ValueError(
-                f"split={split!r}: this data has no such clips; set data.val_root, or choose another split"
-            )
+            raise ValueError(f"split {split!r}: this data has no such clips; set val_root, or choose another split")
         return clips.every()
 
     def finetune(
@@ -253,9 +251,9 @@ class SpeechData(PretrainSet):
         """
         clips = self.train if isinstance(self.train, AudioClips) and self.train.has_transcripts else self.probe_train
         if clips is None or self.val is None:
-            raise ValueError("fine-tuning needs clips with transcripts to train on and to score: see data.val")
+            raise ValueError("fine-tuning needs clips with transcripts to train on and to score: see val=...")
         check_letters(letters)
-        every = TranscribedClips(clips, letters, self._samples(self.max_seconds), on_bad_text, "data.max_seconds")
+        every = TranscribedClips(clips, letters, self._samples(self.max_seconds), on_bad_text, "max_seconds")
         train: Source[np.ndarray] = every if hours is None else choose_hours(every, hours, self.sample_rate, seed)
         train = part(train, label_fraction, seed, stratify=False)
         name_unlearnable(train, train.lengths, self.conv_layers)  # type: ignore[attr-defined, arg-type]
@@ -276,7 +274,7 @@ class SpeechData(PretrainSet):
         """Mean and standard deviation of 40 log-mels, (N, 80) float32, and labels (N,) int64."""
         frames, ids = self.raw_frames(split)
         if not frames:
-            raise ValueError(f"split={split!r}: none of these clips can be read")
+            raise ValueError(f"split {split!r}: none of these clips can be read")
         features = torch.stack([torch.cat([x.mean(0), x.std(0)]) for x in frames])
         labels = [self._eval_clips(split).label(i) for i in ids.tolist()]
         return features, torch.tensor([-1 if label is None else label for label in labels])
@@ -307,7 +305,7 @@ class SpeechData(PretrainSet):
             what = (
                 "streaming=true: use pretrain_stream" if self.streaming else "root=null: there are no clips to train on"
             )
-            raise ValueError(f"data.{what}")
+            raise ValueError(what)
         self.train.check_not_empty()
         return self.train
 
@@ -336,6 +334,4 @@ class _LogMel:
 def check_seconds(min_seconds: float, max_seconds: float) -> None:
     """Raise ValueError, naming keys and fix, if the shortest clip is longer than the longest."""
     if min_seconds > max_seconds:
-        raise ValueError(
-            f"data.min_seconds={min_seconds}, data.max_seconds={max_seconds}: choose min_seconds <= max_seconds"
-        )
+        raise ValueError(f"min_seconds={min_seconds}, max_seconds={max_seconds}: choose min_seconds <= max_seconds")

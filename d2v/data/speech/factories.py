@@ -69,25 +69,25 @@ def librispeech(
     """
     sample_rate, shortest = _shortest(options)
     if not download:
-        require_folder(root, "data.root")
+        require_folder(root, "root")
 
     def clips(parts: Sequence[str] | str, key: str, min_samples: int) -> AudioClips:
         names = _as_list(parts)
         if download:
             _download(root, [name for name in names if librispeech_folder(root, name) is None], key)
         listed, left_out, notes = librispeech_parts(root, names, key)
-        trained_on = [name for name in names if key == "data.val" and name in _as_list(train)]
+        trained_on = [name for name in names if key == "val" and name in _as_list(train)]
         if trained_on:
             notes = (*notes, f"trained on, too: {', '.join(trained_on)}")
         contents = Contents(f"{printable(root)} ({', '.join(names)})", "clips", left_out, notes)
-        base = home_path(root, "data.root")
+        base = home_path(root, "root")
         return AudioClips(partial(_below, base), listed, sample_rate, min_samples, key=key, contents=contents)
 
-    pretrained_on = clips(train, "data.train", shortest)
+    pretrained_on = clips(train, "train", shortest)
     return SpeechData(
         train=pretrained_on,
-        probe_train=pretrained_on if probe_train is None else clips(probe_train, "data.probe_train", 1),
-        val=None if val is None else clips(val, "data.val", 1),
+        probe_train=pretrained_on if probe_train is None else clips(probe_train, "probe_train", 1),
+        val=None if val is None else clips(val, "val", 1),
         **options,
     )
 
@@ -104,7 +104,7 @@ def _download(root: str, parts: Sequence[str], key: str) -> None:
     """Download parts; a part appears only when complete, and other processes wait for the first."""
     from torchaudio.datasets import LIBRISPEECH
 
-    target = home_path(root, "data.root") / "LibriSpeech"
+    target = home_path(root, "root") / "LibriSpeech"
     target.mkdir(parents=True, exist_ok=True)
     for part in parts:
         with FileLock(target / f".{part}.lock"):
@@ -118,7 +118,7 @@ def _download(root: str, parts: Sequence[str], key: str) -> None:
             except (OSError, RuntimeError, ValueError) as error:
                 raise FileNotFoundError(
                     f"{key}={part}: could not be fetched ({error}); check the name and the network, or unpack it below "
-                    f"data.root={root} yourself"
+                    f"root={root} yourself"
                 ) from error
             (scratch / "LibriSpeech" / part).rename(target / part)
             shutil.rmtree(scratch)
@@ -159,11 +159,11 @@ def audio_folder(
             f"{key}={folder}", contents,
         )  # fmt: skip
 
-    train = clips(root, "data.root", shortest, val_root)
+    train = clips(root, "root", shortest, val_root)
     return SpeechData(
         train=train,
         probe_train=train if label_pattern is not None else None,
-        val=None if val_root is None else clips(val_root, "data.val_root", 1, None, train.class_names),
+        val=None if val_root is None else clips(val_root, "val_root", 1, None, train.class_names),
         **options,
     )
 
@@ -193,13 +193,13 @@ def audio_manifest(
     """
     sample_rate, shortest = _shortest(options)
     if val_transcripts is not None and val_manifest is None:
-        raise ValueError(f"data.val_transcripts={val_transcripts}: set data.val_manifest, the clips they belong to")
+        raise ValueError(f"val_transcripts={val_transcripts}: set val_manifest, the clips they belong to")
 
     def clips(path: str, texts: str | None, prefix: str, min_samples: int) -> AudioClips:
-        root, listed = manifest_clips(path, sample_rate, f"data.{prefix}manifest")
+        root, listed = manifest_clips(path, sample_rate, f"{prefix}manifest")
         if texts is not None:
-            listed = with_transcripts(listed, texts, f"data.{prefix}transcripts")
-        key = f"data.{prefix}manifest={path}"
+            listed = with_transcripts(listed, texts, f"{prefix}transcripts")
+        key = f"{prefix}manifest={path}"
         contents = Contents(printable(path), "clips")
         return AudioClips(partial(_below, root), listed, sample_rate, min_samples, key=key, contents=contents)
 
@@ -257,7 +257,7 @@ def hf_audio(
     val = None
     if val_split is not None:
         check_other_split(split, val_split)
-        val = hf_clips(path, val_split, audio_column, text_column, sample_rate, 1, "data.val_split")
+        val = hf_clips(path, val_split, audio_column, text_column, sample_rate, 1, "val_split")
     return SpeechData(
         train=train,
         probe_train=train if isinstance(train, AudioClips) and train.has_transcripts else None,

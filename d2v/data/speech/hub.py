@@ -30,7 +30,7 @@ def hf_clips(
     text_column: str | None,
     sample_rate: int,
     min_samples: int,
-    key: str = "data.split",
+    key: str = "split",
 ) -> AudioClips:
     """Every row's audio; lengths are read from the files' headers.
 
@@ -41,7 +41,7 @@ def hf_clips(
         text_column: of transcripts; None for none.
         sample_rate: Hz; other clips are resampled.
         min_samples: shorter clips are left out.
-        key: the config key that ``split`` was read from, for messages.
+        key: the argument that ``split`` was read from, for messages.
 
     Raises:
         FileNotFoundError: no such data set.
@@ -51,11 +51,11 @@ def hf_clips(
     column = AUDIO.column(path, data, audio_column)
     texts: list[str | None] = [None] * len(data)
     if text_column is not None:
-        texts = data[find_column(path, data, "data.text_column", text_column, ("string", "large_string"))][:]
+        texts = data[find_column(path, data, "text_column", text_column, ("string", "large_string"))][:]
     clips = [Clip(str(number), None, text) for number, text in enumerate(texts)]
     return AudioClips(
         _Rows(AUDIO.undecoded(data, column), column), clips, sample_rate, min_samples,
-        key=f"data.path={path}", contents=Contents(f"{path}/{split}", "clips"),
+        key=f"path={path}", contents=Contents(f"{path}/{split}", "clips"),
     )  # fmt: skip
 
 

@@ -63,12 +63,12 @@ class TranscribedClips:
         letters: str,
         max_samples: int,
         on_bad_text: Literal["error", "skip"] = "error",
-        limit: str = "data.eval_max_seconds",
+        limit: str = "eval_max_seconds",
     ) -> None:
         if not clips.has_transcripts:
             raise ValueError(
-                "these clips have no transcripts: use data=librispeech, data.transcripts of data=audio_manifest, or "
-                "data.text_column of data=hf_audio"
+                "these clips have no transcripts: use data=librispeech, transcripts=... of data=audio_manifest, or "
+                "text_column of data=hf_audio"
             )
         clips.check_not_empty()
         self.clips = clips
@@ -100,7 +100,7 @@ class TranscribedClips:
                 f"none of {len(clips)} clips can be used: {len(bad)} transcripts, {len(too_long)} too long; the first: "
                 + [*bad, *too_long][0]
             )
-        too_short = (f"{name}: {TOO_SHORT} (data.min_seconds)" for name in clips.too_short)
+        too_short = (f"{name}: {TOO_SHORT} (min_seconds)" for name in clips.too_short)
         self.left_out = (*clips.bad, *too_short, *too_long, *bad)
         self.lengths = clips.lengths[self.ids]
 

@@ -77,7 +77,7 @@ class BlockStream:
     def share(self, reader: int, num_readers: int) -> BlockShare:
         """The blocks of one reader's documents. Raises ValueError if the documents cannot be shared out."""
         if not isinstance(self.documents, SharedDocuments):
-            raise ValueError("data.streaming=sharded: is for data=hf_text; give data.streaming=true")
+            raise ValueError("streaming=sharded: is for data=hf_text; give streaming=true")
         return BlockShare(self.documents.share(reader, num_readers), self.tokenizer, self.block_size)
 
     def decode(self, record: Block) -> np.ndarray:

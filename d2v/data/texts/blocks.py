@@ -39,9 +39,9 @@ def cache_dir(folder: str | None) -> Path:
         ValueError: it cannot be made or written to.
     """
     variable = os.environ.get("D2V_CACHE")
-    given = "D2V_CACHE" if variable and not folder else "data.cache"
+    given = "D2V_CACHE" if variable and not folder else "cache"
     chosen = folder or variable or "~/.cache/d2v"
-    fix = "give a folder that can be written to by data.cache=DIR or D2V_CACHE"
+    fix = "give a folder that can be written to by cache=DIR or D2V_CACHE"
     try:
         path = Path(chosen).expanduser()
     except RuntimeError as error:
@@ -137,7 +137,7 @@ class TokenBlocks:
 def no_block(block_size: int, num_tokens: int) -> ValueError:
     """The error about text that is shorter than one block."""
     fix = f"choose at most {num_tokens + 1}" if num_tokens > 2 else "give more text"
-    return ValueError(f"data.block_size={block_size}: the whole text has {num_tokens} tokens; {fix}")
+    return ValueError(f"block_size={block_size}: the whole text has {num_tokens} tokens; {fix}")
 
 
 def pack(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Path:

@@ -143,7 +143,7 @@ class TextData(EqualSamples):
     def check_mask(self, mask: MaskGenerator | None) -> None:
         """Raise ValueError if no such masks exist, or there is no block."""
         if self.train is None:
-            raise ValueError("data.root=null: there is no text to pretrain on; give a file or a folder")
+            raise ValueError("root=null: there is no text to pretrain on; give a file or a folder")
         if not self.streaming:
             self._blocks()
         super().check_mask(mask)
@@ -151,7 +151,7 @@ class TextData(EqualSamples):
     def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches | ShardedBatches:
         """Batches of blocks with masks, for a ``DataLoader`` with ``batch_size=None``."""
         if not isinstance(self.train, BlockStream):
-            raise ValueError("data.streaming=false: use pretrain_dataset")
+            raise ValueError("streaming=false: use pretrain_dataset")
         collate = self.pretrain_collate(mask, seed)
         return stream_batches(self.train, _block_view, collate, seed, plan, self.shuffle_buffer)
 
@@ -202,20 +202,20 @@ class TextData(EqualSamples):
             what = (
                 "streaming=true: use pretrain_stream" if self.streaming else "root=null: there is no text to train on"
             )
-            raise ValueError(f"data.{what}")
+            raise ValueError(what)
         self.train.check_not_empty()
         return self.train
 
     def _documents(self) -> PackedDocuments:
         """The training text by document."""
         if not isinstance(self.train, TokenBlocks):
-            raise ValueError("data.streaming=true: a stream is read in blocks; set data.streaming=false for documents")
+            raise ValueError("streaming=true: a stream is read in blocks; set streaming=false for documents")
         if self.documents is None:
-            raise ValueError("split='train': this data does not know its documents; set data.probe_train to a table")
+            raise ValueError("split 'train': this data does not know its documents; set probe_train to a table")
         documents = PackedDocuments(self.train, self.documents, self.tokenizer.eos_id, self.block_size)
         if documents.num_cut:
             log.warning(
-                "cut %d of %d documents to data.block_size=%d tokens",
+                "cut %d of %d documents to block_size=%d tokens",
                 documents.num_cut,
                 len(documents),
                 self.block_size,
@@ -226,7 +226,7 @@ class TextData(EqualSamples):
         source: Any = {"train": self.probe_train, "val": self.val}.get(split)
         if source is None:
             raise ValueError(
-                f"split={split!r}: this data has no such labelled texts; set data.probe_train and data.probe_val to "
+                f"split {split!r}: this data has no such labelled texts; set probe_train and probe_val to "
                 "tables with a header"
             )
         return source

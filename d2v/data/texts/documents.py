@@ -107,7 +107,7 @@ class TextFiles:
 
     root: str
     document: Literal["line", "file"] = "line"
-    key: str = "data.root"
+    key: str = "root"
 
     def __post_init__(self) -> None:
         if not self.files():
@@ -278,7 +278,7 @@ class HFTexts:
 
     def _rows(self) -> tuple[Any, str]:
         data = load_hf(self.path, self.split, self.streaming)
-        column = find_column(self.path, data, "data.column", self.text_column, ("string", "large_string"))
+        column = find_column(self.path, data, "column", self.text_column, ("string", "large_string"))
         return data.select_columns([column]), column
 
     @property

@@ -214,24 +214,19 @@ def fitting_tokenizer(
     if tokenizer is not None:
         chosen = load_tokenizer(tokenizer)
     elif documents is None:
-        raise ValueError(
-            "data.tokenizer=null: without data.root there is nothing to train one on; give a tokenizer.json"
-        )
+        raise ValueError("tokenizer=null: without root=... there is nothing to train one on; give a tokenizer.json")
     else:
         chosen = cached_tokenizer(documents, vocab_size, cache_dir(cache))
     if chosen.vocab_size > vocab_size:
         raise ValueError(
-            f"data.vocab_size={vocab_size}: the tokenizer has {chosen.vocab_size} tokens; "
-            f"set data.vocab_size={chosen.vocab_size}"
+            f"vocab_size={vocab_size}: the tokenizer has {chosen.vocab_size} tokens; set vocab_size={chosen.vocab_size}"
         )
     if chosen.pad_id != pad_id:
-        raise ValueError(
-            f"data.pad_id={pad_id}: the tokenizer's padding is {chosen.pad_id}; set data.pad_id={chosen.pad_id}"
-        )
+        raise ValueError(f"pad_id={pad_id}: the tokenizer's padding is {chosen.pad_id}; set pad_id={chosen.pad_id}")
     if mask_id is not None and mask_id != chosen.mask_id:
         raise ValueError(
-            f"data.mask_id={mask_id}: the tokenizer's mask token is {chosen.mask_id}; "
-            + ("choose another tokenizer" if chosen.mask_id is None else f"set data.mask_id={chosen.mask_id}")
+            f"mask_id={mask_id}: the tokenizer's mask token is {chosen.mask_id}; "
+            + ("choose another tokenizer" if chosen.mask_id is None else f"set mask_id={chosen.mask_id}")
         )
     return chosen
 
@@ -240,8 +235,8 @@ def _probe_tables(
     train: str | None, val: str | None, text_column: str | None, label_column: str | None, limit: int | None
 ) -> tuple[LabelledTexts | None, LabelledTexts | None]:
     if (train is None) != (val is None):
-        raise ValueError(f"data.probe_train={train}, data.probe_val={val}: give both tables or none")
+        raise ValueError(f"probe_train={train}, probe_val={val}: give both tables or none")
     if train is None or val is None:
         return None, None
-    labelled = read_table(train, "data.probe_train", text_column, label_column, limit)
-    return labelled, read_table(val, "data.probe_val", text_column, label_column, None, labelled.class_names)
+    labelled = read_table(train, "probe_train", text_column, label_column, limit)
+    return labelled, read_table(val, "probe_val", text_column, label_column, None, labelled.class_names)

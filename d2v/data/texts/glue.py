@@ -134,7 +134,7 @@ def glue(
             in order; the message names file and line, or split and row.
     """
     if (root is None) == (path is None):
-        raise ValueError(f"data.root={root}, data.path={path}: give the folder of GLUE's files, or nyu-mll/glue")
+        raise ValueError(f"root={root}, path={path}: give the folder of GLUE's files, or nyu-mll/glue")
     defaults: TokenizerOptions = {"vocab_size": 50265}
     chosen = TASKS[task]
     skip = on_bad_row == "skip"

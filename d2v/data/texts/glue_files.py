@@ -21,13 +21,13 @@ _SUBMISSIONS = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}
 
 def read_file(task: GlueTask, root: str, skip: bool, split: str) -> Sentences:
     """Sentences of a task's file ``split``.tsv; rows that cannot be read are an error, or left out with ``skip``."""
-    path = home_path(root, "data.root") / task.folder / f"{split}.tsv"
+    path = home_path(root, "root") / task.folder / f"{split}.tsv"
     if not path.is_file():
-        raise FileNotFoundError(f"data.root={root}: {path} is missing; data.root must hold GLUE's folder {task.folder}")
+        raise FileNotFoundError(f"root={root}: {path} is missing; give the folder that holds GLUE's {task.folder}")
     try:
         lines = utf8_of(path).removesuffix(b"\n").split(b"\n")  # a lone CR is part of a cell
     except ValueError as error:
-        raise ValueError(f"data.root={root}: {path} is {error}") from error
+        raise ValueError(f"root={root}: {path} is {error}") from error
     labelled = _labelled(split)
     header, first_line = list(task.columns), 1
     if not (task.columns and labelled):
@@ -95,7 +95,7 @@ def _sentences(
                 left_out.append(entry)
                 log.warning("left out %s%s", origin, entry)
                 continue
-            fix = "mend the row, or leave such rows out with data.on_bad_row=skip"
+            fix = "mend the row, or leave such rows out with on_bad_row=skip"
             answers = "restore the test set: a submission answers every row, in order"
             raise ValueError(f"{origin}{entry}; {fix if labelled else answers}") from None
         texts.append(tuple((row[column] or "").strip() for column in task.texts))
@@ -145,7 +145,7 @@ def read_hub(task: GlueTask, name: str, path: str, skip: bool, split: str) -> Se
     data = load_hf(path, split, name=name, key=None)
     texts, names = _HUB[name]
     task = task._replace(texts=texts, label="label", number="idx")
-    find = partial(find_column, path, data, f"data.task={name}, column")
+    find = partial(find_column, path, data, f"task={name}, column")
     columns = [find(column, ("string", "large_string")) for column in texts]
     columns.append(find("label", () if names else ("float32", "float64")) if labelled else find("idx", ()))
     table = data.select_columns(columns)[:]
@@ -153,7 +153,7 @@ def read_hub(task: GlueTask, name: str, path: str, skip: bool, split: str) -> Se
         given = tuple(getattr(features_of(data)["label"], "names", None) or ())
         if given != names:
             raise ValueError(
-                f"data.task={name}: the classes of {path}, {split}, are ({', '.join(given)}), but must be "
+                f"task={name}: the classes of {path}, {split}, are ({', '.join(given)}), but must be "
                 f"({', '.join(names)}), in this order: choose the task that the data are of, or restore their classes"
             )
         known = names if set(names) == set(task.classes) else task.classes  # the files say 0 and 1 for some names
@@ -161,7 +161,7 @@ def read_hub(task: GlueTask, name: str, path: str, skip: bool, split: str) -> Se
         table["label"] = [words.get(label, str(label)) for label in table["label"]]
     cells = zip(*(table[column] for column in columns), strict=True)
     rows = ((f" row {i}", zip(columns, row, strict=True)) for i, row in enumerate(cells))
-    return _sentences(task, f"data.path={path}: ", split, rows, dict, skip)
+    return _sentences(task, f"path={path}: ", split, rows, dict, skip)
 
 
 def write_submission(task: GlueTask, folder: Path, split: str, predictions: Sequence[Any]) -> Path:

@@ -77,7 +77,7 @@ def read_table(
 
     Args:
         path: the file.
-        key: the config key that ``path`` was read from, for messages.
+        key: the argument that ``path`` was read from, for messages.
         text_column: of the texts; "sentence" or "text" if None.
         label_column: of the labels, any strings; "label" if None.
         limit: at most so many rows, evenly spaced; None for all.
@@ -96,8 +96,8 @@ def read_table(
     header = [cell.strip() for cell in next(rows, ([], 1))[0]]
     if not header:
         raise ValueError(f"{key}={path}: an empty table; give a .tsv or .csv file with a header")
-    texts_at = _column(path, header, "data.text_column", text_column, ("sentence", "text"))
-    labels_at = _column(path, header, "data.label_column", label_column, ("label",))
+    texts_at = _column(path, header, "text_column", text_column, ("sentence", "text"))
+    labels_at = _column(path, header, "label_column", label_column, ("label",))
     examples: list[tuple[str, str]] = []
     for row, line in rows:
         if len(row) != len(header):

@@ -43,7 +43,7 @@ class Tokenizer:
     def __init__(
         self,
         backend: Any,
-        key: str = "data.tokenizer",
+        key: str = "tokenizer",
         ids: np.ndarray | None = None,
         config: Mapping[str, str] | None = None,
     ) -> None:
@@ -132,14 +132,14 @@ def _rebuild(backend: str, ids: np.ndarray, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(path: str | Path, key: str = "data.tokenizer") -> Tokenizer:
+def load_tokenizer(path: str | Path, key: str = "tokenizer") -> Tokenizer:
     """A tokenizer from a file or folder.
 
     Args:
         path: ``tokenizer.json`` (ours or any of Hugging Face's; a ``tokenizer_config.json`` beside it may name the
             tokens that open, close and pad), or what it contains; or a folder, one with ``tokenizer.json`` or one with
             the released models' ``encoder.json``, ``vocab.bpe`` and ``dict.txt``.
-        key: the config key that ``path`` was read from, for messages.
+        key: the argument that ``path`` was read from, for messages.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or nothing to read in it.
@@ -267,7 +267,7 @@ def _released_ids(path: Path, known: set[int], key: str) -> tuple[np.ndarray, in
     return ids, num_symbols
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, key: str = "data.vocab_size") -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, key: str = "vocab_size") -> Tokenizer:
     """Byte-level BPE, trained on texts; every text can be encoded, whatever its characters.
 
     Words longer than ``LONGEST_WORD`` bytes (base64, DNA, a script without blanks) are learned and encoded in parts of
@@ -276,7 +276,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, key: str = "data.voca
     Args:
         texts: documents.
         vocab_size: ids, the 5 special ones and the 256 bytes included.
-        key: the config key that ``vocab_size`` was read from, for messages.
+        key: the argument that ``vocab_size`` was read from, for messages.
 
     Raises:
         ValueError: the vocabulary is too small, there is no text, or ``tokenizers`` is not installed.

@@ -206,12 +206,12 @@ def write_tokenizer(folder: Path, data: Mapping[str, Any], max_positions: int) -
     """
     text = data.get("tokenizer")
     if not isinstance(text, str) or not text.lstrip().startswith("{"):
-        log.warning("data.tokenizer is no tokenizer's content: none is written to %s", folder)
+        log.warning("inputs.tokenizer is no tokenizer's content: none is written to %s", folder)
         return {}
     try:
         return _write_tokenizer(folder, text, data, max_positions)
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # a file may hold anything there
-        raise ValueError(f"data.tokenizer: not the content of a tokenizer.json ({error!r})") from error
+        raise ValueError(f"inputs.tokenizer: not the content of a tokenizer.json ({error!r})") from error
 
 
 def _write_tokenizer(folder: Path, text: str, data: Mapping[str, Any], max_positions: int) -> dict[str, int]:

@@ -63,7 +63,7 @@ class CheckpointEvery(Checkpoint):
     ) -> None:
         super().__init__()
         if keep == 0:
-            raise ValueError("callbacks.checkpoint.keep=0: choose -1 (all) or at least 1")
+            raise ValueError("keep=0: choose -1 (all) or at least 1")
         self.dirpath = Path(run_dir) / FOLDER
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
@@ -144,7 +144,7 @@ class CheckpointEvery(Checkpoint):
         known = sorted(later | trainer.callback_metrics.keys())
         if self.monitor not in known:
             raise UnknownMetric(
-                f"callbacks.checkpoint.monitor={self.monitor}: no such metric is logged; choose one of "
+                f"monitor={self.monitor}: no such metric is logged; choose one of "
                 f"{', '.join(known)}, or null (probe/knn comes with callbacks=probe)"
             )
         self._monitor_is_known = True

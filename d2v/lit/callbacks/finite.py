@@ -99,7 +99,7 @@ class SkippedSteps(L.Callback):
             if self.in_a_row >= self.max_in_a_row:
                 raise NotFinite(
                     f"the gradient was not finite in the last {self.in_a_row} steps, up to step {step} "
-                    f"(callbacks.finite.max_in_a_row={self.max_in_a_row}); their samples are in {path}. What helps: "
-                    "a lower optim.lr, trainer.gradient_clip_val=4, trainer.precision=32-true, and a look at those "
+                    f"(max_in_a_row={self.max_in_a_row}); their samples are in {path}. What helps: "
+                    "a lower lr=..., gradient_clip_val=4, precision=32-true, and a look at those "
                     "samples; then resume=auto goes on from the last checkpoint"
                 )

@@ -186,8 +186,8 @@ class HealthMonitor(L.Callback):
             raise Collapse(
                 f"{watched.subject} collapsed at step {step}: {watched.what} differ by {spread:.3g} of "
                 f"their size, at best by {best:.3g} (train/{watched.spread}; limit: "
-                f"callbacks.health.{watched.limit}={limit} of the best). What helps, in this order: a lower "
-                "optim.lr; a longer schedule.warmup_steps; trainer.gradient_clip_val=4; a slower teacher "
-                "(ema.decay_start and ema.decay_end closer to 1); instance norm in model.layer_norms. "
-                f"callbacks.health.{watched.limit}=null goes on regardless."
+                f"{watched.limit}={limit} of the best). What helps, in this order: a lower "
+                "lr=...; a longer warmup_steps; gradient_clip_val=4; a slower teacher "
+                "(decay_start and decay_end closer to 1); instance norm in layer_norms. "
+                f"{watched.limit}=null goes on regardless."
             )

@@ -51,8 +51,8 @@ class OnlineKNN(L.Callback):
     ) -> None:
         if data.probe_train is None or data.val is None or data.class_names is None:
             raise ValueError(
-                "callbacks=probe needs labelled training and validation samples: set data.val_root (or data.val_split, "
-                "or data.probe_train and data.probe_val), use class folders, or choose callbacks=default"
+                "callbacks=probe needs labelled training and validation samples: set val_root (or val_split, "
+                "or probe_train and probe_val), use class folders, or choose callbacks=default"
             )
         self.every_n_steps = every_n_steps
         self.layers, self.pool = layers, pool

@@ -1,4 +1,4 @@
-"""Early stop of a run: on a signal, and after ``trainer.max_time``."""
+"""Early stop of a run: on a signal, and after ``max_time``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class StopWhenTold(L.Callback):
     def cause(self) -> str:
         """Reason of the stop in words; empty if the run was not stopped."""
         if self.reason == "max_time":
-            return f"trainer.max_time={self.max_time}"
+            return f"max_time={self.max_time}"
         return "" if self._signal is None else _name(self._signal)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: LightningModule) -> None:
@@ -145,7 +145,7 @@ def find_stop(trainer: L.Trainer) -> StopWhenTold:
 
 
 def parse_time(text: str | None) -> timedelta | None:
-    """Parse ``trainer.max_time``: days, hours, minutes, seconds.
+    """Parse ``max_time``: days, hours, minutes, seconds.
 
     Raises:
         ValueError: the text has another form, or is zero.
@@ -154,10 +154,10 @@ def parse_time(text: str | None) -> timedelta | None:
         return None
     found = re.fullmatch(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})", str(text))
     if found is None:
-        raise ValueError(f"trainer.max_time={text}: write DD:HH:MM:SS, such as 00:11:30:00 for eleven and a half hours")
+        raise ValueError(f"max_time={text}: write DD:HH:MM:SS, such as 00:11:30:00 for eleven and a half hours")
     days, hours, minutes, seconds = map(int, found.groups())
     if hours > 23 or minutes > 59 or seconds > 59 or not (days or hours or minutes or seconds):
-        raise ValueError(f"trainer.max_time={text}: is no time; DD:HH:MM:SS, such as 00:11:30:00, with HH up to 23")
+        raise ValueError(f"max_time={text}: is no time; DD:HH:MM:SS, such as 00:11:30:00, with HH up to 23")
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 

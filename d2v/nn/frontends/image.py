@@ -49,9 +49,13 @@ class ImageFrontend(Frontend):
         super().__init__(embed_dim, num_prefix_tokens, mask_token=mask_token)
         if img_size % patch_size:
             raise ValueError(
-                f"data.patch_size={patch_size} does not divide data.img_size={img_size}; "
-                f"choose data.img_size={max(1, round(img_size / patch_size)) * patch_size} or another data.patch_size"
+                f"patch_size={patch_size} does not divide img_size={img_size}; "
+                f"choose img_size={max(1, round(img_size / patch_size)) * patch_size} or another patch_size"
             )
+        if fixed_positions and embed_dim % 4:
+            raise ValueError(f"embed_dim={embed_dim}: 2-d sine-cosine positions need a multiple of 4")
+        if fixed_positions and embed_dim % 4:
+            raise ValueError(f"embed_dim={embed_dim}: 2-d sine-cosine positions need a multiple of 4")
         self.img_size = img_size
         self.patch_size = patch_size
         self.in_chans = in_chans
@@ -79,7 +83,7 @@ class ImageFrontend(Frontend):
         if tuple(inputs.shape[1:]) != expected:
             raise ValueError(
                 f"images of shape {tuple(inputs.shape[1:])} reached an encoder built for {expected} "
-                "(data.in_chans, data.img_size, data.img_size)"
+                "(in_chans, img_size, img_size)"
             )
         x_BTD = self.proj(inputs).flatten(2).transpose(1, 2)
         return x_BTD if self.positions is None else x_BTD + self.positions

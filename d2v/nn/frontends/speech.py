@@ -75,11 +75,8 @@ class SpeechFrontend(Frontend):
         norm_eps: Epsilon = 1e-5,
     ) -> None:
         super().__init__(embed_dim, num_prefix_tokens, input_drop_rate=input_drop_rate, mask_token=mask_token)
-        key = "model.encoder.frontends.speech"
         if embed_dim % pos_groups:
-            raise ValueError(
-                f"{key}.pos_groups={pos_groups} does not divide model.encoder.embed_dim={embed_dim}; choose a divisor"
-            )
+            raise ValueError(f"pos_groups={pos_groups} does not divide embed_dim={embed_dim}; choose a divisor")
         self.conv_layers = tuple((int(c), int(k), int(s)) for c, k, s in conv_layers)
         self.zero_padding = zero_padding
         channels = [1, *(c for c, _, _ in self.conv_layers)]
@@ -113,8 +110,8 @@ class SpeechFrontend(Frontend):
         """
         if num_frames(inputs.shape[1], self.conv_layers) < 1:
             raise ValueError(
-                f"waveforms of {inputs.shape[1]} samples hold no frame: raise data.min_seconds, or choose smaller "
-                "kernels in data.conv_layers"
+                f"waveforms of {inputs.shape[1]} samples hold no frame: raise min_seconds, or choose smaller "
+                "kernels in conv_layers"
             )
         x = inputs.unsqueeze(1)  # (B, 1, S)
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):

@@ -57,10 +57,7 @@ class TextFrontend(Frontend):
         super().__init__(embed_dim, num_prefix_tokens, input_norm=False, input_drop_rate=input_drop_rate)
         for name, token_id in (("pad_id", pad_id), ("mask_id", mask_id)):
             if token_id is not None and not 0 <= token_id < vocab_size:
-                raise ValueError(
-                    f"model.encoder.frontends.text.{name}={token_id}: must be an id of the vocabulary, 0 to "
-                    f"{vocab_size - 1}"
-                )
+                raise ValueError(f"{name}={token_id}: must be an id of the vocabulary, 0 to {vocab_size - 1}")
         self.max_positions = max_positions
         self.pad_id = pad_id
         self.mask_id = mask_id
@@ -90,7 +87,7 @@ class TextFrontend(Frontend):
         if inputs.shape[1] > self.max_positions:
             raise ValueError(
                 f"texts of {inputs.shape[1]} tokens reached an encoder with {self.max_positions} positions: lower "
-                "data.block_size, or raise model.encoder.frontends.text.max_positions"
+                "block_size, or raise max_positions"
             )
         real = inputs != self.pad_id
         positions = real.cumsum(1) * real + self.pad_id

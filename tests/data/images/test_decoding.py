@@ -162,7 +162,7 @@ def test_a_data_set_has_one_range_and_says_so(tmp_path):
     data = image_folder(str(tmp_path), **SMALL)
     pixels = [int(np.asarray(data.train.load(i))[4, 4]) for i in range(3)]
     assert pixels == [round(v * 255 / 4095) for v in (100, 1000, 4000)]  # a dark image stays dark
-    note = "16- or 32-bit images, values 0 to 4000 in 3 of them: 12 bits; set data.bit_depth if that is wrong"
+    note = "16- or 32-bit images, values 0 to 4000 in 3 of them: 12 bits; set bit_depth if that is wrong"
     assert note in "\n".join(data.describe())
     data = image_folder(str(tmp_path), bit_depth=16, **SMALL)
     assert int(np.asarray(data.train.load(2))[4, 4]) == round(4000 * 255 / 65535)

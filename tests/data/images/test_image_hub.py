@@ -81,7 +81,7 @@ def test_saved_to_disk(tmp_path):
     assert len(HFImages(str(tmp_path / "one"))) == ROWS
     assert len(HFImages(str(tmp_path / "several"), "val")) == 3
     assert len(list(HFImageStream(str(tmp_path / "several"), "train"))) == ROWS
-    with pytest.raises(ValueError, match=r"data\.split=test: no such split of .*it has train, val"):
+    with pytest.raises(ValueError, match=r"split=test: no such split of .*it has train, val"):
         HFImages(str(tmp_path / "several"), "test")
 
 
@@ -108,7 +108,7 @@ def test_folders_that_hugging_face_leaves_out_are_named(tmp_path, streaming):
     assert lines[1] == "          left out: 1 with other endings (1 .heic)"
     assert lines[2].strip() == (
         "Hugging Face takes folders with names of splits as splits and leaves out bus/, car/; data=image_folder "
-        f"data.root={path} reads folders as docs/data.md says"
+        f"root={path} reads folders as docs/data.md says"
     )
 
 
@@ -123,16 +123,14 @@ def test_labels_that_no_row_has_are_refused(tmp_path):
     datasets.Dataset.from_list([{"image": None, "kind": None}] * 2).cast_column(
         "kind", datasets.Value("string")
     ).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"data\.label_column=kind: no row of data\.split=train .* has a label"):
+    with pytest.raises(ValueError, match=r"label_column=kind: no row of split=train .* has a label"):
         hf_images(str(tmp_path / "none"), label_column="kind")
 
 
 def test_damaged_saved_data_are_named(tmp_path):
     table().save_to_disk(tmp_path / "saved")
     (tmp_path / "saved" / "state.json").write_text("{")
-    with pytest.raises(
-        ValueError, match=r"data\.path=.*saved: cannot be read as what save_to_disk wrote .*save it again"
-    ):
+    with pytest.raises(ValueError, match=r"path=.*saved: cannot be read as what save_to_disk wrote .*save it again"):
         HFImages(str(tmp_path / "saved"))
 
 
@@ -141,17 +139,17 @@ def test_columns_are_found_or_asked_for(tmp_path):
     two = images.add_column("copy", images.cast_column("img", datasets.Image(decode=False))["img"][:])
     two = two.cast_column("copy", datasets.Image())
     two.save_to_disk(tmp_path / "two")
-    with pytest.raises(ValueError, match=r"data\.image_column=null: .* has 2 columns of images; .* of img, copy"):
+    with pytest.raises(ValueError, match=r"image_column=null: .* has 2 columns of images; .* of img, copy"):
         HFImages(str(tmp_path / "two"))
     assert len(HFImages(str(tmp_path / "two"), image_column="copy")) == 4
     images.select_columns(["id"]).save_to_disk(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"data\.image_column=null: .* has 0 columns of images"):
+    with pytest.raises(ValueError, match=r"image_column=null: .* has 0 columns of images"):
         HFImages(str(tmp_path / "none"))
     images.save_to_disk(tmp_path / "one")
-    with pytest.raises(ValueError, match=r"data\.image_column=image: .* has the columns id, img, label"):
+    with pytest.raises(ValueError, match=r"image_column=image: .* has the columns id, img, label"):
         HFImages(str(tmp_path / "one"), image_column="image")
     with pytest.raises(
-        ValueError, match=r"data\.label_column=img: not a column of class labels, whole numbers, words or flags"
+        ValueError, match=r"label_column=img: not a column of class labels, whole numbers, words or flags"
     ):
         HFImages(str(tmp_path / "one"), label_column="img")
 
@@ -168,23 +166,21 @@ def test_parquet_without_hugging_face_metadata(tmp_path):
     assert (source.has_labels, source.class_names) == (True, ("-1", "1", "2", "3"))
     assert not HFImages(str(tmp_path / "set")).has_labels
     assert hf_images(str(tmp_path / "set")).probe_train is None
-    assert (
-        "no column of class labels; data.label_column could be fine" in hf_images(str(tmp_path / "set")).describe()[1]
-    )
-    with pytest.raises(ValueError, match=r"data\.val_split=train\[2:\]: .* has no column of class labels"):
+    assert "no column of class labels; label_column could be fine" in hf_images(str(tmp_path / "set")).describe()[1]
+    with pytest.raises(ValueError, match=r"val_split=train\[2:\]: .* has no column of class labels"):
         hf_images(str(tmp_path / "set"), "train[:2]", val_split="train[2:]")
 
 
 def test_errors(parquet, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"data\.path=\./gone: no such directory"):
+    with pytest.raises(FileNotFoundError, match=r"path=\./gone: no such directory"):
         hf_images("./gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"data\.path=.*empty: neither a local directory of parquet"):
+    with pytest.raises(FileNotFoundError, match=r"path=.*empty: neither a local directory of parquet"):
         hf_images(str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match=r"data\.split=tset: no such split"):
+    with pytest.raises(ValueError, match=r"split=tset: no such split"):
         hf_images(parquet, "tset")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"data\.path=.*: needs the package datasets; pip install datasets"):
+    with pytest.raises(ValueError, match=r"path=.*: needs the package datasets; pip install datasets"):
         hf_images(parquet)
 
 
@@ -274,14 +270,14 @@ def test_ranks_share_the_stream(streamed):
 def test_an_empty_stream_says_so(tmp_path):
     (tmp_path / "set").mkdir()
     table(0).to_parquet(tmp_path / "set" / "train.parquet")
-    with pytest.raises(ValueError, match=r"the stream has no rows; check data\.path and data\.split"):
+    with pytest.raises(ValueError, match=r"the stream has no rows; check path=... and split=..."):
         batches(hf_images(str(tmp_path / "set"), streaming=True))
 
 
 def test_streams_and_map_style_data_are_not_mixed_up(streamed, parquet):
-    with pytest.raises(ValueError, match=r"data\.streaming=true: use pretrain_stream"):
+    with pytest.raises(ValueError, match=r"streaming=true: use pretrain_stream"):
         streamed.pretrain_dataset(0)
-    with pytest.raises(ValueError, match=r"data\.streaming=false: use pretrain_dataset"):
+    with pytest.raises(ValueError, match=r"streaming=false: use pretrain_dataset"):
         stream(hf_images(parquet))
 
 
@@ -319,9 +315,7 @@ def test_classes_in_another_order_are_matched_by_name(tmp_path):
 def test_other_classes_are_refused_with_their_names(tmp_path, names):
     train = labelled([0, 1], datasets.ClassLabel(names=["dark", "light"]))
     path = save(tmp_path / "set", train=train, test=labelled([0], datasets.ClassLabel(names=names)))
-    message = (
-        rf"data\.val_split=test of data\.path=.*: its {len(names)} classes are {', '.join(names)}, but the 2 of .*"
-    )
+    message = rf"val_split=test of path=.*: its {len(names)} classes are {', '.join(names)}, but the 2 of .*"
     with pytest.raises(ValueError, match=message):
         hf_images(path, val_split="test")
 
@@ -344,9 +338,7 @@ def test_plain_columns_have_their_distinct_values_as_classes(tmp_path, train, te
 
 def test_values_that_training_lacks_are_refused(tmp_path):
     path = save(tmp_path / "set", train=labelled([1, 2]), test=labelled([2, 3]))
-    with pytest.raises(
-        ValueError, match=r"data\.val_split=test .*: its 2 classes are 2, 3, .*; 3 are not in the training"
-    ):
+    with pytest.raises(ValueError, match=r"val_split=test .*: its 2 classes are 2, 3, .*; 3 are not in the training"):
         hf_images(path, val_split="test", label_column="label")
 
 
@@ -354,28 +346,28 @@ def test_splits_that_do_not_exist_are_named_by_their_key(parquet, tmp_path):
     saved = save(tmp_path / "saved", train=table(3), validation=table(3))
     table(3).save_to_disk(tmp_path / "alone")
     for path in (parquet, saved, str(tmp_path / "alone")):
-        with pytest.raises(ValueError, match=r"data\.val_split=val: no such split of data\.path="):
+        with pytest.raises(ValueError, match=r"val_split=val: no such split of path="):
             hf_images(path, val_split="val")
-        with pytest.raises(ValueError, match=r"data\.split=tset: no such split of data\.path="):
+        with pytest.raises(ValueError, match=r"split=tset: no such split of path="):
             hf_images(path, "tset")
 
 
 @pytest.mark.parametrize(("split", "val_split"), [("train", "train"), ("train", "train[:10%]")])
 def test_evaluating_on_training_images_is_refused(parquet, split, val_split):
-    with pytest.raises(ValueError, match=r"data\.val_split=.*: is in data\.split=train, which is trained on"):
+    with pytest.raises(ValueError, match=r"val_split=.*: is in split=train, which is trained on"):
         hf_images(parquet, split, val_split)
 
 
 def test_git_lfs_pointers_are_named(tmp_path):
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"6" * 64 + b"\nsize 146946961\n"
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(pointer)
-    with pytest.raises(ValueError, match=r"data\.path=.*parquet is a Git LFS pointer.*`git lfs pull`"):
+    with pytest.raises(ValueError, match=r"path=.*parquet is a Git LFS pointer.*`git lfs pull`"):
         hf_images(str(tmp_path))
 
 
 def test_damaged_parquet_is_one_message(parquet):
     (Path(parquet) / "train-00000-of-00002.parquet").write_bytes(b"PAR1" + b"x" * 2000)
-    with pytest.raises(ValueError, match=r"data\.path=.*: cannot be read"):
+    with pytest.raises(ValueError, match=r"path=.*: cannot be read"):
         hf_images(parquet)
 
 
@@ -396,7 +388,7 @@ def test_orientation_and_bit_depth_of_rows(tmp_path):
     for image in (data.train.load(0), stream.train.decode(row)):
         assert np.array_equal(np.asarray(image), expected)
     for described in (data.describe(), stream.describe()):
-        assert "12 bits; set data.bit_depth if that is wrong" in described[1]
+        assert "12 bits; set bit_depth if that is wrong" in described[1]
     full = hf_images(str(tmp_path / "set"), streaming=True, bit_depth=16)
     assert np.asarray(full.train.decode(row)).max() == round(3832 * 255 / 65535)
 

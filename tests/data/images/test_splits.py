@@ -81,7 +81,7 @@ RULES = {
         {"car": 2, "test": 2, "val": 2}, 6, ("car", "test", "val"), None, "test/ is read as a class, like car/",
     ),
     "val among the classes": (
-        {**CLASSES, **split("val", 1)}, 6, ("a", "b"), 2, "val/ inside data.root, beside its classes: not trained on",
+        {**CLASSES, **split("val", 1)}, 6, ("a", "b"), 2, "val/ inside the root, beside its classes: not trained on",
     ),
     "val and test among the classes": (
         {**CLASSES, **split("val", 1), **split("test", 1)}, 6, ("a", "b"), 2, "left alone: test/",
@@ -89,7 +89,7 @@ RULES = {
     "val without classes": (
         {**split("train", 3), "val": 2}, 6, ("a", "b"), None, "val/ has no class folders: nothing to evaluate on",
     ),
-    "one folder around all": ({"pets__a": 2, "pets__b": 2}, 4, None, None, "data.root=.../pets"),
+    "one folder around all": ({"pets__a": 2, "pets__b": 2}, 4, None, None, "root=.../pets"),
     "a class without images": ({**CLASSES, "c": 0}, 6, ("a", "b"), None, "no image in the folders c"),
 }  # fmt: skip
 
@@ -106,7 +106,7 @@ def test_the_rules(tmp_path, name):
 
 def test_splits_without_one_to_train_on_are_refused(tmp_path):
     put(tmp_path, **split("val", 1), **split("test", 1))
-    with pytest.raises(ValueError, match=r"data\.root=.*: holds val/, test/ and no train/; point data\.root"):
+    with pytest.raises(ValueError, match=r"root=.*: holds val/, test/ and no train/; set root=FOLDER"):
         read(tmp_path)
 
 
@@ -114,7 +114,7 @@ def test_a_validation_split_without_images_is_refused_and_test_does_not_take_its
     put(tmp_path, **split("train", 1), **split("test", 1))
     (tmp_path / "valid").mkdir()
     (tmp_path / "valid" / "x.heic").write_bytes(b"x")
-    with pytest.raises(FileNotFoundError, match=r"data\.root=.*valid: no image file .*left out: 1 \.heic"):
+    with pytest.raises(FileNotFoundError, match=r"root=.*valid: no image file .*left out: 1 \.heic"):
         read(tmp_path)
 
 
@@ -170,7 +170,7 @@ def test_folders_that_hold_the_same_images_are_refused(tmp_path, how):
             link = val_root / path.relative_to(root)
             link.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, link) if how == "hard links" else link.symlink_to(path)
-    with pytest.raises(ValueError, match=r"data\.val_root=.*: holds all images of data\.root=.* too"):
+    with pytest.raises(ValueError, match=r"val_root=.*: holds all images of root=.* too"):
         read(root, val_root)
 
 
@@ -192,7 +192,7 @@ def test_classes_that_are_perhaps_one_or_splits_are_named(tmp_path):
     put(tmp_path / "a", Cat=1, cat=1, dog=1)
     assert "the classes Cat, cat differ only in blanks or case" in summary(read(tmp_path / "a"))
     put(tmp_path / "b", train2017=1, val2017=1)
-    assert "train2017, val2017 are read as classes; if they are splits, set data.root and" in summary(
+    assert "train2017, val2017 are read as classes; if they are splits, set root=... and" in summary(
         read(tmp_path / "b")
     )
     put(tmp_path / "c", trainer=1, valley=1, testament=1, device=1)
@@ -251,7 +251,7 @@ def test_folders_that_cannot_be_read_are_refused_all_at_once(tmp_path, monkeypat
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", closed)  # the tests may run as root, who may read all
-    with pytest.raises(PermissionError, match=r"data\.root=.*: 2 folders cannot be read: .*/a \(Permission.*/b \("):
+    with pytest.raises(PermissionError, match=r"root=.*: 2 folders cannot be read: .*/a \(Permission.*/b \("):
         read(tmp_path)
     with pytest.raises(PermissionError, match="2 folders cannot be read"):  # of recordings and text, too
         list(files_below(tmp_path, (".wav",)))
@@ -273,5 +273,5 @@ def test_names_that_are_not_utf_8(tmp_path):
 
 def test_a_root_below_a_home_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
-    with pytest.raises(ValueError, match=r"data\.root=~/x: this user has no home folder for ~; give the whole path"):
+    with pytest.raises(ValueError, match=r"root=~/x: this user has no home folder for ~; give the whole path"):
         read(Path("~/x"))

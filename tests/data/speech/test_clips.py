@@ -297,10 +297,10 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
 
 
 def test_folder_errors_name_the_key(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data\.val_root=.*gone: no such folder; set data\.val_root"):
-        list(audio_files(str(tmp_path / "gone"), "data.val_root"))
+    with pytest.raises(FileNotFoundError, match=r"val_root=.*gone: no such folder; set val_root"):
+        list(audio_files(str(tmp_path / "gone"), "val_root"))
     (tmp_path / "file.wav").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"data\.root=.*file\.wav: not a folder; set data\.root"):
+    with pytest.raises(ValueError, match=r"root=.*file\.wav: not a folder; set root"):
         list(audio_files(str(tmp_path / "file.wav")))
 
 
@@ -332,17 +332,17 @@ def test_nothing_left_says_why_and_names_the_key(tmp_path):
     for name in ("a.wav", "b.wav"):
         save(tmp_path / name, tone(100))
     message = (
-        r"data\.val: none of 3 clips can be used: 1 cannot be read, 2 are shorter than 0\.5 s \(data\.min_seconds\); "
+        r"val: none of 3 clips can be used: 1 cannot be read, 2 are shorter than 0\.5 s \(min_seconds\); "
         r"the first: empty\.wav: empty file"
     )
     with pytest.raises(ValueError, match=message):
-        clips_below(tmp_path, ["a.wav", "b.wav", "empty.wav"], 8000, key="data.val").check_not_empty()
-    with pytest.raises(ValueError, match=r"0 cannot be read, 1 are shorter than 0\.5 s \(data\.min_seconds\)$"):
+        clips_below(tmp_path, ["a.wav", "b.wav", "empty.wav"], 8000, key="val").check_not_empty()
+    with pytest.raises(ValueError, match=r"0 cannot be read, 1 are shorter than 0\.5 s \(min_seconds\)$"):
         clips_below(tmp_path, ["a.wav"], 8000).check_not_empty()
     with pytest.raises(ValueError, match=r"none of 1 clips can be used: 1 cannot be read"):
         clips_below(tmp_path, ["empty.wav"], 8000)
-    with pytest.raises(FileNotFoundError, match=r"data\.val: no audio file there \(\.wav, \.flac, .*\.sph\)"):
-        clips_below(tmp_path, [], key="data.val")
+    with pytest.raises(FileNotFoundError, match=r"val: no audio file there \(\.wav, \.flac, .*\.sph\)"):
+        clips_below(tmp_path, [], key="val")
 
 
 def test_a_clip_may_be_damaged_behind_its_header(tmp_path):
@@ -401,8 +401,8 @@ def test_labels_mean_the_same_as_in_the_training_set():
     clips = digits(label_pattern=r"/(\d)_", class_names=("1", "3", "7", "9"))
     assert clips.class_names == ("1", "3", "7", "9")
     assert [clips.label(i) for i in range(4)] == [2, 2, 1, 1]
-    with pytest.raises(ValueError, match=r"data\.val_root=x: labels \['7'\] are not in the training set"):
-        digits(label_pattern=r"/(\d)_", class_names=("3",), key="data.val_root=x")
+    with pytest.raises(ValueError, match=r"val_root=x: labels \['7'\] are not in the training set"):
+        digits(label_pattern=r"/(\d)_", class_names=("3",), key="val_root=x")
 
 
 def test_labels_of_clips_that_are_left_out_are_no_classes():
@@ -423,7 +423,7 @@ def test_labels_of_clips_that_are_left_out_are_no_classes():
 )
 @pytest.mark.parametrize("key", ["label_pattern", "group_pattern"])
 def test_bad_patterns_name_their_key(key, pattern, message):
-    with pytest.raises(ValueError, match=rf"data\.{key}=.*: {message}"):
+    with pytest.raises(ValueError, match=rf"{key}=.*: {message}"):
         digits(**{key: pattern})
 
 

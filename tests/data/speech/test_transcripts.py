@@ -78,10 +78,10 @@ def test_scored_sets_say_what_was_left_out(tmp_path: Path) -> None:
     assert [transcribed.name(i) for i in range(len(transcribed))] == ["a.wav"]
     damaged, long, bad = transcribed.left_out
     assert damaged == "d.wav: empty file"
-    assert long == "c.wav: 0.500062 s, data.eval_max_seconds allows 0.5"
+    assert long == "c.wav: 0.500062 s, eval_max_seconds allows 0.5"
     assert bad.startswith(f"b.wav: '4' in '4' ({tmp_path}/m.txt:2) is not in labels.letters")
     short = AudioClips(tmp_path.__truediv__, [Clip("a.wav", 1600, "ONE"), Clip("x.wav", 10, "ONE")], RATE, 100)
-    assert TranscribedClips(short, LETTERS, 8000).left_out == ("x.wav: too short (data.min_seconds)",)
+    assert TranscribedClips(short, LETTERS, 8000).left_out == ("x.wav: too short (min_seconds)",)
     paths = {"transcripts": str(tmp_path / "m.txt"), "val_transcripts": str(tmp_path / "m.txt")}
     manifests = {"val_manifest": str(tmp_path / "m.tsv"), "conv_layers": [[8, 40, 20]], "min_seconds": 0.05}
     data = audio_manifest(str(tmp_path / "m.tsv"), eval_max_seconds=0.5, **paths, **manifests)  # type: ignore[arg-type]
@@ -114,11 +114,11 @@ def test_errors_about_transcripts_name_their_file_and_line(tmp_path: Path) -> No
         ("ONE\n\n", r"empty .* in .*m\.txt:2;"),
     ):
         said.write_text(text, encoding="utf-8")
-        found = AudioClips(tmp_path.__truediv__, with_transcripts(listed, str(said), "data.transcripts"), RATE, 1)
+        found = AudioClips(tmp_path.__truediv__, with_transcripts(listed, str(said), "transcripts"), RATE, 1)
         with pytest.raises(ValueError, match=rf"^a\.wav: {message}"):
             TranscribedClips(found, LETTERS, RATE)
     librispeech_part(tmp_path, "dev", {"1-2-0000": "ONE", "1-2-0001": "4"})
-    found = AudioClips(tmp_path.__truediv__, librispeech_parts(str(tmp_path), ["dev"], "data.val")[0], RATE, 1)
+    found = AudioClips(tmp_path.__truediv__, librispeech_parts(str(tmp_path), ["dev"], "val")[0], RATE, 1)
     with pytest.raises(ValueError, match=r"1-2-0001\.flac: '4' in '4' \(.*1-2\.trans\.txt:2\) is not in"):
         TranscribedClips(found, LETTERS, RATE)
 
@@ -127,16 +127,16 @@ def test_transcripts_in_another_encoding_are_named(tmp_path: Path) -> None:
     said = tmp_path / "m.txt"
     said.write_bytes("ONE\nZWÖLF\n".encode("latin-1"))
     listed = [Clip("a.wav", 1600), Clip("b.wav", 1600)]
-    message = r"m\.txt:2: byte 0xd6 is not UTF-8; save the file as UTF-8 \(data\.transcripts=.*m\.txt\)"
+    message = r"m\.txt:2: byte 0xd6 is not UTF-8; save the file as UTF-8 \(transcripts=.*m\.txt\)"
     with pytest.raises(ValueError, match=message):
-        with_transcripts(listed, str(said), "data.transcripts")
+        with_transcripts(listed, str(said), "transcripts")
     said.write_text("ONE\r\nZWÖLF\r\n", encoding="utf-8-sig")
     assert [clip.transcript for clip in with_transcripts(listed, str(said), "")] == ["ONE", "ZWÖLF"]
     librispeech_part(tmp_path, "dev", {"1-2-0000": "ONE"})
     with (tmp_path / "dev" / "1" / "2" / "1-2.trans.txt").open("ab") as file:
         file.write("1-2-0001 ZWÖLF\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"1-2\.trans\.txt:2: byte 0xd6 is not UTF-8; .* \(data\.val=dev\)"):
-        librispeech_parts(str(tmp_path), ["dev"], "data.val")[0]
+    with pytest.raises(ValueError, match=r"1-2\.trans\.txt:2: byte 0xd6 is not UTF-8; .* \(val=dev\)"):
+        librispeech_parts(str(tmp_path), ["dev"], "val")[0]
 
 
 def test_clips_without_transcripts(tmp_path: Path) -> None:
@@ -207,11 +207,11 @@ def test_manifests_have_transcripts_line_by_line(tmp_path: Path) -> None:
     assert [unspell(data.train.label(i), LETTERS) for i in range(2)] == ["ONE", "TWO THREE"]  # type: ignore[arg-type]
     assert len(data.evals["val"]) == 2
     (tmp_path / "train.txt").write_text("ONE\n")
-    with pytest.raises(ValueError, match=r"data\.transcripts=.*1 lines for 2 clips"):
+    with pytest.raises(ValueError, match=r"transcripts=.*1 lines for 2 clips"):
         audio_manifest(manifest, **paths)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"set data\.val_manifest"):
+    with pytest.raises(ValueError, match=r"set val_manifest"):
         audio_manifest(manifest, val_transcripts="x", conv_layers=[[8, 40, 20]])
-    with pytest.raises(FileNotFoundError, match=r"data\.transcripts=/nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"transcripts=/nowhere"):
         audio_manifest(manifest, **{**paths, "transcripts": "/nowhere"})  # type: ignore[arg-type]
 
 
@@ -234,7 +234,7 @@ TEXTS = {"19-198-0001": "TWO WORDS", "19-198-0000": "NORTHANGER ABBEY", "19-227-
 def test_librispeech_lies_below_the_root_or_in_its_folder(tmp_path: Path, parent: str) -> None:
     librispeech_part(tmp_path / parent, "dev-clean", TEXTS)
     (tmp_path / parent / "dev-clean" / "README.TXT").write_text("x")
-    listed = librispeech_parts(str(tmp_path), ["dev-clean"], "data.val")[0]
+    listed = librispeech_parts(str(tmp_path), ["dev-clean"], "val")[0]
     found = {Path(clip.path).stem: clip.transcript for clip in listed}
     assert found == TEXTS
     assert [clip.path for clip in listed] == sorted(clip.path for clip in listed)
@@ -244,11 +244,11 @@ def test_librispeech_lies_below_the_root_or_in_its_folder(tmp_path: Path, parent
 
 def test_librispeech_errors(tmp_path: Path) -> None:
     librispeech_part(tmp_path, "dev-clean", TEXTS)
-    with pytest.raises(FileNotFoundError, match=r"data\.train=dev-other: .* neither dev-other nor LibriSpeech/"):
-        librispeech_parts(str(tmp_path), ["dev-other"], "data.train")[0]
+    with pytest.raises(FileNotFoundError, match=r"train=dev-other: .* neither dev-other nor LibriSpeech/"):
+        librispeech_parts(str(tmp_path), ["dev-other"], "train")[0]
     save(tmp_path / "dev-clean" / "19" / "198" / "19-198-0002.flac", 800)
     with pytest.raises(ValueError, match=r"19-198-0002\.flac: no transcript in .*198/\*\.trans\.txt"):
-        librispeech_parts(str(tmp_path), ["dev-clean"], "data.train")[0]
+        librispeech_parts(str(tmp_path), ["dev-clean"], "train")[0]
 
 
 def test_librispeech_counts_what_is_left_out_or_missing(tmp_path: Path) -> None:
@@ -280,8 +280,8 @@ def test_folders_of_librispeech_that_cannot_be_read_are_refused(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(PermissionError, match=r"data\.train=dev: 1 folders cannot be read: .*dev/19/198 \(Permission"):
-        librispeech_parts(str(tmp_path), ["dev"], "data.train")[0]
+    with pytest.raises(PermissionError, match=r"train=dev: 1 folders cannot be read: .*dev/19/198 \(Permission"):
+        librispeech_parts(str(tmp_path), ["dev"], "train")[0]
 
 
 # --- manifests
@@ -297,7 +297,7 @@ def test_a_manifest_lists_files_below_its_root(tmp_path: Path, relative: bool) -
     save(tmp_path / "audio" / "a b" / "ä.wav", 640)
     root = "audio" if relative else str(tmp_path / "audio")
     path = write_manifest(tmp_path / "train.tsv", root, "a b/ä.wav\t640", "gone.wav\t320")
-    found, listed = manifest_clips(path, 16000, "data.manifest")
+    found, listed = manifest_clips(path, 16000, "manifest")
     assert os.path.samefile(found, tmp_path / "audio")
     assert listed == [Clip("a b/ä.wav", 640), Clip("gone.wav", 320)]
 
@@ -306,13 +306,13 @@ def test_a_manifests_lengths_are_at_the_files_rate(tmp_path: Path) -> None:
     (tmp_path / "broken.wav").write_bytes(b"x")
     save(tmp_path / "8k.wav", 81, 8000)
     path = write_manifest(tmp_path / "train.tsv", ".", "broken.wav\t80", "gone.wav\t80", "8k.wav\t81")
-    assert [clip.num_samples for clip in manifest_clips(path, 16000, "data.manifest")[1]] == [160, 160, 162]
-    assert [clip.num_samples for clip in manifest_clips(path, 8000, "data.manifest")[1]] == [80, 80, 81]
+    assert [clip.num_samples for clip in manifest_clips(path, 16000, "manifest")[1]] == [160, 160, 162]
+    assert [clip.num_samples for clip in manifest_clips(path, 8000, "manifest")[1]] == [80, 80, 81]
 
 
 def test_a_manifest_from_windows(tmp_path: Path) -> None:
     (tmp_path / "m.tsv").write_bytes(b".\r\na.wav\t640\r\n")
-    assert manifest_clips(str(tmp_path / "m.tsv"), 16000, "data.manifest")[1] == [Clip("a.wav", 640)]
+    assert manifest_clips(str(tmp_path / "m.tsv"), 16000, "manifest")[1] == [Clip("a.wav", 640)]
 
 
 def test_odd_names_in_a_manifest(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_odd_names_in_a_manifest(tmp_path: Path) -> None:
     )
     assert "3 files, 2 left out" in made.stdout
     assert made.stderr.count("a tab or a line break") == 2
-    _, listed = manifest_clips(str(tmp_path / "m.tsv"), 16000, "data.manifest")
+    _, listed = manifest_clips(str(tmp_path / "m.tsv"), 16000, "manifest")
     assert sorted(clip.path for clip in listed) == sorted(names)
 
 
@@ -339,46 +339,46 @@ BAD_LINES = ["b.wav", "b.wav 640", "b.wav\t", "b.wav\tmany", "b.wav\t-5", "b.wav
 def test_a_bad_line_of_a_manifest_is_named(tmp_path: Path, line: str) -> None:
     path = write_manifest(tmp_path / "train.tsv", ".", "a.wav\t640", line, "c.wav\t640")
     with pytest.raises(ValueError, match=r"train\.tsv:3: .* is not path<TAB>number of samples"):
-        manifest_clips(path, 16000, "data.manifest")
+        manifest_clips(path, 16000, "manifest")
 
 
 @pytest.mark.parametrize("count", ["9" * 5000, "99999999999999999999999", "9999999999999", str(2**36 + 1)])
 def test_a_length_that_no_file_has_is_named(tmp_path: Path, count: str) -> None:
     path = write_manifest(tmp_path / "train.tsv", ".", "a.wav\t640", f"b.wav\t{count}")
     with pytest.raises(ValueError, match=r"train\.tsv:3: 9*\d* samples are longer than any file; correct the number"):
-        manifest_clips(path, 16000, "data.manifest")
+        manifest_clips(path, 16000, "manifest")
 
 
 @pytest.mark.parametrize("content", ["", "/tmp\n", "\n\n"])
 def test_a_manifest_without_files_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "m.tsv").write_text(content)
-    with pytest.raises(ValueError, match=r"data\.manifest=.*m\.tsv: lists no file; give a root line"):
-        manifest_clips(str(tmp_path / "m.tsv"), RATE, "data.manifest")
+    with pytest.raises(ValueError, match=r"manifest=.*m\.tsv: lists no file; give a root line"):
+        manifest_clips(str(tmp_path / "m.tsv"), RATE, "manifest")
 
 
 def test_manifest_errors(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data\.manifest=.*gone\.tsv: no such file"):
-        manifest_clips(str(tmp_path / "gone.tsv"), 16000, "data.manifest")
+    with pytest.raises(FileNotFoundError, match=r"manifest=.*gone\.tsv: no such file"):
+        manifest_clips(str(tmp_path / "gone.tsv"), 16000, "manifest")
     path = write_manifest(tmp_path / "train.tsv", "/no/such/root", "a.wav\t640")
     with pytest.raises(FileNotFoundError, match=r"train\.tsv:1: '/no/such/root' is no folder"):
-        manifest_clips(path, 16000, "data.manifest")
+        manifest_clips(path, 16000, "manifest")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
 def test_transcripts_and_manifests_may_be_in_any_unicode(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "m.tsv").write_bytes(".\r\nä.wav\t640\r\nb.wav\t640\r\n".encode(encoding))
     (tmp_path / "m.txt").write_bytes("ONE\r\nZWÖLF\r\n".encode(encoding))
-    _, listed = manifest_clips(str(tmp_path / "m.tsv"), 16000, "data.manifest")
+    _, listed = manifest_clips(str(tmp_path / "m.tsv"), 16000, "manifest")
     assert listed == [Clip("ä.wav", 640), Clip("b.wav", 640)]
-    said = with_transcripts(listed, str(tmp_path / "m.txt"), "data.transcripts")
+    said = with_transcripts(listed, str(tmp_path / "m.txt"), "transcripts")
     assert [clip.transcript for clip in said] == ["ONE", "ZWÖLF"]
 
 
 def test_transcripts_and_manifests_that_are_no_text_are_refused(tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     (tmp_path / "m.tsv").write_text(pointer)
-    with pytest.raises(ValueError, match=r"data\.manifest=.*m\.tsv: a Git LFS pointer.*git lfs pull"):
-        manifest_clips(str(tmp_path / "m.tsv"), 16000, "data.manifest")
+    with pytest.raises(ValueError, match=r"manifest=.*m\.tsv: a Git LFS pointer.*git lfs pull"):
+        manifest_clips(str(tmp_path / "m.tsv"), 16000, "manifest")
     (tmp_path / "m.txt").write_bytes(gzip.compress(b"ONE\n"))
-    with pytest.raises(ValueError, match=r"data\.transcripts=.*m\.txt is gzip, not plain text: unpack it"):
-        with_transcripts([Clip("a.wav", 640)], str(tmp_path / "m.txt"), "data.transcripts")
+    with pytest.raises(ValueError, match=r"transcripts=.*m\.txt is gzip, not plain text: unpack it"):
+        with_transcripts([Clip("a.wav", 640)], str(tmp_path / "m.txt"), "transcripts")

@@ -140,7 +140,7 @@ def test_a_truncated_archive_gives_its_lines_and_one_bad_document(tmp_path):
 
 
 def test_file_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data\.root=.*gone: no such file or folder; give a text file or"):
+    with pytest.raises(FileNotFoundError, match=r"root=.*gone: no such file or folder; give a text file or"):
         TextFiles(str(tmp_path / "gone"))
     (tmp_path / "x.md").write_text("x")
     with pytest.raises(FileNotFoundError, match=r"files=.*: no text file there \(\.txt, \.txt\.gz\)"):
@@ -188,14 +188,12 @@ def test_a_user_without_a_home_is_told_of_the_cache(monkeypatch):
 
     monkeypatch.setattr(Path, "expanduser", no_home)
     monkeypatch.delenv("D2V_CACHE", raising=False)
-    with pytest.raises(
-        ValueError, match=r"data\.cache=None: ~/\.cache/d2v needs a home .* data\.cache=DIR or D2V_CACHE"
-    ):
+    with pytest.raises(ValueError, match=r"cache=None: ~/\.cache/d2v needs a home .* cache=DIR or D2V_CACHE"):
         cache_dir(None)
     monkeypatch.setenv("D2V_CACHE", "~/x")
     with pytest.raises(ValueError, match=r"D2V_CACHE=~/x: ~/x needs a home folder"):
         cache_dir(None)
-    with pytest.raises(ValueError, match=r"data\.root=~/x: this user has no home folder for ~; give the whole path"):
+    with pytest.raises(ValueError, match=r"root=~/x: this user has no home folder for ~; give the whole path"):
         TextFiles("~/x")
 
 
@@ -204,10 +202,10 @@ def test_the_last_partial_block_is_dropped(tmp_path):
     total = len(expected_tokens(texts, bpe()))
     folder = pack(Texts(texts), bpe(), tmp_path)
     assert [len(TokenBlocks(folder, size, 0)) for size in (total, total + 1)] == [1, 1]
-    with pytest.raises(ValueError, match=rf"data\.block_size={total + 2}: .* has {total} .* at most {total + 1}$"):
+    with pytest.raises(ValueError, match=rf"block_size={total + 2}: .* has {total} .* at most {total + 1}$"):
         TokenBlocks(folder, total + 2, 0).check_not_empty()
     stream = BlockStream(Texts(texts), bpe(), total + 2)
-    with pytest.raises(ValueError, match=rf"data\.block_size={total + 2}: .* has {total} .* at most {total + 1}$"):
+    with pytest.raises(ValueError, match=rf"block_size={total + 2}: .* has {total} .* at most {total + 1}$"):
         next(iter(stream))
     with pytest.raises(ValueError, match=r"no text in these documents: .*\n  doc\[1\]: torn$"):
         next(iter(BlockStream(Texts(["", None]), bpe(), 8)))
@@ -260,9 +258,7 @@ def test_nothing_to_pack(tmp_path):
 
 def test_text_in_another_encoding_says_which_it_must_be(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xe9t\xe9\n" * 100)
-    message = (
-        r"data\.root=.*: 100 of the first 100 lines are not UTF-8: .*; convert it, for example with iconv -f LATIN1"
-    )
+    message = r"root=.*: 100 of the first 100 lines are not UTF-8: .*; convert it, for example with iconv -f LATIN1"
     for use in (
         lambda documents: pack(documents, bpe(), tmp_path),
         lambda documents: cached_tokenizer(documents, 290, tmp_path),
@@ -529,11 +525,11 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 
 def test_a_cache_that_cannot_be_made_is_named_by_its_key(monkeypatch, tmp_path):
-    fix = r"Not a directory; give a folder that can be written to by data\.cache=DIR or D2V_CACHE"
+    fix = r"Not a directory; give a folder that can be written to by cache=DIR or D2V_CACHE"
     monkeypatch.setenv("D2V_CACHE", "/dev/null/x")
     with pytest.raises(ValueError, match=f"^D2V_CACHE=/dev/null/x: {fix}"):
         cache_dir(None)
-    with pytest.raises(ValueError, match=f"^data.cache=/dev/null/y: {fix}"):
+    with pytest.raises(ValueError, match=f"^cache=/dev/null/y: {fix}"):
         cache_dir("/dev/null/y")
     monkeypatch.setenv("D2V_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "access", lambda path, mode: False)

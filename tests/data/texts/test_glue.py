@@ -150,11 +150,11 @@ def test_bad_rows_are_named_by_file_and_line(
 def test_a_byte_that_is_not_utf8_is_named_by_file_and_line(read, root: Path) -> None:  # type: ignore[no-untyped-def]
     header = b"index\tsentence1\tsentence2\tlabel\n"
     (root / "RTE" / "train.tsv").write_bytes(header + b"0\ta\tb\tentailment\n1\tcaf\xe9\tb\tentailment\n")
-    with pytest.raises(ValueError, match=r"train\.tsv:3: byte 0xe9 is not UTF-8; .*data\.on_bad_row=skip"):
+    with pytest.raises(ValueError, match=r"train\.tsv:3: byte 0xe9 is not UTF-8; .*on_bad_row=skip"):
         read("rte")
     assert read("rte", on_bad_row="skip").train.left_out == ("train.tsv:3: byte 0xe9 is not UTF-8",)
     (root / "RTE" / "train.tsv").write_bytes(b"\xff\xfe" + b"\x00\xd8" * 9)
-    with pytest.raises(ValueError, match=r"data\.root=.*train\.tsv is not UTF-16-LE"):
+    with pytest.raises(ValueError, match=r"root=.*train\.tsv is not UTF-16-LE"):
         read("rte")
     (root / "RTE" / "train.tsv").write_text(header.decode() + "0\tcafé\tb\tentailment\n", encoding="utf-16")
     assert read("rte").train.texts == [("café", "b")]
@@ -228,7 +228,7 @@ def test_every_row_of_the_real_files_is_kept(repo: Path, tokenizer_file: str, ta
 
 
 def test_missing_files_and_tasks(read, root: Path) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(FileNotFoundError, match=r"data\.root=.*SST-2.train\.tsv is missing"):
+    with pytest.raises(FileNotFoundError, match=r"root=.*SST-2.train\.tsv is missing"):
         read("sst2")
 
 
@@ -322,9 +322,9 @@ def test_classes_of_the_hub_become_those_of_the_files(read_hub: Callable[..., Gl
 def test_bad_labels_of_the_hub_are_named_by_split_and_row(
     read_hub: Callable[..., GlueData], saved: str, labels: tuple[Any, ...], reason: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"copy: train row 1: {reason}; .*data.on_bad_row=skip"):
+    with pytest.raises(ValueError, match=f"copy: train row 1: {reason}; .*on_bad_row=skip"):
         read_hub(saved, train=labels)
-    with pytest.raises(ValueError, match=f"copy: validation row 1: {reason}; .*data.on_bad_row=skip"):
+    with pytest.raises(ValueError, match=f"copy: validation row 1: {reason}; .*on_bad_row=skip"):
         read_hub(saved, dev=labels)
     data = read_hub(saved, train=labels, dev=labels, on_bad_row="skip")
     assert (len(data.train), len(data.evals["val"])) == (1, 1)
@@ -347,7 +347,7 @@ def test_bad_labels_of_the_hub_are_named_by_split_and_row(
 def test_another_tasks_copy_of_the_hub_is_refused(
     read_hub: Callable[..., GlueData], saved: str, task: str, classes: list[str] | None
 ) -> None:
-    with pytest.raises(ValueError, match=rf"^data\.task={task}"):
+    with pytest.raises(ValueError, match=rf"^task={task}"):
         read_hub(saved, task, classes=classes)
 
 

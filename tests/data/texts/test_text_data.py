@@ -210,7 +210,7 @@ def test_too_many_bad_documents_stop_the_run_and_are_named(tmp_path, suffix):
     reason = "not UTF-8 (invalid start byte at byte 0)"
     assert data.train.bad == tuple(f"{path}:{line}: {reason}" for line in (4, 24, 44, 64, 84))
     for _ in range(2):  # also when it is packed already
-        with pytest.raises(TooManyBadSamples, match=r"5 of the data set's 100 .*data\.max_bad_fraction=0\.04") as error:
+        with pytest.raises(TooManyBadSamples, match=r"5 of the data set's 100 .*max_bad_fraction=0\.04") as error:
             files(str(path), max_bad_fraction=0.04)
         assert f"{path}:4: {reason}" in str(error.value)
 
@@ -250,8 +250,8 @@ def test_the_share_of_bad_documents_in_a_stream_is_of_documents(tmp_path, worker
     [
         (b"", r"there is no text in these documents"),
         (b"\n \n\n", r"there is no text in these documents"),
-        (b"\xff\n\xff\n", r"data\.root=.*a\.txt: 2 of the first 2 lines are not UTF-8: .*iconv"),
-        (b"a cat\n", r"data\.block_size=16: the whole text has \d+ tokens; choose at most \d+"),
+        (b"\xff\n\xff\n", r"root=.*a\.txt: 2 of the first 2 lines are not UTF-8: .*iconv"),
+        (b"a cat\n", r"block_size=16: the whole text has \d+ tokens; choose at most \d+"),
     ],
 )
 def test_text_without_a_block_is_refused_before_training(tmp_path, streaming, content, message):
@@ -280,7 +280,7 @@ class Rows:
 @pytest.mark.parametrize(
     ("num_rows", "kind", "message"),
     [
-        (0, NoSamples, r"^data\.path: the stream has no rows; check data\.path and data\.split$"),
+        (0, NoSamples, r"^path: the stream has no rows; check path=... and split=...$"),
         (
             7,
             BadSample,
@@ -329,12 +329,12 @@ def test_a_document_may_be_a_file(root):
         ({"vocab_size": 299}, r"data\.vocab_size=299: the tokenizer has 300 tokens; set data\.vocab_size=300"),
         ({"pad_id": 0}, r"data\.pad_id=0: the tokenizer's padding is 1; set data\.pad_id=1"),
         ({"block_size": 3}, r"data\.block_size=3: give a whole number from 4 to"),
-        ({"block_size": 10**6}, r"data\.block_size=1000000: the whole text has \d+ tokens; choose at most"),
+        ({"block_size": 10**6}, r"block_size=1000000: the whole text has \d+ tokens; choose at most"),
         ({"max_bad_fraction": 1.1}, r"data\.max_bad_fraction=1\.1"),
         ({"shuffle_buffer": 0}, r"data\.shuffle_buffer=0: give a whole number from 1"),
         ({"document": "page"}, r"data\.document=page: choose one of line, file"),
         ({"tokenizer": None, "vocab_size": 260}, r"vocab_size=260: 5 special tokens and 256 bytes need 261"),
-        ({"tokenizer": '{"a": 1}'}, r"data\.tokenizer: not a tokenizer\.json"),
+        ({"tokenizer": '{"a": 1}'}, r"tokenizer: not a tokenizer\.json"),
         ({"probe_train": "x.tsv"}, r"data\.probe_train=x\.tsv, data\.probe_val=None: give both tables or none"),
         ({"probe_val": "x.tsv"}, r"data\.probe_train=None, data\.probe_val=x\.tsv: give both tables or none"),
     ],
@@ -345,13 +345,13 @@ def test_value_errors_name_the_key(root, change, message):
 
 
 def test_path_errors(root):
-    with pytest.raises(FileNotFoundError, match=r"data\.root=/gone: no such file or folder"):
+    with pytest.raises(FileNotFoundError, match=r"root=/gone: no such file or folder"):
         files("/gone")
-    with pytest.raises(FileNotFoundError, match=r"data\.tokenizer=/gone: no such file; train one with d2v tokenizer"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer=/gone: no such file; train one with d2v tokenizer"):
         files(root, tokenizer="/gone")
-    with pytest.raises(FileNotFoundError, match=r"data\.probe_train=/gone: no such file; give a \.tsv or \.csv"):
+    with pytest.raises(FileNotFoundError, match=r"probe_train=/gone: no such file; give a \.tsv or \.csv"):
         files(root, probe_train="/gone", probe_val="/gone")
-    with pytest.raises(ValueError, match=r"data\.tokenizer=null: without data\.root there is nothing to train one on"):
+    with pytest.raises(ValueError, match=r"tokenizer=null: without root=... there is nothing to train one on"):
         text_files(None)
 
 
@@ -363,17 +363,17 @@ def test_what_there_is_not(root, tmp_path):
         lambda: probes_only.pretrain_collate(MASK, 0),
         lambda: probes_only.size,
     ):
-        with pytest.raises(ValueError, match=r"data\.root=null: there is no text to"):
+        with pytest.raises(ValueError, match=r"root=null: there is no text to"):
             use()
-    with pytest.raises(ValueError, match=r"split='val': this data has no such labelled texts; set data\.probe_train"):
+    with pytest.raises(ValueError, match=r"split 'val': this data has no such labelled texts; set probe_train"):
         files(root).eval_dataset("val")
-    with pytest.raises(ValueError, match=r"split='test'"):
+    with pytest.raises(ValueError, match=r"split 'test'"):
         probes_only.raw("test")
-    with pytest.raises(ValueError, match=r"data\.streaming=true: use pretrain_stream"):
+    with pytest.raises(ValueError, match=r"streaming=true: use pretrain_stream"):
         files(root, streaming=True).pretrain_dataset(0)
-    with pytest.raises(ValueError, match=r"data\.streaming=false: use pretrain_dataset"):
+    with pytest.raises(ValueError, match=r"streaming=false: use pretrain_dataset"):
         files(root).pretrain_stream(MASK, 0, BatchPlan(micro_batch_size=4, num_batches=2))
-    with pytest.raises(ValueError, match=r"mask\.num_masks=17"):
+    with pytest.raises(ValueError, match=r"num_masks=17"):
         files(root).pretrain_collate(RandomMask(num_masks=17), 0)
     assert files(root).class_names is None
     assert probes_only.class_names == ("x", "y")
@@ -391,7 +391,7 @@ def test_a_tsv_has_quotes_as_they_are(tmp_path):
     path = table(
         tmp_path / "a.tsv", 'idx\tsentence\tlabel\n0\the said "no\tgood\n1\t"a" cat, größer \tbad\n2\t"\tgood\n'
     )
-    rows = read_table(path, "data.probe_train")
+    rows = read_table(path, "probe_train")
     assert rows.texts == ['he said "no', '"a" cat, größer', '"']
     assert (rows.labels, rows.class_names, len(rows)) == ([1, 0, 1], ("bad", "good"), 3)
     assert [rows.label(i) for i in range(3)] == [1, 0, 1]
@@ -400,14 +400,14 @@ def test_a_tsv_has_quotes_as_they_are(tmp_path):
 
 def test_a_csv_has_quoted_fields(tmp_path):
     path = table(tmp_path / "a.csv", '\ufefflabel,text\n"a","one, two ""x"""\nb,"two\nlines"\n')
-    rows = read_table(path, "data.probe_train")
+    rows = read_table(path, "probe_train")
     assert rows.texts == ['one, two "x"', "two\nlines"]
     assert rows.labels == [0, 1]
 
 
 def test_lines_may_end_as_on_windows(tmp_path):
     (tmp_path / "a.tsv").write_bytes(b"text\tlabel\r\na cat\tx\r\na dog\ty\r\n")
-    rows = read_table(str(tmp_path / "a.tsv"), "data.probe_train")
+    rows = read_table(str(tmp_path / "a.tsv"), "probe_train")
     assert (rows.texts, rows.class_names) == (["a cat", "a dog"], ("x", "y"))
 
 
@@ -416,23 +416,21 @@ def test_columns_are_found_or_asked_for(tmp_path):
     assert read_table(path, "k").texts == ["t"]
     chosen = read_table(path, "k", "title", "stars")
     assert (chosen.texts, chosen.class_names) == (["h"], ("5",))
-    with pytest.raises(
-        ValueError, match=r"data\.text_column=body: .*a\.tsv has the columns text, title, label, stars;"
-    ):
+    with pytest.raises(ValueError, match=r"text_column=body: .*a\.tsv has the columns text, title, label, stars;"):
         read_table(path, "k", "body")
-    with pytest.raises(ValueError, match=r"data\.label_column=class: .*; set data\.label_column to one of them"):
+    with pytest.raises(ValueError, match=r"label_column=class: .*; set label_column to one of them"):
         read_table(path, "k", None, "class")
-    with pytest.raises(ValueError, match=r"data\.text_column=null: .*b\.tsv has the columns a, label"):
+    with pytest.raises(ValueError, match=r"text_column=null: .*b\.tsv has the columns a, label"):
         read_table(table(tmp_path / "b.tsv", "a\tlabel\nx\ty\n"), "k")
 
 
 def test_short_rows_and_unknown_labels_are_named_by_file_and_line(tmp_path):
     short = table(tmp_path / "short.tsv", "text\tlabel\nfine\tx\nno label\n")
     with pytest.raises(ValueError, match=r"short\.tsv:3: 1 columns, but the header has 2"):
-        read_table(short, "data.probe_train")
+        read_table(short, "probe_train")
     multiline = table(tmp_path / "lines.csv", 'text,label\n"two\nlines",x\nno label\n')
     with pytest.raises(ValueError, match=r"lines\.csv:4: 1 columns"):
-        read_table(multiline, "data.probe_train")
+        read_table(multiline, "probe_train")
     train = table(tmp_path / "train.tsv", "text\tlabel\na\tx\nb\ty\n")
     val = table(tmp_path / "val.tsv", "text\tlabel\nc\ty\nd\tz\n")
     with pytest.raises(ValueError, match=r"val\.tsv:3: label 'z' is not in the training set \(x, y\)"):
@@ -442,10 +440,10 @@ def test_short_rows_and_unknown_labels_are_named_by_file_and_line(tmp_path):
 def test_a_table_without_rows_or_utf8(tmp_path):
     for content in ("text\tlabel\n", ""):
         with pytest.raises(ValueError, match=r"has no rows|an empty table"):
-            read_table(table(tmp_path / "a.tsv", content), "data.probe_train")
+            read_table(table(tmp_path / "a.tsv", content), "probe_train")
     (tmp_path / "a.tsv").write_bytes(b"text\tlabel\n\xe9\tx\n")
-    with pytest.raises(ValueError, match=r"data\.probe_val=.*a\.tsv: not UTF-8 \(invalid continuation byte at byte 11"):
-        read_table(str(tmp_path / "a.tsv"), "data.probe_val")
+    with pytest.raises(ValueError, match=r"probe_val=.*a\.tsv: not UTF-8 \(invalid continuation byte at byte 11"):
+        read_table(str(tmp_path / "a.tsv"), "probe_val")
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".CSV"])
@@ -670,9 +668,9 @@ def test_hf_columns_are_found_or_asked_for(hugging_face):
         with pytest.raises(ValueError, match=r"=text: .*set has the columns body, number, title"):
             HFTexts(path, text_column="text", streaming=streaming)
         assert documents_of(HFTexts(path, "train", "title", streaming)) == sentences(40, 1)
-    with pytest.raises(ValueError, match=r"data\.split=test: no such split"):
+    with pytest.raises(ValueError, match=r"split=test: no such split"):
         hf_text(path, "test")
-    with pytest.raises(FileNotFoundError, match=r"data\.path=\./gone: no such directory"):
+    with pytest.raises(FileNotFoundError, match=r"path=\./gone: no such directory"):
         hf_text("./gone")
 
 
@@ -704,7 +702,7 @@ def test_text_without_labels_is_extracted_by_document(tmp_path, caplog):
     assert len(full[2]) == 16
     source = data.eval_dataset("train").source
     assert [source.name(i) for i in range(4)] == [f"{tmp_path / 'a.txt'}:{line}" for line in (1, 3, 4, 5)]
-    assert "cut 1 of 4 documents to data.block_size=16 tokens" in caplog.messages
+    assert "cut 1 of 4 documents to block_size=16 tokens" in caplog.messages
     assert batches[0].labels is None
 
 
@@ -713,12 +711,12 @@ def test_fewer_texts_than_a_block_holds_are_extracted_but_not_trained_on(tmp_pat
     data = files(str(tmp_path), block_size=64)
     assert len(data.eval_dataset("train")) == 1
     for use in (lambda: data.size, lambda: data.pretrain_dataset(0), lambda: data.pretrain_collate(MASK, 0)):
-        with pytest.raises(ValueError, match=r"data\.block_size=64: the whole text has 3 tokens; choose at most 4"):
+        with pytest.raises(ValueError, match=r"block_size=64: the whole text has 3 tokens; choose at most 4"):
             use()
 
 
 def test_a_stream_has_no_documents_to_extract(root):
-    with pytest.raises(ValueError, match=r"data\.streaming=true: .*set data\.streaming=false"):
+    with pytest.raises(ValueError, match=r"streaming=true: .*set streaming=false"):
         files(root, streaming=True).eval_dataset("train")
 
 
@@ -806,7 +804,7 @@ def test_blocks_and_files_are_what_the_trainer_expects(root):
     assert (data.batch_unit, data.size) == ("samples", len(data.train))
     assert (data.split_batch(32, 8, 2).accumulate, data.bad_sample_counter().num_samples) == (2, len(data.train))
     assert files(root, streaming=True).bad_sample_counter().num_samples is None
-    assert TextFiles(root).key == "data.root"
+    assert TextFiles(root).key == "root"
 
 
 def test_blanks_before_quotes_are_no_part_of_a_cell(tmp_path):
@@ -871,9 +869,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(
-        PermissionError, match=r"data\.root=.*: 1 folders cannot be read: .*theirs \(Permission denied\)"
-    ):
+    with pytest.raises(PermissionError, match=r"root=.*: 1 folders cannot be read: .*theirs \(Permission denied\)"):
         files(str(tmp_path))
 
 

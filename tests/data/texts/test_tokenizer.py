@@ -257,7 +257,7 @@ def test_a_damaged_configuration_beside_a_tokenizer(tmp_path):
     saved(tmp_path, ["<s>"])
     for content in ("", "[1]", "{"):
         (tmp_path / "tokenizer_config.json").write_text(content)
-        with pytest.raises(ValueError, match=r"data\.tokenizer=.*tokenizer_config\.json: damaged .* remove it"):
+        with pytest.raises(ValueError, match=r"tokenizer=.*tokenizer_config\.json: damaged .* remove it"):
             load_tokenizer(tmp_path)
 
 
@@ -271,18 +271,18 @@ def test_padding_that_was_switched_on_by_mistake_is_not_believed(tmp_path):
 
 def test_a_tokenizer_must_have_a_token_between_texts(tmp_path):
     message = r"no token that opens or closes a text; it needs one of <s>, \[CLS\]"
-    with pytest.raises(ValueError, match=rf"data\.tokenizer=.*tokenizer\.json: .*{message}"):
+    with pytest.raises(ValueError, match=rf"tokenizer=.*tokenizer\.json: .*{message}"):
         load_tokenizer(word_level(tmp_path, "[PAD]"))
 
 
 def test_what_is_no_tokenizer(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"data\.tokenizer=.*gone: no such file; train one with d2v tokenizer"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer=.*gone: no such file; train one with d2v tokenizer"):
         load_tokenizer(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match=r"x\.tok=.*: holds neither tokenizer\.json nor encoder\.json"):
         load_tokenizer(tmp_path, "x.tok")
     for content in ("", "hello", "[1, 2]", "3", '{"a": 1}', '{"ids": [1], "tokenizer": {}}', trained().to_json()[:-9]):
         (tmp_path / "tokenizer.json").write_text(content)
-        with pytest.raises(ValueError, match=r"data\.tokenizer=.*tokenizer\.json: not a tokenizer\.json"):
+        with pytest.raises(ValueError, match=r"tokenizer=.*tokenizer\.json: not a tokenizer\.json"):
             load_tokenizer(tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match=r"needs the package tokenizers: pip install tokenizers"):
@@ -349,7 +349,7 @@ def test_released_fingerprint_depends_on_the_dictionary(tmp_path):
 @pytest.mark.parametrize("missing", ["encoder.json", "vocab.bpe"])
 def test_released_with_a_file_missing(tmp_path, missing):
     (released(tmp_path) / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"data\.tokenizer=.*: has dict\.txt but no {missing}; put it beside"):
+    with pytest.raises(FileNotFoundError, match=rf"tokenizer=.*: has dict\.txt but no {missing}; put it beside"):
         load_tokenizer(tmp_path)
 
 
@@ -368,7 +368,7 @@ def test_released_with_a_file_missing(tmp_path, missing):
 )
 def test_a_dictionary_that_does_not_fit(tmp_path, content, message):
     (released(tmp_path) / "dict.txt").write_text(content)
-    with pytest.raises(ValueError, match=rf"data\.tokenizer={tmp_path}: {message}"):
+    with pytest.raises(ValueError, match=rf"tokenizer={tmp_path}: {message}"):
         load_tokenizer(tmp_path)
 
 
@@ -385,5 +385,5 @@ def test_a_dictionary_may_lack_a_few_ids_and_it_is_said(tmp_path, caplog):
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"a": "b"}', "3"])
 def test_an_encoder_that_is_none(tmp_path, content):
     (released(tmp_path) / "encoder.json").write_text(content)
-    with pytest.raises(ValueError, match=r"data\.tokenizer=.*: encoder\.json is no object of tokens and their ids"):
+    with pytest.raises(ValueError, match=r"tokenizer=.*: encoder\.json is no object of tokens and their ids"):
         load_tokenizer(tmp_path)
