@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from same_batches import assert_same_batches
 
 from d2v.data.bad_samples import NoSamples
 from d2v.data.images.factories import hf_images
@@ -102,16 +103,6 @@ def loader(
     return data.loader(MASK, 3, split, plan, Workers(workers))
 
 
-def assert_same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
-    assert len(a) == len(b) > 0
-    for x, y in zip(a, b, strict=True):
-        assert torch.equal(x.inputs, y.inputs)
-        assert torch.equal(x.sample_ids, y.sample_ids)
-        assert x.mask is not None
-        assert y.mask is not None
-        assert torch.equal(x.mask.mask, y.mask.mask)
-
-
 def content(batches: Sequence[Batch]) -> Counter[str]:
     """Every sample by what is in it, views being the whole of it."""
     return Counter(str([round(value, 3) for value in row.flatten()[:40].tolist()]) for b in batches for row in b.inputs)
@@ -163,13 +154,13 @@ def test_a_resume_repeats_and_loses_nothing(tmp_path: Path, kind: str, form: str
         first = loader(data, 20, **how)
         batches = iter(first)
         taken = [next(batches) for _ in range(stop + 1)]  # the trainer takes one in advance
-        assert_same(taken, whole[: stop + 1])
+        assert_same_batches(taken, whole[: stop + 1])
         state = first.state_dict(stop)
         torch.save(state, tmp_path / "state")
         rest = loader(data, 20, start=stop, **how)
         rest.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
         assert rest.state_dict(stop) == state  # a run that stops at once
-        assert_same(list(rest), whole[stop:])
+        assert_same_batches(list(rest), whole[stop:])
 
 
 def test_shards_are_left_to_their_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

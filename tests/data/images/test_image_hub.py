@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from same_batches import assert_same_batches
 from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import BadSample
@@ -205,15 +206,6 @@ def batches(data: ImageData, workers: int = 0, **plan: int) -> list:
     return list(DataLoader(stream(data, **plan), batch_size=None, num_workers=workers))
 
 
-def assert_same(a: list, b: list) -> None:
-    assert len(a) == len(b) > 0
-    for x, y in zip(a, b, strict=True):
-        assert torch.equal(x.inputs, y.inputs)
-        assert torch.equal(x.sample_ids, y.sample_ids)
-        assert torch.equal(x.mask.mask, y.mask.mask)
-        assert x.skipped == y.skipped
-
-
 @pytest.fixture
 def streamed(parquet):
     return hf_images(parquet, streaming=True, img_size=32, shuffle_buffer=8)
@@ -238,14 +230,14 @@ def test_a_buffer_of_one_keeps_the_order(parquet):
 
 
 def test_the_number_of_workers_changes_nothing(streamed):
-    assert_same(batches(streamed), batches(streamed, workers=2))
+    assert_same_batches(batches(streamed), batches(streamed, workers=2))
 
 
 def test_a_resumed_stream_goes_on_where_it_stopped(streamed):
     whole = batches(streamed)
     for start in (1, 5, 6, 13):  # 13 * 4 rows: in the third epoch
-        assert_same(batches(streamed, start_batch=start), whole[start:])
-    assert_same(batches(streamed, start_batch=7, workers=2), whole[7:])
+        assert_same_batches(batches(streamed, start_batch=start), whole[start:])
+    assert_same_batches(batches(streamed, start_batch=7, workers=2), whole[7:])
     assert len(stream(streamed, start_batch=7)) == 16
     assert batches(streamed, start_batch=16) == []
 

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from same_batches import assert_same_batches
 from torch.utils.data import DataLoader
 
 from d2v.data.bad_samples import BadSample
@@ -239,15 +240,6 @@ def batches(data: SpeechData, workers: int = 0, **plan: int) -> list:
     return list(DataLoader(stream(data, **plan), batch_size=None, num_workers=workers))
 
 
-def assert_same(a: list, b: list) -> None:
-    assert len(a) == len(b) > 0
-    for x, y in zip(a, b, strict=True):
-        assert torch.equal(x.inputs, y.inputs)
-        assert torch.equal(x.sample_ids, y.sample_ids)
-        assert torch.equal(x.mask.mask, y.mask.mask)
-        assert x.skipped == y.skipped
-
-
 def test_a_stream_gives_crops_of_one_length(streamed):
     assert (streamed.streaming, streamed.size, streamed.class_names, streamed.probe_train) == (True, None, None, None)
     assert streamed.token_grid == (num_frames(CROP, CONVS),)
@@ -280,14 +272,14 @@ def test_a_buffer_of_one_keeps_the_order(parquet):
 
 
 def test_the_number_of_workers_changes_nothing(streamed):
-    assert_same(batches(streamed), batches(streamed, workers=2))
+    assert_same_batches(batches(streamed), batches(streamed, workers=2))
 
 
 def test_a_resumed_stream_goes_on_where_it_stopped(streamed):
     whole = batches(streamed)
     for start in (1, 6, 13):  # 13 * 4 rows: in the third epoch
-        assert_same(batches(streamed, start_batch=start), whole[start:])
-    assert_same(batches(streamed, start_batch=7, workers=2), whole[7:])
+        assert_same_batches(batches(streamed, start_batch=start), whole[start:])
+    assert_same_batches(batches(streamed, start_batch=7, workers=2), whole[7:])
     assert batches(streamed, start_batch=16) == []
 
 

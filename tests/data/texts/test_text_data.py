@@ -1,35 +1,27 @@
-"""Text from files, Hugging Face data sets and the package: batches, masks, tables, errors."""
+"""Text from files and the package: tokenizers, evaluation, errors."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import functools
-import gzip
 import inspect
-import json
 import os
-import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from small_texts import MASK, SIZES, files, loader, sentences, table, tokenizer_json
 from torch import nn
 from torch.utils.data import DataLoader
 
 from d2v.arguments import parameters
-from d2v.data.bad_samples import BadSample, BadSampleCounter, NoSamples, TooManyBadSamples
+from d2v.data.bad_samples import TooManyBadSamples
 from d2v.data.eval_loader import eval_loader
-from d2v.data.keys import SampleKey
-from d2v.data.loading import TrainLoader
-from d2v.data.samplers import BatchPlan, StreamSampler
-from d2v.data.streams import StreamBatches
+from d2v.data.samplers import BatchPlan
 from d2v.data.texts import factories
 from d2v.data.texts.blocks import TokenBlocks
 from d2v.data.texts.data import TextData
-from d2v.data.texts.documents import HFTexts, TextFiles, read_table
+from d2v.data.texts.documents import TextFiles
 from d2v.data.texts.factories import fitting_tokenizer, hf_text, samples_text, text_files
 from d2v.data.texts.samples import SampleTexts
 from d2v.data.texts.tokenizer import load_tokenizer, train_tokenizer
@@ -40,263 +32,6 @@ from d2v.objective.masking import RandomMask
 from d2v.types import Batch
 
 pytest.importorskip("tokenizers")
-
-MASK = RandomMask(num_masks=3, mask_ratio=0.42)
-WORDS = ["a", "cat", "and", "the", "other", "dog", "sat", "on", "that", "old", "mat,", "größer", "猫", "said", "no"]
-
-
-def sentences(count: int, seed: int = 0) -> list[str]:
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(count)]
-
-
-@functools.cache
-def tokenizer_json() -> str:
-    return train_tokenizer(sentences(50), 300).to_json()
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("D2V_CACHE", str(tmp_path / "cache"))
-
-
-SIZES = {"tokenizer": tokenizer_json(), "vocab_size": 300, "block_size": 16}
-
-
-@pytest.fixture
-def root(tmp_path):
-    """A folder of two files, 300 documents."""
-    folder = tmp_path / "text"
-    folder.mkdir()
-    (folder / "a.txt").write_text("\n".join(sentences(200)) + "\n")
-    (folder / "b.txt").write_text("\n".join(sentences(100, 1)) + "\n")
-    return str(folder)
-
-
-def files(root: str | None, **options) -> TextData:
-    """With sizes for tests."""
-    return text_files(root, **(SIZES | options))
-
-
-def loader(data: TextData, *, batches: int = 6, micro: int = 8, start: int = 0, workers: int = 0, seed: int = 3):
-    if data.streaming:
-        plan = BatchPlan(micro_batch_size=micro, num_batches=batches, start_batch=start)
-        return DataLoader(data.pretrain_stream(MASK, seed, plan), batch_size=None, num_workers=workers)
-    sampler = StreamSampler(
-        num_samples=int(data.size), micro_batch_size=micro, num_batches=batches, start_batch=start, seed=seed
-    )
-    return DataLoader(
-        data.pretrain_dataset(seed),
-        batch_sampler=sampler,
-        collate_fn=data.pretrain_collate(MASK, seed),
-        num_workers=workers,
-    )
-
-
-def assert_same_batches(a: list, b: list) -> None:
-    assert len(a) == len(b) > 0
-    for x, y in zip(a, b, strict=True):
-        assert torch.equal(x.inputs, y.inputs)
-        assert torch.equal(x.sample_ids, y.sample_ids)
-        assert torch.equal(x.mask.mask, y.mask.mask)
-        assert x.skipped == y.skipped
-
-
-# --- batches to pretrain on
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_batch_contents(root, streaming):
-    data = files(root, streaming=streaming)
-    batch = next(iter(loader(data)))
-    assert (batch.modality, data.modality) == ("text", "text")
-    assert batch.inputs.shape == (8, 16)
-    assert batch.inputs.dtype == batch.sample_ids.dtype == torch.int64
-    assert batch.inputs[:, 0].eq(data.tokenizer.bos_id).all()
-    assert not batch.inputs[:, 1:].eq(data.tokenizer.bos_id).any()
-    assert (batch.labels, batch.padding_mask, batch.skipped) == (None, None, ())
-    assert batch.mask.mask.shape == (8 * 3, 16)
-    assert batch.mask.mask.sum(1).eq(16 - int(16 * (1 - 0.42))).all()
-    assert batch.mask.num_masks == 3
-    assert data.token_grid == (16,)
-
-
-def test_every_block_comes_once_an_epoch(root):
-    data = files(root)
-    found = torch.cat([batch.sample_ids for batch in loader(data, batches=2 * int(data.size), micro=1)])
-    first, second = found.reshape(2, -1)
-    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(int(data.size)))
-    assert first.tolist() != second.tolist()
-
-
-def test_rows_of_a_batch_are_the_packed_blocks(root):
-    data = files(root)
-    batch = next(iter(loader(data)))
-    for row, i in zip(batch.inputs, batch.sample_ids.tolist(), strict=True):
-        assert row.tolist() == data.train.load(i).tolist()
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_batches_are_the_same_for_any_number_of_workers(root, streaming):
-    data = files(root, streaming=streaming, shuffle_buffer=32)
-    assert_same_batches(list(loader(data)), list(loader(data, workers=2)))
-
-
-def test_workers_may_be_spawned(root):
-    data = files(root)
-    dataset = data.pretrain_dataset(3)
-    expected = dataset[SampleKey(0, 7)].inputs
-    assert torch.equal(pickle.loads(pickle.dumps(dataset))[SampleKey(0, 7)].inputs, expected)
-    stream = files(root, streaming=True).pretrain_stream(MASK, 0, BatchPlan(micro_batch_size=4, num_batches=2))
-    assert_same_batches(list(pickle.loads(pickle.dumps(stream))), list(stream))
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_resumed_run_sees_the_rest(root, streaming):
-    data = files(root, streaming=streaming, shuffle_buffer=32)
-    whole = list(loader(data, batches=60))  # more than two epochs
-    assert 2 * int(files(root).size) < 60 * 8
-    for start in (1, 30, 59):
-        assert_same_batches(list(loader(data, batches=60, start=start)), whole[start:])
-    assert_same_batches(list(loader(data, batches=60, start=31, workers=2)), whole[31:])
-
-
-def test_masks_depend_on_seed_epoch_and_block_and_blocks_do_not(root):
-    data = files(root)
-
-    def one(seed: int, epoch: int, index: int) -> Batch:
-        return data.pretrain_collate(MASK, seed)([data.pretrain_dataset(seed)[SampleKey(epoch, index)]])
-
-    reference = one(0, 0, 5)
-    assert_same_batches([reference], [one(0, 0, 5)])
-    for other in (one(1, 0, 5), one(0, 1, 5)):
-        assert torch.equal(other.inputs, reference.inputs)
-        assert not torch.equal(other.mask.mask, reference.mask.mask)
-    assert not torch.equal(one(0, 0, 6).mask.mask, reference.mask.mask)
-
-
-def test_a_stream_in_order_is_what_would_be_packed(root):
-    packed = files(root)
-    data = files(root, streaming=True, shuffle_buffer=1)
-    assert (data.streaming, data.size, packed.streaming) == (True, None, False)
-    found = torch.cat([batch.inputs for batch in loader(data, batches=int(packed.size) + 2, micro=1)])
-    expected = [packed.train.load(i % int(packed.size)) for i in range(len(found))]
-    assert found.tolist() == np.stack(expected).tolist()
-
-
-def test_a_stream_is_shuffled_anew_every_epoch_and_complete(root):
-    data, size = files(root, streaming=True, shuffle_buffer=32), int(files(root).size)
-    epochs = torch.cat([batch.sample_ids for batch in loader(data, batches=2 * size, micro=1)]).reshape(2, -1).tolist()
-    assert [sorted(epoch) for epoch in epochs] == [list(range(size))] * 2
-    assert epochs[0] != epochs[1]
-    assert epochs[0] != sorted(epochs[0])
-
-
-def test_a_stream_stores_nothing(root, tmp_path):
-    list(loader(files(root, streaming=True)))
-    assert not (tmp_path / "cache").exists()
-
-
-# --- text that cannot be read
-
-
-@pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
-def test_too_many_bad_documents_stop_the_run_and_are_named(tmp_path, suffix):
-    content = b"".join(b"\xff\n" if i % 20 == 3 else f"{i} cats sat\n".encode() for i in range(100))
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(gzip.compress(content) if suffix == ".txt.gz" else content)
-    data = files(str(path), max_bad_fraction=0.05)
-    assert data.train.num_documents == 100
-    reason = "not UTF-8 (invalid start byte at byte 0)"
-    assert data.train.bad == tuple(f"{path}:{line}: {reason}" for line in (4, 24, 44, 64, 84))
-    for _ in range(2):  # also when it is packed already
-        with pytest.raises(TooManyBadSamples, match=r"5 of the data set's 100 .*max_bad_fraction=0\.04") as error:
-            files(str(path), max_bad_fraction=0.04)
-        assert f"{path}:4: {reason}" in str(error.value)
-
-
-def test_bad_documents_are_named_whenever_packed_text_is_used(tmp_path, caplog):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"".join(b"\xff\n" if i in (3, 77) else b"cats sat\n" for i in range(200)))
-    reason = "not UTF-8 (invalid start byte at byte 0)"
-    for _ in range(2):
-        caplog.clear()
-        files(str(path))
-        skipped = [record for record in caplog.records if record.getMessage().startswith("skipped")]
-        assert [record.getMessage() for record in skipped] == [f"skipped {path}:{n}: {reason}" for n in (4, 78)]
-        assert {record.levelname for record in skipped} == {"WARNING"}
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_share_of_bad_documents_in_a_stream_is_of_documents(tmp_path, workers):
-    """And not of blocks, of which there are fewer."""
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"".join(b"\xff\n" if i % 50 == 7 else b"cats sat\n" for i in range(20_000)))
-    blocks = int(files(str(path), max_bad_fraction=0.03, block_size=64).size)
-    assert blocks < 20_000 // 10
-    data = files(str(path), max_bad_fraction=0.03, block_size=64, streaming=True, shuffle_buffer=1)
-    timed = TrainLoader(loader(data, batches=blocks, micro=1, workers=workers), data.bad_sample_counter())
-    batches = list(timed)
-    assert sum(len(batch.skipped) for batch in batches) == timed.bad_samples.num_bad == 400
-    assert sum(batch.num_read for batch in batches) == timed.bad_samples.num_seen == 20_000
-    strict = files(str(path), max_bad_fraction=0.015, block_size=64, streaming=True, shuffle_buffer=1)
-    with pytest.raises(TooManyBadSamples, match=r"of the first 1,\d\d\d samples cannot be read"):
-        list(TrainLoader(loader(strict, batches=blocks, micro=1, workers=workers), strict.bad_sample_counter()))
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", r"there is no text in these documents"),
-        (b"\n \n\n", r"there is no text in these documents"),
-        (b"\xff\n\xff\n", r"root=.*a\.txt: 2 of the first 2 lines are not UTF-8: .*iconv"),
-        (b"a cat\n", r"block_size=16: the whole text has \d+ tokens; choose at most \d+"),
-    ],
-)
-def test_text_without_a_block_is_refused_before_training(tmp_path, streaming, content, message):
-    (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        _ = files(str(tmp_path / "a.txt"), streaming=streaming, max_bad_fraction=1.0).size
-
-
-class Rows:
-    """A stream of nothing, or of rows that cannot be read."""
-
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
-
-    def __iter__(self):
-        return iter(range(self.num_rows))
-
-    def decode(self, record):
-        raise BadSample("torn:\n  twice")
-
-    def name(self, index):
-        return f"row[{index}]"
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(
-    ("num_rows", "kind", "message"),
-    [
-        (0, NoSamples, r"^path: the stream has no rows; check path=... and split=...$"),
-        (
-            7,
-            BadSample,
-            r"(?s)^1000 samples in a row cannot be read, from row\[0\]: torn:\n  twice to row\[5\]: .*twice$",
-        ),
-    ],
-)
-def test_a_worker_tells_what_is_wrong_with_a_stream_without_its_stack_trace(num_rows, kind, message, workers):
-    plan = BatchPlan(micro_batch_size=2, num_batches=3)
-    stream = StreamBatches(Rows(num_rows), None, None, 0, plan, 1)
-    timed = TrainLoader(DataLoader(stream, batch_size=None, num_workers=workers), BadSampleCounter(1, None))
-    with pytest.raises(kind, match=message):
-        list(timed)
-
-
-# --- tokenizers and sizes
 
 
 def test_a_tokenizer_is_trained_on_the_documents_or_given(root, tmp_path):
@@ -379,137 +114,6 @@ def test_what_there_is_not(root, tmp_path):
     assert probes_only.class_names == ("x", "y")
 
 
-# --- tables
-
-
-def table(path: Path, content: str) -> str:
-    path.write_text(content, encoding="utf-8")
-    return str(path)
-
-
-def test_a_tsv_has_quotes_as_they_are(tmp_path):
-    path = table(
-        tmp_path / "a.tsv", 'idx\tsentence\tlabel\n0\the said "no\tgood\n1\t"a" cat, größer \tbad\n2\t"\tgood\n'
-    )
-    rows = read_table(path, "probe_train")
-    assert rows.texts == ['he said "no', '"a" cat, größer', '"']
-    assert (rows.labels, rows.class_names, len(rows)) == ([1, 0, 1], ("bad", "good"), 3)
-    assert [rows.label(i) for i in range(3)] == [1, 0, 1]
-    assert rows.name(1) == f"{path}[1]"
-
-
-def test_a_csv_has_quoted_fields(tmp_path):
-    path = table(tmp_path / "a.csv", '\ufefflabel,text\n"a","one, two ""x"""\nb,"two\nlines"\n')
-    rows = read_table(path, "probe_train")
-    assert rows.texts == ['one, two "x"', "two\nlines"]
-    assert rows.labels == [0, 1]
-
-
-def test_lines_may_end_as_on_windows(tmp_path):
-    (tmp_path / "a.tsv").write_bytes(b"text\tlabel\r\na cat\tx\r\na dog\ty\r\n")
-    rows = read_table(str(tmp_path / "a.tsv"), "probe_train")
-    assert (rows.texts, rows.class_names) == (["a cat", "a dog"], ("x", "y"))
-
-
-def test_columns_are_found_or_asked_for(tmp_path):
-    path = table(tmp_path / "a.tsv", "text\ttitle\tlabel\tstars\nt\th\ta\t5\n")
-    assert read_table(path, "k").texts == ["t"]
-    chosen = read_table(path, "k", "title", "stars")
-    assert (chosen.texts, chosen.class_names) == (["h"], ("5",))
-    with pytest.raises(ValueError, match=r"text_column=body: .*a\.tsv has the columns text, title, label, stars;"):
-        read_table(path, "k", "body")
-    with pytest.raises(ValueError, match=r"label_column=class: .*; set label_column to one of them"):
-        read_table(path, "k", None, "class")
-    with pytest.raises(ValueError, match=r"text_column=null: .*b\.tsv has the columns a, label"):
-        read_table(table(tmp_path / "b.tsv", "a\tlabel\nx\ty\n"), "k")
-
-
-def test_short_rows_and_unknown_labels_are_named_by_file_and_line(tmp_path):
-    short = table(tmp_path / "short.tsv", "text\tlabel\nfine\tx\nno label\n")
-    with pytest.raises(ValueError, match=r"short\.tsv:3: 1 columns, but the header has 2"):
-        read_table(short, "probe_train")
-    multiline = table(tmp_path / "lines.csv", 'text,label\n"two\nlines",x\nno label\n')
-    with pytest.raises(ValueError, match=r"lines\.csv:4: 1 columns"):
-        read_table(multiline, "probe_train")
-    train = table(tmp_path / "train.tsv", "text\tlabel\na\tx\nb\ty\n")
-    val = table(tmp_path / "val.tsv", "text\tlabel\nc\ty\nd\tz\n")
-    with pytest.raises(ValueError, match=r"val\.tsv:3: label 'z' is not in the training set \(x, y\)"):
-        files(None, probe_train=train, probe_val=val)
-
-
-def test_a_table_without_rows_or_utf8(tmp_path):
-    for content in ("text\tlabel\n", ""):
-        with pytest.raises(ValueError, match=r"has no rows|an empty table"):
-            read_table(table(tmp_path / "a.tsv", content), "probe_train")
-    (tmp_path / "a.tsv").write_bytes(b"text\tlabel\n\xe9\tx\n")
-    with pytest.raises(ValueError, match=r"probe_val=.*a\.tsv: not UTF-8 \(invalid continuation byte at byte 11"):
-        read_table(str(tmp_path / "a.tsv"), "probe_val")
-
-
-@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".CSV"])
-@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
-def test_cells_that_csv_quotes_are_understood(tmp_path, suffix, quoting):
-    texts = ["plain", "with\ta tab", "with, a comma", "on two\nlines", 'he said "no"', '"quoted"', "größer"]
-    delimiter = "\t" if suffix == ".tsv" else ","
-    path = tmp_path / f"a{suffix}"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, delimiter=delimiter, quoting=quoting)
-        writer.writerows([["text", "label"], *([text, i % 2] for i, text in enumerate(texts))])
-    rows = read_table(str(path), "k")
-    assert (rows.texts, rows.labels) == (texts, [0, 1, 0, 1, 0, 1, 0])
-    path.write_bytes(path.read_text().encode("utf-16"))
-    assert read_table(str(path), "k").texts == [text.replace("\r", "") for text in texts]
-
-
-def test_bare_quotes_in_a_tsv_are_letters(tmp_path):
-    """As in GLUE's files: a quote need not be closed."""
-    path = table(tmp_path / "a.tsv", 'text\tlabel\n"open\tx\na 5" nail\ty\n"all of it"\tx\n')
-    assert read_table(path, "k").texts == ['"open', 'a 5" nail', '"all of it"']
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.tsv", 'text\tlabel\na "b" c\tand so on\tx\n', r"a\.tsv:2: 3 columns, but the header has 2; put cells"),
-        ("a.csv", "text,label\n\na,b,x\n", r"a\.csv:3: 3 columns, but the header has 2; put cells that hold"),
-        ("a.csv", 'text,label\nfine,x\n"open,x\nmore,y\n', r"a\.csv:3: .*; close the quotes"),
-        ("a.csv", 'text,label\n"a" b,x\n', r"a\.csv:2: .* expected after .*; close the quotes"),
-        ("a.csv", "text;label\na;x\n", r"=null: .*a\.csv has one column alone, 'text;label'; separate .* by commas"),
-        ("a.tsv", "text,label\na,x\n", r"=null: .*a\.tsv has one column alone, 'text,label'; separate .* by tabs"),
-        ("a.tsv", "", r"^k=.*a\.tsv: an empty table; give a \.tsv or \.csv file with a header"),
-        ("a.csv", "\n\n", r"^k=.*a\.csv: an empty table"),
-        ("a.tsv", "text\ttext\tlabel\na\tb\tx\n", r"a\.tsv:1: the header has 2 columns 'text'; rename all but one"),
-        ("a.tsv", "text\tlabel\na\t \n", r"a\.tsv:2: no label in column 'label'; add one, or remove the row"),
-        ("a.tsv", "text\tlabel\na\0b\tx\n", r"a\.tsv:2: a NUL character"),
-        ("a.tsv", b"PK\x03\x04" + bytes(90), r"k=.*a\.tsv: a zip archive, not plain text"),
-        ("a.tsv", b"version https://git-lfs.github.com/spec/v1\noid\n", r"k=.*a\.tsv: a Git LFS pointer"),
-        ("a.tsv", gzip.compress(b"text\tlabel\n", mtime=0), r"k=.*a\.tsv: gzip, not plain text"),
-    ],
-)
-def test_tables_that_cannot_be_read_right_are_refused(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=message):
-        read_table(str(tmp_path / name), "k")
-
-
-def test_classes_that_differ_only_in_blanks_or_case_are_named(tmp_path, caplog):
-    path = table(tmp_path / "a.tsv", "text\tlabel\na\tgood\nb\tGood \nc\t bad\nd\tgo od\n")
-    assert read_table(path, "k").class_names == ("Good", "bad", "go od", "good")
-    assert caplog.messages == [f"{path}: the classes 'Good', 'go od', 'good' differ only in blanks or case"]
-
-
-def test_the_limit_takes_rows_evenly_and_for_training_only(tmp_path):
-    content = "text\tlabel\n" + "".join(f"row {i}\t{'c' if i == 3 else i % 2}\n" for i in range(10))
-    path = table(tmp_path / "a.tsv", content)
-    assert read_table(path, "k", limit=4).texts == ["row 0", "row 2", "row 5", "row 7"]
-    assert read_table(path, "k", limit=10).texts == read_table(path, "k", limit=99).texts == read_table(path, "k").texts
-    data = files(None, probe_train=path, probe_val=path, probe_limit=4)
-    assert (len(data.probe_train), len(data.val)) == (4, 10)
-    assert data.class_names == data.val.class_names == ("0", "1", "c")  # those of rows left out, too
-
-
-# --- texts to evaluate on
-
 LONG = "the other dog sat on that old mat " * 9
 
 
@@ -579,107 +183,6 @@ def test_padding_changes_no_output(labelled):
     assert (blind[0, :3] - padded[0, :3]).abs().max() > 1e-2  # without the mask it would show
 
 
-# --- Hugging Face
-
-
-def documents_of(source: HFTexts, start: int = 0) -> list[str | None]:
-    return [document.text for document in source.read(start)]
-
-
-@pytest.fixture
-def hugging_face(tmp_path, monkeypatch):
-    """Makes a directory of parquet or JSON lines: 40 texts, the third of them missing, and their numbers."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    datasets.disable_progress_bars()
-    texts: list[str | None] = [f" {text}" for text in sentences(40)]
-    texts[2] = None
-
-    def make(kind: str, name: str = "set", **more: list[str]) -> str:
-        folder = tmp_path / name
-        folder.mkdir()
-        columns = {"body": texts, "number": list(range(40)), **more}
-        if kind == "parquet":
-            datasets.Dataset.from_dict(columns).to_parquet(folder / "train.parquet")
-        elif kind == "saved":
-            datasets.Dataset.from_dict(columns).save_to_disk(folder)
-        else:
-            rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-            (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(folder)
-
-    return make
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("kind", ["parquet", "json", "saved"])
-def test_hf_documents(hugging_face, kind, streaming):
-    source = HFTexts(hugging_face(kind), streaming=streaming)
-    expected = sentences(40)
-    found = list(source.read())
-    assert [document.text for document in found] == [*expected[:2], None, *expected[3:]]
-    assert found[2].name.endswith("set/train[2]")
-    assert found[2].reason == "no text in this row"
-    assert [document.name for document in source.read(17)] == [document.name for document in found[17:]]
-    assert documents_of(source, 17) == expected[17:]
-    assert documents_of(pickle.loads(pickle.dumps(source))) == documents_of(source)
-
-
-def test_hf_text_both_ways(hugging_face, tmp_path):
-    sizes = {"tokenizer": tokenizer_json(), "vocab_size": 300, "block_size": 8, "max_bad_fraction": 0.1}
-    path = hugging_face("parquet")
-    packed = hf_text(path, **sizes)
-    assert (packed.train.num_documents, len(packed.train.bad)) == (40, 1)
-    with pytest.raises(TooManyBadSamples, match=r"1 of the data set's 40 .*\n.*set/train\[2\]: no text in this row"):
-        hf_text(path, **{**sizes, "max_bad_fraction": 0.0})
-    lines = tmp_path / "same.txt"
-    lines.write_text("\n".join(text for i, text in enumerate(sentences(40)) if i != 2))
-    same = files(str(lines), block_size=8)
-    assert [packed.train.load(i).tolist() for i in range(int(packed.size))] == [
-        same.train.load(i).tolist() for i in range(int(same.size))
-    ]
-    stream = hf_text(path, streaming=True, shuffle_buffer=1, **sizes)
-    assert stream.train.documents.streaming
-    found = torch.cat([batch.inputs for batch in loader(stream, batches=int(packed.size), micro=1)])
-    assert found.tolist() == [packed.train.load(i).tolist() for i in range(int(packed.size))]
-
-
-def test_hf_text_is_packed_once_and_anew_for_another_column(hugging_face, tmp_path):
-    path = hugging_face("parquet", title=sentences(40, 1))
-    chosen = {"tokenizer": tokenizer_json(), "vocab_size": 300, "block_size": 8, "max_bad_fraction": 1.0}
-    folders = [hf_text(path, column=column, **chosen).train.folder for column in ("body", "title", "body")]
-    assert folders[0] == folders[2] != folders[1]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_hf_text_trains_a_tokenizer_for_every_column(hugging_face, streaming):
-    path = hugging_face("parquet", title=["quite another text"] * 40)
-    sizes = {"vocab_size": 280, "block_size": 8, "max_bad_fraction": 1.0, "streaming": streaming}
-    body, title = (hf_text(path, column=column, **sizes).tokenizer for column in ("body", "title"))
-    assert title.fingerprint == train_tokenizer(["quite another text"] * 40, 280).fingerprint != body.fingerprint
-    assert hf_text(path, column="body", **sizes).tokenizer.fingerprint == body.fingerprint
-
-
-def test_hf_columns_are_found_or_asked_for(hugging_face):
-    path = hugging_face("parquet", title=sentences(40, 1))
-    for streaming in (False, True):
-        with pytest.raises(ValueError, match=r"=null: .*set has 2 columns of type string; set .* one of body, title"):
-            HFTexts(path, streaming=streaming)
-        with pytest.raises(ValueError, match=r"=text: .*set has the columns body, number, title"):
-            HFTexts(path, text_column="text", streaming=streaming)
-        assert documents_of(HFTexts(path, "train", "title", streaming)) == sentences(40, 1)
-    with pytest.raises(ValueError, match=r"split=test: no such split"):
-        hf_text(path, "test")
-    with pytest.raises(FileNotFoundError, match=r"path=\./gone: no such directory"):
-        hf_text("./gone")
-
-
-def test_hf_text_trains_a_tokenizer(hugging_face):
-    data = hf_text(hugging_face("json"), vocab_size=280, block_size=8, max_bad_fraction=1.0)
-    expected = train_tokenizer([text for i, text in enumerate(sentences(40)) if i != 2], 280)
-    assert data.tokenizer.fingerprint == expected.fingerprint
-
-
 def test_text_without_labels_is_extracted_by_document(tmp_path, caplog):
     """Of any length: cut to what the encoder reads, and named by file and line."""
     texts = ["no", "", "the cat sat", LONG.strip(), "a"]
@@ -728,20 +231,6 @@ def test_packed_text_of_other_documents_is_refused(root, tmp_path):
         other.eval_dataset("train")
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_hf_text_trains_another_tokenizer_when_the_files_change(hugging_face, streaming):
-    """A stream has no fingerprint of its own."""
-    path = Path(hugging_face("json"))
-    before = hf_text(str(path), vocab_size=280, block_size=8, max_bad_fraction=1.0, streaming=streaming).tokenizer
-    (file,) = path.glob("*.json*")
-    file.write_text("".join(json.dumps({"body": text}) + "\n" for text in sentences(40, 3)))
-    after = hf_text(str(path), vocab_size=280, block_size=8, max_bad_fraction=1.0, streaming=streaming).tokenizer
-    assert after.fingerprint == train_tokenizer(sentences(40, 3), 280).fingerprint != before.fingerprint
-
-
-# --- the shipped samples
-
-
 def test_samples_hold_2500_out():
     samples = SampleTexts()
     rows = samples.rows()
@@ -775,9 +264,6 @@ def test_samples_text(monkeypatch, tmp_path):
     assert data.tokenizer.decode(evaluated.inputs[0].tolist()) in few[0][1]
 
 
-# --- configuration files
-
-
 @pytest.mark.parametrize("factory", [samples_text, text_files, hf_text])
 def test_configuration_files_spell_out_every_keyword(factory, data_config):
     config = data_config(factory.__name__)
@@ -805,13 +291,6 @@ def test_blocks_and_files_are_what_the_trainer_expects(root):
     assert (data.split_batch(32, 8, 2).accumulate, data.bad_sample_counter().num_samples) == (2, len(data.train))
     assert files(root, streaming=True).bad_sample_counter().num_samples is None
     assert TextFiles(root).key == "root"
-
-
-def test_blanks_before_quotes_are_no_part_of_a_cell(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text('text, label\n"a, b", "1"\nc, 0\n')
-    rows = read_table(str(path), "k")
-    assert (rows.texts, rows.class_names, rows.labels) == (["a, b", "c"], ("0", "1"), [1, 0])
 
 
 def test_the_summary_says_what_was_packed_and_left_out(root):
