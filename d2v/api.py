@@ -48,8 +48,8 @@ class Run:
         """Rows of ``results.json``, one for each model and evaluation set; [] after pretraining."""
         from d2v.runs.results import read_results
 
-        found = read_results(self.folder)
-        return [] if found is None else list(found.rows)
+        results = read_results(self.folder)
+        return [] if results is None else list(results.rows)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -206,26 +206,26 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
         hints = get_type_hints(constructor, include_extras=True)
     except (NameError, TypeError, AttributeError):  # annotations that cannot be resolved at run time
         hints = {}
-    found: dict[str, inspect.Parameter] = {}
+    by_name: dict[str, inspect.Parameter] = {}
     for name, parameter in signature.parameters.items():
         if get_origin(hints.get(name)) is Unpack:
-            found |= _options(*get_args(hints[name]))
+            by_name |= _options(*get_args(hints[name]))
         elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            found["**"] = parameter
+            by_name["**"] = parameter
         elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
-            found[name] = parameter.replace(annotation=hints.get(name, inspect.Parameter.empty))
-    return found
+            by_name[name] = parameter.replace(annotation=hints.get(name, inspect.Parameter.empty))
+    return by_name
 
 
 def _options(options: Any) -> dict[str, inspect.Parameter]:
     """Return the keys of a TypedDict as parameters; the default of those that may be left out stands elsewhere."""
-    found = {}
+    by_name = {}
     for name, annotation in get_type_hints(options, include_extras=True).items():
         required = get_origin(annotation) is Required
         annotation = get_args(annotation)[0] if required else annotation
         default = inspect.Parameter.empty if required else ...
-        found[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-    return found
+        by_name[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    return by_name
 
 
 def parameters(target: Any) -> dict[str, inspect.Parameter]:

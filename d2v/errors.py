@@ -48,10 +48,10 @@ def in_keys(message: str, keys: Mapping[str, str]) -> str:
         keys: configuration key of every argument.
     """
 
-    def key(found: re.Match[str]) -> str:
-        whole, (name, within) = found[0], found.groups()
-        after = message[found.end() : found.end() + 1]
-        if after != "=" and not (after == ":" and found.start() == 0) and "_" not in whole.rpartition(".")[2]:
+    def key(match: re.Match[str]) -> str:
+        whole, (name, within) = match[0], match.groups()
+        after = message[match.end() : match.end() + 1]
+        if after != "=" and not (after == ":" and match.start() == 0) and "_" not in whole.rpartition(".")[2]:
             return whole
         return keys.get(whole) or keys.get(name, name) + within
 

@@ -96,13 +96,13 @@ def check_pattern(pattern: str) -> None:
 
 def _repetition(pattern: str, place: int) -> tuple[int, int, int]:
     """Return the smallest and largest number of repetitions of the part that ends at ``place``, and their end."""
-    found = re.compile(rf"(?P<times>{_REPEAT})(?P<kind>\??|(?<=[*+?])\+)(?!{_REPEAT})").match(pattern, place)
-    if found is None:
+    match = re.compile(rf"(?P<times>{_REPEAT})(?P<kind>\??|(?<=[*+?])\+)(?!{_REPEAT})").match(pattern, place)
+    if match is None:
         return 1, 1, place
-    times = found["times"]
+    times = match["times"]
     low, high = {"*": (0, _MANY), "+": (1, _MANY), "?": (0, 1)}.get(times, (0, 0))
     if times[0] == "{":
         least, comma, most = times[1:-1].partition(",")
         low = int(least or 0)
         high = int(most or _MANY) if comma else low
-    return low, high, found.end()
+    return low, high, match.end()

@@ -46,15 +46,15 @@ def find_roles(content: Mapping[str, Any], config: Mapping[str, str] | None = No
     own_pad = _own_pad(content.get("padding"), ids)
     for role, names in NAMES.items():
         named = [config[key] for key in CONFIG_KEYS.get(role, ()) if key in config] if config else []
-        found = [ids[name] for name in (*named, *names) if name in ids]
+        candidates = [ids[name] for name in (*named, *names) if name in ids]
         if role == "unk" and content["model"].get("unk_token") in ids:
-            found.insert(0, ids[content["model"]["unk_token"]])
+            candidates.insert(0, ids[content["model"]["unk_token"]])
         if role == "pad":
             between = roles.get("eos", roles.get("bos"))
             roles = roles if between is None else {"bos": between, "eos": between} | roles
-            found = [i for i in (*own_pad, *found) if i not in roles.values()]
-        if found:
-            roles.setdefault(role, found[0])
+            candidates = [i for i in (*own_pad, *candidates) if i not in roles.values()]
+        if candidates:
+            roles.setdefault(role, candidates[0])
     return roles
 
 

@@ -39,13 +39,13 @@ def lowest(requirements: Sequence[str]) -> list[str]:
     Raises:
         ValueError: one has none.
     """
-    found = []
+    pins = []
     for requirement in requirements:
         match = re.fullmatch(r"([\w.-]+)>=([\w.]+)", requirement)
         if match is None:
             raise ValueError(f"{requirement}: give a lower bound, as in {requirement}>=1.0")
-        found.append(f"{match[1]}=={match[2]}")
-    return found
+        pins.append(f"{match[1]}=={match[2]}")
+    return pins
 
 
 def main() -> None:

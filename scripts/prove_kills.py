@@ -156,12 +156,12 @@ def state_of(folder: Path) -> dict[str, Any]:
         torch.load(folder / FOLDER / name, map_location="cpu", weights_only=True)
         for name in (checkpoint_name(STEPS), BEST)
     )
-    found = {
+    state = {
         "last": {key: last[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")},
         "best": {key: best[key] for key in ("state_dict", "global_step")},
     }
     results = read_results(folder)
-    return found if results is None else {**found, "results": results}
+    return state if results is None else {**state, "results": results}
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
@@ -169,8 +169,8 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
     if isinstance(a, dict) and isinstance(b, dict):
-        found = [f"{path}.{key}" for key in a.keys() ^ b.keys()]
-        return found + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}.{key}")]
+        differing = [f"{path}.{key}" for key in a.keys() ^ b.keys()]
+        return differing + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}.{key}")]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         if len(a) != len(b):
             return [path]
@@ -192,7 +192,7 @@ def prove(run: Run, folder: Path, kills: int, rng: random.Random) -> tuple[int, 
         How many runs ended, and where they differ from the one that nothing interrupted.
     """
     wanted = state_of(run.folder)
-    ended, killed, found = 0, 0, []
+    ended, killed, differing = 0, 0, []
     while killed < kills:
         output = folder / f"killed{ended}"
         output.mkdir(parents=True)
@@ -202,7 +202,7 @@ def prove(run: Run, folder: Path, kills: int, rng: random.Random) -> tuple[int, 
             killed, here = killed + 1, here + 1
         ended += 1
         different = differences(wanted, state_of(finish(command, log)))
-        found += [f"{output}: {place}" for place in different]
+        differing += [f"{output}: {place}" for place in different]
         best, last = wanted["best"]["global_step"], wanted["last"]["global_step"]
         print(
             f"{'FAIL' if different else 'ok  '} {run.command[0]}: killed {here} times; step {last} and the best, step "
@@ -211,7 +211,7 @@ def prove(run: Run, folder: Path, kills: int, rng: random.Random) -> tuple[int, 
         )
         if not different:
             shutil.rmtree(output)
-    return ended, found
+    return ended, differing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -229,9 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "finetune", ["finetune", *COMMON, *FINETUNE, *images, f"checkpoint={pretraining.folder}"], folder
     )
     for run, kills in ((pretraining, (options.kills + 1) // 2), (finetuning, options.kills // 2)):
-        ended, found = prove(run, folder / run.command[0] / "killed", kills, rng)
-        failed += found
-        print(f"{run.command[0]}: {kills} kills, {ended} runs, {len(found)} differences", flush=True)
+        ended, differing = prove(run, folder / run.command[0] / "killed", kills, rng)
+        failed += differing
+        print(f"{run.command[0]}: {kills} kills, {ended} runs, {len(differing)} differences", flush=True)
     if failed:
         print("\n".join([*failed[:20], f"files: {folder}"]))
     else:

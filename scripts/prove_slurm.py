@@ -120,13 +120,13 @@ class Cluster:
 
     def state(self, job: str) -> str:
         """Return the state of a job by Slurm."""
-        found = re.search(r"JobState=(\w+)", shell("scontrol", "show", "job", job, env=self.env))
-        return found[1] if found else "UNKNOWN"
+        match = re.search(r"JobState=(\w+)", shell("scontrol", "show", "job", job, env=self.env))
+        return match[1] if match else "UNKNOWN"
 
     def restarts(self, job: str) -> int:
         """Return the number of times that it was requeued."""
-        found = re.search(r"Restarts=(\d+)", shell("scontrol", "show", "job", job, env=self.env))
-        return int(found[1]) if found else 0
+        match = re.search(r"Restarts=(\d+)", shell("scontrol", "show", "job", job, env=self.env))
+        return int(match[1]) if match else 0
 
     def wait(self, job: str, log: Path) -> None:
         """Until it is done."""
@@ -228,11 +228,11 @@ def submitit(cluster: Cluster, launcher: list[str]) -> tuple[str, Path]:
         [*command, f"hydra.sweep.dir={folder}"], env=cluster.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     for _ in range(300):
-        found = re.findall(r"^\s*(\d+)\S*\s+R", shell("squeue", "-h", "-o", "%A %t", env=cluster.env), re.M)
+        jobs = re.findall(r"^\s*(\d+)\S*\s+R", shell("squeue", "-h", "-o", "%A %t", env=cluster.env), re.M)
         checkpoints = list(folder.rglob("step-*20.ckpt"))
-        if found and checkpoints:
-            shell("scancel", "--signal=USR2", found[0], env=cluster.env)
-            return found[0], cluster.folder / "none"
+        if jobs and checkpoints:
+            shell("scancel", "--signal=USR2", jobs[0], env=cluster.env)
+            return jobs[0], cluster.folder / "none"
         time.sleep(0.5)
     raise RuntimeError("the launcher's job does not run")
 

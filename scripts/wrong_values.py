@@ -171,14 +171,14 @@ def main() -> int:
     """Print the table; the exit status is 1 if any answer is not clear."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commands", nargs="*", metavar="COMMAND")
-    found = [(command, one) for command in parser.parse_args().commands or COMMANDS for one in answers(command)]
+    all_answers = [(command, one) for command in parser.parse_args().commands or COMMANDS for one in answers(command)]
     verdicts = ("clear", "without a fix", "without the key", "stack trace", "accepted")
     print("| command | values | " + " | ".join(verdicts) + " |")
     print("|---|---:|" + "---:|" * len(verdicts))
-    for command in dict.fromkeys(name for name, _ in found):
-        counts = Counter(one.verdict for name, one in found if name == command)
+    for command in dict.fromkeys(name for name, _ in all_answers):
+        counts = Counter(one.verdict for name, one in all_answers if name == command)
         print(f"| {command} | {counts.total()} | " + " | ".join(str(counts[v]) for v in verdicts) + " |")
-    bad = [(command, one) for command, one in found if one.verdict != "clear"]
+    bad = [(command, one) for command, one in all_answers if one.verdict != "clear"]
     for command, one in bad:
         print(f"{command}: {one.key}={one.value!r}: {one.verdict} {one.words}")
     return bool(bad)

@@ -68,18 +68,18 @@ def complete(line: str) -> list[str]:
     words = line.split()[1:]
     word = "" if not words or line[-1:].isspace() else words.pop()
     if not words:
-        found = [*COMMANDS, "help", "completion"]
+        candidates = [*COMMANDS, "help", "completion"]
     elif words == ["help"]:
-        found = list(COMMANDS)
+        candidates = list(COMMANDS)
     elif words == ["completion"]:
-        found = list(SCRIPTS)
+        candidates = list(SCRIPTS)
     elif words[0] in COMMANDS:
         row = COMMANDS[words[0]]
         is_action = bool(row.actions) and len(words) == 1
-        found = list(row.actions) if is_action else list(_of_command(words[0], words[1:], word))
+        candidates = list(row.actions) if is_action else list(_of_command(words[0], words[1:], word))
     else:
-        found = []
-    return sorted({name for name in found if name.startswith(word)})
+        candidates = []
+    return sorted({name for name in candidates if name.startswith(word)})
 
 
 def _of_command(command: str, before: list[str], word: str) -> Iterator[str]:

@@ -82,5 +82,5 @@ def _references(node: object, prefix: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping):
         for name, value in node.items():
             yield from _references(value, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(node, str) and (found := re.fullmatch(r"\$\{(\w[\w.]*)\}", node)):
-        yield prefix, found[1]
+    elif isinstance(node, str) and (match := re.fullmatch(r"\$\{(\w[\w.]*)\}", node)):
+        yield prefix, match[1]

@@ -32,8 +32,8 @@ def composed_of(cfg: DictConfig) -> dict[str, Any]:
 
     References that cannot be resolved are kept; the run's own configuration replaces them.
     """
-    found: dict[str, Any] = _resolved(cfg)
-    return found
+    composed: dict[str, Any] = _resolved(cfg)
+    return composed
 
 
 def _resolved(node: DictConfig | ListConfig) -> Any:
@@ -147,14 +147,14 @@ def own_choices_of(checkpoint: RunCheckpoint | None) -> dict[str, Any]:
 def choices_now(checkpoint: RunCheckpoint | None) -> dict[str, str | None]:
     """Return the options of groups from now on: those of the run's start, updated by this command line."""
     hydra = HydraConfig.get()
-    found = {key: value for key, value in hydra.runtime.choices.items() if not key.startswith("hydra/")}
+    choices = {key: value for key, value in hydra.runtime.choices.items() if not key.startswith("hydra/")}
     if checkpoint is not None:
         given = {o.key_or_group for o in OverridesParser.create().parse_overrides(list(hydra.overrides.task))}
-        found = {
+        choices = {
             **own_choices_of(checkpoint),
-            **{key: value for key, value in found.items() if key in given and value is not None},
+            **{key: value for key, value in choices.items() if key in given and value is not None},
         }
-    return {str(key): None if value is None else str(value) for key, value in found.items()}
+    return {str(key): None if value is None else str(value) for key, value in choices.items()}
 
 
 def readable(config: Mapping[str, Any], assets: Mapping[str, str], run_dir: Path) -> dict[str, Any]:
@@ -194,16 +194,16 @@ def check_same_data(
     now = fingerprint(data)
     if checkpoint is None:
         return now
-    found, samples_alone = differences(checkpoint.record["fingerprint"], now)
-    if not found:
+    differing, samples_alone = differences(checkpoint.record["fingerprint"], now)
+    if not differing:
         return now
     if samples_alone and accept_others:
-        log.warning("resume_with_other_data=true: %s", "; ".join(found))
+        log.warning("resume_with_other_data=true: %s", "; ".join(differing))
         return now
     accept = "add resume_with_other_data=true to go on with these all the same, " if samples_alone else ""
     raise OtherRun(
-        f"resume={resume}: the data changed: {'; '.join(found)}. Give those of before, {accept}or start another run "
-        "from these weights (init_from= in pretraining, checkpoint= in fine-tuning)"
+        f"resume={resume}: the data changed: {'; '.join(differing)}. Give those of before, {accept}or start another "
+        "run from these weights (init_from= in pretraining, checkpoint= in fine-tuning)"
     )
 
 

@@ -20,8 +20,12 @@ def runs(cfg: DictConfig) -> None:
         root = Path(str(cfg.output_dir))
         if not root.is_dir():
             raise FileNotFoundError(f"output_dir={root}: no such folder; runs are written to outputs by default")
-    found = [summarise(folder) for folder in find_runs(root)]
-    print(table_of_runs(found) if found else f"output_dir={root}: no runs of d2v pretrain or d2v finetune below it")
+    summaries = [summarise(folder) for folder in find_runs(root)]
+    print(
+        table_of_runs(summaries)
+        if summaries
+        else f"output_dir={root}: no runs of d2v pretrain or d2v finetune below it"
+    )
 
 
 if __name__ == "__main__":

@@ -79,10 +79,10 @@ def as_typed(override: str, parse: Any, multirun: bool = False) -> str:
         parse: Hydra's parser of one override.
         multirun: whether values separated by commas are for several runs.
     """
-    found = _KEY.fullmatch(override)
-    if found is None or not is_text_key(found[2]):
+    match = _KEY.fullmatch(override)
+    if match is None or not is_text_key(match[2]):
         return override
-    key, text = f"{found[1] or ''}{found[2]}", found[3]
+    key, text = f"{match[1] or ''}{match[2]}", match[3]
     exists = bool(text) and os.path.lexists(text)
     try:
         parsed: Override = parse(override)

@@ -70,16 +70,16 @@ def check_data(data: CheckedData[T], max_bad_fraction: float) -> Report:
         raise ValueError("streaming=true: a stream is read once, by the run itself; set streaming=false")
     lines, bad, total = data.describe(), [], 0
     for name, measures in data.measures().items():
-        found = _read(measures)
-        lines += [visible(f"{name:<9} {line}") for line in found.lines(measures)]
+        counts = _read(measures)
+        lines += [visible(f"{name:<9} {line}") for line in counts.lines(measures)]
         total += measures.total
-        bad += [*measures.bad, *found.bad]
+        bad += [*measures.bad, *counts.bad]
     bad = list(dict.fromkeys(bad))
     return Report(lines, bad, total, tolerated(max_bad_fraction, total))
 
 
 @dataclass
-class _Found:
+class _Counts:
     """What the samples of a source of any modality have.
 
     Attributes:
@@ -93,7 +93,7 @@ class _Found:
     classes: Counter[str] = field(default_factory=Counter)
 
     def lines(self, measures: Measures[T]) -> Iterator[str]:
-        """Words for what was found and measured."""
+        """Return lines of what was counted and measured."""
         if not self.endings:
             yield "no sample can be read"
             return
@@ -106,19 +106,19 @@ class _Found:
         yield from measures.suggestions()
 
 
-def _read(measures: Measures[T]) -> _Found:
+def _read(measures: Measures[T]) -> _Counts:
     """Read and measure every sample."""
-    found, source = _Found(), measures.source
+    counts, source = _Counts(), measures.source
     for index in range(len(source)):
         name = source.name(index)
         try:
             measures.add(index, source.load(index))
         except BadSample as error:
-            found.bad.append(f"{name}: {error}")
+            counts.bad.append(f"{name}: {error}")
             continue
-        found.endings[os.path.splitext(name)[1].lower() or _NO_ENDING] += 1
-        found.classes.update(_class_of(source.label(index), source.class_names))
-    return found
+        counts.endings[os.path.splitext(name)[1].lower() or _NO_ENDING] += 1
+        counts.classes.update(_class_of(source.label(index), source.class_names))
+    return counts
 
 
 def _class_of(label: Label | None, names: tuple[str, ...] | None) -> list[str]:

@@ -35,11 +35,11 @@ class Contents:
 
 def distinct(sources: Mapping[str, T | None]) -> dict[str, T]:
     """Return sources by name, without missing ones; a source with several names appears under the first."""
-    found: dict[str, T] = {}
+    kept: dict[str, T] = {}
     for name, source in sources.items():
-        if source is not None and not any(source is other for other in found.values()):
-            found[name] = source
-    return found
+        if source is not None and not any(source is other for other in kept.values()):
+            kept[name] = source
+    return kept
 
 
 def describe_sources(sources: Mapping[str, Any]) -> list[str]:

@@ -38,8 +38,8 @@ def pearson_spearman(predicted: np.ndarray, labels: np.ndarray) -> Scores:
     """Return Pearson and Spearman correlations of (N,) numbers, and their mean: STS-B."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        found = [float(f(predicted, labels).statistic) for f in (stats.pearsonr, stats.spearmanr)]
-    pearson, spearman = (0.0 if np.isnan(value) else value for value in found)
+        correlations = [float(f(predicted, labels).statistic) for f in (stats.pearsonr, stats.spearmanr)]
+    pearson, spearman = (0.0 if np.isnan(value) else value for value in correlations)
     return {"pearson_spearman": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 

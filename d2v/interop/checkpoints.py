@@ -164,22 +164,22 @@ def open_checkpoint(path: str | Path, network: Network = "student") -> Checkpoin
         refuse_damaged(given)
         if (given / "config.json").is_file():
             return _open_huggingface(given, path, network)
-    found = resolve_checkpoint(given)
-    if found.is_dir():
-        config, encoder = load_export(found)
-        return Checkpoint("export", found, encoder, config["encoder"], config["inputs"])
-    if found.name == WEIGHTS:
-        raise ValueError(f"checkpoint={path}: is the weights of an export; give its folder, {found.parent}")
-    if not found.is_file():
+    resolved = resolve_checkpoint(given)
+    if resolved.is_dir():
+        config, encoder = load_export(resolved)
+        return Checkpoint("export", resolved, encoder, config["encoder"], config["inputs"])
+    if resolved.name == WEIGHTS:
+        raise ValueError(f"checkpoint={path}: is the weights of an export; give its folder, {resolved.parent}")
+    if not resolved.is_file():
         raise FileNotFoundError(
             f"checkpoint={path}: no such file; give a run's folder, a .ckpt file, an export, a file of fairseq's, "
             "or a folder or Hub name of Hugging Face's"
         )
-    content = read_safely(found)
+    content = read_safely(resolved)
     if isinstance(content, Mapping) and "d2v" in content:
-        return _of_run(found, content, network)
+        return _of_run(resolved, content, network)
     if is_fairseq(content):
-        return _of_fairseq(found, content, network)
+        return _of_fairseq(resolved, content, network)
     raise ValueError(
         f"checkpoint={path}: neither written by a d2v run (no 'd2v' entry) nor by fairseq (no 'model' beside 'cfg')"
     )

@@ -219,10 +219,10 @@ def _check(path: Path, model: _Exported) -> None:
             expected = model(*inputs)
         feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
         try:
-            found = session.run(model.output_names, feed)
+            outputs = session.run(model.output_names, feed)
         except Exception as error:  # as above
             raise ValueError(f"{path.name}: onnxruntime cannot run it on inputs of shape {shape} ({error})") from error
-        for name, want, array in zip(model.output_names, expected, found, strict=True):
+        for name, want, array in zip(model.output_names, expected, outputs, strict=True):
             got = torch.from_numpy(array)
             if got.shape != want.shape:
                 raise ValueError(

@@ -44,7 +44,7 @@ class Renaming:
         Raises:
             KeyError: no rule matches a name, or a part is missing; the message names it.
         """
-        found: dict[str, Tensor] = {}
+        renamed: dict[str, Tensor] = {}
         parts: dict[str, dict[int, Tensor]] = {}
         unknown = []
         for name, value in state.items():
@@ -61,7 +61,7 @@ class Renaming:
             for dim in reversed(rule.unit_dims):
                 ours_value = ours_value.squeeze(dim)
             whole, _, part = ours.partition("[")
-            place, key = (parts.setdefault(whole, {}), int(part[0])) if part else (found, whole)
+            place, key = (parts.setdefault(whole, {}), int(part[0])) if part else (renamed, whole)
             if key in place:
                 raise KeyError(f"{name}: another parameter is {ours}, too")
             place[key] = ours_value  # type: ignore[index]  # keys of either kind go with their place
@@ -72,8 +72,8 @@ class Renaming:
                 thirds[1] = torch.zeros_like(thirds[0])
             if sorted(thirds) != [0, 1, 2]:
                 raise KeyError(f"{whole}: of its three parts there are only {sorted(thirds)}")
-            found[whole] = torch.cat([thirds[i] for i in range(3)])
-        return found
+            renamed[whole] = torch.cat([thirds[i] for i in range(3)])
+        return renamed
 
     def write(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert a state dict to the names of the other library.

@@ -71,12 +71,14 @@ class FinetuneModule(TrainingModule):
         """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""
         self._seed_step(batch_idx)
         outputs = self.forward_pass(batch, train_encoder=self.trainer.global_step >= self.freeze_steps)
-        found = self.task.loss(outputs, batch)
+        loss_output = self.task.loss(outputs, batch)
         world_size, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
         if batch.step_size is None:  # every micro-batch holds equally much
-            loss = found.sum * world_size / self.trainer.strategy.reduce(found.count.clone(), reduce_op="sum")
+            loss = (
+                loss_output.sum * world_size / self.trainer.strategy.reduce(loss_output.count.clone(), reduce_op="sum")
+            )
         else:
-            loss = found.sum * world_size * accumulate / batch.step_size
+            loss = loss_output.sum * world_size * accumulate / batch.step_size
         if self.should_log:
             self._log_loss(loss, batch_idx)
         return {"loss": loss}

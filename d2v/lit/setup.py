@@ -162,13 +162,13 @@ def _mask_words(mask: MaskGenerator | None, num_tokens: int) -> str:
 def _loss_lines(model: Any) -> list[str]:
     """Return one line, or one for each modality if recipes differ; none for a model without :class:`Targets`."""
     recipes: dict[str, Targets] = getattr(model, "recipes", {})
-    found = {}
+    by_modality = {}
     for modality, recipe in recipes.items():
         cls_weight = f", CLS weight {recipe.cls_loss_weight:g}" if recipe.cls_loss_weight else ""
-        found[modality] = f"loss      scale {recipe.scale(model.student.embed_dim):.4g}{cls_weight}"
-    if len(set(found.values())) <= 1:
-        return list(found.values())[:1]
-    return [f"{words} ({modality})" for modality, words in found.items()]
+        by_modality[modality] = f"loss      scale {recipe.scale(model.student.embed_dim):.4g}{cls_weight}"
+    if len(set(by_modality.values())) <= 1:
+        return list(by_modality.values())[:1]
+    return [f"{words} ({modality})" for modality, words in by_modality.items()]
 
 
 def quiet_libraries() -> None:

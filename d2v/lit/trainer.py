@@ -142,10 +142,10 @@ def choose_devices(options: TrainerOptions, num_cores: int) -> tuple[str, int | 
         ValueError: this machine has no such devices, or several machines were requested without torchrun or srun.
     """
     gpus = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    found = next((name for name, count in gpus.items() if count), "cpu")
+    best = next((name for name, count in gpus.items() if count), "cpu")
     wanted = options.accelerator
-    accelerator = found if wanted == "auto" else "cuda" if wanted == "gpu" and found == "cpu" else wanted
-    accelerator = found if accelerator == "gpu" else accelerator
+    accelerator = best if wanted == "auto" else "cuda" if wanted == "gpu" and best == "cpu" else wanted
+    accelerator = best if accelerator == "gpu" else accelerator
     _check_nodes(options.num_nodes)
     if accelerator != "cpu" and not gpus[accelerator]:
         raise ValueError(f"accelerator={wanted}: PyTorch finds no such GPU here: set accelerator=cpu")

@@ -123,7 +123,7 @@ def _recipes(encoder: Encoder, recipe: Targets, changes: TargetChanges) -> dict[
     unknown = sorted(set(changes) - set(encoder.frontends))
     if unknown:
         raise ValueError(f"targets.{unknown[0]}: the modalities of this model are {sorted(encoder.frontends)}")
-    found = {}
+    recipes = {}
     for modality in encoder.frontends:
         own = changes.get(modality, {})
         check_arguments(Targets, own, f"targets.{modality}", lambda *_: None, partial=True)
@@ -143,8 +143,8 @@ def _recipes(encoder: Encoder, recipe: Targets, changes: TargetChanges) -> dict[
                 f"{keys['cls_loss_weight']}={one.cls_loss_weight} needs a CLS token: set "
                 f"encoder.frontends.{modality}.num_prefix_tokens=1, or the weight to 0"
             )
-        found[modality] = replace(one, layer_norms=tuple(one.layer_norms), target_norms=tuple(one.target_norms))
-    return found
+        recipes[modality] = replace(one, layer_norms=tuple(one.layer_norms), target_norms=tuple(one.target_norms))
+    return recipes
 
 
 def averages(scopes: Mapping[str, TeacherScope], name: str, local_parts: Mapping[str, Sequence[str]]) -> bool:

@@ -33,9 +33,9 @@ class MaskedModel(nn.Module):
     @property
     def predictors(self) -> nn.ModuleDict:
         """Modules that predict from the student's features, by modality."""
-        found = self.get_submodule(self.predictors_are)
-        assert isinstance(found, nn.ModuleDict)
-        return found
+        module = self.get_submodule(self.predictors_are)
+        assert isinstance(module, nn.ModuleDict)
+        return module
 
     def network(self, name: str) -> Encoder:
         """Return an encoder by its name.
@@ -45,9 +45,9 @@ class MaskedModel(nn.Module):
         """
         if name not in self.networks:
             raise ValueError(f"network={name}: a {type(self).__name__} has none: set network={self.networks[0]}")
-        found = self.get_submodule(name)
-        assert isinstance(found, Encoder)
-        return found
+        module = self.get_submodule(name)
+        assert isinstance(module, Encoder)
+        return module
 
     def forward(self, batch: Batch) -> LossOutput:
         """Return the loss of one batch, as sums."""

@@ -149,7 +149,7 @@ def _check_directory(file: BinaryIO, count: int, start: int) -> None:
     last = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, *numbers, 0)
     zip64 = struct.pack("<2I4Q", 0, 0, count, count, place, start)
     locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1)
-    found = content[place:]
-    whole = found[:12] == struct.pack("<4sQ", b"PK\x06\x06", 44) and found[16:] == zip64 + locator + last
-    if found != last and not whole:
+    ending = content[place:]
+    whole = ending[:12] == struct.pack("<4sQ", b"PK\x06\x06", 44) and ending[16:] == zip64 + locator + last
+    if ending != last and not whole:
         raise Damaged("the end of the archive was changed")

@@ -123,9 +123,9 @@ def read_sums(folder: Path) -> Sums | None:
     except (OSError, ValueError) as error:
         raise Damaged(f"{path} cannot be read ({error})") from error
     head = _HEAD.fullmatch(lines[0]) if lines else None
-    found = [_LINE.fullmatch(line) for line in lines[1:]]
-    digests = {match[2]: match[1] for match in found if match}
-    if head is None or None in found or len(digests) != int(head[2]):
+    matches = [_LINE.fullmatch(line) for line in lines[1:]]
+    digests = {match[2]: match[1] for match in matches if match}
+    if head is None or None in matches or len(digests) != int(head[2]):
         raise Damaged(f"{path} is damaged: copy the export again, or write it again")
     return Sums(head[1], digests)
 

@@ -176,6 +176,6 @@ def disk_error(error: BaseException | None) -> OSError | None:
 
 def _os_error_code(message: str) -> int | None:
     """Return the error number of a message of safetensors, which ends in ``(os error 28)``."""
-    _, found, rest = message.partition("(os error ")
+    _, mark, rest = message.partition("(os error ")
     number = rest.partition(")")[0]
-    return int(number) if found and number.isdigit() else None
+    return int(number) if mark and number.isdigit() else None

@@ -88,8 +88,10 @@ def command_of(folder: Path) -> str | None:
 
 def newest_run(root: str | Path, commands: Sequence[str] = TRAINING) -> Path | None:
     """Return the run below ``root`` with the checkpoint written last; None if there is no checkpoint."""
-    found = [(_newest_checkpoint(folder), str(folder)) for folder in find_runs(root) if command_of(folder) in commands]
-    newest = max(found, default=(0.0, ""))
+    candidates = [
+        (_newest_checkpoint(folder), str(folder)) for folder in find_runs(root) if command_of(folder) in commands
+    ]
+    newest = max(candidates, default=(0.0, ""))
     return Path(newest[1]) if newest[0] else None
 
 

@@ -94,15 +94,15 @@ def resumed(own: Mapping[str, Any], composed: Mapping[str, Any], words: Words, r
     for key, value in composed.items():
         if key not in config or key in _THE_COMMANDS:  # a key that is newer than the run
             config[key] = _copied(value)
-    found = changes(own, composed, words)
-    refused = [change for change in found if not _within(change.key, (*FREE, *APPLIED))]
+    differing = changes(own, composed, words)
+    refused = [change for change in differing if not _within(change.key, (*FREE, *APPLIED))]
     if refused:
         named = "; ".join(f"{c.key}={_shown(c.now)}: the run that is resumed has {_shown(c.before)}" for c in refused)
         raise OtherRun(
             f"resume={resume}: these settings may not change within a run: {named}. Leave them out to go on with the "
             "run's own, or start another run from its weights (init_from= in pretraining, checkpoint= in fine-tuning)"
         )
-    for change in found:
+    for change in differing:
         if change.key in _OF_THE_START:
             log.warning(
                 "%s=%s is ignored: the run began with %s, and goes on from its own checkpoint",
@@ -119,18 +119,18 @@ def resumed(own: Mapping[str, Any], composed: Mapping[str, Any], words: Words, r
 
 def changes(own: Mapping[str, Any], composed: Mapping[str, Any], words: Words) -> list[Change]:
     """Return the keys in which the command line differs from the run's own configuration, each once, in order."""
-    found: dict[str, Change] = {}
+    differing: dict[str, Change] = {}
     for group in words.groups:
         for change in _differences(_get(own, group), _get(composed, group), group):
-            found[change.key] = change
+            differing[change.key] = change
     for key in words.keys:
         before, now = _get(own, key), _get(composed, key)
         if now is not ABSENT and not same(before, now):
-            found[key] = Change(key, before, now)
+            differing[key] = Change(key, before, now)
     for key in words.deleted:
         if _get(own, key) is not ABSENT:
-            found[key] = Change(key, _get(own, key), ABSENT)
-    return [change for change in found.values() if change.now != "???"]
+            differing[key] = Change(key, _get(own, key), ABSENT)
+    return [change for change in differing.values() if change.now != "???"]
 
 
 def _differences(before: Any, now: Any, key: str) -> list[Change]:

@@ -118,8 +118,8 @@ class Regression:
 
     def predict(self, outputs: Tensor, batch: Batch) -> list[float]:
         """The number."""
-        found: list[float] = (outputs.float().squeeze(-1) * (self.high - self.low) + self.low).cpu().tolist()
-        return found
+        scores: list[float] = (outputs.float().squeeze(-1) * (self.high - self.low) + self.low).cpu().tolist()
+        return scores
 
     def score(self, predictions: Sequence[float], labels: Sequence[float]) -> dict[str, float]:
         """Return the scores of :func:`d2v.eval.scores.pearson_spearman`."""

@@ -43,30 +43,30 @@ def score_and_write(
     scored: dict[str, Scored] = {}
     for name, source in data.evals.items():
         batches = watched(data.eval_loader(name, num_workers), f"scoring {name}")
-        found = scored[name] = score(model, task, batches, device)
+        result = scored[name] = score(model, task, batches, device)
         with writing("output_dir", folder):
-            write_predictions(folder / PREDICTIONS.format(name), found, task, source.name)
-        if found.labels is None:
-            if len(found.predictions) < len(source):
-                log.warning("no submission of %s: %d of its samples cannot be read", name, len(found.skipped))
+            write_predictions(folder / PREDICTIONS.format(name), result, task, source.name)
+        if result.labels is None:
+            if len(result.predictions) < len(source):
+                log.warning("no submission of %s: %d of its samples cannot be read", name, len(result.skipped))
             elif data.submission is not None:
-                answers = [task.answer(prediction) for prediction in found.predictions]
+                answers = [task.answer(prediction) for prediction in result.predictions]
                 data.submission(folder / SUBMISSION, name, answers)
             continue
-        report = task.report(found.predictions, found.labels, [source.name(i) for i in found.sample_ids])
+        report = task.report(result.predictions, result.labels, [source.name(i) for i in result.sample_ids])
         if report:
             with writing("output_dir", folder):
                 replace_text(folder / REPORT.format(name), report)
     rows = [
         Row(
             "fine-tuned model",
-            found.scores,
+            result.scores,
             name,
             task.metric,
-            samples=len(found.predictions),
-            skipped=[*getattr(data.evals[name], "left_out", ()), *found.skipped],
+            samples=len(result.predictions),
+            skipped=[*getattr(data.evals[name], "left_out", ()), *result.skipped],
         )
-        for name, found in scored.items()
+        for name, result in scored.items()
     ]
     table = scores_table([(row.set, row.scores) for row in rows if row.scores], "set")
     write_results(folder, Results(rows, about), table)
@@ -77,9 +77,9 @@ def score_and_write(
 
 def _draw(folder: Path, task: Classification, scored: dict[str, Scored]) -> None:
     """Draw the confusion matrix of every labelled set; without matplotlib, log a warning."""
-    for name, found in scored.items():
-        if found.labels is not None:
-            matrix, _ = task.confusion(found.predictions, found.labels)
+    for name, result in scored.items():
+        if result.labels is not None:
+            matrix, _ = task.confusion(result.predictions, result.labels)
             try:
                 plot_confusion(matrix, task.class_names, folder / CONFUSION.format(name))
             except ImportError as error:

@@ -72,20 +72,20 @@ def predict(model: nn.Module, task: Task, batches: Iterable[Batch], device: torc
         batches: batches of an evaluation set or a part of it, in any order.
         device: device of the model.
     """
-    found = Predicted()
+    result = Predicted()
     with torch.inference_mode():
         for batch in batches:
-            found.skipped.extend(batch.skipped)
+            result.skipped.extend(batch.skipped)
             if len(batch.sample_ids) == 0:
                 continue
             on_device = batch.to(device, non_blocking=True)
             outputs = model(on_device)
             if not bool(outputs.isfinite().all()):
-                return replace(found, finite=False)
-            found.predictions.extend(task.predict(outputs, on_device))
-            found.sample_ids.extend(batch.sample_ids.tolist())
-            found.labels.extend(_labels(batch.labels, len(batch.sample_ids)))
-    return found
+                return replace(result, finite=False)
+            result.predictions.extend(task.predict(outputs, on_device))
+            result.sample_ids.extend(batch.sample_ids.tolist())
+            result.labels.extend(_labels(batch.labels, len(batch.sample_ids)))
+    return result
 
 
 def judge(task: Task, parts: Sequence[Predicted]) -> Scored:
@@ -126,14 +126,14 @@ def _labels(labels: Tensor | None, count: int) -> list[Any]:
     return [[x for x in row if x != NO_LETTER] for row in rows] if labels.ndim == 2 else rows
 
 
-def write_predictions(path: Path, found: Scored, task: Task, name: Callable[[int], str]) -> Path:
+def write_predictions(path: Path, result: Scored, task: Task, name: Callable[[int], str]) -> Path:
     """Write a tab-separated table of name, prediction and label of every sample."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    labels = found.labels or [None] * len(found.predictions)
+    labels = result.labels or [None] * len(result.predictions)
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
     writer.writerow(["sample", *task.columns])
-    for i, prediction, label in zip(found.sample_ids, found.predictions, labels, strict=True):
+    for i, prediction, label in zip(result.sample_ids, result.predictions, labels, strict=True):
         writer.writerow([name(i), *task.cells(prediction, label)])
     replace_text(path, text.getvalue())
     return path

@@ -73,7 +73,7 @@ def sweep_table(rows: Sequence[Row], num_seeds: int, report: str) -> str:
         cell = f"{_percent(row):.1f}" + (f" ± {100 * row.std[row.metric]:.1f}" if num_seeds > 1 else "")
         chosen = f"{row.lr:g}" + (f" ({diverged})" if diverged else "")
         lines.append(f"| {row.name} | {row.set} | {row.metric} | {cell} | {chosen} |")
-    averaged = [found[0] for name, found in glue.items() if name in _GLUE]
+    averaged = [scores[0] for name, scores in glue.items() if name in _GLUE]
     if len(averaged) > 1 and all(row.scores for row in averaged):
         lines.append(f"| average without WNLI | val | | {statistics.mean(map(_percent, averaged)):.1f} | |")
     return "\n".join(lines) + "\n"

@@ -106,11 +106,11 @@ def points_gained(run: Path) -> float:
 def shares(result: dict[str, Any]) -> dict[str, float]:
     """Of a step and its parts: operations a second over those of the products; of updates, products in their time."""
     gemm, seconds, flops = result["gemm_flops_per_s"]["median"], result["seconds"], result["flops"]
-    found = {"step": result["share_of_gemm"]["median"]}
-    found |= {part: flops[part] / seconds[part]["median"] / gemm for part in PARTS if part in seconds}
+    by_part = {"step": result["share_of_gemm"]["median"]}
+    by_part |= {part: flops[part] / seconds[part]["median"] / gemm for part in PARTS if part in seconds}
     updates = sum(seconds[part]["median"] for part in UPDATES)
     assert set(PARTS) | set(UPDATES) <= set(STAGES)
-    return found | {"updates, parameters a kFLOP": 1000 * result["parameters"] / (updates * gemm)}
+    return by_part | {"updates, parameters a kFLOP": 1000 * result["parameters"] / (updates * gemm)}
 
 
 def compared(now: dict[str, float], committed: dict[str, float]) -> tuple[list[list[str]], list[str]]:

@@ -155,8 +155,8 @@ def measured_rates(variants: dict[str, list[str]], output: Path) -> dict[str, fl
             with (run / METRICS).open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row.get("perf/samples_per_s")]
             batch_size = OmegaConf.load(run / CONFIG).global_batch_size
-            found = statistics.median(float(row["perf/samples_per_s"]) for row in rows[1:]) / batch_size
-            rates[name] = max(found, rates.get(name, 0.0))
+            rate = statistics.median(float(row["perf/samples_per_s"]) for row in rows[1:]) / batch_size
+            rates[name] = max(rate, rates.get(name, 0.0))
     path.write_text(json.dumps(rates, indent=2) + "\n")
     return rates
 

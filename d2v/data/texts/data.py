@@ -192,10 +192,10 @@ class TextData(EqualSamples):
         """Measurements to be made for ``d2v check``, by the name of the source; a stream has none."""
         blocks = self.train if isinstance(self.train, TokenBlocks) else None
         tables = distinct({"probe_train": self.probe_train, "val": self.val})
-        found: dict[str, Measures[Any]] = {}
+        by_source: dict[str, Measures[Any]] = {}
         if blocks is not None:  # a run counts documents, which are more or fewer than blocks
-            found["train"] = TextMeasures(blocks, "tokens", len, blocks.bad, blocks.num_documents)
-        return found | {name: TextMeasures(texts, "characters", len) for name, texts in tables.items()}
+            by_source["train"] = TextMeasures(blocks, "tokens", len, blocks.bad, blocks.num_documents)
+        return by_source | {name: TextMeasures(texts, "characters", len) for name, texts in tables.items()}
 
     def _blocks(self) -> TokenBlocks:
         if not isinstance(self.train, TokenBlocks):

@@ -61,12 +61,12 @@ def model_node(cfg: Mapping[str, Any], state: Mapping[str, Tensor], layout: Layo
 
 
 def _node_of_2(cfg: Mapping[str, Any], state: Mapping[str, Tensor], batch_size: int) -> Node:
-    found = [name for name in MODALITIES if any(key.startswith(f"modality_encoders.{name}.") for key in state)]
-    if len(found) != 1:
+    modalities = [name for name in MODALITIES if any(key.startswith(f"modality_encoders.{name}.") for key in state)]
+    if len(modalities) != 1:
         raise ValueError(
-            f"the checkpoint has encoders for {found or 'no modality'}: d2v reads one of {list(MODALITIES)}"
+            f"the checkpoint has encoders for {modalities or 'no modality'}: d2v reads one of {list(MODALITIES)}"
         )
-    theirs = found[0]
+    theirs = modalities[0]
     modality, own = MODALITIES[theirs], cfg["modalities"][theirs.lower()]
     _refuse(cfg, {"batch_norm_target_layer": False, "recon_loss": 0, "shared_decoder": None, "norm_affine": True})
     _refuse(own, {"encoder_zero_mask": True, "keep_masked_pct": 0, "learned_alibi_scale": own.get("use_alibi_encoder")})

@@ -208,15 +208,15 @@ class FairseqCheckpoint:
     def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert parameters to our names; constant positions are computed if the file lacks them."""
         try:
-            found = to_d2v_state(state, self.layout)
+            renamed = to_d2v_state(state, self.layout)
         except KeyError as error:
             raise ValueError(f"checkpoint={self.path}: {error.args[0]}") from error
         if self.layout == "2.0" and self.modality == "image":
-            weight = found["student.frontends.image.proj.weight"]
+            weight = renamed["student.frontends.image.proj.weight"]
             frontend = self.model_node()["encoder"]["frontends"]["image"]
             side = self._side(frontend)
-            found.setdefault("student.frontends.image.positions", sincos_2d((side, side), len(weight)))
-        return found
+            renamed.setdefault("student.frontends.image.positions", sincos_2d((side, side), len(weight)))
+        return renamed
 
     def _side(self, frontend: Node) -> int:
         """Return the patches in a row of an image."""

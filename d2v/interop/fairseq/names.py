@@ -166,8 +166,8 @@ def to_d2v_teacher(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[
     prefix = _TEACHER_PREFIXES.get(layout, "")
     if layout == "2.0" and all(name[0].isdigit() for name in state):
         prefix = "blocks."  # the teacher is a stack of blocks
-    found = to_d2v_state({f"{prefix}{name}": value for name, value in state.items()}, layout)
-    return {f"teacher.{name.removeprefix('student.')}": value for name, value in found.items()}
+    renamed = to_d2v_state({f"{prefix}{name}": value for name, value in state.items()}, layout)
+    return {f"teacher.{name.removeprefix('student.')}": value for name, value in renamed.items()}
 
 
 def to_fairseq_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:

@@ -49,17 +49,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def inputs_of(folder: Path, modality: str, encoder_node: Node) -> Node:
     """Return the inputs that the files of a folder describe, under the keys of conf/inputs."""
     frontend = encoder_node["frontends"][modality]
-    found = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
-    if modality != "text" and found is None:
+    processor = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else None
+    if modality != "text" and processor is None:
         log.warning("%s has no %s: inputs have transformers' defaults", folder, PREPROCESSOR)
-    found = found or {}
+    processor = processor or {}
     if modality == "speech":
-        if not found.get("do_normalize", True):
+        if not processor.get("do_normalize", True):
             log.warning("%s: do_normalize=false, but d2v gives every clip zero mean and unit variance", PREPROCESSOR)
-        rate = int(found.get("sampling_rate", 16000))
+        rate = int(processor.get("sampling_rate", 16000))
         return {"sample_rate": rate, "conv_layers": frontend["conv_layers"]}
     if modality == "image":
-        return _images(found, frontend)
+        return _images(processor, frontend)
     node = {
         "pad_id": frontend["pad_id"],
         "vocab_size": frontend["vocab_size"],
@@ -75,18 +75,18 @@ def inputs_of(folder: Path, modality: str, encoder_node: Node) -> Node:
     return node
 
 
-def _images(found: Mapping[str, Any], frontend: Node) -> Node:
+def _images(processor: Mapping[str, Any], frontend: Node) -> Node:
     node: Node = {key: frontend[key] for key in ("img_size", "patch_size", "in_chans")}
     img_size, in_chans = node["img_size"], node["in_chans"]
-    plain = not found.get("do_normalize", True)
+    plain = not processor.get("do_normalize", True)
     for key, theirs, default, none in (("mean", "image_mean", _IMAGE_MEAN, 0.0), ("std", "image_std", _IMAGE_STD, 1.0)):
-        value = none if plain else found.get(theirs, default)
+        value = none if plain else processor.get(theirs, default)
         values = list(value) if isinstance(value, list) else [value] * in_chans
         if len(values) != in_chans:
             raise ValueError(f"{PREPROCESSOR}: {theirs}={values}, but images have {in_chans} channels")
         node[key] = [float(v) for v in values]
-    size = found.get("size")
-    if isinstance(size, dict) and "shortest_edge" in size and found.get("do_center_crop"):
+    size = processor.get("size")
+    if isinstance(size, dict) and "shortest_edge" in size and processor.get("do_center_crop"):
         node["crop_pct"] = img_size / size["shortest_edge"]
     return node
 
@@ -227,7 +227,7 @@ def _write_tokenizer(folder: Path, text: str, data: Mapping[str, Any], max_posit
         names[roles["pad"]] = name
         if isinstance(content["model"].get("vocab"), dict):
             content["model"]["vocab"][name] = roles["pad"]  # otherwise ids would be assigned without gaps
-    found = {f"{role}_token": names[number] for role, number in roles.items()}
+    named = {f"{role}_token": names[number] for role, number in roles.items()}
     added: list[dict[str, Any]] = content.setdefault("added_tokens", [])
     known = {token["content"] for token in added}
     added += [_added(names[i], i) for i in dict.fromkeys(roles.values()) if names[i] not in known]
@@ -238,16 +238,16 @@ def _write_tokenizer(folder: Path, text: str, data: Mapping[str, Any], max_posit
     write_json(folder / TOKENIZER, content)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **found,
+        **named,
         "model_max_length": max_positions,
         "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
     }
     config |= {
-        theirs: found[ours]
+        theirs: named[ours]
         for theirs, ours in (("cls_token", "bos_token"), ("sep_token", "eos_token"))
-        if ours in found
+        if ours in named
     }
     write_json(folder / TOKENIZER_CONFIG, config)
     return {f"{role}_token": number for role, number in roles.items()}

@@ -72,13 +72,13 @@ def load_huggingface(folder: str | Path) -> Imported:
         state["embeddings.word_embeddings.weight"] = (
             state["embeddings.word_embeddings.weight"] + state.pop(TOKEN_TYPES)[0]
         )
-    found = family.renaming.read(state)
-    encoder_state = {name: value for name, value in found.items() if not name.startswith(HEAD)}
+    renamed = family.renaming.read(state)
+    encoder_state = {name: value for name, value in renamed.items() if not name.startswith(HEAD)}
     check_fit(encoder, encoder_state)
     inputs = inputs_of(folder, family.modality, node)
     if head is None:
         return Imported(node, encoder_state, inputs)
-    head_state = {name.removeprefix(HEAD): value for name, value in found.items() if name.startswith(HEAD)}
+    head_state = {name.removeprefix(HEAD): value for name, value in renamed.items() if name.startswith(HEAD)}
     check_fit(head, head_state)
     assert node_of_head is not None
     labels: list[str] | str | None
@@ -147,7 +147,7 @@ def _load_file(path: Path) -> dict[str, Tensor]:
 
 def _own_names(state: Mapping[str, Tensor], family: Family, with_head: bool) -> dict[str, Tensor]:
     """Return parameters without the prefix of a model with a head, and without parts that d2v lacks."""
-    found, left_out = {}, []
+    kept, left_out = {}, []
     for key, value in state.items():
         name = key.removeprefix(family.prefix)
         if any(pattern.fullmatch(name) for pattern in family.renaming.ignored):
@@ -157,10 +157,10 @@ def _own_names(state: Mapping[str, Tensor], family: Family, with_head: bool) -> 
         if pooler or (family.modality == "text" and name.startswith("lm_head.")):
             left_out.append(name)
         else:
-            found[name] = value
+            kept[name] = value
     if left_out:
         log.info("left out %s: not part of an encoder", ", ".join(sorted(left_out)))
-    return found
+    return kept
 
 
 def _check_names(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], folder: Path) -> None:

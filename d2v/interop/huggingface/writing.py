@@ -71,14 +71,14 @@ def only_frontend(encoder_node: Node) -> tuple[str, Node]:
             "build an encoder with one of them, and load the weights that it has"
         )
     ((modality, node),) = frontends.items()
-    found = arguments(node)
+    frontend = arguments(node)
     part = _CLASSES[node["_target_"]]
     if not (isinstance(part, type) and issubclass(part, _MODALITIES.get(modality, ()))):
         raise ValueError(
             f"model.encoder.frontends.{modality} is a {node['_target_']}: the frontends that can be exported are "
             f"{', '.join(f'{name} ({part.__name__})' for name, part in _MODALITIES.items())}"
         )
-    return modality, found
+    return modality, frontend
 
 
 def save_huggingface(
@@ -114,11 +114,11 @@ def save_huggingface(
     head_arguments = check_head(modality, head, head_node, labels)
     model_type, family = next((key, value) for key, value in FAMILIES.items() if value.modality == modality)
     config = {"architectures": [f"{family.name}{family.head if head_arguments else 'Model'}"], "model_type": model_type}
-    found = problems(modality, own, frontend, head_arguments)
-    if found:
+    not_fitting = problems(modality, own, frontend, head_arguments)
+    if not_fitting:
         raise ValueError(
             f"{config['architectures'][0]} of transformers has no place for this model:\n  "
-            + "\n  ".join(found)
+            + "\n  ".join(not_fitting)
             + "\nsave_custom_huggingface writes any encoder of d2v"
         )
     config |= _CONFIGS[modality](own, frontend)
@@ -153,11 +153,11 @@ def check_head(
     expected = HEADS[modality]
     if head_node is None or not isinstance(head, expected):
         raise ValueError(f"head={type(head).__name__}: a model of {modality} takes a {expected.__name__} and its node")
-    found = arguments(head_node)
-    outputs = len(labels) + (modality == "speech") if labels is not None else found["num_outputs"]
-    if outputs != found["num_outputs"]:
-        raise ValueError(f"{len(labels or ())} labels for a head of {found['num_outputs']} outputs")
-    return found
+    own = arguments(head_node)
+    outputs = len(labels) + (modality == "speech") if labels is not None else own["num_outputs"]
+    if outputs != own["num_outputs"]:
+        raise ValueError(f"{len(labels or ())} labels for a head of {own['num_outputs']} outputs")
+    return own
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -201,11 +201,11 @@ def label_config(modality: str, head: Node, labels: Sequence[str] | str | None) 
 def problems(modality: str, own: Node, frontend: Node, head: Node | None) -> list[str]:
     """List settings that Hugging Face's classes cannot represent, each with the only value that they support."""
     e, f = "model.encoder", f"model.encoder.frontends.{modality}"
-    found = []
+    not_fitting = []
 
     def check(key: str, value: Any, only: Any, why: str = "") -> None:
         if value != only:
-            found.append(f"{key}={value}: only {only}{f'; {why}' if why else ''}")
+            not_fitting.append(f"{key}={value}: only {only}{f'; {why}' if why else ''}")
 
     check(f"{e}.prenet_depth", own["prenet_depth"], 0, "those blocks are data2vec 2.0's")
     check(f"{f}.num_prefix_tokens", frontend.get("num_prefix_tokens", 1), int(modality == "image"))
@@ -219,7 +219,7 @@ def problems(modality: str, own: Node, frontend: Node, head: Node | None) -> lis
         if head:
             check(f"{e}.final_norm", has_final_norm(own), False, "ForImageClassification norms after the mean only")
             check("head.norm_eps", head["norm_eps"], own["norm_eps"], "there is one epsilon for all norms")
-        return found
+        return not_fitting
     check(f"{f}.norm_eps", frontend["norm_eps"], own["norm_eps"], "there is one epsilon for all norms")
     check(f"{e}.final_norm", has_final_norm(own), False)
     check(f"{e}.layer_scale_init", own["layer_scale_init"], None)
@@ -231,7 +231,7 @@ def problems(modality: str, own: Node, frontend: Node, head: Node | None) -> lis
             "never": "there padded frames are zeroed before the first convolution, which this encoder does not",
         }
         check(f"{f}.zero_padding", frontend["zero_padding"], "first", why.get(frontend["zero_padding"], ""))
-    return found
+    return not_fitting
 
 
 def has_final_norm(own: Node) -> bool:

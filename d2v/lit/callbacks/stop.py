@@ -152,10 +152,10 @@ def parse_time(text: str | None) -> timedelta | None:
     """
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})", str(text))
-    if found is None:
+    match = re.fullmatch(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})", str(text))
+    if match is None:
         raise ValueError(f"max_time={text}: write DD:HH:MM:SS, such as 00:11:30:00 for eleven and a half hours")
-    days, hours, minutes, seconds = map(int, found.groups())
+    days, hours, minutes, seconds = map(int, match.groups())
     if hours > 23 or minutes > 59 or seconds > 59 or not (days or hours or minutes or seconds):
         raise ValueError(f"max_time={text}: is no time; DD:HH:MM:SS, such as 00:11:30:00, with HH up to 23")
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
