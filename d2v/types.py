@@ -151,12 +151,12 @@ class EncoderOutput:
 
     @property
     def patch_tokens(self) -> Tensor:
-        """(N, T', D) final features without the prefix tokens."""
+        """Return (N, T', D) final features without the prefix tokens."""
         return self.x[:, self.num_prefix_tokens :]
 
     @property
     def cls_token(self) -> Tensor:
-        """(N, D) final features of the last prefix token, if there is one."""
+        """Return (N, D) final features of the last prefix token, if there is one."""
         return self.x[:, self.num_prefix_tokens - 1]
 
 

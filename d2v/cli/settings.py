@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2v.arguments import check_arguments, parameters, returned_by
 from d2v.cli.commands import options
+from d2v.cli.keys import argument_keys
+from d2v.errors import naming_keys
 from d2v.interop.build import build, check_node, check_settings, part_named
 from d2v.values import (
     Count,
@@ -81,9 +83,10 @@ class Training(Machine):
             raise ValueError(
                 f"name={self.name}: leads out of output_dir; give a plain name, and the folder by output_dir"
             )
-        from d2v.lit.trainer import check_trainer  # only commands that train import Lightning
+        from d2v.lit.trainer import TrainerOptions, check_trainer  # only commands that train import Lightning
 
-        check_trainer(self.trainer)
+        with naming_keys({name: f"trainer.{name}" for name in (*parameters(TrainerOptions), *self.trainer)}):
+            check_trainer(self.trainer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,11 +328,21 @@ def build_each(nodes: Mapping[str, Any], key: str, given: Mapping[str, Any]) -> 
     return [build(node, given, key=f"{key}.{name}", trusted=True) for name, node in nodes.items() if node is not None]
 
 
-def built(node: DictConfig, **given: Any) -> Any:
-    """Build the object of a part of a composed configuration, for scripts and notebooks."""
-    values: dict[str, Any] = plain_value(node)
+def built(cfg: DictConfig, key: str, **given: Any) -> Any:
+    """Build the object of a part of a composed configuration, for scripts and notebooks.
+
+    Args:
+        cfg: whole configuration.
+        key: of the part, such as "model".
+        **given: arguments in place of those that are null or missing.
+
+    Raises:
+        ValueError: an argument is invalid; the message names its key.
+    """
+    values: dict[str, Any] = plain_value(cfg[key])
     values = {name: value for name, value in values.items() if value is not None or name not in given}
-    return build(values, given, trusted=True)
+    with naming_keys(argument_keys(cfg)):
+        return build(values, given, key=key, trusted=True)
 
 
 def build_schedule(node: Mapping[str, Any], max_steps: int) -> Any:

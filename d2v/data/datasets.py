@@ -159,7 +159,7 @@ class EvalCollate:
         )
 
     def _padding(self, views: Sequence[Tensor]) -> Tensor | None:
-        """(B, T) bool, True = padding; None where nothing is padded."""
+        """Return (B, T) bool, True = padding; None where nothing is padded."""
         if self.num_tokens is None or not views:
             return None
         tokens = torch.tensor([self.num_tokens(len(view)) for view in views])

@@ -157,7 +157,7 @@ class Permutations:
         return SampleKey(epoch, int(self._order[place]))
 
     def slice(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start, 2) int64 epochs and indices."""
+        """Return (stop - start, 2) int64 epochs and indices."""
         parts = []
         while start < stop:
             epoch, place = divmod(start, self.num_samples)

@@ -81,7 +81,7 @@ REFUSED = {
     "num_sanity_val_steps": _NO_VALIDATION,
     "accumulate_grad_batches": "it follows from global_batch_size, micro_batch_size and the devices: set those",
     "gradient_clip_algorithm": "gradients are clipped by their global norm: set gradient_clip_val",
-    "logger": "choose by logger=csv, logger=tensorboard or logger=wandb",
+    "logger": "choose csv, tensorboard or wandb by the group logger",
     "callbacks": "add one by +callbacks.NAME._target_=CLASS",
     "enable_checkpointing": "leave checkpoints out by '~callbacks.checkpoint'",
     "enable_progress_bar": "leave it out by '~callbacks.progress'",

@@ -112,7 +112,7 @@ class FeatureMask(nn.Module):
 
 
 def _spans(num_rows: int, size: int, prob: float, length: int, device: torch.device) -> Tensor:
-    """(num_rows, size) bool, True in spans."""
+    """Return (num_rows, size) bool, True in spans."""
     starts = (torch.rand(num_rows, size, device=device) < prob / length).float()
     return F.max_pool1d(F.pad(starts, (length - 1, 0)), length, stride=1).bool()
 

@@ -30,7 +30,7 @@ class MaskGenerator(Protocol):
         """Raise ValueError, naming the argument and the fix, if no such mask exists on this grid."""
 
     def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
-        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
+        """Return (len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major.
 
         Args:
             grid: shape of the grid of tokens.
@@ -60,7 +60,7 @@ class RandomMask:
         _check_counts(self, prod(grid))
 
     def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
-        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
+        """Return (len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
         num_tokens = prod(grid)
         priority = np.concatenate([rng.random((self.num_masks, num_tokens)) for rng in rngs])
         return _highest(priority, num_tokens - self.num_visible(num_tokens))
@@ -102,7 +102,7 @@ class _Blocks:
         raise NotImplementedError("a subclass says whether blocks are kept or masked")
 
     def _priorities(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
-        """(N, T) float: tokens of blocks in [1, 2), others in [0, 1), ties broken at random.
+        """Return (N, T) float: tokens of blocks in [1, 2), others in [0, 1), ties broken at random.
 
         Row m of a sample depends on its generator and on m alone, not on ``num_masks`` or on other samples.
         """
@@ -151,7 +151,7 @@ class InverseBlockMask(_Blocks):
         return 1 - self.mask_ratio
 
     def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
-        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
+        """Return (len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
         return ~_highest(self._priorities(grid, rngs), self.num_visible(prod(grid)))
 
 
@@ -181,7 +181,7 @@ class SpanMask(_Blocks):
         return self.mask_ratio
 
     def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
-        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
+        """Return (len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
         return _highest(self._priorities(grid, rngs), prod(grid) - self.num_visible(prod(grid)))
 
 
@@ -218,13 +218,13 @@ class BlockMask:
             raise ValueError(f"min_block={self.min_block}: a sample has {prod(grid)} tokens; choose 1 to as many")
 
     def __call__(self, grid: tuple[int, ...], rngs: Sequence[np.random.Generator]) -> np.ndarray:
-        """(len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
+        """Return (len(rngs) * num_masks, prod(grid)) bool, True = masked, sample-major."""
         count = prod(grid) - self.num_visible(prod(grid))
         rows, columns = grid
         return np.stack([self._draw(rows, columns, count, rng) for rng in rngs for _ in range(self.num_masks)])
 
     def _draw(self, rows: int, columns: int, count: int, rng: np.random.Generator) -> np.ndarray:
-        """(rows * columns,) bool, ``count`` of them True."""
+        """Draw (rows * columns,) bool, ``count`` of them True."""
         mask = np.zeros((rows, columns), dtype=bool)
         log_aspect = np.log(self.min_aspect)
         failures = 0
@@ -268,7 +268,7 @@ def _shows_and_hides(mask: _Blocks | RandomMask | BlockMask, ratio: float, num_t
 
 
 def _highest(priority: np.ndarray, count: int) -> np.ndarray:
-    """(N, T) bool: the ``count`` entries of highest priority in every row."""
+    """Return (N, T) bool: the ``count`` entries of highest priority in every row."""
     chosen = np.zeros(priority.shape, dtype=bool)
     np.put_along_axis(chosen, np.argpartition(-priority, count - 1, axis=1)[:, :count], True, axis=1)
     return chosen

@@ -78,7 +78,7 @@ def measure(
 ) -> dict[str, Any]:
     """A recipe's data: samples a second for each number of workers, seconds a sample for each piece of the work."""
     cfg = compose_recipe(recipe, overrides)
-    data, mask = (built(cfg[key]) for key in ("data", "mask"))
+    data, mask = (built(cfg, key) for key in ("data", "mask"))
     if data.streaming:
         raise SystemExit(f"{recipe}: streams are not measured; give data with data.streaming=false")
     split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, 1)

@@ -238,7 +238,7 @@ class Run:
         self.case = case
         self.device = torch.device(case.device)
         self.cfg = compose_recipe(case.recipe, [*case.overrides, *size_overrides(case)])
-        model, self.mask, optim, self.ema = (built(self.cfg[key]) for key in ("model", "mask", "optim", "ema"))
+        model, self.mask, optim, self.ema = (built(self.cfg, key) for key in ("model", "mask", "optim", "ema"))
         assert isinstance(model, MaskedModel)
         self.model = model.to(self.device).train()
         if self.cfg.activation_checkpointing:

@@ -31,7 +31,7 @@ def _data(runs: ModuleType, images: Path):  # type: ignore[no-untyped-def]
     from d2v.cli.settings import built
 
     with runs.configuration("pretrain", *runs.TINY, *runs.folder_data(images)) as cfg:
-        return built(cfg.data)
+        return built(cfg, "data")
 
 
 def _features(data, encoder, split: str, layers: str = "last"):  # type: ignore[no-untyped-def]

@@ -98,9 +98,10 @@ def test_experiment_instantiates(runs: ModuleType, name: str) -> None:
                 cfg.data[key] = "somewhere"
         checked(Pretrain, plain(cfg))
         with _Meta():
-            model = built(cfg.model)
-        optimizer = built(cfg.optim)(model.student)
-        schedule, ema, mask = built(cfg.schedule, max_steps=cfg.trainer.max_steps), built(cfg.ema), built(cfg.mask)
+            model = built(cfg, "model")
+        optimizer = built(cfg, "optim")(model.student)
+        schedule = built(cfg, "schedule", max_steps=cfg.trainer.max_steps)
+        ema, mask = built(cfg, "ema"), built(cfg, "mask")
         node = cfg.model.encoder
         frontend = {"image": _patches, "speech": _convolutions, "text": _embeddings}[modality_of(name)]
         blocks = (node.depth + node.prenet_depth) * _block_parameters(node.embed_dim)

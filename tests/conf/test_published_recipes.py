@@ -184,7 +184,7 @@ def test_published_recipe(runs: ModuleType, name: str) -> None:
             found = OmegaConf.select(cfg, key, throw_on_missing=True)
             found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
             assert found == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), key
-        mask = built(cfg.mask)
+        mask = built(cfg, "mask")
         tokens, visible = TOKENS[name]
         assert mask.num_visible(tokens) == visible
 

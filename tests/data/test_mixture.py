@@ -75,8 +75,8 @@ def pieces(runs: ModuleType, folder: Path, steps: int, *overrides: str, callback
         torch.manual_seed(0)
         cfg.model.encoder.frontends.text = text_model["encoder"]["frontends"]["text"]
         cfg.model.decoders.text = text_model["decoders"]["text"]
-        model = built(cfg.model)
-        optim = built(cfg.optim)
+        model = built(cfg, "model")
+        optim = built(cfg, "optim")
         trainer = setup.make_trainer({**cfg.trainer, "max_steps": steps}, list(callbacks), [CSVLogger(folder)])
     data = mixture(folder, runs)
     split = data.split_batch(4, 2, 1)

@@ -92,7 +92,7 @@ def test_groups_are_held_out_where_there_is_no_validation_split() -> None:
     ],
 )
 def test_data_with_nothing_to_probe_are_refused(changes: dict[str, Any], settings: Settings) -> None:
-    with pytest.raises(ValueError, match=r"nothing to probe with: .*data\.label_column"):
+    with pytest.raises(ValueError, match=r"nothing to probe with: .*label_column"):
         Prober(make_data(**changes), settings, batches)
 
 

@@ -47,7 +47,7 @@ def test_nothing_of_a_held_out_group_is_trained_on(as_texts: bool) -> None:
 
 
 def test_one_group_cannot_be_held_out() -> None:
-    with pytest.raises(ValueError, match=r"data\.group_pattern found only the group 'ann'; .* at least two"):
+    with pytest.raises(ValueError, match=r"group_pattern found only the group 'ann'; .* at least two"):
         hold_out_groups(blobs(4, 0), ["ann"] * 4)
 
 

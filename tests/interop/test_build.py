@@ -268,8 +268,8 @@ def test_what_the_caller_fills_in_is_no_key(tmp_path: Path) -> None:
     node = {"_target_": "d2v.lit.callbacks.checkpoint.CheckpointEvery", "keep": 0}
     with pytest.raises(ValueError, match=r"^callbacks\.checkpoint\.keep=0"):
         build(node, {"run_dir": tmp_path}, key="callbacks.checkpoint")
-    (tmp_path / "parts_of_mine.py").write_text("def fail(a, b): raise ValueError(f'a={a}, b={b}')")
+    (tmp_path / "parts_with_keys.py").write_text("def fail(a, b): raise ValueError(f'a={a}, b={b}')")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.syspath_prepend(tmp_path)
         with pytest.raises(ValueError, match=r"^x\.a=1, b=2$"):
-            build({"_target_": "parts_of_mine.fail", "a": 1}, {"b": 2}, key="x", trusted=True)
+            build({"_target_": "parts_with_keys.fail", "a": 1}, {"b": 2}, key="x", trusted=True)

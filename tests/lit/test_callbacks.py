@@ -225,7 +225,7 @@ def test_online_knn_is_the_accuracy_of_the_checkpoint(runs: ModuleType, images: 
     with runs.configuration("pretrain", *runs.TINY, *common) as cfg:
         from d2v.cli.settings import built
 
-        data = built(cfg.data)
+        data = built(cfg, "data")
     for step, accuracy in zip((2, 4), logged.values(), strict=True):
         encoder = load_encoder(run / "checkpoints" / f"step-{step:08d}.ckpt")
         train, val = (
@@ -256,7 +256,7 @@ def test_probe_results_survive_a_sparser_log(runs: ModuleType, images: Path, tmp
 
 
 def test_probe_needs_labels() -> None:
-    with pytest.raises(ValueError, match=r"callbacks=probe.*data\.val_root.*callbacks=default"):
+    with pytest.raises(ValueError, match=r"callbacks=probe.*val_root.*callbacks=default"):
         OnlineKNN(data=SimpleNamespace(probe_train=None, val=None))
     with pytest.raises(ValueError, match="callbacks=probe needs labelled"):  # only transcripts
         OnlineKNN(data=SimpleNamespace(probe_train=[1], val=[1], class_names=None))

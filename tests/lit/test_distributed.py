@@ -61,7 +61,7 @@ def check_first_gradient(runs: ModuleType, own: list[str], end: dict[str, Any]) 
         What the model computed of the first process's micro-batches, then of the second's.
     """
     with runs.configuration("pretrain", *own) as cfg:
-        data, mask, model = (built(cfg[key]) for key in ("data", "mask", "model"))
+        data, mask, model = (built(cfg, key) for key in ("data", "mask", "model"))
         split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, 2)
     model.load_state_dict({name.removeprefix("model."): value for name, value in end["state_dict"].items()})
     dataset, collate = data.pretrain_dataset(0), data.pretrain_collate(mask, 0)

@@ -164,12 +164,12 @@ def fit(*overrides: str, callbacks: list[L.Callback] | None = None, loggers: lis
     setup.quiet_libraries()
     with configuration("pretrain", *TINY, *overrides) as cfg:
         L.seed_everything(cfg.seed, verbose=False)
-        data, mask, model = (built(cfg[key]) for key in ("data", "mask", "model"))
+        data, mask, model = (built(cfg, key) for key in ("data", "mask", "model"))
         trainer = setup.make_trainer(cfg.trainer, callbacks or [], loggers or [])
         split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, trainer.world_size)
         trainer.accumulate_grad_batches = split.accumulate
-        optim, ema = (built(cfg[key]) for key in ("optim", "ema"))
-        schedule = built(cfg.schedule, max_steps=cfg.trainer.max_steps)
+        optim, ema = (built(cfg, key) for key in ("optim", "ema"))
+        schedule = built(cfg, "schedule", max_steps=cfg.trainer.max_steps)
         module = PretrainModule(model, optim, schedule, ema, cfg.seed)
         datamodule = PretrainDataModule(data, mask, split, 0, cfg.seed)
     trainer.fit(module, datamodule)

@@ -56,9 +56,9 @@ def test_refused(name: str, good: str, tmp_path: Path) -> None:
     edit(content)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"data\.tokenizer=.*{words}"):
+    with pytest.raises(ValueError, match=rf"tokenizer=.*{words}"):
         load_tokenizer(path)
-    with pytest.raises(ValueError, match=rf"data\.tokenizer: .*{words}"):
+    with pytest.raises(ValueError, match=rf"tokenizer: .*{words}"):
         load_tokenizer(json.dumps(content))
     ours = {"tokenizer": content, "ids": [0], "vocab_size": 1}
     with pytest.raises(ValueError, match=words):
@@ -78,13 +78,13 @@ OURS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", OURS)
 def test_our_own_files_fit_together(name: str, good: str) -> None:
     content, words = OURS[name]
-    with pytest.raises(ValueError, match=rf"data\.tokenizer: .*{words}"):
+    with pytest.raises(ValueError, match=rf"tokenizer: .*{words}"):
         load_tokenizer(json.dumps({"tokenizer": json.loads(good), **content}))
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"ids": 1, "tokenizer": []}', '{"model": []}', "{" * 1000])
 def test_other_files_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.tokenizer: not a tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer: not a tokenizer"):
         load_tokenizer(text)
 
 

@@ -99,7 +99,7 @@ def test_scores_are_in_the_datas_order(tmp_path: Path) -> None:
         ("#2", "owl", "dog"),
         ("#3", "dog", "owl"),
     ]
-    with pytest.raises(Diverged, match=r"outputs are not finite: lower optim\.lr"):
+    with pytest.raises(Diverged, match=r"outputs are not finite: lower lr"):
         score(Lookup(outputs * float("nan")), task, batches, CPU)
     with pytest.raises(ValueError, match="no sample to score"):
         score(Lookup(outputs), task, [], CPU)
@@ -183,9 +183,9 @@ def test_the_worst_transcripts_are_shown() -> None:
 def test_what_cannot_be_a_task() -> None:
     with pytest.raises(ValueError, match="at least two"):
         Classification(("one",))
-    with pytest.raises(ValueError, match=r"task\.metric=best"):
+    with pytest.raises(ValueError, match=r"metric=best"):
         Classification(CLASSES, metric="best")
-    with pytest.raises(ValueError, match=r"task\.metric=accuracy_f1: is of two classes, and there are 3"):
+    with pytest.raises(ValueError, match=r"metric=accuracy_f1: is of two classes, and there are 3"):
         Classification(CLASSES, metric="accuracy_f1")
     node = {"_target_": "d2v.tasks.classification.Classification", "label_smoothing": 1.0}
     with pytest.raises(ValueError, match=r"task\.label_smoothing=1"):

@@ -130,7 +130,7 @@ class AugmentedView:
         return steps
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """(C, H, W) float32. Raises BadSample for modes that cannot be converted."""
+        """Return (C, H, W) float32. Raises BadSample for modes that cannot be converted."""
         crop, vary, finish = self._steps
         with seeded(rng):
             colours = vary(crop(to_channels(image, 3)))  # the policies are made for colours

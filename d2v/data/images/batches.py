@@ -27,7 +27,7 @@ class PretrainView:
     transform: PretrainTransform
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """(C, H, W) float32. Raises BadSample for modes that cannot be converted."""
+        """Return (C, H, W) float32. Raises BadSample for modes that cannot be converted."""
         return self.transform(to_channels(image, self.in_chans), rng)
 
 
@@ -44,5 +44,5 @@ class EvalView:
     transform: EvalTransform
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """(C, H, W) float32. Raises BadSample for modes that cannot be converted."""
+        """Return (C, H, W) float32. Raises BadSample for modes that cannot be converted."""
         return self.transform(to_channels(image, self.in_chans))

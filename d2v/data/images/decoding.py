@@ -172,7 +172,7 @@ def _states_its_range(image: Image.Image) -> bool:
 
 
 def _colours_of_16_bits(image: Image.Image, file: str | os.PathLike[str] | bytes, lower: str) -> np.ndarray:
-    """(H, W, 3 or 4) uint16: PIL, which has no such mode, reads the file once for each byte."""
+    """Return (H, W, 3 or 4) uint16: PIL, which has no such mode, reads the file once for each byte."""
     with _opened(file) as again:
         tiles = [tile._replace(args=_replaced(tile[3], lower)) for tile in again.tile]  # type: ignore[attr-defined]
         again.tile = tiles  # type: ignore[attr-defined]

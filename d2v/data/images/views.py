@@ -95,7 +95,7 @@ class Normalize:
         return (-np.array(self.mean) / np.array(self.std)).astype(np.float32).reshape(-1, 1, 1)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """(C, H, W) float32 of an "L" or "RGB" image."""
+        """Return (C, H, W) float32 of an "L" or "RGB" image."""
         pixels = np.asarray(image)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         normalized = np.multiply(pixels, self._scale, dtype=np.float32, order="C")
@@ -120,7 +120,7 @@ class PretrainTransform:
     normalize: Normalize
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """(C, img_size, img_size) float32; the same image and generator state give the same view."""
+        """Return (C, img_size, img_size) float32; the same image and generator state give the same view."""
         *crop, flip = rng.random(4 * _TRIES + 1).tolist()
         box = random_crop_box(*image.size, self.crop_scale, crop)
         image = image.resize((self.img_size, self.img_size), Image.Resampling.BICUBIC, box=box)
@@ -144,6 +144,6 @@ class EvalTransform:
     normalize: Normalize
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """(C, img_size, img_size) float32."""
+        """Return (C, img_size, img_size) float32."""
         box = center_crop_box(*image.size, self.img_size, self.crop_pct)
         return self.normalize(image.resize((self.img_size, self.img_size), Image.Resampling.BICUBIC, box=box))

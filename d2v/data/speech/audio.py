@@ -119,7 +119,7 @@ class Recording:
             self.num_samples = num_resampled(sound.frames, sound.samplerate, sample_rate) if known else None
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start,) float32: what :func:`decode_audio` gives there, up to rounding.
+        """Return (stop - start,) float32: what :func:`decode_audio` gives there, up to rounding.
 
         Raises:
             BadSample: the stretch is not there, or as :func:`decode_audio`.

@@ -108,7 +108,7 @@ class CropView:
     length: int
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """(length,) float32. Raises BadSample for shorter clips."""
+        """Return (length,) float32. Raises BadSample for shorter clips."""
         if len(waveform) < self.length:
             raise BadSample(f"{TOO_SHORT}: {len(waveform)} samples, crop_seconds takes {self.length}")
         return crop(waveform, self.length, rng)
@@ -127,7 +127,7 @@ class EvalView:
     max_samples: int
 
     def __call__(self, waveform: np.ndarray) -> Tensor:
-        """(S,) float32. Raises BadSample for clips that are too short or too long."""
+        """Return (S,) float32. Raises BadSample for clips that are too short or too long."""
         if len(waveform) < self.min_samples:
             raise BadSample(f"{len(waveform)} samples do not hold one frame")
         if len(waveform) > self.max_samples:

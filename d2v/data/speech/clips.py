@@ -179,7 +179,7 @@ class AudioClips:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(len,) int64, samples of every clip at ``sample_rate``."""
+        """Return (len,) int64, samples of every clip at ``sample_rate``."""
         lengths: np.ndarray = self._all_lengths[self._ids]
         return lengths
 
@@ -192,7 +192,7 @@ class AudioClips:
         return len(self._ids)
 
     def load(self, index: int) -> np.ndarray:
-        """(S,) float32 at ``sample_rate``. Raises BadSample."""
+        """Return (S,) float32 at ``sample_rate``. Raises BadSample."""
         return decode_audio(self._read(self._path(index)), self.sample_rate)
 
     def recording(self, index: int) -> Recording | None:

@@ -325,7 +325,7 @@ class _LogMel:
         )
 
     def __call__(self, waveform: Tensor) -> Tensor:
-        """(S,) -> (T, 40)."""
+        """Return log-mels (T, 40) of a waveform (S,)."""
         shortage = self._mel.n_fft - len(waveform)  # of which the transform reflects half at either end
         bands: Tensor = self._mel(F.pad(waveform, (0, max(0, shortage))))
         return (bands + 1e-5).log().T.contiguous()

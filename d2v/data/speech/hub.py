@@ -81,5 +81,5 @@ class HFAudioStream(HubStream):
         self.sample_rate = sample_rate
 
     def decode(self, record: Any) -> np.ndarray:
-        """(S,) float32 at ``sample_rate``. Raises BadSample."""
+        """Return (S,) float32 at ``sample_rate``. Raises BadSample."""
         return decode_audio(AUDIO.file(record), self.sample_rate)

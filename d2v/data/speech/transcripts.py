@@ -34,7 +34,7 @@ class WholeView:
     view: EvalView
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """(S,) float32. Raises BadSample for clips that are too short or too long."""
+        """Return (S,) float32. Raises BadSample for clips that are too short or too long."""
         return self.view(waveform)
 
 
@@ -108,7 +108,7 @@ class TranscribedClips:
         return len(self.ids)
 
     def load(self, index: int) -> np.ndarray:
-        """(S,) float32. Raises BadSample."""
+        """Return (S,) float32. Raises BadSample."""
         return self.clips.load(self.ids[index])
 
     def label(self, index: int) -> tuple[int, ...]:

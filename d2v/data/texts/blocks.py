@@ -111,12 +111,12 @@ class TokenBlocks:
         return self.__dict__ | {"_tokens": None}  # a worker maps the file anew
 
     def load(self, index: int) -> np.ndarray:
-        """(block_size,) int64."""
+        """Return (block_size,) int64."""
         length = self.block_size - 1
         return np.concatenate([[self.bos_id], self.tokens(index * length, (index + 1) * length)])
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start,) int64: a stretch of the packed text."""
+        """Return (stop - start,) int64: a stretch of the packed text."""
         if self._tokens is None:
             self._tokens = np.memmap(self.folder / "tokens.bin", dtype=self._dtype, mode="r")
         return np.asarray(self._tokens[start:stop], dtype=np.int64)

@@ -50,7 +50,7 @@ class EvalView:
     max_tokens: int
 
     def __call__(self, text: str) -> Tensor:
-        """(T,) int64."""
+        """Return (T,) int64."""
         (ids,) = self.tokenizer.encode([text])
         return torch.tensor([self.tokenizer.bos_id, *ids[: self.max_tokens - 2].tolist(), self.tokenizer.eos_id])
 
@@ -68,7 +68,7 @@ class DocumentView:
     eos_id: int
 
     def __call__(self, ids: np.ndarray) -> Tensor:
-        """(T + 2,) int64."""
+        """Return (T + 2,) int64."""
         return torch.from_numpy(np.concatenate([[self.bos_id], ids, [self.eos_id]]))
 
 

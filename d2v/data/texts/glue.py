@@ -37,7 +37,7 @@ class PairView:
     max_tokens: int
 
     def __call__(self, texts: tuple[str, ...], rng: np.random.Generator | None = None) -> Tensor:
-        """(T,) int64."""
+        """Return (T,) int64."""
         first, *rest = (ids.tolist() for ids in self.tokenizer.encode(texts))
         room = self.max_tokens - 2 * (1 + len(rest))
         for other in rest:

@@ -27,7 +27,7 @@ class SampleTexts:
     contents: Contents = field(default=Contents("the package's samples", "documents"))
 
     def rows(self) -> list[tuple[str, str]]:
-        """(class, gloss) of all: first the 2,500 held-out ones."""
+        """Return (class, gloss) of all: first the 2,500 held-out ones."""
         with (resources.files("d2v.data.samples") / "wordnet_glosses.tsv.gz").open("rb") as file:
             lines = gzip.decompress(file.read()).decode().splitlines()
         return [(name, gloss) for name, _, gloss in (line.partition("\t") for line in lines)]

@@ -51,7 +51,7 @@ class PackedDocuments:
         return len(self._ends)
 
     def load(self, index: int) -> np.ndarray:
-        """(T,) int64, cut to ``max_tokens`` less the two that open and close it."""
+        """Return (T,) int64, cut to ``max_tokens`` less the two that open and close it."""
         start = int(self._starts[index])
         return self._blocks.tokens(start, start + min(int(self.lengths[index]), self._room))
 

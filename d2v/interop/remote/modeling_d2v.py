@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, T, D), and a bias of the logits, broadcastable to (B, H, T, T), or None."""
+        """Return (B, T, D); ``bias`` of the logits is broadcastable to (B, H, T, T), or None."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
         drop_rate = self.drop_rate if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate)
@@ -55,7 +55,7 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(config.mlp_drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
 
@@ -67,13 +67,13 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         return x * self.gamma
 
 
 @lru_cache(maxsize=8)
 def relative_positions(rows: int, columns: int) -> Tensor:
-    """(1 + T, 1 + T) int64: which entry of a table holds the bias of two tokens, the CLS token first.
+    """Return (1 + T, 1 + T) int64: which entry of a table holds the bias of two tokens, the CLS token first.
 
     One for every offset on the grid, then one from CLS to patches, one from patches to CLS, one from CLS to itself.
     """
@@ -95,7 +95,7 @@ class RelativePositionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros((2 * rows - 1) * (2 * columns - 1) + 3, num_heads))
 
     def forward(self) -> Tensor:
-        """(1, H, 1 + T, 1 + T)."""
+        """Return the bias, (1, H, 1 + T, 1 + T)."""
         index = relative_positions(*self.grid).to(self.table.device)
         return self.table[index].permute(2, 0, 1).unsqueeze(0)
 
@@ -118,14 +118,14 @@ class Block(nn.Module):
         self.rel_pos = None if grid is None else RelativePositionBias(grid[0], grid[1], config.num_heads)
 
     def drop_path(self, x: Tensor) -> Tensor:
-        """Zero for some samples in training."""
+        """Set some samples to zero in training (stochastic depth)."""
         if not self.training or not self.drop_path_rate:
             return x
         keep = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path_rate
         return x * keep / (1 - self.drop_path_rate)
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, T, D), and a bias of the attention logits or None."""
+        """Return (B, T, D); ``bias`` of the attention logits may be None."""
         skipped = x
         if self.rel_pos is not None:
             own = self.rel_pos().to(x.dtype)
@@ -150,7 +150,7 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if final_norm else nn.Identity()
 
     def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, T, D) after the norm, and what enters the blocks and each of them makes of it."""
+        """Return (B, T, D) after the norm, and the hidden states: the input of the blocks and the output of each."""
         hidden_states = [x]
         for block in self.blocks:
             x = block(x, bias)
@@ -159,8 +159,9 @@ class Trunk(nn.Module):
 
 
 class Frontend(nn.Module):
-    """Part of one modality: inputs to tokens, their padding, relative positions. Abstract: a modality
-    defines :meth:`embed`.
+    """Base class of frontends: tokens of one modality, their padding and relative positions.
+
+    Abstract: a modality defines :meth:`embed`.
 
     Args:
         config: of the encoder.
@@ -176,15 +177,15 @@ class Frontend(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(dim)) if mask_token else None
 
     def embed(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Inputs and their mask (True: real) to tokens (B, T, D) with positions, and (B, T) bool: what is padding."""
+        """Return tokens (B, T, D) with positions, and the padding mask (B, T) bool, True = padding, or None."""
         raise NotImplementedError("a frontend defines embed")
 
     def attn_bias(self, num_tokens: int) -> Tensor | None:
-        """Broadcastable to (B, H, P + T, P + T), or None."""
+        """Return the bias of relative positions, broadcastable to (B, H, P + T, P + T), or None."""
         return None
 
     def forward(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, P + T, D) tokens, and the bias of their attention logits: relative positions, padding unseen."""
+        """Return tokens (B, P + T, D), and the bias of attention logits: positions, minus infinity at padding."""
         x, padding = self.embed(inputs, attention_mask)
         bias = self.attn_bias(x.shape[1])
         bias = None if bias is None else bias.to(x.dtype)
@@ -198,7 +199,7 @@ class Frontend(nn.Module):
 
 
 def sincos_2d(side: int, dim: int) -> Tensor:
-    """(side * side, dim): positions on a square grid; the first half encodes columns, the second rows."""
+    """Return (side * side, dim): positions on a square grid; the first half encodes columns, the second rows."""
     frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     parts = []
@@ -230,7 +231,7 @@ class ImageFrontend(Frontend):
         self.rel_pos = RelativePositionBias(side, side, config.num_heads) if shared_bias else None
 
     def embed(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, C, H, W) images; they have no padding."""
+        """Return patch features of (B, C, H, W) images; images have no padding."""
         if inputs.shape[-2:] != (self.img_size, self.img_size):
             raise ValueError(
                 f"images of {tuple(inputs.shape[-2:])} pixels, but the model reads {self.img_size} squared"
@@ -239,12 +240,12 @@ class ImageFrontend(Frontend):
         return (x if self.positions is None else x + self.positions.to(x.dtype)), None
 
     def attn_bias(self, num_tokens: int) -> Tensor | None:
-        """(1, H, 1 + T, 1 + T), or None."""
+        """Return the bias of relative positions, (1, H, 1 + T, 1 + T), or None."""
         return None if self.rel_pos is None else self.rel_pos()
 
 
 class ConvPositions(nn.Module):
-    """Positions from what surrounds each frame: convolutions, each with a LayerNorm and a GELU."""
+    """Convolutional positions: each convolution is followed by a LayerNorm and a GELU."""
 
     def __init__(self, dim: int, depth: int, kernel_size: int, groups: int) -> None:
         super().__init__()
@@ -253,7 +254,7 @@ class ConvPositions(nn.Module):
         )
 
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """(B, T, D) frames, and what of them is zeroed before every convolution."""
+        """Map (B, T, D) frames to positions; frames of ``padding`` are set to zero before every convolution."""
         num_tokens = x.shape[1]
         for conv in self.convs:
             if padding is not None:
@@ -295,13 +296,13 @@ class SpeechFrontend(Frontend):
         self.alibi_scale = nn.Parameter(torch.ones(config.num_heads)) if alibi else None
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Number of frames of clips of so many samples."""
+        """Return the number of frames of clips with ``num_samples`` samples."""
         for _, kernel, stride in self.conv_layers:
             num_samples = (num_samples - kernel).div(stride, rounding_mode="floor") + 1
         return num_samples.clamp(min=0)
 
     def embed(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, samples) waveforms of zero mean and unit variance; the mask is of samples, too."""
+        """Return frames of (B, samples) waveforms of zero mean and unit variance; the mask has the same shape."""
         x = inputs.to(self.proj.weight.dtype).unsqueeze(1)
         for conv, norm in zip(self.convs, self.conv_norms):  # noqa: B905
             x = F.gelu(norm(conv(x).transpose(1, 2))).transpose(1, 2)
@@ -315,7 +316,7 @@ class SpeechFrontend(Frontend):
         return x + self.positions(x, padding if self.zero_padding == "every" else None), padding
 
     def attn_bias(self, num_tokens: int) -> Tensor | None:
-        """(1, H, P + T, P + T): minus distances in frames times slopes (ALiBi, arXiv:2108.12409), or None."""
+        """Return (1, H, P + T, P + T): minus distances in frames times slopes (ALiBi, arXiv:2108.12409), or None."""
         if self.alibi_scale is None:
             return None
         places = torch.arange(num_tokens, device=self.alibi_scale.device)
@@ -326,7 +327,7 @@ class SpeechFrontend(Frontend):
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
-    """(H,): a geometric sequence, to which every second slope of a finer one is added if H is no power of two."""
+    """Return (H,): a geometric sequence; if H is no power of two, with every second slope of a finer one."""
     power = 2 ** math.floor(math.log2(num_heads))
     own = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     between = [2 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
@@ -355,7 +356,7 @@ class TextFrontend(Frontend):
         self.drop = nn.Dropout(drop_rate)
 
     def embed(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, T) ids; without a mask, pad_id is padding."""
+        """Return embeddings of (B, T) ids; without a mask, ``pad_id`` is padding."""
         if inputs.shape[1] > self.max_positions:
             raise ValueError(f"texts of {inputs.shape[1]} tokens, but the model reads {self.max_positions}")
         real = inputs != self.pad_id
@@ -410,10 +411,10 @@ class D2VModel(D2VPreTrainedModel):
             pixel_values: images.
             input_values: waveforms, each of zero mean and unit variance.
             input_ids: token ids.
-            attention_mask: 1 for what is real, 0 for padding, in the shape of waveforms or token ids.
-            output_hidden_states: also return what enters the blocks, and what each of them makes of it.
-            return_dict: False: a plain tuple.
-            kwargs: are ignored.
+            attention_mask: 1 for samples or tokens, 0 for padding, in the shape of the inputs.
+            output_hidden_states: also return the input of the blocks and the output of each.
+            return_dict: False for a plain tuple.
+            kwargs: ignored.
 
         Returns:
             last_hidden_state (B, P + T, D), the CLS token first where there is one.
@@ -435,7 +436,7 @@ class D2VModel(D2VPreTrainedModel):
 
 
 class MeanPoolHead(nn.Module):
-    """Images: mean of the patches, a LayerNorm, a linear layer."""
+    """Head for images: mean of the patches, a LayerNorm and a linear layer."""
 
     def __init__(self, config: D2VConfig, num_outputs: int) -> None:
         super().__init__()
@@ -444,12 +445,12 @@ class MeanPoolHead(nn.Module):
         self.proj = nn.Linear(config.embed_dim, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, C)."""
+        """Return outputs (B, C) of tokens (B, T, D)."""
         return self.proj(self.drop(self.norm(x.mean(dim=1))))
 
 
 class FirstTokenHead(nn.Module):
-    """Texts: dense, tanh and a linear layer on the token that opens a text."""
+    """Head for texts: a linear layer, tanh and a linear layer on the first token."""
 
     def __init__(self, config: D2VConfig, num_outputs: int) -> None:
         super().__init__()
@@ -458,12 +459,12 @@ class FirstTokenHead(nn.Module):
         self.proj = nn.Linear(config.embed_dim, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, C)."""
+        """Return outputs (B, C) of tokens (B, T, D)."""
         return self.proj(self.drop(torch.tanh(self.dense(self.drop(x[:, 0])))))
 
 
 class FrameHead(nn.Module):
-    """Speech: a linear layer on every frame."""
+    """Head for speech: a linear layer on every frame."""
 
     def __init__(self, config: D2VConfig, num_outputs: int) -> None:
         super().__init__()
@@ -471,7 +472,7 @@ class FrameHead(nn.Module):
         self.proj = nn.Linear(config.embed_dim, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, C)."""
+        """Return outputs (B, T, C) of tokens (B, T, D)."""
         return self.proj(self.drop(x))
 
 
@@ -490,13 +491,13 @@ class D2VForTask(D2VPreTrainedModel):
         self.post_init()
 
     def loss(self, logits: Tensor, labels: Tensor, num_samples: Tensor | None) -> Tensor:
-        """Cross entropy, or the squared error of one output."""
+        """Return the cross entropy, or the squared error of a single output."""
         if self.config.num_labels == 1:
             return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).view(-1))
         return F.cross_entropy(logits, labels.view(-1))
 
     def forward(self, *args: Any, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any) -> Any:
-        """Outputs of the encoder and the head, and the loss if there are labels."""
+        """Return outputs of the encoder and the head, and the loss if there are labels."""
         out = self.encoder(*args, **kwargs)
         num_prefix = self.encoder.frontends[self.encoder.modality].num_prefix_tokens
         logits = self.head(out.last_hidden_state[:, num_prefix:])
@@ -527,7 +528,7 @@ class D2VForCTC(D2VForTask):
     head_class, output_class = FrameHead, CausalLMOutput
 
     def loss(self, logits: Tensor, labels: Tensor, num_samples: Tensor | None) -> Tensor:
-        """CTC, the mean over letters; labels below 0 are padding."""
+        """Return the CTC loss, the mean over letters; labels below 0 are padding."""
         real = labels >= 0
         frontend: Any = self.encoder.frontends[self.encoder.modality]
         log_probs = logits.float().log_softmax(-1).transpose(0, 1)
