@@ -33,29 +33,48 @@ class UserError(Exception):
     state = "failed"
 
 
-# A name, and names of what is within it, such as frontends.image.embed_dim, where a word begins.
+# An argument at the beginning of a word, and names within it, such as frontends.image.embed_dim.
 _NAME = re.compile(r"(?<![^\s(])([a-z_]\w*)((?:\.\w+)*)(?![\w/-])")
+# The value that a message begins with, which is the user's own text.
+_FIRST_VALUE = re.compile(r"[a-z_][\w.]*(?:\[\d+\])*=(?:.*?(?=: )|\S*)")
+_BEFORE_NAMES_OF_USERS = ("column", "columns", "class", "classes", "has")
 
 
-def in_keys(message: str, keys: Mapping[str, str]) -> str:
-    """Return a message about arguments as one about keys: "img_size=30: ..." as "data.img_size=30: ...".
+def in_keys(message: str, keys: Mapping[str, str], *, only_values: bool = False) -> str:
+    """Replace arguments in a message by configuration keys: "img_size=30: ..." by "data.img_size=30: ...".
 
-    A name counts where ``=`` follows, as the first word before a colon, and elsewhere if it has an underscore, as no
-    other words have.
+    An argument is recognised before ``=``, as the first word before a colon, and elsewhere if it has an underscore and
+    is in no list of names. The value that a message begins with is the user's and stays.
 
     Args:
         message: names arguments as Python does.
         keys: configuration key of every argument.
+        only_values: recognise an argument before ``=`` only: for summaries, which list names of users.
     """
+    first = _FIRST_VALUE.match(message)
+    start, end = (first[0].index("="), first.end()) if first else (0, 0)
 
     def key(match: re.Match[str]) -> str:
-        whole, (name, within) = match[0], match.groups()
-        after = message[match.end() : match.end() + 1]
-        if after != "=" and not (after == ":" and match.start() == 0) and "_" not in whole.rpartition(".")[2]:
-            return whole
-        return keys.get(whole) or keys.get(name, name) + within
+        name, within = match.groups()
+        after, before = message[match.end() : match.end() + 1], message[: match.start()]
+        if start < match.start() < end and not (after == "=" and before.endswith(", ")):
+            return match[0]
+        if after == "=" or (after == "[" and not before):
+            return keys.get(match[0]) or keys.get(name, name) + within
+        if only_values or match[0] not in keys:
+            return match[0]
+        is_first = after == ":" and not before
+        return keys[match[0]] if is_first or _is_argument(name, before, after) else match[0]
 
     return _NAME.sub(key, message)
+
+
+def _is_argument(name: str, before: str, after: str) -> bool:
+    """Return whether a bare word of a message is an argument, and no name from a list."""
+    if "_" not in name or before.endswith((", ", ": ")):
+        return False
+    previous = before.split()[-1].strip("(") if before.split() else ""
+    return previous in ("or", "and", "set") if after == "," else previous not in _BEFORE_NAMES_OF_USERS
 
 
 def name_keys(error: BaseException, keys: Mapping[str, str]) -> None:

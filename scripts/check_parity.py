@@ -208,7 +208,7 @@ class Case:
         spec: NAME.json.
         tensors: NAME.safetensors.
         cfg: the authors' configuration of the model.
-        layout: whose names its parameters have.
+        layout: of the authors, which its parameters are named after.
         model: ours.
         batches: the case's samples; several where rows mask different numbers of tokens, which ours do not.
     """
@@ -303,7 +303,7 @@ def token_padding(padding_mask: Tensor | None, frontend: Frontend) -> Tensor | N
 
 
 def group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Tensors whose key starts with ``prefix``, which is removed."""
+    """Return the tensors with keys that start with ``prefix``, which is removed."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 

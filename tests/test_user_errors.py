@@ -61,10 +61,22 @@ KEYS = {
         ("encoder.depth is 3", "encoder.depth is 3"),
         ("set model.encoder.frontends.image.patch_size=2", "set data.patch_size=2"),
         ("several lines:\nroot=1", "several lines:\ndata.root=1"),
+        ("img_size[0]=x: give a number", "data.img_size[0]=x: give a number"),
+        ("root=/a img_size=3: no image", "data.root=/a img_size=3: no image"),  # the user's own folder
+        ("root=/a, img_size=3: choose one", "data.root=/a, data.img_size=3: choose one"),
+        ("root.png: cut off", "root.png: cut off"),
+        ("root=/a: it has the columns img_size, root_x", "data.root=/a: it has the columns img_size, root_x"),
+        ("the columns label, img_size", "the columns label, img_size"),
+        ("set img_size, or root=1", "set data.img_size, or data.root=1"),
     ],
 )
 def test_messages_in_keys(message: str, expected: str) -> None:
     assert in_keys(message, KEYS) == expected
+
+
+def test_names_of_users_stay_in_summaries() -> None:
+    summary = "2 classes: img_size and img_size\nsuggested: img_size=3"
+    assert in_keys(summary, KEYS, only_values=True) == "2 classes: img_size and img_size\nsuggested: data.img_size=3"
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, PermissionError, UserError])
@@ -87,7 +99,8 @@ def test_errors_of_the_system_and_of_programs_are_left_alone() -> None:
 
 
 D2V = Path(__file__).parent.parent / "d2v"
-SECTIONS = r"(?<![\w./~@+-])(data|mask|model|optim|schedule|ema|trainer|task)\.(?!safetensors|onnx)[a-z_{]"
+NAMES = "data|mask|model|optim|schedule|ema|trainer|task|labels|probe|decoder|callbacks|logger"
+SECTIONS = rf"(?<![\w./~@+-])({NAMES})\.(?!safetensors|onnx)[a-z_{{]"
 ABOUT_CONFIGURATIONS = ("cli", "runs/resuming.py", "interop/fairseq/files.py", "interop/huggingface/writing.py")
 
 

@@ -42,7 +42,7 @@ def check(cfg: DictConfig) -> None:
         if not hasattr(data, "measures"):
             raise ValueError(f"data of this kind ({node['_target_']}) are not checked: choose another data=...")
         report = check_data(data, float(allowed))
-    print(in_keys("\n".join(report.lines), argument_keys(cfg)))
+    print(in_keys("\n".join(report.lines), argument_keys(cfg), only_values=True))
     for entry in report.bad[: settings.show]:
         print(visible(f"bad: {entry}"))
     hidden = len(report.bad) - settings.show

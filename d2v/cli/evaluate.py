@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig) -> None:
             raise ValueError("decoder=...: only what a fine-tuned model transcribes is decoded; remove it")
         data = load_data(cfg, trained)
         summary = "\n".join(data.describe())
-        print(f"checkpoint: {trained.path}\n{in_keys(summary, argument_keys(cfg))}", flush=True)
+        print(f"checkpoint: {trained.path}\n{in_keys(summary, argument_keys(cfg), only_values=True)}", flush=True)
         prober = Prober(
             data, probe_settings(settings), lambda split: encoding(data, split, settings, num_workers), name_skipped
         )

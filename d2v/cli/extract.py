@@ -37,7 +37,7 @@ def extract(cfg: DictConfig) -> None:
         trained = open_checkpoint(settings.checkpoint, settings.network)
         check_probed(settings.layers, settings.pool, trained, "")
         data = load_data(cfg, trained)
-        print(in_keys("\n".join(data.describe()), argument_keys(cfg)), flush=True)
+        print(in_keys("\n".join(data.describe()), argument_keys(cfg), only_values=True), flush=True)
         split = ("train" if data.val is None else "val") if settings.split == "auto" else settings.split
         batches = eval_loader(data, split, None if settings.batch_size == "auto" else settings.batch_size, num_workers)
         seen = watched(batches, f"encoding {split}")

@@ -36,14 +36,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """A run as it was resolved, and what it is built of.
+    """Settings and parts of a fine-tuning run.
 
     Attributes:
-        settings: of the command, checked.
-        config: the same as plain containers, with data, model and number of steps, from which checkpoints rebuild it.
-        dataset: that the data come from.
-        data: labelled, to train on.
-        fingerprint: of the data.
+        settings: checked settings of the command.
+        config: settings as plain containers, completed by data, model and number of steps; checkpoints keep them.
+        dataset: data set with the labelled data.
+        data: labelled data to train on.
+        fingerprint: fingerprint of the data, which a resume compares.
         trained: checkpoint that training starts from; None from scratch, and for a run that goes on.
         task: meaning of the model's outputs.
         model: encoder and head.
@@ -184,7 +184,7 @@ def new_model_node(settings: Finetune, trained: Checkpoint | None, task: Task) -
 def number_of_steps(settings: Finetune, data: FinetuneData) -> int:
     """Return ``trainer.max_steps``, from ``epochs`` where it is not given.
 
-    Of a task's own, whichever the command line says counts.
+    A task sets one of the two; the one on the command line counts.
 
     Raises:
         ValueError: both are given, or neither; or other settings need more steps.

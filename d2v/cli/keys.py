@@ -20,7 +20,7 @@ from d2v.cli.commands import configuration_folder, options
 # meant; a name that a section has twice is left as it is.
 _SECTIONS = {
     **{"data": 1, "mask": 1, "trainer": 1, "optim": 1, "schedule": 1, "ema": 1, "model": 1},
-    **{"callbacks": 2, "logger": 2},
+    **{"labels": 1, "probe": 1, "decoder": 1, "callbacks": 2, "logger": 2},
 }
 
 
@@ -34,9 +34,8 @@ def argument_keys(cfg: Mapping[str, Any]) -> dict[str, str]:
     plain: Any = OmegaConf.to_container(cfg, resolve=False) if isinstance(cfg, DictConfig) else cfg
     keys: dict[str, str] = {}
     for section, depth in _SECTIONS.items():
-        is_read = section in plain or (
-            section == "data" and "num_workers" in plain
-        )  # a checkpoint's, if there are none
+        # A command that has workers reads data, those of the checkpoint if it is given none.
+        is_read = section in plain or (section == "data" and "num_workers" in plain)
         if not is_read:
             continue
         paths = sorted({*_paths(plain.get(section), depth), *_known_paths(section, depth)})

@@ -55,7 +55,7 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, trained: Checkpoint, ru
         set_decoder(task, settings.decoder)
     elif config.get("decoder") is not None:  # as it was fine-tuned with
         task.decoder = build(config["decoder"], {"letters": task.letters}, key="decoder")
-    print(in_keys("\n".join(describe_sources(data.evals)), argument_keys(cfg)), flush=True)
+    print(in_keys("\n".join(describe_sources(data.evals)), argument_keys(cfg), only_values=True), flush=True)
     assert trained.model is not None
     model = trained.model.to(best_device())
     table = score_and_write(

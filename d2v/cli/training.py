@@ -117,7 +117,7 @@ class Session:
             with running(self.config):
                 for logger in self.loggers:
                     logger.log_hyperparams(self.config)
-            print(in_keys(summary, argument_keys(self.config)), flush=True)
+            print(in_keys(summary, argument_keys(self.config), only_values=True), flush=True)
         path = None if self.resumed is None else self.resumed.path
         with running(self.config):
             self.trainer.fit(module, datamodule, ckpt_path=path, weights_only=True)

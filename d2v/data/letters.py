@@ -15,7 +15,7 @@ def check_letters(letters: str) -> str:
         ValueError: a letter occurs twice, or the word boundary is missing.
     """
     if len(set(letters)) != len(letters) or " " not in letters:
-        raise ValueError(f"labels.letters={letters!r}: give every letter once, and a space for the boundary of words")
+        raise ValueError(f"letters={letters!r}: give every letter once, and a space for the boundary of words")
     return letters
 
 
@@ -34,13 +34,13 @@ def spell(text: str, letters: str, name: str, place: str = "") -> tuple[int, ...
     words = text.split()
     if not words:
         where = place and f" in {place}"
-        raise ValueError(f"{name}: empty transcript{where}; correct it, or set labels.on_bad_text=skip")
+        raise ValueError(f"{name}: empty transcript{where}; correct it, or set on_bad_text=skip")
     unknown = sorted(set("".join(words)) - set(letters))
     if unknown:
         where = place and f" ({place})"
         raise ValueError(
-            f"{name}: {''.join(unknown)!r} in {text!r}{where} is not in labels.letters={letters!r}; add it there, "
-            "correct the transcript, or set labels.on_bad_text=skip"
+            f"{name}: {''.join(unknown)!r} in {text!r}{where} is not in letters={letters!r}; add it there, "
+            "correct the transcript, or set on_bad_text=skip"
         )
     return tuple(letters.index(letter) + 1 for letter in " ".join(words))
 

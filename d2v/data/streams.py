@@ -118,7 +118,6 @@ class StreamBatches(RowBatches[Stream, Batch]):
 
     def _sample(self, window: _Window, position: int) -> Sample:
         """The view at a position, or at the next one that can be read."""
-
         good, view, skipped = first_good(
             islice(count(position), MAX_TRIES),
             lambda candidate: self._view(window[candidate]),

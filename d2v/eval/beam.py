@@ -51,7 +51,7 @@ class BeamDecoder:
     ) -> None:
         for key, path in (("lm", lm), ("lexicon", lexicon)):
             if path is not None and not Path(os.path.expanduser(path)).is_file():
-                raise FileNotFoundError(f"decoder.{key}={path}: no such file")
+                raise FileNotFoundError(f"{key}={path}: no such file")
         try:
             from torchaudio.models.decoder import ctc_decoder
         except (ImportError, RuntimeError) as error:
@@ -77,7 +77,7 @@ class BeamDecoder:
             if lm is None:
                 raise
             raise ValueError(
-                f"decoder.lm={lm}: KenLM cannot read it ({error}); give an n-gram model as .arpa or KenLM's binary"
+                f"lm={lm}: KenLM cannot read it ({error}); give an n-gram model as .arpa or KenLM's binary"
             ) from error
 
     def __call__(self, log_probs: Tensor) -> str:
@@ -109,9 +109,9 @@ def check_lexicon(lexicon: str, letters: str) -> None:
     path = Path(os.path.expanduser(lexicon))
     lines = path.read_bytes().splitlines()
     if not lines:
-        raise ValueError(f"decoder.lexicon={lexicon}: nothing is in it; write lines such as 'CAT C A T |'")
+        raise ValueError(f"lexicon={lexicon}: nothing is in it; write lines such as 'CAT C A T |'")
     for number, line in enumerate(lines, 1):
-        where = f"decoder.lexicon: {path}:{number}"
+        where = f"lexicon: {path}:{number}"
         try:
             parts = [part.decode() for part in line.split()]
         except UnicodeDecodeError as error:

@@ -128,7 +128,7 @@ def extract_frames(
     """
     _check_options(layers, "none")
     if layers == "all":
-        raise ValueError("probe.layers=all: frames are of one width; choose last, average, concat or a block's index")
+        raise ValueError("layers=all: frames are of one width; choose last, average, concat or a block's index")
     device = _device_of(encoder) if device is None else torch.device(device)
     frames: list[Tensor] = []
     sample_ids: list[Tensor] = []
@@ -180,7 +180,7 @@ def pool_tokens(x: Tensor, num_prefix_tokens: int, pool: Pool, padding_mask: Ten
         return x
     if pool == "cls":
         if num_prefix_tokens == 0:
-            raise ValueError("probe.pool=cls, but this encoder has no prefix token: set probe.pool=mean")
+            raise ValueError("pool=cls, but this encoder has no prefix token: set pool=mean")
         return x[..., 0, :]
     patches = x[..., num_prefix_tokens:, :].float()
     if padding_mask is None:
@@ -244,9 +244,9 @@ def check_probe_data(train_x: Tensor, train_y: Tensor, val_x: Tensor, val_y: Ten
 
 def _check_options(layers: Layers, pool: Pool) -> None:
     if not (layers in _LAYER_NAMES or (isinstance(layers, int) and not isinstance(layers, bool))):
-        raise ValueError(f"probe.layers={layers!r}: choose one of {', '.join(_LAYER_NAMES)}, or a block's index")
+        raise ValueError(f"layers={layers!r}: choose one of {', '.join(_LAYER_NAMES)}, or a block's index")
     if pool not in _POOL_NAMES:
-        raise ValueError(f"probe.pool={pool!r}: choose one of {', '.join(_POOL_NAMES)}")
+        raise ValueError(f"pool={pool!r}: choose one of {', '.join(_POOL_NAMES)}")
 
 
 def _device_of(encoder: nn.Module) -> torch.device:
@@ -260,7 +260,7 @@ def _select_layers(out: EncoderOutput, layers: Layers) -> Tensor:
         return out.x
     depth = len(out.hidden_states)
     if depth == 0:
-        raise ValueError(f"probe.layers={layers}, but this encoder returned no hidden states: set probe.layers=last")
+        raise ValueError(f"layers={layers}, but this encoder returned no hidden states: set layers=last")
     if layers == "all":
         return torch.stack(out.hidden_states, dim=1)
     if layers == "concat":
@@ -270,7 +270,7 @@ def _select_layers(out: EncoderOutput, layers: Layers) -> Tensor:
         return torch.stack(out.hidden_states).float().mean(0)
     assert isinstance(layers, int)
     if not -depth <= layers < depth:
-        raise ValueError(f"probe.layers={layers}, but this encoder has {depth} blocks: choose {-depth} to {depth - 1}")
+        raise ValueError(f"layers={layers}, but this encoder has {depth} blocks: choose {-depth} to {depth - 1}")
     return out.hidden_states[layers]
 
 

@@ -46,11 +46,9 @@ def knn_accuracy(
     """
     check_probe_data(train_x, train_y, val_x, val_y)
     if not 1 <= k <= len(train_x):
-        raise ValueError(
-            f"probe.k={k} neighbours of {len(train_x)} training samples: set probe.k to 1 .. {len(train_x)}"
-        )
+        raise ValueError(f"k={k} neighbours of {len(train_x)} training samples: choose 1 to {len(train_x)}")
     if not temperature > 0:
-        raise ValueError(f"probe.temperature={temperature} must be positive (DINO uses 0.07)")
+        raise ValueError(f"temperature={temperature} must be positive (DINO uses 0.07)")
 
     # The last digits of similarities decide between neighbours: never in half precision, even inside autocast.
     with torch.inference_mode(), torch.autocast(train_x.device.type, enabled=False):

@@ -94,7 +94,7 @@ def linear_probe(
 def _check_grid(c_grid: Sequence[float]) -> list[float]:
     grid = sorted({float(c) for c in c_grid})
     if not grid or not all(0 < c < math.inf for c in grid):
-        raise ValueError(f"probe.c_grid={list(c_grid)} must hold at least one value, all positive and finite")
+        raise ValueError(f"c_grid={list(c_grid)} must hold at least one value, all positive and finite")
     return grid
 
 
@@ -106,8 +106,7 @@ def _score_grid(train_x: Tensor, labels: np.ndarray, grid: list[float], seed: in
     is_inner_val = split_stratified(labels, seed)
     if not is_inner_val.any():
         raise ValueError(
-            f"{len(labels)} training samples, one a class, leave none to choose C on:"
-            " set probe.c_grid to a single value"
+            f"{len(labels)} training samples, one a class, leave none to choose C on: set c_grid to a single value"
         )
     # The held-out part must not influence the standardisation either.
     fit_x, held_out_x = (x.numpy() for x in standardize(train_x[~is_inner_val], train_x[is_inner_val]))

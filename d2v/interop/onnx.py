@@ -48,7 +48,7 @@ def save_onnx(
     The file's inputs are ``inputs``, (B, C, H, W) float32 images, (B, S) float32 waveforms or (B, T) int64 token ids,
     and, of sequences, ``padding_mask``, (B, T) bool, True = padding (all False where nothing is padded). Its outputs
     are ``features``, (B, P + T, D) float32 last features, prefix tokens first, and with a head ``logits``. Batches may
-    have any size, sequences any length that the encoder takes. Weights of more than 1.5 GiB go to a second file, whose
+    have any size, sequences any length that the encoder takes. Weights of more than 1.5 GiB go to a second file; its
     name ends in .data; the two stay together.
 
     Where onnxruntime is installed, the file is run at two batch sizes and lengths, with padding, and compared with

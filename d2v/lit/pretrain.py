@@ -39,7 +39,8 @@ class PretrainModule(TrainingModule):
     """Trains a :class:`MaskedModel`.
 
     Where a model has several modalities, what it measures is logged and watched for each, as ``<name>/<modality>``: the
-    last step of each since the step that was logged before.
+    last step of each since the step that was logged before. Checkpoints do not hold these, so the first row after a
+    resume may lack a modality.
 
     Args:
         model: student, predictors and, for some algorithms, a teacher.

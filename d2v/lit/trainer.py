@@ -61,8 +61,8 @@ class TrainerOptions:
 
 _STEPS = "a run is counted in optimizer steps: set max_steps (d2v finetune: or epochs)"
 _NO_VALIDATION = (
-    "there is no validation loop: the callbacks ScoreEvery (d2v finetune) and OnlineKNN (d2v pretrain callbacks=probe) "
-    "say when to score"
+    "there is no validation loop: set every_n_steps of the callbacks ScoreEvery (d2v finetune) and OnlineKNN (d2v "
+    "pretrain callbacks=probe)"
 )
 _SHORT = "the data are read in the order of the seed, as far as max_steps goes: set that, or use less data"
 _OURS = "d2v sets it itself: remove it"
@@ -109,7 +109,7 @@ def check_trainer(node: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={value}: {REFUSED[key]}")
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            hint = f"did you mean {close[0]}=...?" if close else f"known: {', '.join(known)}"
             raise ValueError(f"{key}={value}: no such setting; {hint}")
         if key != "max_steps" or value is not None:
             check(value, known[key].annotation, key)

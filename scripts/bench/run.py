@@ -5,8 +5,8 @@
 
 Every figure is a rate over that of a block's bare matrix products, measured in the same run and precision, so that
 machines of one kind can be compared, whatever else makes them fast or slow that day: training steps and their parts,
-operations a second; ``d2v pretrain`` from end to end, likewise; loading, samples a GFLOP of products. What a short run
-learns is there too, as points of the kNN probe above the untrained encoder: steps that teach less are slower as well.
+operations a second; ``d2v pretrain`` from end to end, too; loading, samples a GFLOP of products. What a short run
+learns is measured, too, as points of the kNN probe above the untrained encoder: steps that teach less are slower.
 """
 
 from __future__ import annotations

@@ -69,12 +69,12 @@ def test_letters_there_and_back() -> None:
     assert unspell(numbers, LETTERS) == "HELLO IT'S ME"
     assert 0 not in numbers
     assert unspell([0, *numbers, 0], LETTERS) == "HELLO IT'S ME"
-    with pytest.raises(ValueError, match=r"a/b\.flac: '4Ü' in 'ÜBER 4' is not in labels\.letters"):
+    with pytest.raises(ValueError, match=r"a/b\.flac: '4Ü' in 'ÜBER 4' is not in letters"):
         spell("ÜBER 4", LETTERS, "a/b.flac")
     with pytest.raises(ValueError, match=r"a/b\.flac: empty transcript"):
         spell("  ", LETTERS, "a/b.flac")
     for letters in ("AB", " AAB"):
-        with pytest.raises(ValueError, match=r"labels\.letters"):
+        with pytest.raises(ValueError, match=r"letters"):
             check_letters(letters)
 
 
@@ -196,8 +196,8 @@ def _numbers(samples: Sequence[Sample]) -> list[int]:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"crop_scale": (1.0, 0.1)}, r"labels\.augment\.crop_scale=\[1\.0, 0\.1\]: give \[low, high\]"),
-        ({"auto_augment": "nope"}, r"labels\.augment\.auto_augment=nope: timm knows no such policy"),
+        ({"crop_scale": (1.0, 0.1)}, r"crop_scale=\[1\.0, 0\.1\]: give \[low, high\]"),
+        ({"auto_augment": "nope"}, r"auto_augment=nope: timm knows no such policy"),
     ],
 )
 def test_augmentation_that_cannot_be_is_named_before_training(values: dict[str, object], message: str) -> None:

@@ -53,7 +53,7 @@ def test_a_lexicon_and_its_language_model_decide_between_words(tmp_path: Path) -
 def test_errors_name_the_key() -> None:
     with pytest.raises(ValueError, match=r"decoder\.beam=0"):
         build({"_target_": "d2v.eval.beam.BeamDecoder", "beam": 0}, {"letters": LETTERS}, key="decoder")
-    with pytest.raises(FileNotFoundError, match=r"decoder\.lm=/nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"lm=/nowhere"):
         BeamDecoder(LETTERS, lm="/nowhere")
 
 
@@ -71,7 +71,7 @@ def test_errors_name_the_key() -> None:
 def test_a_lexicon_of_other_letters_is_named_by_line(tmp_path: Path, text: bytes, message: str) -> None:
     lexicon = tmp_path / "lexicon.txt"
     lexicon.write_bytes(text)
-    with pytest.raises(ValueError, match=rf"^decoder\.lexicon.*{message}"):
+    with pytest.raises(ValueError, match=rf"^lexicon.*{message}"):
         BeamDecoder(LETTERS, lexicon=str(lexicon))
 
 
@@ -79,5 +79,5 @@ def test_a_lexicon_of_other_letters_is_named_by_line(tmp_path: Path, text: bytes
 def test_a_broken_language_model_is_named(tmp_path: Path, text: str) -> None:
     model = tmp_path / "lm.arpa"
     model.write_text(text)
-    with pytest.raises(ValueError, match=rf"decoder\.lm={model}: KenLM cannot read it \((.|\n)*give an n-gram model"):
+    with pytest.raises(ValueError, match=rf"lm={model}: KenLM cannot read it \((.|\n)*give an n-gram model"):
         BeamDecoder(LETTERS, lm=str(model))

@@ -84,7 +84,7 @@ def test_training_flags_are_restored_one_by_one_even_after_an_error() -> None:
         assert not any(module.training for module in encoder.modules())
     with pytest.raises(ValueError, match="no batches"):
         extract(encoder, [])
-    with pytest.raises(ValueError, match=r"probe\.layers=9"):
+    with pytest.raises(ValueError, match=r"layers=9"):
         extract(encoder, make_batches(2), layers=9)
     assert (encoder.training, encoder.dropout.training, encoder.frozen.training) == (True, True, False)
 
@@ -104,15 +104,15 @@ def test_unlabelled_batches_have_no_labels() -> None:
 
 def test_errors_name_the_setting() -> None:
     batches = make_batches(2, 2)
-    with pytest.raises(ValueError, match=r"probe\.pool=cls.*set probe\.pool=mean"):
+    with pytest.raises(ValueError, match=r"pool=cls.*set pool=mean"):
         extract(RowEncoder(num_prefix_tokens=0), batches, pool="cls")
-    with pytest.raises(ValueError, match=r"probe\.pool='max'"):
+    with pytest.raises(ValueError, match=r"pool='max'"):
         extract(RowEncoder(), batches, pool="max")  # type: ignore[arg-type]
     for layers in ("first", True, None):
-        with pytest.raises(ValueError, match=r"probe\.layers="):
+        with pytest.raises(ValueError, match=r"layers="):
             extract(RowEncoder(), batches, layers=layers)  # type: ignore[arg-type]
     for index in (DEPTH, -DEPTH - 1):
-        with pytest.raises(ValueError, match=rf"probe\.layers={index}, .*3 blocks: choose -3 to 2"):
+        with pytest.raises(ValueError, match=rf"layers={index}, .*3 blocks: choose -3 to 2"):
             extract(RowEncoder(), batches, layers=index)
     with pytest.raises(ValueError, match="no batches"):
         extract(RowEncoder(), [])

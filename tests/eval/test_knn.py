@@ -74,11 +74,11 @@ def test_is_not_computed_in_half_precision_under_autocast() -> None:
 
 def test_errors_name_the_setting() -> None:
     x, y = blobs(10)
-    with pytest.raises(ValueError, match=r"probe\.k=11 .* 10 training samples"):
+    with pytest.raises(ValueError, match=r"k=11 .* 10 training samples"):
         knn_accuracy(x, y, x, y, k=11)
-    with pytest.raises(ValueError, match=r"probe\.k=0"):
+    with pytest.raises(ValueError, match=r"k=0"):
         knn_accuracy(x, y, x, y, k=0)
-    with pytest.raises(ValueError, match=r"probe\.temperature=0"):
+    with pytest.raises(ValueError, match=r"temperature=0"):
         knn_accuracy(x, y, x, y, k=2, temperature=0)
     with pytest.raises(ValueError, match="1 of 10 validation samples have NaN or infinite features"):
         knn_accuracy(x, y, x.index_fill(0, torch.tensor([3]), torch.nan), y, k=2)

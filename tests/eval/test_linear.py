@@ -111,13 +111,13 @@ def test_errors_say_what_to_do() -> None:
     for bad in (torch.nan, torch.inf):
         with pytest.raises(ValueError, match="2 of 20 training samples have NaN or infinite features"):
             linear_probe(x.index_fill(0, torch.tensor([3, 4]), bad), y, x, y)
-    with pytest.raises(ValueError, match=r"probe\.c_grid=\[\]"):
+    with pytest.raises(ValueError, match=r"c_grid=\[\]"):
         linear_probe(x, y, x, y, ())
-    with pytest.raises(ValueError, match=r"probe\.c_grid=\[0, 1\]"):
+    with pytest.raises(ValueError, match=r"c_grid=\[0, 1\]"):
         linear_probe(x, y, x, y, (0, 1))
     with pytest.raises(ValueError, match="at least two classes"):
         linear_probe(x, torch.zeros(20, dtype=torch.int64), x, y)
-    with pytest.raises(ValueError, match=r"set probe\.c_grid to a single value"):
+    with pytest.raises(ValueError, match=r"set c_grid to a single value"):
         linear_probe(x[:4], torch.arange(4), x, y)
     assert linear_probe(x[:4], torch.arange(4), x, y, (1.0,)).c == 1.0
     with pytest.raises(ValueError, match="the validation set is empty"):

@@ -153,9 +153,9 @@ def test_frames_of_any_layer() -> None:
     concat = extract_frames(encoder, batches, layers="concat")[0]
     assert [x.shape for x in concat] == [(5, 3 * DIM), (3, 3 * DIM), (4, 3 * DIM)]
     torch.testing.assert_close(concat[1][:, DIM:], torch.cat([last[1] / 2 + 1, last[1] / 2 + 2], dim=1))
-    with pytest.raises(ValueError, match=r"probe\.layers=all: frames are of one width; choose last, average, concat"):
+    with pytest.raises(ValueError, match=r"layers=all: frames are of one width; choose last, average, concat"):
         extract_frames(encoder, batches, layers="all")
-    with pytest.raises(ValueError, match=rf"probe\.layers={DEPTH}, .*choose -3 to 2"):
+    with pytest.raises(ValueError, match=rf"layers={DEPTH}, .*choose -3 to 2"):
         extract_frames(encoder, batches, layers=DEPTH)
     assert encoder.training
 

@@ -78,14 +78,14 @@ class ImageAugment:
     def __post_init__(self) -> None:
         low, high = self.crop_scale
         if low > high:
-            raise ValueError(f"labels.augment.crop_scale={list(self.crop_scale)}: give [low, high] with low <= high")
+            raise ValueError(f"crop_scale={list(self.crop_scale)}: give [low, high] with low <= high")
         if self.auto_augment is None:
             return
         try:
             create_transform((3, 32, 32), is_training=True, auto_augment=self.auto_augment)
         except (AssertionError, ValueError, KeyError) as error:
             raise ValueError(
-                f"labels.augment.auto_augment={self.auto_augment}: timm knows no such policy ({error or 'unknown'}); "
+                f"auto_augment={self.auto_augment}: timm knows no such policy ({error or 'unknown'}); "
                 "give one such as rand-m9-mstd0.5-inc1, augmix-m3-w3 or original, or null"
             ) from error
 

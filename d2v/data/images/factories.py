@@ -2,6 +2,7 @@
 
 A factory checks everything it can, so that a wrong path, size or column fails before training starts. Its keywords are
 the keys of ``conf/data/<factory>.yaml``.
+Ranges stand in the annotations: ``build`` and the command line check them, a direct call does not.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ def samples(**options: Unpack[ImageOptions]) -> ImageData:
             original's training images.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: values do not fit each other.
     """
     defaults: ImageOptions = {
         "img_size": 28,
-        "patch_size": 4,
+        "patch_size": 7,
         "in_chans": 1,
         "mean": (0.2860,),
         "std": (0.3530,),
@@ -62,7 +63,7 @@ def image_folder(
         FileNotFoundError: a directory does not exist or holds no image.
         PermissionError: a directory cannot be read.
         ValueError: a directory is none, validation has no classes or others than training, all training images are
-            validation images, or a value is out of its range.
+            validation images, or values do not fit each other.
     """
     train, val = read_splits(root, val_root)
     set_levels(train, val, bit_depth)
@@ -90,7 +91,7 @@ def imagenet(
 
     Raises:
         FileNotFoundError: a directory does not exist or holds no image.
-        ValueError: a directory has no class directories, or a value is out of its range.
+        ValueError: a directory has no class directories, or values do not fit each other.
     """
     folder = require_directory(root, "root")
     for split in ("train", "val"):

@@ -134,7 +134,7 @@ class AudioClips:
             number = {name: i for i, name in enumerate(self.class_names)}
             if unknown := sorted({name for name in names if name is not None} - number.keys()):
                 raise ValueError(
-                    f"{key}: labels {unknown[:5]} are not in the training set, whose classes are "
+                    f"{key}: labels {unknown[:5]} are not in the training set, which has the classes "
                     f"{first_of(self.class_names, 10)}; correct label_pattern, or remove these clips"
                 )
             self._labels = np.array([-1 if name is None else number[name] for name in names])

@@ -69,7 +69,7 @@ class SpeechData(PretrainSet):
         shuffle_buffer: rows that every worker holds to shuffle a stream; unused otherwise.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: values do not fit each other.
         TooManyBadSamples: more clips cannot be read than ``max_bad_fraction`` allows.
     """
 

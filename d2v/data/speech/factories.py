@@ -2,6 +2,7 @@
 
 A factory checks everything it can, so that a wrong path, length or pattern fails before training starts. Its keywords
 are the keys of ``conf/data/<factory>.yaml``.
+Ranges stand in the annotations: ``build`` and the command line check them, a direct call does not.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def samples_speech(**options: Unpack[SpeechOptions]) -> SpeechData:
         **options: as in :class:`SpeechData`; by default clips of 0.5 to 4 seconds.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: values do not fit each other.
     """
     options = {"min_seconds": 0.5, "max_seconds": 4.0} | options
     sample_rate, shortest = _shortest(options)
@@ -65,7 +66,7 @@ def librispeech(
 
     Raises:
         FileNotFoundError: a part is not there, or could not be fetched.
-        ValueError: an utterance has no transcript, one is not UTF-8, or a value is out of its range.
+        ValueError: an utterance has no transcript, one is not UTF-8, or values do not fit each other.
     """
     sample_rate, shortest = _shortest(options)
     if not download:
@@ -145,7 +146,7 @@ def audio_folder(
 
     Raises:
         FileNotFoundError: there is no folder, or no audio file in it.
-        ValueError: a pattern does not match, or a value is out of its range.
+        ValueError: a pattern does not match, or values do not fit each other.
     """
     sample_rate, shortest = _shortest(options)
 
@@ -246,7 +247,7 @@ def hf_audio(
 
     Raises:
         FileNotFoundError: no such data set.
-        ValueError: ``datasets`` is not installed, split or columns do not exist, or a value is out of its range.
+        ValueError: ``datasets`` is not installed, split or columns do not exist, or values do not fit each other.
     """
     sample_rate, shortest = _shortest(options)
     train: AudioClips | Stream

@@ -166,7 +166,7 @@ def name_unlearnable(clips: Source[np.ndarray], lengths: np.ndarray, conv_layers
             unlearnable.append(clips.name(i))
     if unlearnable:
         log.warning(
-            "nothing is learnt from %d of %d clips, whose transcripts have more letters than the encoder makes frames: "
+            "nothing is learnt from %d of %d clips: their transcripts have more letters than the encoder makes frames: "
             "%s%s; correct or remove them", len(unlearnable), len(clips), ", ".join(unlearnable[:5]),
             ", ..." if len(unlearnable) > 5 else "",
         )  # fmt: skip

@@ -92,7 +92,7 @@ class TextData(EqualSamples):
         shuffle_buffer: blocks that every worker holds to shuffle a stream; unused otherwise.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: values do not fit each other.
         TooManyBadSamples: more documents cannot be read than ``max_bad_fraction`` allows.
     """
 

@@ -2,6 +2,7 @@
 
 A factory checks everything it can, so that a wrong path, column or size fails before training starts. Its keywords are
 the keys of ``conf/data/<factory>.yaml``.
+Ranges stand in the annotations: ``build`` and the command line check them, a direct call does not.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def samples_text(**options: Unpack[TextOptions]) -> TextData:
         **options: see :class:`TextOptions`; by default 4,096 ids and blocks of 128 tokens.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: values do not fit each other.
     """
     defaults: TextOptions = {"vocab_size": 4096, "block_size": 128}
     glosses = SampleTexts()
@@ -111,7 +112,7 @@ def text_files(
 
     Raises:
         FileNotFoundError: a file or folder does not exist, or holds no text file.
-        ValueError: a value is out of its range, a column is missing, or the tokenizer does not fit.
+        ValueError: values do not fit each other, a column is missing, or the tokenizer does not fit.
     """
     return _corpus(None if root is None else TextFiles(root, document), streaming, **options)
 

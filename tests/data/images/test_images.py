@@ -203,7 +203,7 @@ def test_folder_errors(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"img_size": 30}, r"data\.img_size=30 is no multiple of data\.patch_size=4; set data\.img_size=32"),
+        ({"img_size": 30}, r"data\.img_size=30 is no multiple of data\.patch_size=7; set data\.img_size=28"),
         ({"in_chans": 4}, r"data\.in_chans=4: choose 1 \(grey\) or 3 \(RGB\)"),
         ({"in_chans": 3}, r"data\.mean=\[0\.286\]: give one number a channel, data\.in_chans=3"),
         ({"std": (0.0,)}, r"data\.std\[0\]=0\.0: give a number above 0"),
@@ -228,8 +228,6 @@ def test_configuration_files_spell_out_every_keyword(factory, data_config):
     options = HFImageOptions.__annotations__.keys() & keywords.keys()
     assert config.pop("_target_") == f"{factory.__module__}.{factory.__name__}"
     assert set(config) == set(keywords)
-    if factory is samples:
-        config.patch_size = 4  # so that the tokens of the smallest models are few
     for name, keyword in keywords.items():
         default = getattr(samples() if factory is samples else ImageData, name) if name in options else keyword.default
         if default is not inspect.Parameter.empty:

@@ -47,7 +47,7 @@ def test_what_cannot_be_spelled_is_an_error_or_named_and_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = {"a.wav": "one", "b.wav": "zwölf", "c.wav": "", "d.wav": "two"}
-    with pytest.raises(ValueError, match=r"b\.wav: 'Ö' in 'ZWÖLF' is not in labels\.letters"):
+    with pytest.raises(ValueError, match=r"b\.wav: 'Ö' in 'ZWÖLF' is not in letters"):
         TranscribedClips(clips(tmp_path, texts), LETTERS, RATE)
     with caplog.at_level(logging.WARNING):
         transcribed = TranscribedClips(clips(tmp_path, texts), LETTERS, RATE, "skip")
@@ -79,7 +79,7 @@ def test_scored_sets_say_what_was_left_out(tmp_path: Path) -> None:
     damaged, long, bad = transcribed.left_out
     assert damaged == "d.wav: empty file"
     assert long == "c.wav: 0.500062 s, eval_max_seconds allows 0.5"
-    assert bad.startswith(f"b.wav: '4' in '4' ({tmp_path}/m.txt:2) is not in labels.letters")
+    assert bad.startswith(f"b.wav: '4' in '4' ({tmp_path}/m.txt:2) is not in letters")
     short = AudioClips(tmp_path.__truediv__, [Clip("a.wav", 1600, "ONE"), Clip("x.wav", 10, "ONE")], RATE, 100)
     assert TranscribedClips(short, LETTERS, 8000).left_out == ("x.wav: too short (min_seconds)",)
     paths = {"transcripts": str(tmp_path / "m.txt"), "val_transcripts": str(tmp_path / "m.txt")}
