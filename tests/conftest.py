@@ -103,7 +103,9 @@ def oracle() -> ModuleType:
 @pytest.fixture(scope="session")
 def check_parity() -> ModuleType:
     """``scripts/check_parity.py`` as a module."""
-    return load_module(REPO / "scripts" / "check_parity.py", "d2v_scripts_check_parity")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(REPO / "scripts")  # its recipes are in a file beside it
+        return load_module(REPO / "scripts" / "check_parity.py", "d2v_scripts_check_parity")
 
 
 def perturb(module: torch.nn.Module, std: float = 0.2, seed: int = 1) -> torch.nn.Module:

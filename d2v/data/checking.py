@@ -80,7 +80,7 @@ def check_data(data: CheckedData[T], max_bad_fraction: float) -> Report:
 
 @dataclass
 class _Counts:
-    """What the samples of a source of any modality have.
+    """Counts of the samples of one source, of any modality.
 
     Attributes:
         bad: "name: reason" of every sample that cannot be read.

@@ -170,8 +170,10 @@ class EvalCollate:
 class PretrainSet:
     """Base class of pretraining data, which builds ``loader`` from the parts of a modality.
 
-    Abstract: a subclass adds ``modality``, ``train`` and ``pretrain_dataset``, or for streams ``pretrain_stream``; and
-    the rest of :class:`d2v.data.protocol.PretrainData`.
+    Abstract: a subclass sets ``modality`` and ``train``, and defines ``bad_sample_counter``, then ``pretrain_dataset``,
+    ``pretrain_sampler`` and ``pretrain_collate``, or for streams ``pretrain_stream``; and the rest of
+    :class:`d2v.data.protocol.PretrainData`. No method is abstract to Python, because data of one kind lack those of the
+    other: calling such a method is an error.
     """
 
     modality: ClassVar[str]
@@ -186,7 +188,7 @@ class PretrainSet:
 
     @property
     def streaming(self) -> bool:
-        """Whether the data are streamed in stored order, by ``pretrain_stream``."""
+        """Return whether ``pretrain_stream`` reads the data, in stored order."""
         return False
 
     def loader(
@@ -235,7 +237,7 @@ class PretrainSet:
 class EqualSamples(PretrainSet):
     """Base class of data with the same number of tokens in each sample, so that a batch is a number of samples.
 
-    Abstract: a subclass adds ``token_grid``, ``size`` and the data sets.
+    Abstract: a subclass defines ``token_grid`` and ``size``, and the data sets.
     """
 
     batch_unit: ClassVar[str] = "samples"

@@ -114,7 +114,7 @@ class Rows:
 class HubStream:
     """Base class of streams of files: rows in the order they are stored, without downloading all first.
 
-    Abstract: images and speech add ``decode``.
+    Abstract: images and speech define ``decode``, because a row is decoded into what the modality reads.
 
     Args:
         path: name on the Hub, or a local directory of parquet, arrow or webdataset files.

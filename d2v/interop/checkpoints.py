@@ -84,7 +84,7 @@ class Checkpoint:
 
     @property
     def is_finetuned(self) -> bool:
-        """Whether a fine-tuning run wrote the checkpoint, so that its task can be scored."""
+        """Return whether a fine-tuning run wrote the checkpoint, so that its task can be scored."""
         return "task" in self.config
 
     @property

@@ -68,6 +68,7 @@ def _check_archive(path: Path) -> None:
                     raise TooMuch(f"{entry.filename} is larger than {MAX_BYTES >> 20} MiB")
                 with archive.open(entry) as file:
                     _check_names(file)
+    # zipfile raises NotImplementedError for compression that it lacks, RuntimeError for encrypted entries.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(str(error)) from error
 

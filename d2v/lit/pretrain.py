@@ -79,7 +79,7 @@ class PretrainModule(TrainingModule):
         return {"loss": loss, "watched": {f"{name}{end}": features for name, features in out.watched.items()}}
 
     def _ending(self, modality: str) -> str:
-        """What the names of a modality's metrics end in."""
+        """Return the suffix of the names of a modality's metrics."""
         return f"/{modality}" if len(self.model.student.frontends) > 1 else ""
 
     def _measure(self, modality: str, loss: Tensor, out: LossOutput) -> None:

@@ -107,7 +107,7 @@ def test_values_are_checked_before_anything_is_built(form: str, name: str, canar
         path = make.run_file(canary.folder / "evil.ckpt", make.put(f"model.{place}", value))
     else:
         path = make.export_folder(canary.folder / "evil", make.put(place, value))
-    refused(path)
+    assert refused(path)
 
 
 def test_patterns_of_files_are_checked() -> None:
@@ -156,7 +156,7 @@ CONTENTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", CONTENTS)
 def test_runs_that_lack_parts(name: str, canary: Canary) -> None:
-    refused(make.run_file(canary.folder / "evil.ckpt", **CONTENTS[name]))
+    assert refused(make.run_file(canary.folder / "evil.ckpt", **CONTENTS[name]))
 
 
 def _safetensors(header: bytes, content: bytes = b"", length: int | None = None) -> bytes:
@@ -194,7 +194,7 @@ def test_headers_of_weights(form: str, name: str, canary: Canary) -> None:
     else:
         make.huggingface_folder(folder)
         (folder / "model.safetensors").write_bytes(WEIGHTS[name])
-    refused(make.sealed(folder))
+    assert refused(make.sealed(folder))
 
 
 def test_configurations_of_exports(canary: Canary) -> None:
@@ -202,11 +202,11 @@ def test_configurations_of_exports(canary: Canary) -> None:
     for i, text in enumerate((laughs, "[" * 500, "encoder: !!python/object/apply:os.system [x]", "a: 1", "encoder: x")):
         folder = make.export_folder(canary.folder / f"{i}")
         (folder / "config.yaml").write_text(text)
-        refused(make.sealed(folder))
+        assert refused(make.sealed(folder))
     folder = make.export_folder(canary.folder / "link")
     (folder / "config.yaml").unlink()
     (folder / "config.yaml").symlink_to("/dev/zero")
-    refused(folder)
+    assert refused(folder)
 
 
 FAIRSEQ: dict[str, tuple[str, Any]] = {
@@ -225,7 +225,7 @@ FAIRSEQ: dict[str, tuple[str, Any]] = {
 
 @pytest.mark.parametrize("name", FAIRSEQ)
 def test_files_of_fairseq(name: str, canary: Canary) -> None:
-    refused(make.fairseq_file(canary.folder / "evil.pt", make.put(*FAIRSEQ[name])))
+    assert refused(make.fairseq_file(canary.folder / "evil.pt", make.put(*FAIRSEQ[name])))
 
 
 def test_convolutions_of_fairseq_are_counted_before_they_are_repeated() -> None:
@@ -255,7 +255,7 @@ HUGGINGFACE: dict[str, tuple[str, Any]] = {
 
 @pytest.mark.parametrize("name", HUGGINGFACE)
 def test_folders_of_hugging_face(name: str, canary: Canary) -> None:
-    refused(make.huggingface_folder(canary.folder / "evil", make.put(*HUGGINGFACE[name])))
+    assert refused(make.huggingface_folder(canary.folder / "evil", make.put(*HUGGINGFACE[name])))
 
 
 def test_code_in_a_folder_of_hugging_face_is_not_looked_at(canary: Canary) -> None:
@@ -273,7 +273,7 @@ def test_an_index_names_files_beside_it_only(canary: Canary) -> None:
     (folder / "model.safetensors").rename(canary.folder / "outside.safetensors")
     for weight_map in ({"a": "../outside.safetensors"}, {"a": str(canary.file)}, {"a": 1}, [1], {"a": "x/../y"}):
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        refused(folder)
+        assert refused(folder)
 
 
 OTHERS = {
@@ -292,13 +292,13 @@ OTHERS = {
 def test_files_of_other_kinds(name: str, canary: Canary) -> None:
     path = canary.folder / "evil.ckpt"
     path.write_bytes(OTHERS[name])
-    refused(path)
+    assert refused(path)
 
 
 def test_what_is_no_regular_file_is_not_read(canary: Canary) -> None:
     os.mkfifo(canary.folder / "pipe.ckpt")
     for path in (canary.folder / "pipe.ckpt", Path("/dev/zero"), Path("/dev/stdin")):
-        refused(path)
+        assert refused(path)
 
 
 def test_a_model_larger_than_its_weights_is_never_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
