@@ -160,8 +160,13 @@ import hashlib, sys
 from d2v.lit.signals import StopSignals
 signals = StopSignals(lambda number: f"answer to {number.name}")
 signals.start()
-print("ready", flush=True)
-hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in one call, as of a backward pass
+def call():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in one call, as of a backward pass
+try:
+    print("ready", flush=True)
+    call()
+except KeyboardInterrupt:  # both signals came before the call began
+    call()
 """
 
 
