@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from d2v.values import NonNegativeFloat, PositiveDepth, PositiveFloat
+from d2v.values import Fraction, NonNegativeFloat, PositiveDepth, PositiveFloat
 
-TargetNorm = Literal["instance", "layer"]
+TargetNorm = Literal["instance", "layer", "batch"]
 TeacherScope = Literal["encoder", "context", "transformer", "blocks"]
 
 NO_LETTER = -1
@@ -197,6 +197,7 @@ class Targets:
         teacher_scope: part of the student that the teacher averages; the rest is copied. "encoder": everything;
             "context": everything after the local features; "transformer": everything but the frontend; "blocks": the
             trunk. Every scope includes the trunk, which modalities share.
+        sample_mean_share: share of a sample's own mean over tokens that the norm "batch" keeps, from 0 to 1.
     """
 
     average_top_k_layers: PositiveDepth
@@ -207,6 +208,7 @@ class Targets:
     loss_beta: NonNegativeFloat
     cls_loss_weight: NonNegativeFloat
     teacher_scope: TeacherScope
+    sample_mean_share: Fraction = 1.0
 
     def scale(self, embed_dim: int) -> float:
         """Return the factor on the loss of ``embed_dim`` features."""

@@ -19,7 +19,7 @@ from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import regression_loss_sum
 from d2v.types import Batch, LossOutput, TargetNorm, Targets, TeacherScope
-from d2v.values import NonNegativeFloat, PositiveDepth, PositiveFloat, buildable
+from d2v.values import Fraction, NonNegativeFloat, PositiveDepth, PositiveFloat, buildable
 
 
 @buildable
@@ -39,6 +39,7 @@ class Data2Vec2(SelfDistillation):
         loss_scale: factor on the loss; None for 1 / sqrt(D).
         loss_beta: 0 for the squared error, else beta of smooth L1.
         cls_loss_weight: weight of the CLS token's loss (its mean over views) beside the mean over masked tokens.
+        sample_mean_share: share of a sample's own mean that the norm "batch" keeps.
         teacher_scope: "encoder" in the released recipes for images, "context" for speech, "blocks" for text.
         targets: fields of :class:`Targets` that differ, by modality.
 
@@ -59,6 +60,7 @@ class Data2Vec2(SelfDistillation):
         loss_scale: PositiveFloat | None = None,
         loss_beta: NonNegativeFloat = 0.0,
         cls_loss_weight: NonNegativeFloat = 0.0,
+        sample_mean_share: Fraction = 1.0,
         teacher_scope: TeacherScope = "encoder",
         targets: TargetChanges | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class Data2Vec2(SelfDistillation):
             loss_beta,
             cls_loss_weight=cls_loss_weight,
             teacher_scope=teacher_scope,
+            sample_mean_share=sample_mean_share,
         )
         super().__init__(encoder, decoders, recipe, targets)
         self.decoders = nn.ModuleDict(decoders)

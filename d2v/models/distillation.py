@@ -79,9 +79,11 @@ class SelfDistillation(MaskedModel):
         for i, (output, mlp_output) in enumerate(self.teacher.trunk.layers(x, attn_bias)):
             if i >= first:
                 layer_output = output if recipe.end_of_block_targets else mlp_output
-                total = total + normalize_targets(layer_output[:, num_prefix:], recipe.layer_norms)
+                tokens = layer_output[:, num_prefix:]
+                total = total + normalize_targets(tokens, recipe.layer_norms, recipe.sample_mean_share)
         assert isinstance(total, Tensor)
-        return normalize_targets(total / recipe.average_top_k_layers, recipe.target_norms)
+        mean = total / recipe.average_top_k_layers
+        return normalize_targets(mean, recipe.target_norms, recipe.sample_mean_share)
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the inputs of the teacher's trunk, (B, P + T, D), and the bias of its attention logits or None."""

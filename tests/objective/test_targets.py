@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from d2v.objective.targets import instance_norm, normalize_targets
+from d2v.objective.targets import batch_norm, instance_norm, normalize_targets
 
 
 def slow(x: Tensor, norms: tuple[str, ...]) -> Tensor:
@@ -92,5 +92,26 @@ def test_the_input_is_left_alone() -> None:
 
 
 def test_unknown_norms_are_refused() -> None:
-    with pytest.raises(KeyError, match="batch"):
-        normalize_targets(torch.zeros(1, 2, 3), ("batch",))  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match="group"):
+        normalize_targets(torch.zeros(1, 2, 3), ("group",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_batch_norm_keeps_a_share_of_each_samples_mean(share: float) -> None:
+    x = torch.randn(4, 6, 3) * torch.tensor([0.5, 1.0, 3.0]) + torch.randn(4, 1, 3)
+    expected = torch.empty_like(x, dtype=torch.float64)
+    for d in range(3):
+        channel = x[:, :, d].double()
+        overall = channel.mean()
+        rows = [row - row.mean() + share * (row.mean() - overall) for row in channel]
+        variance = sum(float(v) ** 2 for row in rows for v in row) / channel.numel()
+        expected[:, :, d] = torch.stack(rows) / (variance + 1e-5) ** 0.5
+    torch.testing.assert_close(batch_norm(x, share).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(normalize_targets(x, ("batch",), share), batch_norm(x, share))
+
+
+def test_a_share_of_one_is_batch_norm() -> None:
+    x = torch.randn(4, 6, 3) + torch.randn(4, 1, 3)
+    expected = torch.nn.functional.batch_norm(x.flatten(0, 1), None, None, training=True).view_as(x)
+    torch.testing.assert_close(batch_norm(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(batch_norm(x, 0.0).mean(dim=1), torch.zeros(4, 3), rtol=0, atol=1e-6)
