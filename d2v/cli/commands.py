@@ -52,6 +52,7 @@ COMMANDS = {
             "optim",
             "schedule",
             "ema",
+            "curriculum",
             "trainer",
             "callbacks",
             "logger",

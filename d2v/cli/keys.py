@@ -19,7 +19,7 @@ from d2v.cli.commands import configuration_folder, options
 # Sections of a configuration, and how deep in them arguments stand. Of a name in several sections, the first one's is
 # meant; a name that a section has twice is left as it is.
 _SECTIONS = {
-    **{"data": 1, "mask": 1, "trainer": 1, "optim": 1, "schedule": 1, "ema": 1, "model": 1},
+    **{"data": 1, "mask": 1, "trainer": 1, "optim": 1, "schedule": 1, "ema": 1, "curriculum": 1, "model": 1},
     **{"labels": 1, "probe": 1, "decoder": 1, "callbacks": 2, "logger": 2},
 }
 

@@ -14,7 +14,7 @@ from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, own_configuration
 from d2v.cli.run_dir import claim
 from d2v.cli.settings import Pretrain, check_modality, checked, plain
-from d2v.cli.starting import build_parts, check_warmup, starting_weights, with_tokenizer
+from d2v.cli.starting import build_curriculum, build_parts, check_warmup, starting_weights, with_tokenizer
 from d2v.cli.training import find_checkpoint, seed, set_up
 from d2v.errors import naming_keys
 from d2v.interop.build import build
@@ -48,7 +48,10 @@ def pretrain(cfg: DictConfig) -> None:
         datamodule = PretrainDataModule(data, mask, session.split, session.num_workers, settings.seed)
         ema = build(settings.ema, key="ema", trusted=True)
         ema(1)
-        module = PretrainModule(model, session.optim, session.schedule, ema, settings.seed, session.portable())
+        curriculum = build_curriculum(settings, session.trainer.max_steps, model)
+        module = PretrainModule(
+            model, session.optim, session.schedule, ema, settings.seed, session.portable(), curriculum
+        )
         session.prepare(module, model, fingerprint)
     trainer = session.trainer
     session.fit(

@@ -96,6 +96,7 @@ class Pretrain(Training):
     model: Node
     mask: Node = None
     ema: Node
+    curriculum: Schedule | None = None
     init_from: PathStr | None
 
     @property
@@ -345,11 +346,11 @@ def built(cfg: DictConfig, key: str, **given: Any) -> Any:
         return build(values, given, key=key, trusted=True)
 
 
-def build_schedule(node: Mapping[str, Any], max_steps: int) -> Any:
-    """Return the factor on the learning rate by step, over ``max_steps`` unless the node says how many."""
+def build_schedule(node: Mapping[str, Any], max_steps: int, key: str = "schedule") -> Any:
+    """Return a function of the optimizer step, over ``max_steps`` unless the node says how many."""
     given = {} if node.get("max_steps") is not None else {"max_steps": max_steps}
     plain_node = {name: value for name, value in node.items() if name not in given}
-    return build(plain_node, given, key="schedule", trusted=True)
+    return build(plain_node, given, key=key, trusted=True)
 
 
 def is_given(key: str) -> bool:

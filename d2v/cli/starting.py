@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from d2v.cli.loading import inert, same_tokenizer
-from d2v.cli.settings import Pretrain
+from d2v.cli.settings import Pretrain, build_schedule
 from d2v.data.texts.tokenizer import load_tokenizer
 from d2v.errors import naming_keys
 from d2v.interop.build import build
 from d2v.interop.checkpoints import Checkpoint, open_checkpoint
 from d2v.interop.native import RunCheckpoint
+from d2v.models.masked import MaskedModel
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,24 @@ def build_parts(settings: Pretrain) -> tuple[Any, Any, Any]:
         if modality not in model.student.frontends:
             raise ValueError(f"the data are {modality}, but the model reads {', '.join(model.student.frontends)}")
     return data, mask, model
+
+
+def build_curriculum(settings: Pretrain, max_steps: int, model: MaskedModel) -> Callable[[int], float] | None:
+    """Return the share of the loss on the teacher's targets by step, or None where there is no curriculum.
+
+    Raises:
+        ValueError: the model does not predict both the teacher's targets and input values, or nothing weighs the two.
+    """
+    if settings.curriculum is None:
+        if getattr(model, "reconstruction_heads", None):
+            raise ValueError(
+                "model.reconstruction=true: nothing says when input values are predicted; add curriculum="
+                "reconstruction_first, or set model.reconstruction=false"
+            )
+        return None
+    curriculum: Callable[[int], float] = build_schedule(settings.curriculum, max_steps, "curriculum")
+    model.set_latent_share(curriculum(0))
+    return curriculum
 
 
 def starting_weights(settings: Pretrain, before: RunCheckpoint | None) -> Checkpoint | None:

@@ -31,6 +31,7 @@ _PARTS = {
     "mask": ("objective",),
     "ema": ("objective",),
     "schedule": ("objective",),
+    "curriculum": ("objective",),
     "optim": ("lit",),
     "callbacks": ("lit",),
     "logger": ("lit",),

@@ -49,6 +49,9 @@ class PretrainModule(TrainingModule):
         ema: decay of the teacher by optimizer step (1 at the first update).
         seed: seed of the randomness on the device.
         config: configuration that rebuilds the model.
+        curriculum: share of the loss on the teacher's targets by optimizer step (0 at the first); the rest is on input
+            values. While it is 0, the teacher waits, and then starts as a copy of the student. None for models with one
+            kind of target.
     """
 
     model: MaskedModel
@@ -61,14 +64,17 @@ class PretrainModule(TrainingModule):
         ema: Callable[[int], float],
         seed: int = 0,
         config: dict[str, Any] | None = None,
+        curriculum: Callable[[int], float] | None = None,
     ) -> None:
         super().__init__(model, optim, schedule, seed, config)
         self.ema = ema
+        self.curriculum = curriculum
         self._measured: dict[str, Measured] = {}  # by modality, since a step was logged
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The loss of a micro-batch; gradients averaged over ranks and micro-batches are those of the global batch."""
         self._seed_step(batch_idx)
+        self._follow_curriculum()
         out = self.forward_pass(batch)
         loss = out.loss_sum * self.trainer.world_size / self._mean_count(out.count, batch)
         self._measure(batch.modality, loss, out)
@@ -77,6 +83,16 @@ class PretrainModule(TrainingModule):
             self._log_measured()
         end = self._ending(batch.modality)
         return {"loss": loss, "watched": {f"{name}{end}": features for name, features in out.watched.items()}}
+
+    def _follow_curriculum(self) -> None:
+        """Weigh the losses of this step; at the first one that needs the teacher, make it the student's copy."""
+        if self.curriculum is None:
+            return
+        step = self.trainer.global_step
+        share = self.curriculum(step)
+        if share > 0 and step > 0 and self.curriculum(step - 1) == 0:
+            self.model.update_teacher(0.0)
+        self.model.set_latent_share(share)
 
     def _ending(self, modality: str) -> str:
         """Return the suffix of the names of a modality's metrics."""
@@ -115,7 +131,8 @@ class PretrainModule(TrainingModule):
         log = self.should_log
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         decay = self.ema(step)
-        self.model.update_teacher(decay)
+        if self.curriculum is None or self.curriculum(step - 1) > 0:
+            self.model.update_teacher(decay)
         if not log:
             return
         self._measured.clear()

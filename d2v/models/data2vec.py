@@ -127,10 +127,10 @@ class Data2Vec(SelfDistillation):
         pred = self.heads[batch.modality](gather_tokens(tokens_NTD, mask.ids_mask))  # (N, T - K, D)
         target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
 
-        loss_sum = regression_loss_sum(pred, target, scale, recipe.loss_beta)
+        terms = {"regression": regression_loss_sum(pred, target, scale, recipe.loss_beta)}
         visible_NKD = gather_tokens(tokens_NTD, mask.ids_keep)
         local_features = hidden_NTD if features_BTD is None else features_BTD
-        return masked_loss(mask, loss_sum, pred, target, visible_NKD, local_features, {"regression": loss_sum.detach()})
+        return masked_loss(mask, terms, pred, target, visible_NKD, local_features)
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the input of the teacher's trunk, from the student's unmasked local features if it computed them."""

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from d2v.models.distillation import SelfDistillation, TargetChanges
 from d2v.models.masked import masked_loss
+from d2v.nn.decoders import Decoder
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import regression_loss_sum
-from d2v.types import Batch, LossOutput, TargetNorm, Targets, TeacherScope
+from d2v.objective.targets import normalize_patches
+from d2v.types import Batch, LossOutput, TargetNorm, Targets, TeacherScope, TokenMask
 from d2v.values import Fraction, NonNegativeFloat, PositiveDepth, PositiveFloat, buildable
 
 
@@ -42,6 +45,9 @@ class Data2Vec2(SelfDistillation):
         sample_mean_share: share of a sample's own mean that the norm "batch" keeps.
         teacher_scope: "encoder" in the released recipes for images, "context" for speech, "blocks" for text.
         targets: fields of :class:`Targets` that differ, by modality.
+        reconstruction: also predict the normalised values of masked patches (MAE, arXiv:2111.06377), by a second linear
+            layer on each decoder; :meth:`set_latent_share` weighs the two. The authors' code has such a loss and no
+            recipe with it.
 
     Raises:
         ValueError: a value is invalid; the message names its key and the fix.
@@ -52,7 +58,7 @@ class Data2Vec2(SelfDistillation):
     def __init__(
         self,
         encoder: Encoder,
-        decoders: Mapping[str, nn.Module],
+        decoders: Mapping[str, Decoder],
         average_top_k_layers: PositiveDepth,
         layer_norms: Sequence[TargetNorm] = ("instance",),
         target_norms: Sequence[TargetNorm] = ("layer",),
@@ -63,6 +69,7 @@ class Data2Vec2(SelfDistillation):
         sample_mean_share: Fraction = 1.0,
         teacher_scope: TeacherScope = "encoder",
         targets: TargetChanges | None = None,
+        reconstruction: bool = False,
     ) -> None:
         recipe = Targets(
             average_top_k_layers,
@@ -77,6 +84,30 @@ class Data2Vec2(SelfDistillation):
         )
         super().__init__(encoder, decoders, recipe, targets)
         self.decoders = nn.ModuleDict(decoders)
+        self.reconstruction_heads = nn.ModuleDict(reconstruction_heads(encoder, decoders) if reconstruction else {})
+        self.register_buffer("latent_share", torch.ones(()), persistent=False)
+        self.latent_share: Tensor
+        self._asks_teacher = True
+
+    def decoder(self, modality: str) -> Decoder:
+        """The decoder of a modality."""
+        decoder = self.decoders[modality]
+        assert isinstance(decoder, Decoder)
+        return decoder
+
+    def set_latent_share(self, share: float) -> None:
+        """Set the share of the loss on the teacher's targets from now on; the rest is on input values.
+
+        Args:
+            share: from 0 to 1. At 0 the teacher does not run.
+
+        Raises:
+            ValueError: the model predicts no input values.
+        """
+        if not self.reconstruction_heads:
+            super().set_latent_share(share)
+        self.latent_share.fill_(share)
+        self._asks_teacher = share > 0
 
     def forward(self, batch: Batch) -> LossOutput:
         """Return the loss of one batch, as sums (see :class:`LossOutput`).
@@ -86,25 +117,47 @@ class Data2Vec2(SelfDistillation):
         """
         mask = batch.mask
         assert mask is not None, "pretraining batches carry masks"
-        frontend, recipe = self.student.frontend(batch.modality), self.recipes[batch.modality]
+        frontend, decoder = self.student.frontend(batch.modality), self.decoder(batch.modality)
+        recipe = self.recipes[batch.modality]
         scale = recipe.scale(self.student.embed_dim)
 
         features_BTD = frontend.embed(batch.inputs)  # once a sample, for all of its masks
-        target_BTD = self.targets(batch, features_BTD)
+        target_BTD = self.targets(batch, features_BTD) if self._asks_teacher else None
         out = self.student.encode(batch.modality, features_BTD, mask, batch.padding_mask)
         visible_NKD = out.patch_tokens
-        pred = self.decoders[batch.modality](visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, D)
-        target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
+        hidden = decoder.features(visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, E)
+        pred = decoder.proj(hidden)  # (N, T - K, D)
+        target = pred.detach()  # without the teacher: no loss, but a gradient for every parameter, which DDP wants
+        if target_BTD is not None:
+            target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
 
-        loss_sum = regression_loss_sum(pred, target, scale, recipe.loss_beta)
-        terms = {"regression": loss_sum.detach()}
-        if recipe.cls_loss_weight:
+        terms = {"regression": regression_loss_sum(pred, target, scale, recipe.loss_beta)}
+        if recipe.cls_loss_weight and target_BTD is not None:
             cls_target = target_BTD.mean(dim=1).repeat_interleave(mask.num_masks, dim=0)  # (N, D)
             cls_sum = regression_loss_sum(out.cls_token, cls_target, scale, recipe.loss_beta)
-            cls_sum = cls_sum * (recipe.cls_loss_weight * pred.shape[1])  # mean over N views, times N * (T - K) tokens
-            loss_sum = loss_sum + cls_sum
-            terms["cls"] = cls_sum.detach()
-        return masked_loss(mask, loss_sum, pred, target, visible_NKD, features_BTD, terms)
+            terms["cls"] = cls_sum * (recipe.cls_loss_weight * pred.shape[1])  # mean over N views x N * (T - K) tokens
+        if batch.modality in self.reconstruction_heads:
+            terms = self._with_reconstruction(terms, batch, mask, hidden)
+        return masked_loss(mask, terms, pred, target, visible_NKD, features_BTD)
+
+    def _with_reconstruction(
+        self, terms: Mapping[str, Tensor], batch: Batch, mask: TokenMask, hidden: Tensor
+    ) -> dict[str, Tensor]:
+        """Weigh the terms of the loss by ``latent_share``, and the squared error of the inputs by the rest.
+
+        Args:
+            terms: sums of losses on the teacher's targets.
+            batch: inputs.
+            mask: M masks a sample.
+            hidden: (N, T - K, E) decoder's features at masked tokens.
+        """
+        values = self.reconstruction_heads[batch.modality](hidden)  # (N, T - K, V)
+        patches_BTV = normalize_patches(self.student.frontend(batch.modality).patches(batch.inputs))
+        wanted = gather_tokens(patches_BTV, mask.ids_mask, mask.num_masks)
+        embed_dim = self.student.embed_dim
+        scale = self.recipes[batch.modality].scale(embed_dim) * embed_dim / values.shape[-1]  # as if V were D
+        reconstruction = (1 - self.latent_share) * regression_loss_sum(values, wanted, scale)
+        return {name: self.latent_share * value for name, value in terms.items()} | {"reconstruction": reconstruction}
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the input of the teacher's trunk; the student computes the parts that the teacher does not average."""
@@ -114,3 +167,18 @@ class Data2Vec2(SelfDistillation):
             features_BTD = self.student.frontend(batch.modality).embed(batch.inputs)
         context = self.student if self.recipes[batch.modality].teacher_scope == "blocks" else self.teacher
         return context.context(batch.modality, features_BTD, padding_mask=batch.padding_mask)
+
+
+def reconstruction_heads(encoder: Encoder, decoders: Mapping[str, Decoder]) -> dict[str, nn.Module]:
+    """Return linear layers from a decoder's features to the input values of a token, by modality.
+
+    Raises:
+        ValueError: the tokens of a modality are not patches of its inputs.
+    """
+    for modality in decoders:
+        if not encoder.frontend(modality).patch_values:
+            raise ValueError(
+                f"reconstruction=true: the tokens of a {type(encoder.frontend(modality)).__name__} are no patches of "
+                f"{modality} inputs, so there are no values to predict; set it to false"
+            )
+    return {name: nn.Linear(one.decoder_dim, encoder.frontend(name).patch_values) for name, one in decoders.items()}

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from d2v.models.masked import MaskedModel, masked_loss
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import regression_loss_sum
+from d2v.objective.targets import normalize_patches
 from d2v.types import Batch, LossOutput
 from d2v.values import buildable
 
@@ -86,13 +86,10 @@ class MaskedAutoencoder(MaskedModel):
         visible_NKD = self.student.encode(batch.modality, features_BTD, mask).patch_tokens
         pred = self.decoders[batch.modality](visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, V)
 
-        loss_sum = regression_loss_sum(pred, target, 1 / frontend.patch_values)  # the mean over a patch
-        return masked_loss(mask, loss_sum, pred, target, visible_NKD, features_BTD, {"regression": loss_sum.detach()})
+        terms = {"regression": regression_loss_sum(pred, target, 1 / frontend.patch_values)}  # the mean over a patch
+        return masked_loss(mask, terms, pred, target, visible_NKD, features_BTD)
 
     def targets(self, batch: Batch) -> Tensor:
         """Return the input values of every token, (B, T, V) float32."""
-        patches = self.student.frontend(batch.modality).patches(batch.inputs).float()
-        if self.norm_patches:
-            var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            patches = (patches - mean) * torch.rsqrt(var + 1e-6)
-        return patches
+        patches = self.student.frontend(batch.modality).patches(batch.inputs)
+        return normalize_patches(patches) if self.norm_patches else patches.float()

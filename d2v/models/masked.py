@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -56,6 +57,17 @@ class MaskedModel(nn.Module):
     def update_teacher(self, decay: float) -> None:
         """Update the teacher, after every optimizer step; does nothing without a teacher."""
 
+    def set_latent_share(self, share: float) -> None:
+        """Set the share of the loss on the teacher's targets for the next step; the rest is on the input values.
+
+        Raises:
+            ValueError: the model cannot predict both.
+        """
+        raise ValueError(
+            f"curriculum: a {type(self).__name__} does not predict both the teacher's targets and input values; "
+            "set curriculum=null, or choose a model of data2vec2 with model.reconstruction=true"
+        )
+
     def check_mask(self, mask: MaskGenerator | None) -> None:
         """Raise ValueError if the model needs masks and there are none."""
         if mask is None and self.needs_mask:
@@ -67,28 +79,26 @@ class MaskedModel(nn.Module):
 
 def masked_loss(
     mask: TokenMask,
-    loss_sum: Tensor,
+    terms: Mapping[str, Tensor],
     pred: Tensor,
     target: Tensor,
     visible_NKD: Tensor,
     features_BTD: Tensor,
-    terms: dict[str, Tensor],
 ) -> LossOutput:
     """Return a loss over masked tokens, with what to log and to watch of it.
 
     Args:
         mask: N masks, M a sample.
-        loss_sum: sum over all masked tokens.
+        terms: parts of the loss by name, summed over all masked tokens.
         pred: (N, T - K, D) predictions.
         target: their targets.
         visible_NKD: (N, K, D) student's output at the visible tokens.
         features_BTD: (B, T, D) local features.
-        terms: parts of the loss by name, detached.
     """
     return LossOutput(
-        loss_sum=loss_sum,
+        loss_sum=torch.stack(list(terms.values())).sum(),
         count=torch.tensor(mask.ids_mask.numel(), device=pred.device),
-        terms=terms,
+        terms={name: value.detach() for name, value in terms.items()},
         logged={
             "target_std": feature_std(target),
             "pred_std": feature_std(pred),

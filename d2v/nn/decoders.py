@@ -34,7 +34,40 @@ from d2v.values import (
 )
 
 
-class ConvDecoder(nn.Module):
+class Decoder(nn.Module):
+    """Base class of decoders: features at masked tokens, and predictions from these.
+
+    Abstract: a decoder defines :meth:`features` and sets ``proj``.
+
+    Args:
+        decoder_dim: features E.
+
+    Attributes:
+        proj: layers from the features to predictions.
+    """
+
+    proj: nn.Module
+
+    def __init__(self, decoder_dim: int) -> None:
+        super().__init__()
+        self.decoder_dim = decoder_dim
+
+    def forward(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
+        """Return predictions at the masked tokens, in the order of ``mask.ids_mask``: (N, T - K, outputs of ``proj``).
+
+        Args:
+            x_NKD: (N, K, D) encoded visible tokens, without prefix tokens.
+            mask: N masks over T tokens.
+            grid: shape of the T tokens.
+        """
+        return self.proj(self.features(x_NKD, mask, grid))
+
+    def features(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
+        """Return the decoder's features at the masked tokens, (N, T - K, E); arguments as in :meth:`forward`."""
+        raise NotImplementedError("a decoder defines features")
+
+
+class ConvDecoder(Decoder):
     """Base class of convolutional decoders: visible tokens on their grid, noise at masked ones, then convolutions.
 
     A layer is a convolution, a LayerNorm without affine and a GELU, with a residual wherever shapes agree. Features
@@ -73,7 +106,7 @@ class ConvDecoder(nn.Module):
         proj_ratio: Ratio = 2.0,
         proj_init_std: PositiveFloat | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(decoder_dim)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size}: must be odd; try {kernel_size + 1}")
         if embed_dim % groups or decoder_dim % groups:
@@ -101,17 +134,8 @@ class ConvDecoder(nn.Module):
                     nn.init.normal_(layer.weight, std=proj_init_std)
                     nn.init.zeros_(layer.bias)
 
-    def forward(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
-        """Return predictions at the masked tokens.
-
-        Args:
-            x_NKD: (N, K, D) encoded visible tokens, without prefix tokens.
-            mask: N masks over T tokens.
-            grid: shape of the grid of the T tokens.
-
-        Returns:
-            (N, T - K, D), in the order of ``mask.ids_mask``.
-        """
+    def features(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
+        """Return the output of the last convolution at the masked tokens, (N, T - K, E)."""
         num_masked = mask.ids_mask.shape[1]
         noise = torch.randn(len(x_NKD), num_masked, x_NKD.shape[2], dtype=x_NKD.dtype, device=x_NKD.device).mul_(
             self.mask_noise_std
@@ -122,7 +146,7 @@ class ConvDecoder(nn.Module):
             y = conv(x.movedim(-1, 1)).movedim(1, -1)  # (N, *grid, E)
             y = F.gelu(F.layer_norm(y, y.shape[-1:]))
             x = x.to(y.dtype) + y if self.residual and x.shape == y.shape else y
-        return self.proj(gather_tokens(x.flatten(1, -2), mask.ids_mask))
+        return gather_tokens(x.flatten(1, -2), mask.ids_mask)
 
 
 @buildable
@@ -140,7 +164,7 @@ class ConvDecoder2d(ConvDecoder):
 
 
 @buildable
-class PixelDecoder(nn.Module):
+class PixelDecoder(Decoder):
     """Small Transformer over all patches, with mask tokens for those that are not visible: MAE (arXiv:2111.06377).
 
     Args:
@@ -166,7 +190,7 @@ class PixelDecoder(nn.Module):
         depth: Depth = 8,
         num_heads: NumHeads = 16,
     ) -> None:
-        super().__init__()
+        super().__init__(decoder_dim)
         self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
         if decoder_dim % 4:
             raise ValueError(f"decoder_dim={decoder_dim}: positions need a multiple of 4")
@@ -185,18 +209,9 @@ class PixelDecoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
-        """Return the pixels of the masked patches.
-
-        Args:
-            x_NKD: (N, K, D) encoded visible tokens, without prefix tokens.
-            mask: N masks over T tokens.
-            grid: shape of the grid of the T tokens.
-
-        Returns:
-            (N, T - K, in_chans * patch_size**2), in the order of ``mask.ids_mask``.
-        """
+    def features(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
+        """Return the output of the trunk at the masked tokens, (N, T - K, E)."""
         x = self.embed(x_NKD)
         hidden = self.mask_token.to(x.dtype).expand(len(x), mask.ids_mask.shape[1], -1)
         x = gather_tokens(torch.cat([x, hidden], dim=1), mask.ids_restore) + self.positions  # (N, T, E)
-        return self.proj(gather_tokens(self.trunk(x), mask.ids_mask))
+        return gather_tokens(self.trunk(x), mask.ids_mask)

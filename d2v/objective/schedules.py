@@ -92,3 +92,35 @@ def tri_stage(
     decay_steps = max(1, max_steps - warmup_steps - hold_steps)
     progress = min(1.0, (step - warmup_steps - hold_steps) / decay_steps)
     return float(min_factor**progress)
+
+
+@buildable
+def reconstruction_first(
+    step: int,
+    max_steps: PositiveSteps,
+    start_fraction: Fraction = 0.3,
+    end_fraction: Fraction = 0.5,
+    end_share: Fraction = 1.0,
+) -> float:
+    """Share of the loss on the teacher's targets at update ``step`` (0-based); the rest is on the input values.
+
+    0 up to ``start_fraction`` of the run, then linear to ``end_share`` at ``end_fraction``.
+
+    Args:
+        step: optimizer steps done before this update.
+        max_steps: optimizer steps of the whole run.
+        start_fraction: share of the run in which masked inputs alone are predicted.
+        end_fraction: share of the run after which nothing changes any more; at least ``start_fraction``.
+        end_share: last value; 1 for the teacher's targets alone.
+
+    Raises:
+        ValueError: ``end_fraction`` is below ``start_fraction``.
+    """
+    if end_fraction < start_fraction:
+        raise ValueError(f"end_fraction={end_fraction}: must be at least start_fraction={start_fraction}")
+    progress = step / max_steps
+    if progress < start_fraction:
+        return 0.0
+    if progress >= end_fraction:
+        return end_share
+    return end_share * (progress - start_fraction) / (end_fraction - start_fraction)

@@ -42,6 +42,13 @@ def batch_norm(x: Tensor, sample_mean_share: float = 1.0, eps: float = 1e-5) -> 
     return x * torch.rsqrt(x.square().mean(dim=(0, 1), keepdim=True) + eps)
 
 
+def normalize_patches(patches_BTV: Tensor) -> Tensor:
+    """Normalise the values of every patch to zero mean and unit variance: MAE (arXiv:2111.06377), table 1d."""
+    patches = patches_BTV.float()
+    var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) * torch.rsqrt(var + 1e-6)
+
+
 def normalize_targets(x: Tensor, norms: Sequence[TargetNorm], sample_mean_share: float = 1.0) -> Tensor:
     """Apply ``norms`` in order, in float32.
 

@@ -31,7 +31,7 @@ FREE = (
 )
 # These affect learning from the resumed step on.
 APPLIED = (
-    *("optim.lr", "optim.weight_decay", "optim.betas", "optim.eps", "schedule", "ema"),
+    *("optim.lr", "optim.weight_decay", "optim.betas", "optim.eps", "schedule", "ema", "curriculum"),
     *("trainer.gradient_clip_val", "trainer.precision", "freeze_steps"),
 )
 # Keys of the current command, not of the run.

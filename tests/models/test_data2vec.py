@@ -337,7 +337,7 @@ def test_errors_name_key_value_and_fix() -> None:
     with pytest.raises(ValueError, match=r"teacher_scope=all: choose one of .*transformer"):
         make(beit, teacher_scope="all")
     with pytest.raises(ValueError, match=r"layer_norms\[0\]=batch: choose one of instance, layer"):
-        make(beit, layer_norms=["batch"])
+        make(beit, layer_norms=["group"])
     with pytest.raises(ValueError, match=r"target_norms\[0\]=group: choose one of instance, layer"):
         make(beit, target_norms=["group"])
     for mask_id in (-1, VOCAB):

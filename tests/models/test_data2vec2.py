@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.decoders import ConvDecoder2d
 from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.image import ImageFrontend
+from d2v.objective.targets import normalize_patches
 from d2v.types import Batch, LossOutput, TokenMask
 
 MakeModel = Callable[..., Data2Vec2]
@@ -343,6 +345,56 @@ def test_refusals_name_key_value_and_fix() -> None:
     with pytest.raises(ValueError, match=r"cls_loss_weight=0\.1 needs a CLS token.*num_prefix_tokens=1"):
         make(num_prefix=0, cls_loss_weight=0.1)
     with pytest.raises(ValueError, match=r"layer_norms\[0\]=batch: choose one of instance, layer"):
-        make(layer_norms=["batch"])
+        make(layer_norms=["group"])
     with pytest.raises(ValueError, match=r"target_norms\[0\]=group: choose one of instance, layer"):
         make(target_norms=["group"])
+
+
+def test_input_values_and_the_teachers_targets_share_the_loss(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    model, batch = make_model(reconstruction=True), make_batch()
+    losses = {}
+    for share in (0.0, 0.25, 1.0):
+        model.set_latent_share(share)
+        torch.manual_seed(0)  # of the decoder's noise
+        out = model(batch)
+        assert set(out.terms) == {"regression", "reconstruction"}
+        torch.testing.assert_close(out.loss_sum.detach(), out.terms["regression"] + out.terms["reconstruction"])
+        losses[share] = out.terms
+    assert losses[0.0]["regression"] == 0
+    assert losses[1.0]["reconstruction"] == 0
+    for name, full in (("regression", 1.0), ("reconstruction", 0.0)):
+        weight = 0.25 if name == "regression" else 0.75
+        torch.testing.assert_close(losses[0.25][name], weight * losses[full][name])
+    hidden: list[torch.Tensor] = []
+    model.reconstruction_heads["image"].register_forward_hook(lambda module, args, output: hidden.append(output))
+    model.set_latent_share(0.0)
+    reconstruction = model(batch).terms["reconstruction"]
+    frontend, mask = model.student.frontend("image"), batch.mask
+    assert mask is not None
+    patches = normalize_patches(frontend.patches(batch.inputs))
+    error = 0.0
+    for row, ids in enumerate(mask.ids_mask.tolist()):  # the mean over values, as if a token had D of them
+        for place, token in enumerate(ids):
+            wanted = patches[row // mask.num_masks, token]
+            error += float((hidden[0][row, place] - wanted).square().mean()) * model.student.embed_dim**0.5
+    assert float(reconstruction) == pytest.approx(error, rel=1e-4)
+
+
+def test_the_teacher_rests_while_input_values_alone_are_predicted(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    model, batch = make_model(reconstruction=True), make_batch()
+    passes = []
+    for share in (0.0, 0.5):
+        model.set_latent_share(share)
+        for parameter in model.parameters():
+            parameter.grad = None
+        with mock.patch.object(type(model), "targets", autospec=True, side_effect=type(model).targets) as targets:
+            model(batch).loss_sum.backward()
+        passes.append(targets.call_count)
+        lacking = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert lacking == [], "DDP waits for every parameter"
+    assert passes == [0, 1]
+
+
+def test_models_without_heads_for_input_values_have_no_curriculum(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"curriculum: a Data2Vec2 .* model\.reconstruction=true"):
+        make_model().set_latent_share(0.5)

@@ -118,7 +118,7 @@ def test_teachers_scopes_are_of_their_modality() -> None:
         ({"text": {"loss_betta": 1.0}}, r"targets\.text\.loss_betta: did you mean .*loss_beta"),
         ({"text": {"loss_beta": -1.0}}, r"targets\.text\.loss_beta=-1"),
         ({"text": {"teacher_scope": "all"}}, r"targets\.text\.teacher_scope=all: choose one of encoder"),
-        ({"text": {"layer_norms": ["batch"]}}, r"targets\.text\.layer_norms"),
+        ({"text": {"layer_norms": ["group"]}}, r"targets\.text\.layer_norms"),
         ({"text": {"loss_beta": 1.0}}, r"cls_loss_weight=0\.5 needs a CLS token: .*frontends\.text"),
         ({"text": {"cls_loss_weight": 2.0}}, r"targets\.text\.cls_loss_weight=2\.0 needs a CLS token"),
     ],
