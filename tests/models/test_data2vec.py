@@ -336,7 +336,7 @@ def test_errors_name_key_value_and_fix() -> None:
             make(front)
     with pytest.raises(ValueError, match=r"teacher_scope=all: choose one of .*transformer"):
         make(beit, teacher_scope="all")
-    with pytest.raises(ValueError, match=r"layer_norms\[0\]=batch: choose one of instance, layer"):
+    with pytest.raises(ValueError, match=r"layer_norms\[0\]=group: choose one of instance, layer, batch"):
         make(beit, layer_norms=["group"])
     with pytest.raises(ValueError, match=r"target_norms\[0\]=group: choose one of instance, layer"):
         make(beit, target_norms=["group"])

@@ -255,7 +255,7 @@ def test_hidden_pixels_change_targets_but_not_predictions(make_model: MakeModel,
     model, batch = make_model().eval(), make_batch(1, 1)
     assert batch.mask is not None
     preds: list[torch.Tensor] = []
-    model.decoders["image"].register_forward_hook(lambda _m, _i, out: preds.append(out))
+    model.decoder("image").proj.register_forward_hook(lambda _m, _i, out: preds.append(out))
     token = int(batch.mask.ids_mask[0, 0])
     changed = batch.inputs.clone()
     changed[:, :, token // 4 * 3 : token // 4 * 3 + 3, token % 4 * 3 : token % 4 * 3 + 3] += 1
@@ -344,7 +344,7 @@ def test_refusals_name_key_value_and_fix() -> None:
         make(modality="sound")
     with pytest.raises(ValueError, match=r"cls_loss_weight=0\.1 needs a CLS token.*num_prefix_tokens=1"):
         make(num_prefix=0, cls_loss_weight=0.1)
-    with pytest.raises(ValueError, match=r"layer_norms\[0\]=batch: choose one of instance, layer"):
+    with pytest.raises(ValueError, match=r"layer_norms\[0\]=group: choose one of instance, layer, batch"):
         make(layer_norms=["group"])
     with pytest.raises(ValueError, match=r"target_norms\[0\]=group: choose one of instance, layer"):
         make(target_norms=["group"])
@@ -376,8 +376,8 @@ def test_input_values_and_the_teachers_targets_share_the_loss(make_model: MakeMo
     for row, ids in enumerate(mask.ids_mask.tolist()):  # the mean over values, as if a token had D of them
         for place, token in enumerate(ids):
             wanted = patches[row // mask.num_masks, token]
-            error += float((hidden[0][row, place] - wanted).square().mean()) * model.student.embed_dim**0.5
-    assert float(reconstruction) == pytest.approx(error, rel=1e-4)
+            error += float((hidden[0][row, place].detach() - wanted).square().mean()) * model.student.embed_dim**0.5
+    assert float(reconstruction.detach()) == pytest.approx(error, rel=1e-4)
 
 
 def test_the_teacher_rests_while_input_values_alone_are_predicted(make_model: MakeModel, make_batch: MakeBatch) -> None:
