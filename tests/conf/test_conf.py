@@ -211,6 +211,7 @@ CALLED_WITH = {  # by what is left to wait for the rest
     "d2v.objective.schedules.tri_stage": {"step"},
     "d2v.objective.schedules.warmup_cosine": {"step"},
     "d2v.objective.schedules.ema_decay": {"step"},
+    "d2v.objective.schedules.reconstruction_first": {"step"},
     "d2v.lit.optim.adamw": {"model"},
 }
 

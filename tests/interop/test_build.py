@@ -43,7 +43,9 @@ MARKED = {
     "d2v.nn.frontends.text": {"TextFrontend"},
     "d2v.nn.trunk": {"Transformer"},
     "d2v.objective.masking": {"BlockMask", "InverseBlockMask", "RandomMask", "SpanMask"},
-    "d2v.objective.schedules": {"cosine", "ema_decay", "tri_stage", "warmup_cosine", "warmup_linear"},
+    "d2v.objective.schedules": {
+        *("cosine", "ema_decay", "reconstruction_first", "tri_stage", "warmup_cosine", "warmup_linear")
+    },
     "d2v.tasks.classification": {"Classification", "Regression"},
     "d2v.tasks.transcription": {"Transcription"},
 }
