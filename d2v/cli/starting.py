@@ -49,7 +49,7 @@ def build_curriculum(settings: Pretrain, max_steps: int, model: MaskedModel) -> 
         ValueError: the model does not predict both the teacher's targets and input values, or nothing weighs the two.
     """
     if settings.curriculum is None:
-        if getattr(model, "reconstruction_heads", None):
+        if getattr(model, "reconstruction", False):
             raise ValueError(
                 "model.reconstruction=true: nothing says when input values are predicted; add curriculum="
                 "reconstruction_first, or set model.reconstruction=false"

@@ -84,7 +84,9 @@ class Data2Vec2(SelfDistillation):
         )
         super().__init__(encoder, decoders, recipe, targets)
         self.decoders = nn.ModuleDict(decoders)
-        self.reconstruction_heads = nn.ModuleDict(reconstruction_heads(encoder, decoders) if reconstruction else {})
+        self.reconstruction = reconstruction
+        if reconstruction:
+            add_value_heads(encoder, decoders)
         self.register_buffer("latent_share", torch.ones(()), persistent=False)
         self.latent_share: Tensor
         self._asks_teacher = True
@@ -104,7 +106,7 @@ class Data2Vec2(SelfDistillation):
         Raises:
             ValueError: the model predicts no input values.
         """
-        if not self.reconstruction_heads:
+        if not self.reconstruction:
             super().set_latent_share(share)
         self.latent_share.fill_(share)
         self._asks_teacher = share > 0
@@ -125,8 +127,8 @@ class Data2Vec2(SelfDistillation):
         target_BTD = self.targets(batch, features_BTD) if self._asks_teacher else None
         out = self.student.encode(batch.modality, features_BTD, mask, batch.padding_mask)
         visible_NKD = out.patch_tokens
-        hidden = decoder.features(visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, E)
-        pred = decoder.proj(hidden)  # (N, T - K, D)
+        outputs = decoder(visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, D), or D + V
+        pred = outputs[..., : self.student.embed_dim]
         target = pred.detach()  # without the teacher: no loss, but a gradient for every parameter, which DDP wants
         if target_BTD is not None:
             target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
@@ -136,12 +138,12 @@ class Data2Vec2(SelfDistillation):
             cls_target = target_BTD.mean(dim=1).repeat_interleave(mask.num_masks, dim=0)  # (N, D)
             cls_sum = regression_loss_sum(out.cls_token, cls_target, scale, recipe.loss_beta)
             terms["cls"] = cls_sum * (recipe.cls_loss_weight * pred.shape[1])  # mean over N views x N * (T - K) tokens
-        if batch.modality in self.reconstruction_heads:
-            terms = self._with_reconstruction(terms, batch, mask, hidden)
+        if self.reconstruction:
+            terms = self._with_reconstruction(terms, batch, mask, outputs[..., self.student.embed_dim :])
         return masked_loss(mask, terms, pred, target, visible_NKD, features_BTD)
 
     def _with_reconstruction(
-        self, terms: Mapping[str, Tensor], batch: Batch, mask: TokenMask, hidden: Tensor
+        self, terms: Mapping[str, Tensor], batch: Batch, mask: TokenMask, values: Tensor
     ) -> dict[str, Tensor]:
         """Weigh the terms of the loss by ``latent_share``, and the squared error of the inputs by the rest.
 
@@ -149,9 +151,8 @@ class Data2Vec2(SelfDistillation):
             terms: sums of losses on the teacher's targets.
             batch: inputs.
             mask: M masks a sample.
-            hidden: (N, T - K, E) decoder's features at masked tokens.
+            values: (N, T - K, V) predicted input values of masked tokens.
         """
-        values = self.reconstruction_heads[batch.modality](hidden)  # (N, T - K, V)
         patches_BTV = normalize_patches(self.student.frontend(batch.modality).patches(batch.inputs))
         wanted = gather_tokens(patches_BTV, mask.ids_mask, mask.num_masks)
         embed_dim = self.student.embed_dim
@@ -169,16 +170,17 @@ class Data2Vec2(SelfDistillation):
         return context.context(batch.modality, features_BTD, padding_mask=batch.padding_mask)
 
 
-def reconstruction_heads(encoder: Encoder, decoders: Mapping[str, Decoder]) -> dict[str, nn.Module]:
-    """Return linear layers from a decoder's features to the input values of a token, by modality.
+def add_value_heads(encoder: Encoder, decoders: Mapping[str, Decoder]) -> None:
+    """Let every decoder predict the input values of masked tokens, too.
 
     Raises:
         ValueError: the tokens of a modality are not patches of its inputs.
     """
-    for modality in decoders:
-        if not encoder.frontend(modality).patch_values:
+    for modality, decoder in decoders.items():
+        frontend = encoder.frontend(modality)
+        if not frontend.patch_values:
             raise ValueError(
-                f"reconstruction=true: the tokens of a {type(encoder.frontend(modality)).__name__} are no patches of "
-                f"{modality} inputs, so there are no values to predict; set it to false"
+                f"reconstruction=true: the tokens of a {type(frontend).__name__} are no patches of {modality} inputs, "
+                "so there are no values to predict; set it to false"
             )
-    return {name: nn.Linear(one.decoder_dim, encoder.frontend(name).patch_values) for name, one in decoders.items()}
+        decoder.add_value_head(frontend.patch_values)

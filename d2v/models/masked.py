@@ -65,7 +65,7 @@ class MaskedModel(nn.Module):
         """
         raise ValueError(
             f"curriculum: a {type(self).__name__} does not predict both the teacher's targets and input values; "
-            "set curriculum=null, or choose a model of data2vec2 with model.reconstruction=true"
+            "set curriculum=null, or choose a Data2Vec2 with reconstruction=true"
         )
 
     def check_mask(self, mask: MaskGenerator | None) -> None:

@@ -51,16 +51,22 @@ class Decoder(nn.Module):
     def __init__(self, decoder_dim: int) -> None:
         super().__init__()
         self.decoder_dim = decoder_dim
+        self.value_head: nn.Linear | None = None
+
+    def add_value_head(self, num_values: int) -> None:
+        """Add a linear layer to V further outputs: input values of a masked token."""
+        self.value_head = nn.Linear(self.decoder_dim, num_values)
 
     def forward(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
-        """Return predictions at the masked tokens, in the order of ``mask.ids_mask``: (N, T - K, outputs of ``proj``).
+        """Return predictions at the masked tokens, (N, T - K, outputs of ``proj``, + V), ordered as ``mask.ids_mask``.
 
         Args:
             x_NKD: (N, K, D) encoded visible tokens, without prefix tokens.
             mask: N masks over T tokens.
             grid: shape of the T tokens.
         """
-        return self.proj(self.features(x_NKD, mask, grid))
+        x = self.features(x_NKD, mask, grid)
+        return self.proj(x) if self.value_head is None else torch.cat([self.proj(x), self.value_head(x)], dim=-1)
 
     def features(self, x_NKD: Tensor, mask: TokenMask, grid: tuple[int, ...]) -> Tensor:
         """Return the decoder's features at the masked tokens, (N, T - K, E); arguments as in :meth:`forward`."""

@@ -114,7 +114,7 @@ VALUES = [
     (["schedule.warmup_steps=-1"], ["warmup_steps=-1"]),
     (["model.average_top_k_layers=9"], ["model.average_top_k_layers=9", "1 to 1"]),
     (["model.encoder.num_heads=5"], ["model.encoder.num_heads=5", "model.encoder.embed_dim=32"]),
-    (["model.layer_norms=[batch]"], ["model.layer_norms", "batch", "instance"]),
+    (["model.layer_norms=[group]"], ["model.layer_norms", "group", "instance"]),
     (["model.loss_beta=-1"], ["model.loss_beta=-1"]),
     (["model.decoders.image.kernel_size=2"], ["kernel_size=2", "3"]),
     (["callbacks.checkpoint.keep=0"], ["callbacks.checkpoint.keep=0", "-1"]),

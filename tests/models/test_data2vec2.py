@@ -255,7 +255,7 @@ def test_hidden_pixels_change_targets_but_not_predictions(make_model: MakeModel,
     model, batch = make_model().eval(), make_batch(1, 1)
     assert batch.mask is not None
     preds: list[torch.Tensor] = []
-    model.decoder("image").proj.register_forward_hook(lambda _m, _i, out: preds.append(out))
+    model.decoders["image"].register_forward_hook(lambda _m, _i, out: preds.append(out))
     token = int(batch.mask.ids_mask[0, 0])
     changed = batch.inputs.clone()
     changed[:, :, token // 4 * 3 : token // 4 * 3 + 3, token % 4 * 3 : token % 4 * 3 + 3] += 1
@@ -366,7 +366,7 @@ def test_input_values_and_the_teachers_targets_share_the_loss(make_model: MakeMo
         weight = 0.25 if name == "regression" else 0.75
         torch.testing.assert_close(losses[0.25][name], weight * losses[full][name])
     hidden: list[torch.Tensor] = []
-    model.reconstruction_heads["image"].register_forward_hook(lambda module, args, output: hidden.append(output))
+    model.decoder("image").value_head.register_forward_hook(lambda module, args, output: hidden.append(output))
     model.set_latent_share(0.0)
     reconstruction = model(batch).terms["reconstruction"]
     frontend, mask = model.student.frontend("image"), batch.mask
@@ -396,5 +396,5 @@ def test_the_teacher_rests_while_input_values_alone_are_predicted(make_model: Ma
 
 
 def test_models_without_heads_for_input_values_have_no_curriculum(make_model: MakeModel) -> None:
-    with pytest.raises(ValueError, match=r"curriculum: a Data2Vec2 .* model\.reconstruction=true"):
+    with pytest.raises(ValueError, match=r"curriculum: a Data2Vec2 .* reconstruction=true"):
         make_model().set_latent_share(0.5)
