@@ -149,7 +149,7 @@ finally:
         (["pretrain", "seed=a^b"], "'seed=\"a^b\"'"),
         (["pretrain", "seed=0,1"], "add -m"),
         (["pretrain", "data=null"], "'~data'"),
-        (["pretrain", "optim=3"], "choose from adamw"),
+        (["pretrain", "optim=3"], "choose from adamw, muon"),
         (["pretrain", "+seed=1"], "without the plus"),
         (["pretrain", "~data.rot"], "unknown key 'data.rot'"),
         (["pretrain", "--seed=3"], "write seed=3"),

@@ -213,6 +213,7 @@ CALLED_WITH = {  # by what is left to wait for the rest
     "d2v.objective.schedules.ema_decay": {"step"},
     "d2v.objective.schedules.reconstruction_first": {"step"},
     "d2v.lit.optim.adamw": {"model"},
+    "d2v.lit.optim.muon": {"model"},
 }
 
 

@@ -31,7 +31,7 @@ MARKED = {
     "d2v.lit.callbacks.progress": {"ProgressReport", "Throughput"},
     "d2v.lit.callbacks.score": {"ScoreEvery"},
     "d2v.lit.loggers": {"CSVLogger", "tensorboard_logger", "wandb_logger"},
-    "d2v.lit.optim": {"adamw"},
+    "d2v.lit.optim": {"adamw", "muon"},
     "d2v.models.data2vec": {"Data2Vec", "RegressionHead"},
     "d2v.models.data2vec2": {"Data2Vec2"},
     "d2v.models.heads": {"FeatureMask", "FinetunedModel", "FirstTokenHead", "FrameHead", "MeanPoolHead"},

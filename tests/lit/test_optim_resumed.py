@@ -35,3 +35,11 @@ def test_they_take_effect(runs: ModuleType, tmp_path: Path, exempt: str) -> None
     assert rates[4] == pytest.approx(1e-5 * (0.1 + 0.9 * 0.25), rel=1e-6)
     assert rates[5] == pytest.approx(1e-5 * (0.1 + 0.9 * 0.0669873), rel=1e-6)
     assert runs.load(run, 6)["lr_schedulers"][0]["base_lrs"] == [1e-5] * len(_groups(runs, run, 6))
+
+
+def test_muon_resumes_to_the_bit(runs: ModuleType, tmp_path: Path) -> None:
+    options = ["optim=muon", "optim.lr=1e-2", *STEPS]
+    whole = runs.pretrain(tmp_path / "whole", *options)
+    part = runs.pretrain(tmp_path / "part", *options, "trainer.max_steps=2")
+    runs.pretrain(tmp_path / "part", *options, f"resume={part}")
+    assert not runs.differences(runs.load(whole, 4)["state_dict"], runs.load(part, 4)["state_dict"])
