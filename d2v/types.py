@@ -17,6 +17,7 @@ from d2v.values import Fraction, NonNegativeFloat, PositiveDepth, PositiveFloat
 
 TargetNorm = Literal["instance", "layer", "batch"]
 TeacherScope = Literal["encoder", "context", "transformer", "blocks"]
+Negatives = Literal["sample", "batch"]
 
 NO_LETTER = -1
 
@@ -198,6 +199,9 @@ class Targets:
             "context": everything after the local features; "transformer": everything but the frontend; "blocks": the
             trunk. Every scope includes the trunk, which modalities share.
         sample_mean_share: share of a sample's own mean over tokens that the norm "batch" keeps, from 0 to 1.
+        contrastive_share: share of InfoNCE in the loss, from 0 to 1; the rest is the regression loss.
+        contrastive_temperature: of InfoNCE's softmax over cosines.
+        contrastive_negatives: "sample": the other targets of the same sample; "batch": targets of the micro-batch.
     """
 
     average_top_k_layers: PositiveDepth
@@ -209,6 +213,9 @@ class Targets:
     cls_loss_weight: NonNegativeFloat
     teacher_scope: TeacherScope
     sample_mean_share: Fraction = 1.0
+    contrastive_share: Fraction = 0.0
+    contrastive_temperature: PositiveFloat = 0.2
+    contrastive_negatives: Negatives = "batch"
 
     def scale(self, embed_dim: int) -> float:
         """Return the factor on the loss of ``embed_dim`` features."""

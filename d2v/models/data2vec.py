@@ -17,7 +17,6 @@ from d2v.models.distillation import SelfDistillation, TargetChanges
 from d2v.models.masked import masked_loss
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
-from d2v.objective.losses import regression_loss_sum
 from d2v.types import Batch, LossOutput, TargetNorm, Targets, TeacherScope
 from d2v.values import Depth, NonNegativeFloat, PositiveDepth, PositiveFloat, Ratio, Width, buildable
 
@@ -115,8 +114,7 @@ class Data2Vec(SelfDistillation):
         """
         mask = batch.mask
         assert mask is not None, "pretraining batches carry masks"
-        frontend, recipe = self.student.frontend(batch.modality), self.recipes[batch.modality]
-        scale = recipe.scale(self.student.embed_dim)
+        frontend = self.student.frontend(batch.modality)
 
         hidden_NTD, features_BTD = frontend.hide(batch.inputs, mask)
         target_BTD = self.targets(batch, features_BTD)
@@ -127,7 +125,7 @@ class Data2Vec(SelfDistillation):
         pred = self.heads[batch.modality](gather_tokens(tokens_NTD, mask.ids_mask))  # (N, T - K, D)
         target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
 
-        terms = {"regression": regression_loss_sum(pred, target, scale, recipe.loss_beta)}
+        terms = self.latent_terms(batch.modality, pred, target, target_BTD, mask)
         visible_NKD = gather_tokens(tokens_NTD, mask.ids_keep)
         local_features = hidden_NTD if features_BTD is None else features_BTD
         return masked_loss(mask, terms, pred, target, visible_NKD, local_features)

@@ -21,7 +21,7 @@ from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import regression_loss_sum
 from d2v.objective.targets import normalize_patches
-from d2v.types import Batch, LossOutput, TargetNorm, Targets, TeacherScope, TokenMask
+from d2v.types import Batch, LossOutput, Negatives, TargetNorm, Targets, TeacherScope, TokenMask
 from d2v.values import Fraction, NonNegativeFloat, PositiveDepth, PositiveFloat, buildable
 
 
@@ -43,6 +43,9 @@ class Data2Vec2(SelfDistillation):
         loss_beta: 0 for the squared error, else beta of smooth L1.
         cls_loss_weight: weight of the CLS token's loss (its mean over views) beside the mean over masked tokens.
         sample_mean_share: share of a sample's own mean that the norm "batch" keeps.
+        contrastive_share: share of InfoNCE in the loss on targets; the rest is the regression loss.
+        contrastive_temperature: of InfoNCE's softmax over cosines.
+        contrastive_negatives: "sample": the other targets of the same sample; "batch": targets of the micro-batch.
         teacher_scope: "encoder" in the released recipes for images, "context" for speech, "blocks" for text.
         targets: fields of :class:`Targets` that differ, by modality.
         reconstruction: also predict the normalised values of masked patches (MAE, arXiv:2111.06377), by a second linear
@@ -67,6 +70,9 @@ class Data2Vec2(SelfDistillation):
         loss_beta: NonNegativeFloat = 0.0,
         cls_loss_weight: NonNegativeFloat = 0.0,
         sample_mean_share: Fraction = 1.0,
+        contrastive_share: Fraction = 0.0,
+        contrastive_temperature: PositiveFloat = 0.2,
+        contrastive_negatives: Negatives = "batch",
         teacher_scope: TeacherScope = "encoder",
         targets: TargetChanges | None = None,
         reconstruction: bool = False,
@@ -81,6 +87,9 @@ class Data2Vec2(SelfDistillation):
             cls_loss_weight=cls_loss_weight,
             teacher_scope=teacher_scope,
             sample_mean_share=sample_mean_share,
+            contrastive_share=contrastive_share,
+            contrastive_temperature=contrastive_temperature,
+            contrastive_negatives=contrastive_negatives,
         )
         super().__init__(encoder, decoders, recipe, targets)
         self.decoders = nn.ModuleDict(decoders)
@@ -129,11 +138,12 @@ class Data2Vec2(SelfDistillation):
         visible_NKD = out.patch_tokens
         outputs = decoder(visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, D), or D + V
         pred = outputs[..., : self.student.embed_dim]
-        target = pred.detach()  # without the teacher: no loss, but a gradient for every parameter, which DDP wants
-        if target_BTD is not None:
+        if target_BTD is None:  # no loss, but a gradient for every parameter, which DDP wants
+            target = pred.detach()
+            terms = {"regression": regression_loss_sum(pred, target, scale)}
+        else:
             target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
-
-        terms = {"regression": regression_loss_sum(pred, target, scale, recipe.loss_beta)}
+            terms = self.latent_terms(batch.modality, pred, target, target_BTD, mask)
         if recipe.cls_loss_weight and target_BTD is not None:
             cls_target = target_BTD.mean(dim=1).repeat_interleave(mask.num_masks, dim=0)  # (N, D)
             cls_sum = regression_loss_sum(out.cls_token, cls_target, scale, recipe.loss_beta)

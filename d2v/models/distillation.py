@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from d2v.arguments import check, check_arguments
 from d2v.models.masked import MaskedModel
 from d2v.nn.encoder import Encoder
+from d2v.objective.losses import contrastive_loss_sum, regression_loss_sum
 from d2v.objective.targets import normalize_targets
 from d2v.objective.teacher import make_teacher, update_teacher
-from d2v.types import Batch, Targets, TeacherScope
+from d2v.types import Batch, Targets, TeacherScope, TokenMask
 
 TargetChanges = Mapping[str, Mapping[str, Any]]  # by modality: fields of Targets
 
@@ -84,6 +85,29 @@ class SelfDistillation(MaskedModel):
         assert isinstance(total, Tensor)
         mean = total / recipe.average_top_k_layers
         return normalize_targets(mean, recipe.target_norms, recipe.sample_mean_share)
+
+    def latent_terms(
+        self, modality: str, pred: Tensor, target: Tensor, target_BTD: Tensor, mask: TokenMask
+    ) -> dict[str, Tensor]:
+        """Return the parts of the loss on the teacher's targets, each summed over masked tokens.
+
+        Args:
+            modality: of the batch.
+            pred: (N, T - K, D) predictions.
+            target: their targets.
+            target_BTD: (B, T, D) targets of all tokens.
+            mask: M masks a sample.
+        """
+        recipe, terms = self.recipes[modality], {}
+        share = recipe.contrastive_share
+        if share < 1:
+            scale = recipe.scale(self.student.embed_dim)
+            terms["regression"] = (1 - share) * regression_loss_sum(pred, target, scale, recipe.loss_beta)
+        if share > 0:
+            terms["contrastive"] = share * contrastive_loss_sum(
+                pred, target_BTD, mask.ids_mask, recipe.contrastive_temperature, recipe.contrastive_negatives
+            )
+        return terms
 
     def _teacher_input(self, batch: Batch, features_BTD: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the inputs of the teacher's trunk, (B, P + T, D), and the bias of its attention logits or None."""

@@ -14,8 +14,9 @@ from d2v.models.data2vec2 import Data2Vec2
 from d2v.nn.decoders import ConvDecoder2d
 from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.image import ImageFrontend
+from d2v.objective.losses import contrastive_loss_sum
 from d2v.objective.targets import normalize_patches
-from d2v.types import Batch, LossOutput, TokenMask
+from d2v.types import Batch, LossOutput, Negatives, TokenMask
 
 MakeModel = Callable[..., Data2Vec2]
 
@@ -348,6 +349,34 @@ def test_refusals_name_key_value_and_fix() -> None:
         make(layer_norms=["group"])
     with pytest.raises(ValueError, match=r"target_norms\[0\]=group: choose one of instance, layer"):
         make(target_norms=["group"])
+
+
+@pytest.mark.parametrize("negatives", ["sample", "batch"])
+def test_contrast_and_regression_share_the_loss(
+    make_model: MakeModel, make_batch: MakeBatch, negatives: Negatives
+) -> None:
+    batch = make_batch()
+    assert batch.mask is not None
+    terms = {}
+    for share in (0.0, 0.25, 1.0):
+        options: dict[str, Any] = {"contrastive_temperature": 0.3, "contrastive_negatives": negatives}
+        torch.manual_seed(0)
+        model = make_model(contrastive_share=share, **options)
+        out = model(batch)
+        terms[share] = out.terms
+        torch.testing.assert_close(out.loss_sum.detach(), sum(out.terms.values(), start=torch.zeros(())))
+    assert {share: set(names) for share, names in terms.items()} == {
+        0.0: {"regression"},
+        0.25: {"regression", "contrastive"},
+        1.0: {"contrastive"},
+    }
+    torch.testing.assert_close(terms[0.25]["regression"], 0.75 * terms[0.0]["regression"])
+    torch.testing.assert_close(terms[0.25]["contrastive"], 0.25 * terms[1.0]["contrastive"])
+    outputs: list[torch.Tensor] = []
+    model.decoder("image").register_forward_hook(lambda module, args, output: outputs.append(output))
+    model(batch)
+    expected = contrastive_loss_sum(outputs[0], model.targets(batch), batch.mask.ids_mask, 0.3, negatives)
+    torch.testing.assert_close(terms[1.0]["contrastive"], expected.detach())
 
 
 def test_input_values_and_the_teachers_targets_share_the_loss(make_model: MakeModel, make_batch: MakeBatch) -> None:
