@@ -20,7 +20,6 @@ from d2v.nn.decoders import Decoder
 from d2v.nn.encoder import Encoder
 from d2v.nn.tokens import gather_tokens
 from d2v.objective.losses import regression_loss_sum
-from d2v.objective.targets import normalize_patches
 from d2v.types import Batch, LossOutput, Negatives, TargetNorm, Targets, TeacherScope, TokenMask
 from d2v.values import Fraction, NonNegativeFloat, PositiveDepth, PositiveFloat, buildable
 
@@ -48,9 +47,9 @@ class Data2Vec2(SelfDistillation):
         contrastive_negatives: "sample": the other targets of the same sample; "batch": targets of the micro-batch.
         teacher_scope: "encoder" in the released recipes for images, "context" for speech, "blocks" for text.
         targets: fields of :class:`Targets` that differ, by modality.
-        reconstruction: also predict the normalised values of masked patches (MAE, arXiv:2111.06377), by a second linear
-            layer on each decoder; :meth:`set_latent_share` weighs the two. The authors' code has such a loss and no
-            recipe with it.
+        reconstruction: also predict normalised input values of masked tokens, by a second linear layer on each decoder:
+            pixels of patches (MAE, arXiv:2111.06377), log-mels of frames. :meth:`set_latent_share` weighs the two. The
+            authors' code has such a loss and no recipe with it.
 
     Raises:
         ValueError: a value is invalid; the message names its key and the fix.
@@ -163,8 +162,8 @@ class Data2Vec2(SelfDistillation):
             mask: M masks a sample.
             values: (N, T - K, V) predicted input values of masked tokens.
         """
-        patches_BTV = normalize_patches(self.student.frontend(batch.modality).patches(batch.inputs))
-        wanted = gather_tokens(patches_BTV, mask.ids_mask, mask.num_masks)
+        values_BTV = self.student.frontend(batch.modality).values(batch.inputs)
+        wanted = gather_tokens(values_BTV, mask.ids_mask, mask.num_masks)
         embed_dim = self.student.embed_dim
         scale = self.recipes[batch.modality].scale(embed_dim) * embed_dim / values.shape[-1]  # as if V were D
         reconstruction = (1 - self.latent_share) * regression_loss_sum(values, wanted, scale)
@@ -184,13 +183,13 @@ def add_value_heads(encoder: Encoder, decoders: Mapping[str, Decoder]) -> None:
     """Let every decoder predict the input values of masked tokens, too.
 
     Raises:
-        ValueError: the tokens of a modality are not patches of its inputs.
+        ValueError: a frontend has no values to predict.
     """
     for modality, decoder in decoders.items():
         frontend = encoder.frontend(modality)
-        if not frontend.patch_values:
+        if not frontend.num_values:
             raise ValueError(
-                f"reconstruction=true: the tokens of a {type(frontend).__name__} are no patches of {modality} inputs, "
-                "so there are no values to predict; set it to false"
+                f"reconstruction=true: a {type(frontend).__name__} has no values of {modality} inputs to predict; "
+                "set it to false"
             )
-        decoder.add_value_head(frontend.patch_values)
+        decoder.add_value_head(frontend.num_values)

@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from d2v.models.data2vec2 import Data2Vec2
-from d2v.nn.decoders import ConvDecoder2d
+from d2v.nn.decoders import ConvDecoder1d, ConvDecoder2d
 from d2v.nn.encoder import transformer_encoder
 from d2v.nn.frontends.image import ImageFrontend
+from d2v.nn.frontends.speech import SpeechFrontend
+from d2v.nn.frontends.text import TextFrontend
 from d2v.objective.losses import contrastive_loss_sum
 from d2v.objective.targets import normalize_patches
 from d2v.types import Batch, LossOutput, Negatives, TokenMask
+from tests.models.recipes import MASKS
+from tests.models.recipes import make_batch as make_recipe_batch
 
 MakeModel = Callable[..., Data2Vec2]
 
@@ -422,6 +426,29 @@ def test_the_teacher_rests_while_input_values_alone_are_predicted(make_model: Ma
         lacking = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert lacking == [], "DDP waits for every parameter"
     assert passes == [0, 1]
+
+
+def test_log_mels_of_masked_frames_can_be_predicted() -> None:
+    frontend = SpeechFrontend(16, 4, [[8, 10, 5], [8, 4, 2]], pos_depth=1, pos_kernel_size=3, pos_groups=4)
+    encoder = transformer_encoder({"speech": frontend}, 16, 2, 4)
+    decoder = ConvDecoder1d(16, 8, 1, 3, 4, 0.0)
+    model = Data2Vec2(encoder, {"speech": decoder}, 2, teacher_scope="context", reconstruction=True)
+    batch = make_recipe_batch("speech-2", padded=False)
+    hidden: list[torch.Tensor] = []
+    assert decoder.value_head is not None
+    decoder.value_head.register_forward_hook(lambda module, args, output: hidden.append(output.detach()))
+    model.set_latent_share(0.0)
+    loss = model(batch).terms["reconstruction"]
+    mask, values = batch.mask, frontend.values(batch.inputs)
+    assert mask is not None
+    wanted = torch.stack([values[n // MASKS, ids] for n, ids in enumerate(mask.ids_mask)])
+    torch.testing.assert_close(loss, (hidden[0] - wanted).square().mean(-1).sum() * 4)
+
+
+def test_frontends_without_values_to_predict_are_refused() -> None:
+    encoder = transformer_encoder({"text": TextFrontend(16, 40, 12)}, 16, 2, 4)
+    with pytest.raises(ValueError, match="reconstruction=true: a TextFrontend has no values of text inputs to predict"):
+        Data2Vec2(encoder, {"text": ConvDecoder1d(16, 8, 1, 3, 4, 0.0)}, 2, reconstruction=True)
 
 
 def test_models_without_heads_for_input_values_have_no_curriculum(make_model: MakeModel) -> None:

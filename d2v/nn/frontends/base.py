@@ -16,7 +16,8 @@ class Frontend(nn.Module):
     """Base class of frontends: inputs to tokens.
 
     Abstract: a subclass for a modality defines :meth:`embed`, :meth:`token_grid` and :meth:`example`; if its tokens are
-    patches, also ``patch_values`` and :meth:`patches`.
+    patches, also ``patch_values`` and :meth:`patches`; if decoders can predict input values of masked tokens, also
+    ``num_values`` and :meth:`values`.
 
     Args:
         embed_dim: features D.
@@ -64,6 +65,18 @@ class Frontend(nn.Module):
     def patches(self, inputs: Tensor) -> Tensor:
         """Return the input values of each token, (B, T, V), if ``patch_values`` is not 0."""
         raise NotImplementedError("a frontend of patches defines patches")
+
+    @property
+    def num_values(self) -> int:
+        """V, number of values of each token that :meth:`values` returns; 0 for none."""
+        return 0
+
+    def values(self, inputs: Tensor) -> Tensor:
+        """Return normalised values of each token's part of the inputs, (B, T, V) float32, if ``num_values`` is not 0.
+
+        A decoder can predict them at masked tokens, beside the teacher's targets.
+        """
+        raise NotImplementedError("a frontend of values that can be predicted defines values")
 
     @property
     def can_hide(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.positions import RelativePositionBias, sincos_2d
+from d2v.objective.targets import normalize_patches
 from d2v.types import TokenMask
 from d2v.values import Channels, ImageSize, NumHeads, NumPrefixTokens, Width, buildable
 
@@ -96,6 +97,15 @@ class ImageFrontend(Frontend):
     def patches(self, inputs: Tensor) -> Tensor:
         """Cut (B, C, H, W) images into (B, T, C * patch_size**2) pixel values, row-major."""
         return F.unfold(inputs, self.patch_size, stride=self.patch_size).transpose(1, 2)
+
+    @property
+    def num_values(self) -> int:
+        """Number of pixel values of a patch."""
+        return self.patch_values
+
+    def values(self, inputs: Tensor) -> Tensor:
+        """Return the pixel values of every patch, normalised to zero mean and unit variance (MAE, table 1d)."""
+        return normalize_patches(self.patches(inputs))
 
 
 @buildable

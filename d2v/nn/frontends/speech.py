@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.nn.frontends.base import Frontend
+from d2v.nn.log_mel import LogMel
 from d2v.nn.positions import ConvPositions, alibi_slopes
 from d2v.nn.tokens import gather_tokens
+from d2v.objective.targets import instance_norm
 from d2v.types import TokenMask, num_frames
 from d2v.values import ConvLayers, Depth, Epsilon, KernelSize, NumHeads, NumPrefixTokens, Rate, Width, buildable
 
@@ -93,6 +95,7 @@ class SpeechFrontend(Frontend):
         self.alibi_scale = nn.Parameter(torch.ones(num_heads)) if alibi else None
         self.register_buffer("alibi_slopes", alibi_slopes(num_heads), persistent=False)
         self.alibi_slopes: Tensor
+        self.log_mel = LogMel(self.conv_layers)
 
     def token_grid(self, inputs: Tensor) -> tuple[int]:
         """Return (T,), the number of frames of (B, S) waveforms."""
@@ -117,6 +120,15 @@ class SpeechFrontend(Frontend):
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):
             x = F.gelu(norm(conv(x).transpose(1, 2))).transpose(1, 2)  # (B, C, T)
         return self.proj(self.norm(x.transpose(1, 2)))
+
+    @property
+    def num_values(self) -> int:
+        """Number of mel bands of a frame."""
+        return self.log_mel.num_bands
+
+    def values(self, inputs: Tensor) -> Tensor:
+        """Return log-mels of what the convolutions see of every frame, each band normalised over a clip's frames."""
+        return instance_norm(self.log_mel(inputs))
 
     def tokens(self, x_BTD: Tensor, mask: TokenMask | None, padding_mask: Tensor | None = None) -> Tensor:
         """Return frames with positions; the positions are computed on all frames, with masked ones set to zero."""
