@@ -20,7 +20,7 @@ from d2v.data.protocol import EvalData
 from d2v.errors import in_keys
 from d2v.eval.prober import Prober
 from d2v.eval.probes import Settings
-from d2v.eval.results import scores_table
+from d2v.eval.results import probes_table
 from d2v.interop.checkpoints import open_checkpoint
 from d2v.lit.machine import choose_precision, choose_workers, set_threads
 from d2v.runs.results import Results, write_results
@@ -54,7 +54,7 @@ def evaluate(cfg: DictConfig) -> None:
             rows.append(prober.probe("untrained encoder", trained.untrained(settings.seed)))
         name = "pretrained encoder" if trained.step is None else f"pretrained encoder, {trained.step} steps"
         rows.append(prober.probe(name, trained.encoder))
-        table = scores_table([(row.name, row.scores) for row in rows], "features")
+        table = in_keys(probes_table(rows), {"c_grid": "probe.c_grid"}, only_values=True)
         print(table)
         about = {"checkpoint": str(trained.path), "step": trained.step}
         path = write_results(run_dir, Results(rows, about), table)

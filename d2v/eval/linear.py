@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -30,14 +31,23 @@ class LinearProbe:
         accuracy: fraction of validation samples classified correctly, 0 to 1.
         c: chosen inverse L2 strength (scikit-learn's C: larger regularises less).
         converged: whether the final fit reached its tolerance within ``max_iter`` iterations.
-        inner_accuracies: accuracy on the held-out part of the training set for every C tried; empty if there was only
-            one. If the best C is at an end of the grid, use a wider grid.
+        inner_accuracies: accuracy on the held-out part of the training set for every C tried, ascending; empty if there
+            was only one.
     """
 
     accuracy: float
     c: float
     converged: bool
     inner_accuracies: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def edge(self) -> str | None:
+        """The end of the grid that was chosen, "smallest" or "largest", beyond which a better C may lie; None inside.
+
+        The grid is tried from its smallest value on, and left early only where two in a row are worse than the best.
+        """
+        tried = list(self.inner_accuracies)
+        return {tried[0]: "smallest", tried[-1]: "largest"}.get(self.c) if len(tried) > 1 else None
 
 
 def linear_probe(
@@ -86,7 +96,7 @@ def linear_probe(
 
     model = LogisticRegression(C=c, max_iter=max_iter)
     train_features, val_features = (x.numpy() for x in standardize(train_x.cpu(), val_x.cpu()))
-    converged = _fit(model, train_features, train_labels)
+    converged = fit_quietly(model, train_features, train_labels)
     accuracy = float(np.mean(model.predict(val_features) == val_labels))
     return LinearProbe(accuracy, c, converged, inner_accuracies)
 
@@ -114,7 +124,7 @@ def _score_grid(train_x: Tensor, labels: np.ndarray, grid: list[float], seed: in
     for c in grid:
         # No warm start: stopping early regularises, too, so every fit must start from the same point.
         model = LogisticRegression(C=c, max_iter=max_iter)
-        _fit(model, fit_x, labels[~is_inner_val])
+        fit_quietly(model, fit_x, labels[~is_inner_val])
         accuracies[c] = float(np.mean(model.predict(held_out_x) == labels[is_inner_val]))
         if len(accuracies) > 2 and max(accuracies.values()) > max(list(accuracies.values())[-2:]):
             break
@@ -134,8 +144,8 @@ def split_stratified(labels: np.ndarray, seed: int) -> np.ndarray:
     return held_out
 
 
-def _fit(model: LogisticRegression, x: np.ndarray, y: np.ndarray) -> bool:
-    """Fit in place; return whether the solver converged, instead of its warning."""
+def fit_quietly(model: LogisticRegression, x: Any, y: np.ndarray) -> bool:
+    """Fit in place, to an array or a sparse matrix; return whether the solver converged, instead of its warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(x, y)

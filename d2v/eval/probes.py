@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from d2v.eval.ctc import ctc_probe
 from d2v.eval.features import Layers, Pool
 from d2v.eval.knn import knn_accuracy
-from d2v.eval.linear import linear_probe
+from d2v.eval.linear import LinearProbe, linear_probe
 from d2v.eval.tfidf import tfidf_knn, tfidf_linear
 from d2v.runs.results import Row
 
@@ -66,30 +66,48 @@ Split = tuple[Labelled, Labelled]  # training, validation
 
 
 def classify(name: str, splits: Sequence[Split], settings: Settings) -> Row:
-    """Return the accuracies "linear" and "knn", over all splits together.
+    """Return the accuracies "linear" and "knn", over all splits together, and how the linear ones were reached.
 
     Args:
         name: name of the row.
         splits: one split, or one for every held-out group.
         settings: settings of the probes.
     """
-    scores = {}
+    scores: dict[str, float] = {}
+    fits: list[LinearProbe] = []
     if settings.linear:
-        scores["linear"] = _pooled(splits, lambda train, val: _linear(train, val, settings))
+        fits = [_linear(train, val, settings) for train, val in splits]
+        scores["linear"] = _pooled(splits, [fit.accuracy for fit in fits])
     if settings.knn:
-        scores["knn"] = _pooled(splits, lambda train, val: _knn(train, val, settings))
-    return Row(name, scores)
+        scores["knn"] = _pooled(splits, [_knn(train, val, settings) for train, val in splits])
+    converged = all(fit.converged for fit in fits) if fits else None
+    tried = f"c_grid=[{','.join(f'{c:g}' for c in settings.c_grid)}]"
+    of_texts = any(not isinstance(train.x, Tensor) for train, _ in splits)
+    notes = list(_doubts(fits, "what was tried" if of_texts else tried))
+    return Row(name, scores, c=[fit.c for fit in fits], converged=converged, notes=notes)
 
 
-def _pooled(splits: Sequence[Split], accuracy: Callable[[Labelled, Labelled], float]) -> float:
+def _doubts(fits: Sequence[LinearProbe], tried: str) -> Iterator[str]:
+    """Return what makes the accuracies of fits doubtful."""
+    for edge, beyond in (("smallest", "smaller"), ("largest", "larger")):
+        at_edge = [fit.c for fit in fits if fit.edge == edge]
+        if at_edge:
+            yield f"C={at_edge[0]:g} is the {edge} of {tried}: a {beyond} one may be better"
+    stopped = sum(not fit.converged for fit in fits)
+    if stopped:
+        of_all = f"in {stopped} of {len(fits)} fits " if len(fits) > 1 else ""
+        yield f"the linear probe did not converge {of_all}within its iterations: the accuracy is that of an early stop"
+
+
+def _pooled(splits: Sequence[Split], accuracies: Sequence[float]) -> float:
     """Return the accuracy over the validation samples of all splits."""
     counts = [len(val.y) for _, val in splits]
-    return sum(accuracy(*split) * n for split, n in zip(splits, counts, strict=True)) / sum(counts)
+    return sum(accuracy * n for accuracy, n in zip(accuracies, counts, strict=True)) / sum(counts)
 
 
-def _linear(train: Labelled, val: Labelled, settings: Settings) -> float:
+def _linear(train: Labelled, val: Labelled, settings: Settings) -> LinearProbe:
     if isinstance(train.x, Tensor) and isinstance(val.x, Tensor):
-        return linear_probe(train.x, train.y, val.x, val.y, settings.c_grid, settings.seed).accuracy
+        return linear_probe(train.x, train.y, val.x, val.y, settings.c_grid, settings.seed)
     return tfidf_linear(_texts(train.x), train.y, _texts(val.x), val.y, seed=settings.seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from d2v.eval.knn import count_votes
-from d2v.eval.linear import split_stratified
+from d2v.eval.linear import LinearProbe, fit_quietly, split_stratified
 
 
 def tfidf_linear(
@@ -22,8 +23,8 @@ def tfidf_linear(
     val_y: Tensor,
     c_grid: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0),
     seed: int = 0,
-) -> float:
-    """Return the accuracy of logistic regression, with C chosen on a held-out fifth of the training texts.
+) -> LinearProbe:
+    """Fit logistic regression, with C chosen on a held-out fifth of the training texts.
 
     If every class has only one text, none can be held out, and C is the middle of the grid.
 
@@ -43,15 +44,15 @@ def tfidf_linear(
         raise ValueError(f"a linear probe needs at least two classes, the {len(labels)} training samples have one")
     is_inner = split_stratified(labels, seed)
     if not is_inner.any():
-        x, z = _vectors(train_texts, val_texts)
-        return float(_fit(sorted(c_grid)[len(c_grid) // 2], x, labels).score(z, val_y.numpy()))
+        return _fit(sorted(c_grid)[len(c_grid) // 2], *_vectors(train_texts, val_texts), labels, val_y)
     inner_train = [text for text, held_out in zip(train_texts, is_inner, strict=True) if not held_out]
     inner_val = [text for text, held_out in zip(train_texts, is_inner, strict=True) if held_out]
     x, z = _vectors(inner_train, inner_val)
-    scores = {c: _fit(c, x, labels[~is_inner]).score(z, labels[is_inner]) for c in c_grid}
+    held_out = torch.from_numpy(labels[is_inner])
+    scores = {c: _fit(c, x, z, labels[~is_inner], held_out).accuracy for c in sorted(c_grid)}
     best = max(scores, key=lambda c: scores[c])
-    x, z = _vectors(train_texts, val_texts)
-    return float(_fit(best, x, labels).score(z, val_y.numpy()))
+    final = _fit(best, *_vectors(train_texts, val_texts), labels, val_y)
+    return replace(final, inner_accuracies=scores if len(scores) > 1 else {})
 
 
 def tfidf_knn(
@@ -78,5 +79,7 @@ def _vectors(train_texts: Sequence[str], val_texts: Sequence[str]) -> tuple[Any,
     return vectorizer.fit_transform(train_texts), vectorizer.transform(val_texts)
 
 
-def _fit(c: float, x: Any, y: np.ndarray) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=300).fit(x, y)
+def _fit(c: float, train_x: Any, val_x: Any, train_y: np.ndarray, val_y: Tensor) -> LinearProbe:
+    model = LogisticRegression(C=c, max_iter=300)
+    converged = fit_quietly(model, train_x, train_y)
+    return LinearProbe(float(model.score(val_x, val_y.numpy())), c, converged)

@@ -35,6 +35,9 @@ class Row:
         skipped: samples that could not be read, as "name: reason".
         lr: learning rate that a sweep chose; None if all diverged.
         diverged: reason by learning rate, for those that a sweep left out.
+        c: inverse L2 strength that the linear probe chose, for each split; () without that probe.
+        converged: whether all fits of the linear probe converged; None without that probe.
+        notes: what makes the scores doubtful, such as the chosen C at an end of its grid.
     """
 
     name: str
@@ -46,6 +49,9 @@ class Row:
     skipped: Sequence[str] = ()
     lr: float | None = None
     diverged: Mapping[str, str] = field(default_factory=dict)
+    c: Sequence[float] = ()
+    converged: bool | None = None
+    notes: Sequence[str] = ()
 
 
 _OPTIONAL = {f.name for f in fields(Row)} - {"name", "scores", "set"}
@@ -87,7 +93,7 @@ def write_results(folder: Path, results: Results, table: str) -> Path:
         ValueError: a number is NaN or infinite, which JSON cannot hold.
         TypeError: a value of ``about`` is not a JSON value.
     """
-    rows = [{k: v for k, v in asdict(row).items() if v or k not in _OPTIONAL} for row in results.rows]
+    rows = [{k: v for k, v in asdict(row).items() if v or v is False or k not in _OPTIONAL} for row in results.rows]
     with writing("output_dir", folder):
         folder.mkdir(parents=True, exist_ok=True)
         replace_json(folder / RESULTS, {**results.about, "rows": rows})

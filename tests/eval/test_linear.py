@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from d2v.eval import linear
-from d2v.eval.linear import linear_probe
+from d2v.eval.linear import LinearProbe, linear_probe
 
 
 def blobs(num_samples: int, seed: int, num_features: int = 6, num_classes: int = 4) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def test_other_warnings_are_not_swallowed() -> None:
             return self
 
     with pytest.warns(RuntimeWarning, match="unusual"):
-        assert linear._fit(Noisy(), np.zeros((2, 1)), np.arange(2))
+        assert linear.fit_quietly(Noisy(), np.zeros((2, 1)), np.arange(2))
 
 
 def test_constant_features_missing_and_rare_classes() -> None:
@@ -126,3 +126,10 @@ def test_errors_say_what_to_do() -> None:
         linear_probe(x, y, x[:, :5], y)
     with pytest.raises(ValueError, match=r"labels of shape \(19,\)"):
         linear_probe(x, y[:19], x, y)
+
+
+def test_the_edge_of_the_grid_is_told_where_it_was_chosen() -> None:
+    def edge(c: float, *tried: float) -> str | None:
+        return LinearProbe(0.5, c, True, dict.fromkeys(tried, 0.5)).edge
+
+    assert (edge(1, 1, 2, 3), edge(2, 1, 2, 3), edge(3, 1, 2, 3), edge(1)) == ("smallest", None, "largest", None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from d2v.eval import probes
 from d2v.eval.features import extract_frames
 from d2v.eval.knn import knn_accuracy
-from d2v.eval.linear import linear_probe
+from d2v.eval.linear import LinearProbe, linear_probe
 from d2v.eval.probes import Labelled, Settings, classify, hold_out_groups, transcribe
 from d2v.eval.tfidf import tfidf_knn, tfidf_linear
 from d2v.runs.results import Row
@@ -79,7 +79,8 @@ def test_features_go_to_the_feature_probes_and_texts_to_tf_idf() -> None:
     train, val = words(90, 1), words(60, 2)
     texts, val_texts = list(train.x), list(val.x)
     row = classify("name", [(train, val)], settings)
-    assert row.scores["linear"] == tfidf_linear(texts, train.y, val_texts, val.y, seed=3)  # type: ignore[arg-type]
+    expected = tfidf_linear(texts, train.y, val_texts, val.y, seed=3).accuracy  # type: ignore[arg-type]
+    assert row.scores["linear"] == expected
     assert row.scores["knn"] == tfidf_knn(texts, train.y, val_texts, val.y, 7, 0.5)  # type: ignore[arg-type]
 
 
@@ -91,7 +92,7 @@ def test_only_what_is_asked_for_is_run(name: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_seed_is_that_of_the_inner_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "tfidf_linear", lambda *data, seed: seed)
+    monkeypatch.setattr(probes, "tfidf_linear", lambda *data, seed: LinearProbe(seed, 1.0, True))
     assert classify("", [(words(9, 1), words(9, 2))], Settings(knn=False, seed=3)).scores == {"linear": 3}
 
 
@@ -100,6 +101,42 @@ def test_splits_count_by_their_samples() -> None:
     right = Labelled(torch.tensor([[0.0, 1.0]] * 3), torch.tensor([0] * 3))
     wrong = Labelled(torch.tensor([[0.0, 1.0]]), torch.tensor([1]))
     assert classify("", [(train, right), (train, wrong)], Settings(linear=False, k=1)).scores == {"knn": 0.75}
+
+
+# --- how the linear probe came about
+
+
+def test_the_row_says_which_strength_was_chosen_and_whether_the_fits_converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = iter(
+        [
+            LinearProbe(0.5, 0.1, True, {0.01: 0.4, 0.1: 0.6, 1.0: 0.5}),
+            LinearProbe(0.5, 1.0, False, {0.01: 0.4, 0.1: 0.6, 1.0: 0.7}),
+            LinearProbe(0.5, 0.01, False, {0.01: 0.4, 0.1: 0.3, 1.0: 0.3}),
+        ]
+    )
+    monkeypatch.setattr(probes, "linear_probe", lambda *data: next(fits))
+    row = classify("", [(blobs(9, 1), blobs(9, 2))] * 3, Settings(knn=False, c_grid=(0.01, 0.1, 1.0)))
+    assert (row.c, row.converged) == ([0.1, 1.0, 0.01], False)
+    assert row.notes == [
+        "C=0.01 is the smallest of c_grid=[0.01,0.1,1]: a smaller one may be better",
+        "C=1 is the largest of c_grid=[0.01,0.1,1]: a larger one may be better",
+        "the linear probe did not converge in 2 of 3 fits within its iterations: the accuracy is that of an early stop",
+    ]
+
+
+def test_a_fit_inside_the_grid_is_without_doubt() -> None:
+    row = classify("", [(blobs(90, 1), blobs(60, 2))], Settings())
+    assert (row.converged, row.notes) == (True, [])
+    assert len(row.c) == 1
+    assert classify("", [(blobs(90, 1), blobs(60, 2))], Settings(c_grid=(10.0,))).notes == []  # nothing was chosen
+    without = classify("", [(blobs(90, 1), blobs(60, 2))], Settings(linear=False))
+    assert (list(without.c), without.converged, without.notes) == ([], None, [])
+
+
+def test_texts_have_a_grid_of_their_own() -> None:
+    row = classify("", [(words(90, 1), words(60, 2))], Settings(knn=False, c_grid=(0.5,)))
+    assert row.c[0] in (0.3, 1.0, 3.0, 10.0, 30.0)
+    assert not any("c_grid" in note for note in row.notes)
 
 
 # --- letters

@@ -24,16 +24,16 @@ def texts(num_texts: int, seed: int, num_classes: int = 3, hints: int = 1) -> tu
 
 def test_both_beat_chance_and_find_nothing_in_common_words() -> None:
     train, val = texts(200, 1), texts(150, 2)
-    assert tfidf_linear(*train, *val) > 0.95
+    assert tfidf_linear(*train, *val).accuracy > 0.95
     assert tfidf_knn(*train, *val) > 0.6
     train, val = texts(200, 1, hints=0), texts(150, 2, hints=0)
-    assert abs(tfidf_linear(*train, *val) - 1 / 3) < 0.12
+    assert abs(tfidf_linear(*train, *val).accuracy - 1 / 3) < 0.12
     assert abs(tfidf_knn(*train, *val) - 1 / 3) < 0.12
 
 
 def test_one_text_a_class_is_enough() -> None:
     train = (["red apple", "green leaf", "blue sky"], torch.arange(3))
-    assert tfidf_linear(*train, ["apple", "the sky", "leaf"], torch.tensor([0, 2, 1])) == 1
+    assert tfidf_linear(*train, ["apple", "the sky", "leaf"], torch.tensor([0, 2, 1])).accuracy == 1
 
 
 def test_one_class_is_not() -> None:
@@ -71,23 +71,25 @@ def test_matches_scikit_learn_at_a_given_strength() -> None:
     (train, y), (val, val_y) = texts(80, 1, hints=2), texts(60, 2)
     vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+").fit(train)
     model = LogisticRegression(C=0.3, max_iter=300).fit(vectorizer.transform(train), y.numpy())
-    assert tfidf_linear(train, y, val, val_y, (0.3,)) == model.score(vectorizer.transform(val), val_y.numpy())
+    assert tfidf_linear(train, y, val, val_y, (0.3,)).accuracy == model.score(vectorizer.transform(val), val_y.numpy())
 
 
 def test_the_strength_is_chosen_without_the_validation_texts() -> None:
     train, (val, val_y) = texts(100, 1), texts(100, 2)
-    weak, strong = (tfidf_linear(*train, val, val_y, (c,)) for c in (10.0, 1e-6))
+    weak, strong = (tfidf_linear(*train, val, val_y, (c,)).accuracy for c in (10.0, 1e-6))
     assert weak > strong + 0.2
-    assert tfidf_linear(*train, val, val_y, (1e-6, 10.0)) == tfidf_linear(*train, val, val_y, (10.0, 1e-6)) == weak
+    chosen = tfidf_linear(*train, val, val_y, (1e-6, 10.0))
+    assert chosen == tfidf_linear(*train, val, val_y, (10.0, 1e-6))
+    assert (chosen.accuracy, chosen.c, chosen.converged, chosen.edge) == (weak, 10.0, True, "largest")
     # Where the validation labels are all wrong, knowing them would choose the strong one.
-    weak, strong = (tfidf_linear(*train, val, (val_y + 1) % 3, (c,)) for c in (10.0, 1e-6))
+    weak, strong = (tfidf_linear(*train, val, (val_y + 1) % 3, (c,)).accuracy for c in (10.0, 1e-6))
     assert strong > weak
-    assert tfidf_linear(*train, val, (val_y + 1) % 3, (1e-6, 10.0)) == weak
+    assert tfidf_linear(*train, val, (val_y + 1) % 3, (1e-6, 10.0)).accuracy == weak
 
 
 def test_labels_need_not_be_consecutive_nor_words_known() -> None:
     (train, y), (val, val_y) = texts(100, 1), texts(60, 2)
-    for probe in (tfidf_linear, tfidf_knn):
+    for probe in (lambda *data: tfidf_linear(*data).accuracy, tfidf_knn):
         assert probe(train, y * 7 + 3, val, val_y * 7 + 3) == probe(train, y, val, val_y)
         assert probe(train, y, val, val_y + 50) == 0
         assert 0 <= probe(train, y, ["quite new words", "", "?!"], torch.tensor([0, 1, 2])) <= 1
@@ -96,7 +98,7 @@ def test_labels_need_not_be_consecutive_nor_words_known() -> None:
 def test_short_words_and_other_scripts_count() -> None:
     train = [*["a x"] * 5, *["a 猫"] * 5]
     y = torch.tensor([0] * 5 + [1] * 5)
-    for probe in (tfidf_linear, tfidf_knn):
+    for probe in (lambda *data: tfidf_linear(*data).accuracy, tfidf_knn):
         assert probe(train, y, ["x", "猫", "X!"], torch.tensor([0, 1, 0])) == 1
 
 

@@ -44,6 +44,18 @@ def test_the_file_has_one_shape_without_what_is_empty(tmp_path: Path) -> None:
     }
 
 
+def test_a_probe_that_did_not_converge_says_so_in_the_file(tmp_path: Path) -> None:
+    rows = (
+        Row("a", {"linear": 0.5}, c=[0.1], converged=False, notes=["odd"]),
+        Row("b", {"linear": 0.5}, converged=True),
+    )
+    path = write_results(tmp_path, Results(rows), "")
+    assert [row.get("converged") for row in json.loads(path.read_text())["rows"]] == [False, True]
+    read = read_results(tmp_path)
+    assert read is not None
+    assert read.rows == rows
+
+
 def test_a_number_that_json_lacks_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = write_results(tmp_path, Results(ROWS), "")
     with pytest.raises(ValueError, match="JSON"):
