@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from d2v.errors import how_to_install
+
+ErrorRate = Literal["wer", "cer", "wer_cer"]  # of words, of letters, the mean of the two
+ERROR_RATES = get_args(ErrorRate)  # scores of which the lowest is best
 
 
 def require_jiwer() -> Any:

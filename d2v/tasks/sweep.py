@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from d2v.eval.words import ERROR_RATES
 from d2v.runs.results import Results, Row
 
 Report = Callable[[Sequence[float]], float]  # mean or median over seeds
@@ -27,7 +28,7 @@ def choose(task: str, runs: Runs, report: Report, diverged: Mapping[float, str])
     metric = first.rows[0].metric
     assert metric is not None
     seeds = list(dict.fromkeys(seed for _, seed in runs))
-    worse_first = -1 if metric == "wer" else 1
+    worse_first = -1 if metric in ERROR_RATES else 1
 
     def values(lr: float, set: str, score: str) -> list[float]:
         return [runs[lr, seed].row(set).scores[score] for seed in seeds]

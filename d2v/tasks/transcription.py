@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2v.data.letters import BLANK, check_letters, unspell
-from d2v.eval.words import align_worst, error_rates, require_jiwer
+from d2v.eval.words import ErrorRate, align_worst, error_rates, require_jiwer
 from d2v.tasks.base import Loss
 from d2v.types import NO_LETTER, Batch
 from d2v.values import Count, buildable
@@ -27,17 +27,20 @@ class Transcription:
     Args:
         labels: the alphabet (see :mod:`d2v.data.letters`); output 0 is the blank.
         worst: number of utterances in the report.
+        metric: what chooses the best checkpoint: "wer" (word errors), "cer" (letter errors), or "wer_cer", their mean:
+            while nearly all words are wrong, their errors say nothing and the letters decide; later, words weigh more,
+            because several times as many of them are wrong.
 
     Attributes:
         decoder: decodes the (T, C) log-probabilities of a clip into text; greedy decoding by default.
     """
 
-    metric = "wer"
     higher_is_better = False
     columns = ("predicted", "said")
 
-    def __init__(self, labels: str, worst: Count = 20) -> None:
+    def __init__(self, labels: str, worst: Count = 20, metric: ErrorRate = "wer_cer") -> None:
         require_jiwer()  # otherwise a run would fail at its first scoring
+        self.metric = metric
         self.letters = check_letters(labels)
         self.decoder: Decoder = self.best_path
         self.worst = worst
@@ -74,8 +77,10 @@ class Transcription:
         return [self.decoder(x[:n]) for x, n in zip(log_probs, _num_frames(outputs, batch).tolist(), strict=True)]
 
     def score(self, predictions: Sequence[str], labels: Sequence[Sequence[int]]) -> dict[str, float]:
-        """Return word and letter error rates."""
-        return error_rates(predictions, [unspell(label, self.letters) for label in labels])
+        """Return word and letter error rates, and their mean if that is the metric."""
+        rates = error_rates(predictions, [unspell(label, self.letters) for label in labels])
+        mean = {"wer_cer": (rates["wer"] + rates["cer"]) / 2} if self.metric == "wer_cer" else {}
+        return {**mean, **rates}
 
     def answer(self, prediction: str) -> str:
         """Return the decoded text."""

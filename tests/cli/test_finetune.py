@@ -267,7 +267,7 @@ def test_speech(runs: ModuleType, tmp_path: Path) -> None:
         "trainer.max_steps=4", "freeze_steps=2", "feature_mask.channel_length=4", "schedule.warmup_fraction=0", *QUICK,
     )  # fmt: skip
     scores = _results(run).row("val").scores
-    assert scores.keys() == {"wer", "cer"}
+    assert scores.keys() == {"wer_cer", "wer", "cer"}
     # However a step is accumulated, it is the same step: letters are counted over all of it.
     parts = _finetune(
         runs, tmp_path / "parts", "task=ctc", f"data.root={root}", "data.train=train-clean-100",

@@ -208,6 +208,7 @@ GLUE = {
 }  # fmt: skip
 
 LIBRISPEECH = {
+    "task.metric": "wer",
     "optim.betas": [0.9, 0.98], "optim.eps": 1e-8, "optim.weight_decay": 0.0, "trainer.gradient_clip_val": None,
     "schedule.warmup_fraction": 0.1, "schedule.hold_fraction": 0.4, "schedule.min_factor": 0.05,
     "feature_mask.time_prob": 0.4, "feature_mask.time_length": 5, "feature_mask.channel_prob": 0.1,

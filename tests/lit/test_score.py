@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from d2v.lit.callbacks import score as score_module
 from d2v.lit.callbacks.checkpoint import CheckpointEvery
 from d2v.lit.callbacks.score import ScoreEvery
 
@@ -92,3 +93,56 @@ def test_a_damaged_one_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture,
 def test_a_new_run_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     start(tmp_path, (None, 0, 0), 0)
     assert not caplog.text
+
+
+def compare(
+    folder: Path,
+    values: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    higher: bool = True,
+    patience: int | None = None,
+) -> tuple[ScoreEvery, list[int], int | None]:
+    """The callback after these scores, the steps that it saved, and the step at which it stopped."""
+    saved: list[int] = []
+    monkeypatch.setattr(score_module, "save", lambda trainer, path, weights_only: saved.append(trainer.global_step))
+    task = SimpleNamespace(metric="m", higher_is_better=higher)
+    callback = ScoreEvery(folder, 1, patience)
+    for step, value in enumerate(values, 1):
+        trainer: Any = SimpleNamespace(global_step=step, should_stop=False)
+        callback._compare(trainer, SimpleNamespace(task=task), {"other": -value, "m": value})  # type: ignore[arg-type]
+        if trainer.should_stop:
+            return callback, saved, step
+    return callback, saved, None
+
+
+@pytest.mark.parametrize(
+    ("values", "higher", "best"),
+    [
+        ([0.1, 0.3, 0.2], True, (0.3, 2)),
+        ([0.3, 0.1, 0.2], False, (0.1, 2)),
+        ([0.0, 0.0, 0.0], True, (0.0, 3)),  # one class is predicted: what has learned longest
+        ([1.0, 1.0, 1.2], False, (1.0, 2)),
+        ([0.0, 0.4, 0.4, 0.3], True, (0.4, 3)),
+    ],
+)
+def test_of_equal_scores_the_later_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[float], higher: bool, best: tuple[float, int]
+) -> None:
+    callback, saved, _ = compare(tmp_path, values, monkeypatch, higher=higher)
+    assert (callback.best, callback.best_step) == best
+    assert saved[-1] == best[1]
+
+
+def test_an_equal_score_is_none_to_wait_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compare(tmp_path, [0.1, 0.3, 0.3, 0.3, 0.5], monkeypatch, patience=2)[2] == 4
+    assert compare(tmp_path, [0.1, 0.3, 0.3, 0.4, 0.4], monkeypatch, patience=2)[2] is None
+
+
+def test_what_cannot_be_saved_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback, _, _ = compare(tmp_path, [0.1], monkeypatch)
+    monkeypatch.setattr(score_module, "save", lambda *args, **options: OSError("full"))
+    trainer: Any = SimpleNamespace(global_step=2, should_stop=False)
+    module: Any = SimpleNamespace(task=SimpleNamespace(metric="m", higher_is_better=True))
+    callback._compare(trainer, module, {"m": 0.5})
+    assert (callback.best, callback.best_step, callback.waited) == (0.1, 1, 0)

@@ -30,8 +30,9 @@ def test_the_best_over_seeds_is_chosen() -> None:
     assert choose("rte", runs, median, {})[0].lr == 1e-5
 
 
-def test_of_error_rates_the_lowest_is_best() -> None:
-    runs = {(lr, 0): _run("wer", value) for lr, value in ((1e-5, 0.4), (2e-5, 0.3), (3e-5, 0.35))}
+@pytest.mark.parametrize("metric", ["wer", "cer", "wer_cer"])
+def test_of_error_rates_the_lowest_is_best(metric: str) -> None:
+    runs = {(lr, 0): _run(metric, value) for lr, value in ((1e-5, 0.4), (2e-5, 0.3), (3e-5, 0.35))}
     assert choose("ctc", runs, mean, {})[0].lr == 2e-5
 
 

@@ -174,10 +174,28 @@ def test_results_hold_every_set(tmp_path: Path) -> None:
 def test_the_worst_transcripts_are_shown() -> None:
     task = Transcription(LETTERS, worst=1)
     labels = [list(spell(text, LETTERS, "")) for text in ("ONE TWO", "SIX")]
-    assert task.score(["ONE", "SIX"], labels) == {"wer": pytest.approx(1 / 3), "cer": pytest.approx(4 / 10)}
+    rates = {"wer": pytest.approx(1 / 3), "cer": pytest.approx(4 / 10)}
+    assert task.score(["ONE", "SIX"], labels) == {"wer_cer": pytest.approx((1 / 3 + 4 / 10) / 2), **rates}
+    for metric in ("wer", "cer"):
+        chosen = Transcription(LETTERS, metric=metric)  # type: ignore[arg-type]
+        assert (chosen.metric, chosen.score(["ONE", "SIX"], labels)) == (metric, rates)
     assert "`a`: 1 word errors" in task.report(["ONE", "SIX"], labels, ["a", "b"])
     assert task.cells("ONE", labels[0]) == ("ONE", "ONE TWO")
     assert unspell(labels[1], LETTERS) == "SIX"
+
+
+def test_letters_decide_while_all_words_are_wrong_and_words_later() -> None:
+    """Silence has word errors of 1; letters that are half right have more, with each insertion."""
+    task = Transcription(LETTERS)
+    labels = [list(spell(text, LETTERS, "")) for text in ("ONE TWO", "SIX SEVEN")]
+
+    def error(*said: str) -> float:
+        return task.score(said, labels)[task.metric]
+
+    silence, letters = error("", ""), error("O NE TW", "SI SEVN")
+    assert task.score(["O NE TW", "SI SEVN"], labels)["wer"] > task.score(["", ""], labels)["wer"]
+    assert letters < silence
+    assert error("ONE TWO", "SIX SEVN") < error("ONE TWO", "SIC SEVN") < letters  # one word wrong, then two
 
 
 def test_what_cannot_be_a_task() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 @buildable
 class ScoreEvery(L.Callback):
     """Logs ``val/...``, keeps the checkpoint of the best score as ``best.ckpt``, and stops without further improvement.
+
+    Of equal scores the later one is kept, as in fairseq: while a score does not move, such as the correlation of a
+    model that predicts one class, the later model has learned more. For ``patience``, an equal score is no better one.
 
     Every process predicts its share of the evaluation set; under FSDP, where none has the whole model, all of it.
 
@@ -125,16 +129,24 @@ class ScoreEvery(L.Callback):
         if not scores:
             return
         step, task = trainer.global_step, module.task
-        value = scores[task.metric]
-        better = self.best is None or (value > self.best if task.higher_is_better else value < self.best)
-        if better:
-            if save(trainer, self.path, weights_only=True) is None:  # else the previous one stays the best
-                self.best, self.best_step, self.waited = value, step, 0
-        else:
+        gain = self._gain(scores[task.metric], task.higher_is_better)
+        # If it cannot be saved, the previous one stays the best.
+        kept = gain >= 0 and save(trainer, self.path, weights_only=True) is None
+        if kept:
+            self.best, self.best_step = scores[task.metric], step
+        if kept and gain > 0:
+            self.waited = 0
+        elif gain <= 0:
             self.waited += 1
             if self.patience is not None and self.waited >= self.patience:
-                log.info("no better %s since step %d: stopping at step %d", task.metric, self.best_step, step)
+                log.info("no better %s in %d scorings: stopping at step %d", task.metric, self.waited, step)
                 trainer.should_stop = True
+
+    def _gain(self, value: float, higher_is_better: bool) -> float:
+        """Return by how much a score is better than the best so far; infinite for the first."""
+        if self.best is None:
+            return math.inf
+        return value - self.best if higher_is_better else self.best - value
 
 
 class Interrupted(Exception):
