@@ -23,6 +23,7 @@ from d2v.cli import settings
 from d2v.cli.settings import checked
 
 _TEXT = ["experiment=text_tiny", "data=text_files", "data.root=texts"]
+_RGB = ["data.in_chans=3", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]", "data.crop_pct=1.0"]
 _FINETUNE = ["checkpoint=run", "data.root=images"]
 # Command -> its schema, and compositions that together have every group's keys.
 COMMANDS: dict[str, tuple[Any, list[list[str]]]] = {
@@ -30,13 +31,13 @@ COMMANDS: dict[str, tuple[Any, list[list[str]]]] = {
         settings.Pretrain,
         [
             ["callbacks=probe", "logger=wandb"],
-            ["data=image_folder", "data.root=images"],
-            ["data=hf_images", "data.path=images"],
+            ["data=image_folder", "data.root=images", *_RGB],
+            ["data=hf_images", "data.path=images", *_RGB],
             ["experiment=speech_tiny", "data=audio_folder", "data.root=recordings"],
             ["experiment=speech_tiny", "data=audio_manifest", "data.manifest=a.tsv"],
             _TEXT,
             [*_TEXT[:1], "data=hf_text", "data.path=texts"],
-            ["experiment=v1_image_tiny32", "mask=block"],
+            ["experiment=v1_image_tiny32", "mask=block", *_RGB],
         ],
     ),
     "finetune": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import lightning as L
 from omegaconf import DictConfig
 
 from d2v.arguments import check, parameters
+from d2v.cli.inputs import with_found_inputs
 from d2v.cli.loading import best_device, check_fits, data_node
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, own_configuration
@@ -32,6 +33,8 @@ from d2v.tasks.results import score_and_write
 from d2v.values import PositiveFraction, shown
 
 log = logging.getLogger(__name__)
+
+_LEAST_BATCH = 16  # samples or seconds: an even number on each of 8 devices
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ def build_parts(cfg: DictConfig, before: RunCheckpoint | None) -> Parts:
     Raises:
         ValueError: a setting is wrong or contradicts another, or checkpoint and data do not fit.
     """
+    found = None  # the data set, where it was asked for the form of its samples
+    if before is None:
+        cfg, found = with_data_of_its_own(cfg)
     config = absolute(settings_of(cfg), Finetune) if before is None else own_configuration(cfg, before, Finetune)
     settings = checked(Finetune, config)
     check_given(settings)
@@ -85,7 +91,11 @@ def build_parts(cfg: DictConfig, before: RunCheckpoint | None) -> Parts:
     if before is None and settings.checkpoint is not None:
         trained = open_checkpoint(settings.checkpoint, settings.network)
     node = config["data"] if trained is None else trained_data_node(cfg, trained)
-    dataset, data = prepare_data(node, settings, trained)
+    dataset = build(node, key="data", trusted=True) if found is None else found
+    data = labelled_data(dataset, node, settings, trained)
+    if before is None:
+        batch = fitting_batch_size(settings, data)
+        settings, config = replace(settings, global_batch_size=batch), {**config, "global_batch_size": batch}
     fingerprint = check_same_data(data, before, settings.resume, settings.resume_with_other_data)
     task = build_task(settings, data)
     model_node = config["model"] if before is not None else new_model_node(settings, trained, task)
@@ -97,6 +107,14 @@ def build_parts(cfg: DictConfig, before: RunCheckpoint | None) -> Parts:
     return Parts(settings, config, dataset, data, fingerprint, trained, task, model)
 
 
+def with_data_of_its_own(cfg: DictConfig) -> tuple[DictConfig, Any]:
+    """Fill in what a run from scratch reads from its data (:func:`d2v.cli.inputs.with_found_inputs`)."""
+    if cfg.checkpoint is not None or cfg.get("model") is None:
+        return cfg, None
+    check_modality(cfg)
+    return with_found_inputs(cfg, Finetune, without=["label_fraction"])
+
+
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """Return the configuration as plain containers, without data and model for an encoder that is trained already.
 
@@ -105,8 +123,6 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     from_scratch = cfg.checkpoint is None
     if from_scratch and cfg.get("model") is None:
         raise ValueError("checkpoint=null trains from scratch: choose the encoder by model=data2vec2/..., data2vec/...")
-    if from_scratch:
-        check_modality(cfg)
     config = plain(cfg, without=() if from_scratch else ["data", "model"])
     if cfg.get("data") is None or "label_fraction" not in cfg.data:
         return config
@@ -147,9 +163,10 @@ def trained_data_node(cfg: DictConfig, trained: Checkpoint) -> dict[str, Any]:
     return node
 
 
-def prepare_data(node: dict[str, Any], settings: Finetune, trained: Checkpoint | None) -> tuple[Any, FinetuneData]:
-    """Return a data set, and the labelled data of it."""
-    dataset = build(node, key="data", trusted=True)
+def labelled_data(
+    dataset: Any, node: Mapping[str, Any], settings: Finetune, trained: Checkpoint | None
+) -> FinetuneData:
+    """Return the labelled data of a data set that was built from a node."""
     if trained is not None:
         check_fits(dataset, trained)
     if not hasattr(dataset, "finetune"):
@@ -163,7 +180,8 @@ def prepare_data(node: dict[str, Any], settings: Finetune, trained: Checkpoint |
             "another task=... or data=..."
         )
     label_seed = settings.seed if settings.label_seed is None else settings.label_seed
-    return dataset, dataset.finetune(**labels, seed=label_seed, label_fraction=settings.label_fraction)
+    labelled: FinetuneData = dataset.finetune(**labels, seed=label_seed, label_fraction=settings.label_fraction)
+    return labelled
 
 
 def new_model_node(settings: Finetune, trained: Checkpoint | None, task: Task) -> dict[str, Any]:
@@ -179,6 +197,25 @@ def new_model_node(settings: Finetune, trained: Checkpoint | None, task: Task) -
         "train_frontend": settings.train_frontend,
         "feature_mask": settings.feature_mask,
     }
+
+
+def fitting_batch_size(settings: Finetune, data: FinetuneData) -> float:
+    """Return ``global_batch_size``: as given or the recipe's, or less where the data are few for the recipe's.
+
+    With the recipe's batch, made for far more data, a few epochs would be a few steps.
+    """
+    size, least = settings.global_batch_size, settings.min_steps_per_epoch
+    if least is None or is_given("global_batch_size") or data.size >= least * size:
+        return size
+    fitting = min(size, max(_LEAST_BATCH, 2 ** int(math.log2(max(1, data.size / least)))))
+    if fitting < size:
+        log.info(
+            "global_batch_size=%g in place of the recipe's %g: %s %s make %d steps an epoch, not %d; set "
+            "global_batch_size=N for another",
+            *(fitting, size, f"{data.size:,.0f}", data.batch_unit),
+            *(math.ceil(data.size / fitting), math.ceil(data.size / size)),
+        )
+    return fitting
 
 
 def number_of_steps(settings: Finetune, data: FinetuneData) -> int:

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from d2v.cli.ending import stopped_early
+from d2v.cli.inputs import with_found_inputs
 from d2v.cli.launch import configuring, run
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, own_configuration
@@ -30,16 +31,18 @@ def pretrain(cfg: DictConfig) -> None:
         claim(run_dir)
         resumed = find_checkpoint(cfg.resume, run_dir)
         before = None if resumed is None else resumed.content
+        start = starting_weights(cfg.init_from if before is None else before.config.get("init_from"), before)
+        found = None  # the data set, where it was asked for the form of its samples
         if before is None:
             check_modality(cfg)
+            cfg, found = with_found_inputs(cfg, Pretrain, start)
         config = absolute(plain(cfg), Pretrain) if before is None else own_configuration(cfg, before, Pretrain)
         settings = checked(Pretrain, config)
         seed(settings)
         check_warmup(settings)
-        start = starting_weights(settings, before)
         if start is not None:
             settings = with_tokenizer(settings, start)
-        data, mask, model = build_parts(settings)
+        data, mask, model = build_parts(settings, found)
         fingerprint = check_same_data(data, before, settings.resume, settings.resume_with_other_data)
         if start is not None:
             with naming_keys({"checkpoint": "init_from"}):

@@ -147,6 +147,7 @@ class Finetune(Training):
     label_seed: Seed | None
     label_fraction: PositiveFraction = 1.0
     epochs: Annotated[float, Range(0, 10**6, above=True)] | None
+    min_steps_per_epoch: PositiveInt | None
     sweep: Sweep
 
     def check(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from d2v.arguments import check
 from d2v.cli.loading import inert, same_tokenizer
 from d2v.cli.settings import Pretrain, build_schedule
 from d2v.data.texts.tokenizer import load_tokenizer
@@ -17,19 +18,24 @@ from d2v.interop.build import build
 from d2v.interop.checkpoints import Checkpoint, open_checkpoint
 from d2v.interop.native import RunCheckpoint
 from d2v.models.masked import MaskedModel
+from d2v.values import PathStr
 
 log = logging.getLogger(__name__)
 
 
-def build_parts(settings: Pretrain) -> tuple[Any, Any, Any]:
+def build_parts(settings: Pretrain, found: Any = None) -> tuple[Any, Any, Any]:
     """Return data, masks and model.
+
+    Args:
+        settings: settings of the command.
+        found: data set of these settings, if it is built already.
 
     Raises:
         ValueError: the data are for fine-tuning only, or the model does not read their modality.
     """
-    data, mask, model = (
-        build(node, key=key, trusted=True)
-        for key, node in (("data", settings.data), ("mask", settings.masks), ("model", settings.model))
+    data = build(settings.data, key="data", trusted=True) if found is None else found
+    mask, model = (
+        build(node, key=key, trusted=True) for key, node in (("mask", settings.masks), ("model", settings.model))
     )
     if not hasattr(data, "loader"):
         raise ValueError(
@@ -60,23 +66,24 @@ def build_curriculum(settings: Pretrain, max_steps: int, model: MaskedModel) -> 
     return curriculum
 
 
-def starting_weights(settings: Pretrain, before: RunCheckpoint | None) -> Checkpoint | None:
+def starting_weights(init_from: str | None, before: RunCheckpoint | None) -> Checkpoint | None:
     """Open ``init_from``; return None without one, and for a resumed run.
 
     Args:
-        settings: settings of the command.
+        init_from: value of the key.
         before: checkpoint of the resumed run; None for a new run.
 
     Raises:
         ValueError: the checkpoint is not readable.
     """
-    if not settings.init_from:
+    check(init_from, PathStr | None, "init_from")
+    if not init_from:
         return None
     if before is not None:
-        log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", settings.init_from)
+        log.info("init_from=%s was for this run's start: it goes on from its own checkpoint", init_from)
         return None
     with naming_keys({"checkpoint": "init_from"}):
-        return open_checkpoint(settings.init_from)
+        return open_checkpoint(init_from)
 
 
 def check_warmup(settings: Pretrain) -> None:

@@ -25,7 +25,10 @@ from d2v.cli.commands import options
 def compose_recipe(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration of ``d2v pretrain experiment=RECIPE OVERRIDES``; what only a user can give stays missing."""
     with initialize_config_module("d2v.conf", version_base="1.3"):
-        return compose("pretrain", [f"experiment={recipe}", *overrides])
+        cfg = compose("pretrain", [f"experiment={recipe}", *overrides])
+    if "in_chans" in cfg.data and cfg.data.in_chans is None:
+        cfg.data.in_chans = 3  # of a folder that is not there
+    return cfg
 
 
 def recipes_and_overrides(words: Sequence[str], default: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from dataclasses import FrozenInstanceError
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from d2v.cli import finetuning
+from d2v.cli.commands import options
 from d2v.cli.finetuning import Parts, build_parts
 from d2v.interop.build import build
 from d2v.interop.native import RunCheckpoint
@@ -91,3 +94,49 @@ def test_an_encoder_that_is_frozen_at_first_takes_no_gradient_on_several_devices
         made = parts_of(cfg)
     assert made.trainer_node()["strategy"] == strategy
     assert made.config["trainer"]["strategy"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("size", "recipe", "expected"),
+    [
+        (10, 512, 16), (300, 512, 16), (511, 512, 16), (512, 512, 32), (5000, 512, 256), (8191, 512, 256),
+        (8192, 512, 512), (10**6, 512, 512), (300, 8, 8), (1260.5, 1600.0, 64), (3600 * 10, 1600.0, 1600.0),
+    ],
+)  # fmt: skip
+def test_little_data_have_smaller_batches(
+    size: float, recipe: float, expected: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Powers of two, at least 16 and at most the recipe's, with 16 steps an epoch or more where that is possible."""
+    monkeypatch.setattr(finetuning, "is_given", lambda key: False)
+    settings: Any = SimpleNamespace(global_batch_size=recipe, min_steps_per_epoch=16)
+    data: Any = SimpleNamespace(size=size, batch_unit="samples")
+    with caplog.at_level("INFO"):
+        assert finetuning.fitting_batch_size(settings, data) == expected
+    assert (f"global_batch_size={expected:g} in place of the recipe's {recipe:g}" in caplog.text) == (expected < recipe)
+    settings.min_steps_per_epoch = None
+    assert finetuning.fitting_batch_size(settings, data) == recipe
+    settings.min_steps_per_epoch = 16
+    monkeypatch.setattr(finetuning, "is_given", lambda key: key == "global_batch_size")
+    assert finetuning.fitting_batch_size(settings, data) == recipe
+
+
+def test_the_smaller_batch_is_that_of_the_run_and_of_its_resumes(
+    runs: ModuleType, images: Path, pretrained: Path
+) -> None:
+    words = [word for word in WORDS if not word.startswith(("global_batch_size=", "data.label_fraction="))]
+    start = [*words, *runs.folder_data(images), f"checkpoint={pretrained}"]
+    with runs.configuration("finetune", *start) as cfg:
+        made = parts_of(cfg)
+    assert made.data.size == 24
+    assert made.settings.global_batch_size == made.config["global_batch_size"] == 16
+    assert made.config["trainer"]["max_steps"] == 3  # of 2 epochs
+    with runs.configuration("finetune", *start, "global_batch_size=24") as cfg:
+        given = parts_of(cfg)
+    assert given.settings.global_batch_size == given.config["global_batch_size"] == 24
+    assert given.config["trainer"]["max_steps"] == 2
+
+
+@pytest.mark.parametrize("task", options("task"))
+def test_released_recipes_keep_their_batch(runs: ModuleType, task: str) -> None:
+    with runs.configuration("finetune", f"task={task}") as cfg:
+        assert cfg.min_steps_per_epoch == (16 if task in ("image_classification", "ctc") else None)

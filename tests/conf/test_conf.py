@@ -96,6 +96,8 @@ def test_experiment_instantiates(runs: ModuleType, name: str) -> None:
         with open_dict(cfg):
             for key in [key for key in cfg.data if OmegaConf.is_missing(cfg.data, key)]:
                 cfg.data[key] = "somewhere"
+            if "in_chans" in cfg.data and cfg.data.in_chans is None:
+                cfg.data.in_chans = 3  # as a run finds it in the images
         checked(Pretrain, plain(cfg))
         with _Meta():
             model = built(cfg, "model")

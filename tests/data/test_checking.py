@@ -38,7 +38,7 @@ def test_images(tmp_path: Path) -> None:
     assert "width 20 to 40 (median 30), height 30 pixels" in text or "width 20 to 40 (median 20)" in text
     assert "classes: light 3, dark 2" in text
     values = np.array([0, 51, 102, 255, 204]) / 255
-    assert f"mean=[{values.mean():.4f}] std=[{values.std():.4f}] (of 5 images)" in text
+    assert f"mean=[{values.mean():.4f}] std=[{values.std():.4f}] (of 5 images, all grey)" in text
     assert ".txt" in text
 
 
@@ -56,7 +56,18 @@ def test_all_bad_images_are_found(tmp_path: Path) -> None:
 def test_transparent_images_are_measured_as_they_are_trained_on(tmp_path: Path) -> None:
     Image.new("RGBA", (28, 28), (0, 0, 0, 0)).save(tmp_path / "clear.png")  # composed over white
     data = image_folder(str(tmp_path), img_size=14, patch_size=7, max_bad_fraction=1.0)
-    assert "mean=[1.0000,1.0000,1.0000] std=[0.0000,0.0000,0.0000]" in "\n".join(check_data(data, 0).lines)
+    assert "mean=[1.0000] std=[0.0000]" in "\n".join(check_data(data, 0).lines)
+
+
+def test_one_channel_is_suggested_where_all_images_are_grey(tmp_path: Path) -> None:
+    values = np.array([0, 51, 102, 255, 204]) / 255
+    root, rgb = str(_images(tmp_path)), {"img_size": 14, "patch_size": 7, "in_chans": 3}
+    said = "\n".join(check_data(image_folder(root, **rgb), 0).lines)
+    assert f"in_chans=1 mean=[{values.mean():.4f}] std=[{values.std():.4f}] (of 5 images, all grey)" in said
+    Image.new("RGB", (28, 28), (255, 0, 0)).save(Path(root) / "dark" / "red.png")
+    said = "\n".join(check_data(image_folder(root, **rgb), 0).lines)
+    assert "in_chans" not in said
+    assert "suggested: mean=[" in said
 
 
 def test_clips_that_are_not_as_long_as_listed_are_named(tmp_path: Path) -> None:

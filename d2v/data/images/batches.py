@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from d2v.data.images.sources import to_channels
-from d2v.data.images.views import EvalTransform, PretrainTransform
+from d2v.data.images.views import EvalTransform, PretrainTransform, WholeTransform
 
 MODALITY = "image"
 
@@ -41,7 +41,7 @@ class EvalView:
     """
 
     in_chans: int
-    transform: EvalTransform
+    transform: EvalTransform | WholeTransform
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return (C, H, W) float32. Raises BadSample for modes that cannot be converted."""

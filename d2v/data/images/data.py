@@ -16,7 +16,7 @@ from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSa
 from d2v.data.images.augment import AugmentedView, ImageAugment, MixCollate
 from d2v.data.images.batches import MODALITY, EvalView, PretrainView
 from d2v.data.images.measures import ImageMeasures
-from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform
+from d2v.data.images.views import EvalTransform, Normalize, PretrainTransform, WholeTransform
 from d2v.data.labelled import FinetuneSet, part
 from d2v.data.samplers import BatchPlan
 from d2v.data.shards import ShardedBatches, stream_batches
@@ -25,22 +25,22 @@ from d2v.data.streams import Stream, StreamBatches
 from d2v.objective.masking import MaskGenerator
 from d2v.values import Channels, CropScale, FiniteFloat, Fraction, ImageSize, PositiveFloat, PositiveFraction
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 _RAW_SIZE = 32  # pixels: side of the images of the baseline
 
 
 class ImageOptions(TypedDict, total=False):
-    """Options of every factory of images, with their ranges; meaning and defaults are those of :class:`ImageData`."""
+    """Options of every factory of images, with their ranges; meaning and defaults are those of :class:`ImageData`.
+
+    A factory chooses those that may be None (:mod:`d2v.data.images.inputs`).
+    """
 
     img_size: ImageSize
     patch_size: ImageSize
-    in_chans: Channels
-    mean: Sequence[FiniteFloat]
-    std: Sequence[PositiveFloat]
+    in_chans: Channels | None
+    mean: Sequence[FiniteFloat] | None
+    std: Sequence[PositiveFloat] | None
     crop_scale: CropScale
-    crop_pct: PositiveFraction
+    crop_pct: PositiveFraction | None
     hflip: Fraction
     max_bad_fraction: Fraction
 
@@ -59,7 +59,8 @@ class ImageData(EqualSamples):
         mean: of every channel, pixel values in [0, 1].
         std: of every channel, in the same unit.
         crop_scale: lowest and highest share of an image's area that a training crop covers.
-        crop_pct: share of the shorter side that the evaluation's center crop keeps.
+        crop_pct: share of the shorter side that the evaluation's center crop keeps
+            (:func:`d2v.data.images.inputs.default_crop_pct`).
         hflip: probability of a horizontal flip in training.
         max_bad_fraction: highest tolerated share of images that cannot be read.
         shuffle_buffer: rows that every worker holds to shuffle a stream; unused otherwise.
@@ -71,6 +72,7 @@ class ImageData(EqualSamples):
 
     modality: ClassVar[str] = MODALITY
     input_keys: ClassVar[tuple[str, ...]] = ("img_size", "patch_size", "in_chans", "mean", "std", "crop_pct")
+    found_keys: ClassVar[tuple[str, ...]] = ("in_chans", "mean", "std", "crop_pct")
     input_name: ClassVar[str] = "raw pixels"
     eval_batch_size: ClassVar[int] = 256
 
@@ -79,11 +81,11 @@ class ImageData(EqualSamples):
     val: Source[Image.Image] | None = None
     img_size: int = 224
     patch_size: int = 16
-    in_chans: int = 3
-    mean: Sequence[float] = IMAGENET_MEAN
-    std: Sequence[float] = IMAGENET_STD
+    in_chans: int
+    mean: Sequence[float]
+    std: Sequence[float]
     crop_scale: Sequence[float] = (0.2, 1.0)
-    crop_pct: float = 0.875
+    crop_pct: float
     hflip: float = 0.5
     max_bad_fraction: float = 0.01
     shuffle_buffer: int = 1000
@@ -154,16 +156,18 @@ class ImageData(EqualSamples):
         collate = self.pretrain_collate(mask, seed)
         return stream_batches(stream, self._pretrain_view(), collate, seed, plan, self.shuffle_buffer)
 
-    def eval_dataset(self, split: str, img_size: int | None = None) -> EvalSamples[Image.Image]:
+    def eval_dataset(self, split: str) -> EvalSamples[Image.Image]:
         """The evaluation view of every image, for a ``DataLoader`` with ``eval_collate``.
 
         Args:
             split: "train" (``probe_train``, or all training images if none has a label) or "val".
-            img_size: side of the views, pixels; the data's own if None.
 
         Raises:
             ValueError: there is no such split.
         """
+        return EvalSamples(self._eval_source(split), self._eval_view())
+
+    def _eval_source(self, split: str) -> Source[Image.Image]:
         unlabelled = None if self.streaming else self._train_images()
         source = {"train": self.probe_train or unlabelled, "val": self.val}.get(split)
         if source is None:
@@ -171,8 +175,7 @@ class ImageData(EqualSamples):
                 f"split {split!r}: this data has no such labelled images; set val_root or val_split, and for "
                 '"train" give the training images labels (class directories, label_column, no streaming)'
             )
-        size = self.img_size if img_size is None else img_size
-        return EvalSamples(source, EvalView(self.in_chans, EvalTransform(size, self.crop_pct, self._normalize())))
+        return source
 
     @property
     def eval_collate(self) -> EvalCollate:
@@ -204,7 +207,7 @@ class ImageData(EqualSamples):
             evals={"val": self.val},
             labels=classes,
             train_view=AugmentedView(image_shape, self.mean, self.std, augment),
-            eval_view=EvalView(self.in_chans, EvalTransform(self.img_size, self.crop_pct, self._normalize())),
+            eval_view=self._eval_view(),
             collate=self.eval_collate,
             train_collate=MixCollate(self.eval_collate, len(classes), augment, seed) if augment.mixes else None,
             eval_batch_size=self.eval_batch_size,
@@ -218,14 +221,16 @@ class ImageData(EqualSamples):
             split: "train" or "val".
 
         Returns:
-            Features (N, C * S * S) float32, normalised, of images resized to S = 32 pixels or a smaller ``img_size``,
-            and labels (N,) int64. Images that cannot be read or have no label are left out.
+            Features (N, C * S * S) float32, normalised, of whole images resized to S = 32 pixels or a smaller
+            ``img_size``, whatever ``crop_pct`` is, and labels (N,) int64. Images that cannot be read or have no label
+            are left out.
 
         Raises:
             ValueError: there is no such split.
         """
         size = min(_RAW_SIZE, self.img_size)
-        images = self.eval_dataset(split, size)
+        view = EvalView(self.in_chans, WholeTransform(size, self._normalize()))
+        images = EvalSamples(self._eval_source(split), view)
         samples = (images[i] for i in range(len(images)))
         pairs = [(sample.inputs.flatten(), sample.label) for sample in samples if sample.inputs is not None]
         labelled = [(pixels, label) for pixels, label in pairs if label is not None]
@@ -249,6 +254,9 @@ class ImageData(EqualSamples):
 
     def _normalize(self) -> Normalize:
         return Normalize(tuple(self.mean), tuple(self.std))
+
+    def _eval_view(self) -> EvalView:
+        return EvalView(self.in_chans, EvalTransform(self.img_size, self.crop_pct, self._normalize()))
 
     def _pretrain_view(self) -> PretrainView:
         low, high = self.crop_scale

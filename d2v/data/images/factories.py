@@ -7,11 +7,14 @@ Ranges stand in the annotations: ``build`` and the command line check them, a di
 
 from __future__ import annotations
 
-from typing import Unpack
+from dataclasses import replace
+from typing import Any, Unpack
 
+from d2v.data.contents import Contents
 from d2v.data.hub import check_other_split
 from d2v.data.images.data import ImageData, ImageOptions
 from d2v.data.images.hub import HFImages, HFImageStream
+from d2v.data.images.inputs import IMAGENET_MEAN, IMAGENET_STD, choose_channels, default_crop_pct
 from d2v.data.images.levels import Levels
 from d2v.data.images.sources import SampleImages, require_directory, set_levels
 from d2v.data.images.splits import read_splits
@@ -40,7 +43,7 @@ def samples(**options: Unpack[ImageOptions]) -> ImageData:
         "crop_pct": 1.0,
     }
     train = SampleImages("train")
-    return ImageData(train=train, probe_train=train, val=SampleImages("val"), **(defaults | options))
+    return _image_data(train, train, SampleImages("val"), defaults | options)
 
 
 @buildable
@@ -57,7 +60,8 @@ def image_folder(
         root: holds images, class directories or splits, by the rules in docs/data.md.
         val_root: class directories to evaluate on, instead of those below ``root``.
         bit_depth: bits that are used in images of more than 8, from 8 to 16; None to infer them from a sample.
-        **options: as in :class:`ImageData`.
+        **options: as in :class:`ImageData`; None for ``in_chans``, ``mean``, ``std`` and ``crop_pct`` chooses them by
+            the images and their size (:mod:`d2v.data.images.inputs`).
 
     Raises:
         FileNotFoundError: a directory does not exist or holds no image.
@@ -67,12 +71,7 @@ def image_folder(
     """
     train, val = read_splits(root, val_root)
     set_levels(train, val, bit_depth)
-    return ImageData(
-        train=train,
-        probe_train=None if train.class_names is None else train,
-        val=val,
-        **options,
-    )
+    return _image_data(train, None if train.class_names is None else train, val, options)
 
 
 @buildable
@@ -87,21 +86,18 @@ def imagenet(
     Args:
         root: the directory that holds ``train`` and ``val``.
         bit_depth: as in :func:`image_folder`.
-        **options: as in :class:`ImageData`.
+        **options: as in :class:`ImageData`, RGB with ImageNet's mean and std by default.
 
     Raises:
         FileNotFoundError: a directory does not exist or holds no image.
         ValueError: a directory has no class directories, or values do not fit each other.
     """
+    defaults: ImageOptions = {"in_chans": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     folder = require_directory(root, "root")
     for split in ("train", "val"):
         if not (folder / split).is_dir():
             raise FileNotFoundError(f"root={root}: holds no directory {split!r}; data=imagenet needs train and val")
-    data = image_folder(
-        root,
-        bit_depth=bit_depth,
-        **options,
-    )
+    data = image_folder(root, bit_depth=bit_depth, **(defaults | options))
     for split, source in (("train", data.probe_train), ("val", data.val)):
         if source is None or source.class_names is None:
             raise ValueError(
@@ -140,8 +136,8 @@ def hf_images(
         streaming: read while training instead of downloading first; then there are no labelled training images.
             "sharded" lets every reader read a share of its own (docs/data.md).
         bit_depth: as in :func:`image_folder`.
-        **options: as in :class:`ImageData`. The files of a stream are read in their order: choose ``shuffle_buffer``
-            well above the rows of a class if those are stored together.
+        **options: as in :func:`image_folder`; a stream is RGB unless ``in_chans`` says otherwise. Its files are read
+            in their order: choose ``shuffle_buffer`` well above the rows of a class if those are stored together.
 
     Raises:
         FileNotFoundError: no such data set.
@@ -170,9 +166,24 @@ def hf_images(
             f"val_split={val_split}: {path} has no column of class labels, but evaluation needs labels; "
             "set label_column, or val_split=null"
         )
+    return _image_data(train, probe_train, val, options)
+
+
+def _image_data(train: Any, probe_train: Any, val: Any, options: ImageOptions) -> ImageData:
+    """Choose what the options leave open, with a note where the images were measured."""
+    chosen = choose_channels(train, options.get("in_chans"), options.get("mean"), options.get("std"))
+    if chosen.notes:
+        contents = getattr(train, "contents", Contents())
+        train.contents = replace(contents, notes=(*contents.notes, *chosen.notes))
+    crop_pct = options.get("crop_pct")
+    others: dict[str, Any] = {key: value for key, value in options.items() if key not in ImageData.found_keys}
     return ImageData(
         train=train,
         probe_train=probe_train,
         val=val,
-        **options,
+        in_chans=chosen.in_chans,
+        mean=chosen.mean,
+        std=chosen.std,
+        crop_pct=default_crop_pct(options.get("img_size", ImageData.img_size)) if crop_pct is None else crop_pct,
+        **others,
     )

@@ -147,3 +147,20 @@ class EvalTransform:
         """Return (C, img_size, img_size) float32."""
         box = center_crop_box(*image.size, self.img_size, self.crop_pct)
         return self.normalize(image.resize((self.img_size, self.img_size), Image.Resampling.BICUBIC, box=box))
+
+
+@dataclass(frozen=True)
+class WholeTransform:
+    """Resize the whole image to a square (bicubic, antialiased), whatever its aspect ratio, normalisation.
+
+    Attributes:
+        img_size: side of the result, pixels.
+        normalize: applied last.
+    """
+
+    img_size: int
+    normalize: Normalize
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return (C, img_size, img_size) float32."""
+        return self.normalize(image.resize((self.img_size, self.img_size), Image.Resampling.BICUBIC))

@@ -14,6 +14,7 @@ from pictures import loader, picture, save_pictures
 from d2v.arguments import parameters
 from d2v.data.bad_samples import BadSample
 from d2v.data.images.factories import HFImageOptions, ImageData, hf_images, image_folder, imagenet, samples
+from d2v.data.images.inputs import IMAGENET_MEAN, IMAGENET_STD
 from d2v.data.images.sources import ImageFolder, SampleImages, decode_image, to_channels
 from d2v.interop.build import build
 from d2v.objective.masking import InverseBlockMask
@@ -228,8 +229,12 @@ def test_configuration_files_spell_out_every_keyword(factory, data_config):
     options = HFImageOptions.__annotations__.keys() & keywords.keys()
     assert config.pop("_target_") == f"{factory.__module__}.{factory.__name__}"
     assert set(config) == set(keywords)
+    rgb = {"in_chans": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    own = {samples: vars(samples()), imagenet: rgb}.get(factory, {})
+    open_ones = dict.fromkeys(ImageData.found_keys)
+    defaults = {**vars(ImageData), **open_ones, **own}
     for name, keyword in keywords.items():
-        default = getattr(samples() if factory is samples else ImageData, name) if name in options else keyword.default
+        default = defaults[name] if name in options else keyword.default
         if default is not inspect.Parameter.empty:
             assert config[name] == (list(default) if isinstance(default, tuple) else default), name
 
