@@ -15,7 +15,14 @@ from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, own_configuration
 from d2v.cli.run_dir import claim
 from d2v.cli.settings import Pretrain, check_modality, checked, plain
-from d2v.cli.starting import build_curriculum, build_parts, check_warmup, starting_weights, with_tokenizer
+from d2v.cli.starting import (
+    build_curriculum,
+    build_parts,
+    check_warmup,
+    start_from_statistics,
+    starting_weights,
+    with_tokenizer,
+)
 from d2v.cli.training import find_checkpoint, seed, set_up
 from d2v.errors import naming_keys
 from d2v.interop.build import build
@@ -47,6 +54,8 @@ def pretrain(cfg: DictConfig) -> None:
         if start is not None:
             with naming_keys({"checkpoint": "init_from"}):
                 start.start(model)
+        elif before is None:
+            start_from_statistics(settings, data, model)
         session = set_up("pretrain", settings, config, run_dir, resumed, data, data, settings.trainer, {"data": data})
         datamodule = PretrainDataModule(data, mask, session.split, session.num_workers, settings.seed)
         ema = build(settings.ema, key="ema", trusted=True)

@@ -98,6 +98,7 @@ class Pretrain(Training):
     ema: Node
     curriculum: Schedule | None = None
     init_from: PathStr | None
+    init_samples: Count
 
     @property
     def masks(self) -> Any:

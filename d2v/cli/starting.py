@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from torch import Tensor
 
 from d2v.arguments import check
 from d2v.cli.loading import inert, same_tokenizer
 from d2v.cli.settings import Pretrain, build_schedule
+from d2v.data.loading import Workers
+from d2v.data.protocol import PretrainData
+from d2v.data.samplers import StepPlan
 from d2v.data.texts.tokenizer import load_tokenizer
 from d2v.errors import naming_keys
 from d2v.interop.build import build
@@ -21,6 +25,8 @@ from d2v.models.masked import MaskedModel
 from d2v.values import PathStr
 
 log = logging.getLogger(__name__)
+
+_COUNTED_AT_A_TIME = 256  # samples
 
 
 def build_parts(settings: Pretrain, found: Any = None) -> tuple[Any, Any, Any]:
@@ -84,6 +90,31 @@ def starting_weights(init_from: str | None, before: RunCheckpoint | None) -> Che
         return None
     with naming_keys({"checkpoint": "init_from"}):
         return open_checkpoint(init_from)
+
+
+def start_from_statistics(settings: Pretrain, data: PretrainData, model: MaskedModel) -> None:
+    """Start the frontends from the first ``init_samples`` of the run's training samples, all where there are fewer.
+
+    Every rank reads the same ones, so that all start alike.
+
+    Raises:
+        ValueError: a frontend has no start from statistics.
+    """
+    count = settings.init_samples if data.size is None else min(settings.init_samples, int(data.size))
+    if count == 0:
+        return
+    for modality in data.modalities:
+        model.start_from(modality, _first_inputs(data, modality, count, settings.seed))
+    log.info("the model starts from statistics of %d training samples", count)
+
+
+def _first_inputs(data: PretrainData, modality: str, count: int, seed: int) -> Iterator[Tensor]:
+    """Inputs of a modality among the first ``count`` training samples of a run, in batches."""
+    split = data.split_batch(min(count, _COUNTED_AT_A_TIME), None, world_size=1)
+    plan = StepPlan(num_batches=-(-count // int(split.micro_batch_size)))
+    for batch in data.loader(None, seed, split, plan, Workers()):
+        if batch.modality == modality:
+            yield batch.inputs
 
 
 def check_warmup(settings: Pretrain) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import torch
@@ -56,6 +56,11 @@ class MaskedModel(nn.Module):
 
     def update_teacher(self, decay: float) -> None:
         """Update the teacher, after every optimizer step; does nothing without a teacher."""
+
+    def start_from(self, modality: str, inputs: Iterable[Tensor]) -> None:
+        """Start a frontend, and the teacher's, from statistics of training inputs (:meth:`Frontend.start_from`)."""
+        self.student.frontend(modality).start_from(inputs)
+        self.update_teacher(0.0)
 
     def set_latent_share(self, share: float) -> None:
         """Set the share of the loss on the teacher's targets for the next step; the rest is on the input values.

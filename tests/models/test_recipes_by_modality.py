@@ -152,3 +152,12 @@ def test_a_file_may_say_what_differs() -> None:
     assert build(node).recipes["image"].loss_scale == 2.0
     with pytest.raises(ValueError, match="targets"):
         check_node({**node, "targets": [1]})
+
+
+def test_student_and_teacher_start_from_the_same_statistics() -> None:
+    made = both()
+    name = "frontends.text.token_embed.weight"
+    before = made.student.get_parameter(name).detach().clone()
+    made.start_from("text", [torch.randint(4, 40, (50, 12))])
+    assert not torch.equal(made.student.get_parameter(name), before)
+    assert torch.equal(made.student.get_parameter(name), made.teacher.get_parameter(name))

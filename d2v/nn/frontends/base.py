@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -94,6 +95,17 @@ class Frontend(nn.Module):
     def example(self, batch_size: int = 1) -> Tensor:
         """Return valid inputs of the right shape and dtype, all zeros."""
         raise NotImplementedError("a frontend defines example")
+
+    def start_from(self, inputs: Iterable[Tensor]) -> None:
+        """Replace random initial parameters by statistics of training inputs.
+
+        Args:
+            inputs: of training batches.
+
+        Raises:
+            ValueError: the frontend has no such start.
+        """
+        raise ValueError(f"init_samples: a {type(self).__name__} has no start from statistics of inputs; set it to 0")
 
     def hide(self, inputs: Tensor, mask: TokenMask) -> tuple[Tensor, Tensor | None]:
         """Return local features with masked tokens replaced, data2vec 1.0 (arXiv:2202.03555), sec. 3.1.

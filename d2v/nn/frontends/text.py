@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from d2v.nn.cooccurrence import MAX_VOCAB_SIZE, counted_embeddings
 from d2v.nn.frontends.base import Frontend
 from d2v.types import TokenMask
 from d2v.values import Count, Epsilon, NumPrefixTokens, PositiveFloat, Rate, VocabSize, Width, buildable
@@ -61,6 +63,7 @@ class TextFrontend(Frontend):
         self.max_positions = max_positions
         self.pad_id = pad_id
         self.mask_id = mask_id
+        self.token_init_std = token_init_std
         self.token_embed = nn.Embedding(vocab_size, embed_dim, padding_idx=pad_id)
         # The ids of positions start after pad_id, which stands for "no position", as in the released models.
         self.pos_embed = nn.Embedding(max_positions + pad_id + 1, embed_dim, padding_idx=pad_id)
@@ -92,6 +95,30 @@ class TextFrontend(Frontend):
         real = inputs != self.pad_id
         positions = real.cumsum(1) * real + self.pad_id
         return self.drop(self.norm(self.token_embed(inputs) + self.pos_embed(positions)))
+
+    @torch.no_grad()
+    def start_from(self, inputs: Iterable[Tensor]) -> None:
+        """Set token embeddings to factored counts of neighbours, as long as random ones are on average.
+
+        Tokens that do not occur keep their random embeddings.
+
+        Args:
+            inputs: (B, T) int64 ids of training batches.
+
+        Raises:
+            ValueError: the vocabulary is too large to count all pairs, or smaller than the embeddings are wide.
+        """
+        vocab_size = self.token_embed.num_embeddings
+        if not self.embed_dim <= vocab_size <= MAX_VOCAB_SIZE:
+            raise ValueError(
+                f"vocab_size={vocab_size}: counts of neighbours are for {self.embed_dim} (embed_dim) to "
+                f"{MAX_VOCAB_SIZE} ids; choose such a vocabulary, or set init_samples=0"
+            )
+        embeddings = counted_embeddings(inputs, vocab_size, self.embed_dim)
+        lengths = embeddings.norm(dim=1, keepdim=True)
+        scaled = embeddings / lengths * self.token_init_std * self.embed_dim**0.5
+        known = (lengths > 1e-4 * lengths.max()).index_fill(0, torch.tensor([self.pad_id]), False)
+        self.token_embed.weight.copy_(scaled.where(known, self.token_embed.weight))
 
     @property
     def can_hide(self) -> bool:
