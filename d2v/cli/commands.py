@@ -139,7 +139,7 @@ COMMANDS = {
                 "a model of the Hugging Face Hub, or a folder of one",
             ),
             (
-                "d2v finetune task=ctc checkpoint=base_libri.pt data.root=DIR",
+                "d2v finetune task=ctc_base checkpoint=base_libri.pt data.root=DIR",
                 "or use it as it is, wherever checkpoint= is",
             ),
         ),

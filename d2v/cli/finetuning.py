@@ -190,10 +190,15 @@ def new_model_node(settings: Finetune, trained: Checkpoint | None, task: Task) -
     if trained is not None:
         check_node(encoder, key="model.encoder")  # a file's words
     changed = {key: value for key, value in asdict(settings.encoder).items() if value is not None}
+    num_layers = encoder["depth"] if settings.head.get("layers") == "concat" else 1
     return {
         "_target_": "d2v.models.heads.FinetunedModel",
         "encoder": {**encoder, **changed},
-        "head": {**settings.head, "embed_dim": encoder["embed_dim"], "num_outputs": task.num_outputs},
+        "head": {
+            **settings.head,
+            "embed_dim": encoder["embed_dim"] * num_layers,
+            "num_outputs": task.num_outputs,
+        },
         "train_frontend": settings.train_frontend,
         "feature_mask": settings.feature_mask,
     }

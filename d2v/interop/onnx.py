@@ -23,6 +23,7 @@ from torch.onnx import ONNXProgram
 
 from d2v.errors import how_to_install
 from d2v.interop.exports import write_config
+from d2v.models.heads import reads_layers
 from d2v.nn.attention import Attention
 from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.base import Frontend
@@ -105,7 +106,10 @@ class _Exported(nn.Module):
         return self.encoder.frontend(self.modality)
 
     def forward(self, inputs: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        out = self.encoder.encode(self.modality, self.frontend.embed(inputs), padding_mask=padding_mask)
+        features_BTD = self.frontend.embed(inputs)
+        out = self.encoder.encode(
+            self.modality, features_BTD, None, padding_mask, return_layers=reads_layers(self.head)
+        )
         return (out.x,) if self.head is None else (out.x, self.head(out, padding_mask))
 
 

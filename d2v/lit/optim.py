@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from d2v.nn.encoder import Encoder
-from d2v.values import Beta, Epsilon, NonNegativeFloat, PositiveFraction, PositiveInt, buildable
+from d2v.values import Beta, Epsilon, NonNegativeFloat, PositiveFloat, PositiveFraction, PositiveInt, buildable
 
 
 @buildable
@@ -22,6 +22,7 @@ def adamw(
     weight_decay: NonNegativeFloat = 0.05,
     exempt_norms_and_biases: bool = False,
     layer_decay: PositiveFraction = 1.0,
+    head_lr_factor: PositiveFloat = 1.0,
 ) -> torch.optim.AdamW:
     """Build a fused AdamW.
 
@@ -36,8 +37,10 @@ def adamw(
         layer_decay: for fine-tuning: the learning rate of a layer of the model's encoder over that of the next one, a
             modality's own layers first; what comes before them is one below the first (BEiT, arXiv:2106.08254, and
             timm).
+        head_lr_factor: for fine-tuning: the learning rate of what is outside of the encoder over ``lr``. A new head on
+            a pretrained encoder can learn faster than the encoder should.
     """
-    groups = _groups(model, lr, weight_decay, exempt_norms_and_biases, layer_decay)
+    groups = _groups(model, lr, weight_decay, exempt_norms_and_biases, layer_decay, head_lr_factor)
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
 
 
@@ -50,6 +53,7 @@ def muon(
     weight_decay: NonNegativeFloat = 0.05,
     exempt_norms_and_biases: bool = False,
     layer_decay: PositiveFraction = 1.0,
+    head_lr_factor: PositiveFloat = 1.0,
     momentum: Beta = 0.95,
     newton_schulz_steps: PositiveInt = 5,
 ) -> Optimizer:
@@ -60,13 +64,13 @@ def muon(
     The iterations cost as much on a small batch as on a large one.
 
     Args:
-        model: as in :func:`adamw`, like the arguments up to ``layer_decay``; ``betas`` and ``eps`` are AdamW's.
+        model: as in :func:`adamw`, like the arguments up to ``head_lr_factor``; ``betas`` and ``eps`` are AdamW's.
         momentum: decay rate of Muon's average of gradients.
         newton_schulz_steps: iterations of each orthogonalisation.
     """
     blocks = [part for encoder in _encoders(model).values() for part in (encoder.trunk, encoder.prenets)]
     matrices = {p for part in blocks for p in part.parameters() if p.ndim == 2}
-    groups = _groups(model, lr, weight_decay, exempt_norms_and_biases, layer_decay)
+    groups = _groups(model, lr, weight_decay, exempt_norms_and_biases, layer_decay, head_lr_factor)
     hidden = [{**group, "params": [p for p in group["params"] if p in matrices]} for group in groups]
     rest = [{**group, "params": [p for p in group["params"] if p not in matrices]} for group in groups]
     return CombinedOptimizer(
@@ -130,7 +134,12 @@ class CombinedOptimizer(Optimizer):
 
 
 def _groups(
-    model: nn.Module, lr: float, weight_decay: float, exempt_norms_and_biases: bool, layer_decay: float
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    exempt_norms_and_biases: bool,
+    layer_decay: float,
+    head_lr_factor: float,
 ) -> list[dict[str, Any]]:
     """Return groups of the trainable parameters, each parameter once."""
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -141,7 +150,9 @@ def _groups(
             {"params": [p for name, p in parameters if name not in exempt], "weight_decay": weight_decay},
             {"params": [p for name, p in parameters if name in exempt], "weight_decay": 0.0},
         ]
-    return _by_layer(model, parameters, groups, lr, layer_decay) if layer_decay < 1 else groups
+    if layer_decay == head_lr_factor == 1:
+        return groups
+    return _by_layer(model, parameters, groups, lr, layer_decay, head_lr_factor)
 
 
 def _encoders(model: nn.Module) -> dict[str, Encoder]:
@@ -155,20 +166,22 @@ def _by_layer(
     groups: list[dict[str, Any]],
     lr: float,
     layer_decay: float,
+    head_lr_factor: float,
 ) -> list[dict[str, Any]]:
-    """The groups cut by layer, each with its learning rate; the last layer's group comes first."""
+    """The groups cut by layer, each with its learning rate; the head's groups come first, then the last layer's."""
     encoders = _encoders(model)
     last = 1 + max((encoder.depth for encoder in encoders.values()), default=0)
 
     def layer(name: str) -> int:
         part, _, rest = name.partition(".")
-        return encoders[part].layer_of(rest) if part in encoders else last
+        return encoders[part].layer_of(rest) if part in encoders else last + 1
 
     layers = {p: layer(name) for name, p in parameters}
     cut = []
-    for i in range(last, -1, -1):
+    for i in range(last + 1, -1, -1):
+        factor = layer_decay ** (last - i) if i <= last else head_lr_factor
         for group in groups:
             chosen = [p for p in group["params"] if layers[p] == i]
             if chosen:
-                cut.append({**group, "params": chosen, "lr": lr * layer_decay ** (last - i)})
+                cut.append({**group, "params": chosen, "lr": lr * factor})
     return cut

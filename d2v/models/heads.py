@@ -3,10 +3,12 @@
 data2vec 2.0 (arXiv:2212.07525), sec. 4: images are classified from the mean of their patch tokens, texts from their
 first token, and speech is transcribed frame by frame.
 
-B samples, T tokens, P prefix tokens, D features, C outputs
+B samples, T tokens, P prefix tokens, D features, L layers of the trunk, C outputs
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -58,10 +60,25 @@ class FirstTokenHead(nn.Module):
 
 @buildable
 class FrameHead(nn.Module):
-    """Head for speech: dropout and a linear layer on every frame; output (B, T, C)."""
+    """Head for speech: dropout and a linear layer on every frame; output (B, T, C).
 
-    def __init__(self, embed_dim: Width, num_outputs: Width, drop_rate: Rate = 0.0) -> None:
+    Args:
+        embed_dim: features of a frame that it reads: D, or L * D of all layers.
+        num_outputs: C.
+        drop_rate: dropout on the features.
+        layers: "last": the encoder's final features; "concat": the outputs of all layers of the trunk side by side, as
+            for probes. The last layer of a pretrained encoder is specialised in predictions.
+    """
+
+    def __init__(
+        self,
+        embed_dim: Width,
+        num_outputs: Width,
+        drop_rate: Rate = 0.0,
+        layers: Literal["last", "concat"] = "last",
+    ) -> None:
         super().__init__()
+        self.layers = layers
         self.drop = nn.Dropout(drop_rate)
         self.proj = nn.Linear(embed_dim, num_outputs)
         nn.init.xavier_uniform_(self.proj.weight)
@@ -69,7 +86,14 @@ class FrameHead(nn.Module):
 
     def forward(self, out: EncoderOutput, padding_mask: Tensor | None = None) -> Tensor:
         """Return (B, T, C) outputs; ignore those of padding."""
-        return self.proj(self.drop(out.patch_tokens))
+        if self.layers == "last":
+            return self.proj(self.drop(out.patch_tokens))
+        return self.proj(self.drop(torch.cat(out.hidden_states, dim=-1)[:, out.num_prefix_tokens :]))
+
+
+def reads_layers(head: nn.Module | None) -> bool:
+    """Return whether a head reads ``hidden_states``, the output of every layer of the trunk."""
+    return getattr(head, "layers", "last") != "last"
 
 
 @buildable
@@ -119,7 +143,7 @@ def _spans(num_rows: int, size: int, prob: float, length: int, device: torch.dev
 
 @buildable
 class FinetunedModel(nn.Module):
-    """An encoder and a head on its last features.
+    """An encoder and a head on its features.
 
     Args:
         encoder: pretrained or fresh; it is trained together with the head.
@@ -153,5 +177,10 @@ class FinetunedModel(nn.Module):
             features_BTD = self.encoder.frontend(batch.modality).embed(batch.inputs)
             if self.feature_mask is not None:
                 features_BTD = self.feature_mask(features_BTD)
-            out = self.encoder.encode(batch.modality, features_BTD, padding_mask=batch.padding_mask)
+            out = self.encoder.encode(
+                batch.modality,
+                features_BTD,
+                padding_mask=batch.padding_mask,
+                return_layers=reads_layers(self.head),
+            )
         return self.head(out, batch.padding_mask)

@@ -24,6 +24,9 @@ QUICK = [
     "num_threads=1",
     "optim.layer_decay=1",
 ]
+NO_NOISE = [
+    "freeze_steps=0", "feature_mask=null", "head.drop_rate=0", "encoder.drop_rate=0", "encoder.post_mlp_drop_rate=0",
+]  # fmt: skip
 PLAIN = ["labels.augment.auto_augment=null", "labels.augment.erase_prob=0", "labels.augment.crop_scale=[0.8,1.0]"]
 IMAGES = [
     "task=image_classification", "global_batch_size=8", "trainer.max_steps=6", "schedule.warmup_fraction=0",
@@ -272,14 +275,12 @@ def test_speech(runs: ModuleType, tmp_path: Path) -> None:
     parts = _finetune(
         runs, tmp_path / "parts", "task=ctc", f"data.root={root}", "data.train=train-clean-100",
         "data.probe_train=null", "data.val=train-clean-100", f"checkpoint={pretrained}", "global_batch_size=20",
-        "trainer.max_steps=2", "micro_batch_size=10", "feature_mask=null", "encoder.layer_drop_rate=0",
-        "encoder.mlp_drop_rate=0", *QUICK,
+        "trainer.max_steps=2", "micro_batch_size=10", *NO_NOISE, *QUICK,
     )  # fmt: skip
     whole = _finetune(
         runs, tmp_path / "whole", "task=ctc", f"data.root={root}", "data.train=train-clean-100",
         "data.probe_train=null", "data.val=train-clean-100", f"checkpoint={pretrained}", "global_batch_size=20",
-        "trainer.max_steps=2", "feature_mask=null", "encoder.layer_drop_rate=0",
-        "encoder.mlp_drop_rate=0", *QUICK,
+        "trainer.max_steps=2", *NO_NOISE, *QUICK,
     )  # fmt: skip
     for a, b in zip(runs.metrics(parts), runs.metrics(whole), strict=True):
         assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), rel=1e-5)

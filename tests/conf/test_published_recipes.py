@@ -214,7 +214,7 @@ LIBRISPEECH = {
     "feature_mask.time_prob": 0.4, "feature_mask.time_length": 5, "feature_mask.channel_prob": 0.1,
     "feature_mask.channel_length": 64, "train_frontend": False, "encoder.drop_rate": 0.0, "encoder.attn_drop_rate": 0.0,
     "encoder.mlp_drop_rate": 0.1, "encoder.post_mlp_drop_rate": 0.0, "encoder.layer_drop_rate": 0.1,
-    "head.drop_rate": 0.0, "global_batch_size": 1600,
+    "head.drop_rate": 0.0, "head.layers": "last", "optim.head_lr_factor": 1, "global_batch_size": 1600,
 }  # fmt: skip
 
 TASKS: dict[str, dict[str, Any]] = {  # sources: docs/recipes/finetuning.md
@@ -247,7 +247,7 @@ TASKS: dict[str, dict[str, Any]] = {  # sources: docs/recipes/finetuning.md
 
 
 def test_every_published_task_is_here() -> None:
-    own = {"image_classification", "ctc"}  # any folder, any clips
+    own = {"image_classification", "ctc", "ctc_base"}  # any folder, any clips
     assert TASKS.keys() == set(options("task")) - own
 
 

@@ -136,11 +136,13 @@ def test_the_exported_code_needs_neither_d2v_nor_timm(modality: str, tmp_path: P
 
 
 @pytest.mark.usefixtures("auto")
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_any_model_with_a_head_computes_the_same_and_can_be_trained(modality: str, tmp_path: Path) -> None:
-    node = CUSTOM[modality]
-    encoder, head = perturb(build(node)), perturb(build(HEADS[modality]))
-    save_custom_huggingface(encoder, node, tmp_path, DATA[modality], head, HEADS[modality], LABELS[modality])
+@pytest.mark.parametrize(("modality", "layers"), [*((name, "last") for name in MODALITIES), ("speech", "concat")])
+def test_any_model_with_a_head_computes_the_same_and_can_be_trained(modality: str, layers: str, tmp_path: Path) -> None:
+    node, head_node = CUSTOM[modality], HEADS[modality]
+    if layers == "concat":
+        head_node = {**head_node, "embed_dim": node["embed_dim"] * node["depth"], "layers": layers}
+    encoder, head = perturb(build(node)), perturb(build(head_node))
+    save_custom_huggingface(encoder, node, tmp_path, DATA[modality], head, head_node, LABELS[modality])
     auto_class = getattr(transformers, AUTO[modality])
     model, report = auto_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["unexpected_keys"]

@@ -60,7 +60,7 @@ def beit_encoder() -> Encoder:
 def speech_encoder(alibi: bool = True) -> Encoder:
     version_1 = {} if alibi else {"alibi": False, "zero_padding": "first", "mask_token": True}
     frontend = SpeechFrontend(24, 6, CONV_LAYERS, 1, 4, 4, **version_1)  # type: ignore[arg-type]
-    return perturbed(transformer_encoder({"speech": frontend}, 24, 1, 6, prenet_depth=int(alibi), drop_rate=0.5))
+    return perturbed(transformer_encoder({"speech": frontend}, 24, 2, 6, prenet_depth=int(alibi), drop_rate=0.5))
 
 
 def text_encoder(num_prefix_tokens: int = 0) -> Encoder:
@@ -89,7 +89,8 @@ def outputs(path: Path) -> list[str]:
 def expect(encoder: Encoder, inputs: Tensor, padding_mask: Tensor | None = None) -> EncoderOutput:
     """What PyTorch says, without the code under test."""
     (modality,) = encoder.frontends
-    return encoder.eval()(Batch(modality, inputs, torch.arange(len(inputs)), padding_mask=padding_mask))
+    batch = Batch(modality, inputs, torch.arange(len(inputs)), padding_mask=padding_mask)
+    return encoder.eval()(batch, return_layers=True)
 
 
 def close(found: np.ndarray, expected: Tensor) -> None:
@@ -149,8 +150,9 @@ def test_beit_classifier_in_half_precision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alibi", [True, False])
 def test_speech_with_letters(alibi: bool, tmp_path: Path) -> None:
-    """ALiBi and six heads, no power of two; and data2vec 1.0, an encoder alone."""
-    encoder, head = speech_encoder(alibi), perturbed(FrameHead(24, 5, drop_rate=0.5)) if alibi else None
+    """ALiBi and six heads, no power of two, letters from all layers; and data2vec 1.0, an encoder alone."""
+    encoder = speech_encoder(alibi)
+    head = perturbed(FrameHead(24 * encoder.trunk.depth, 5, drop_rate=0.5, layers="concat")) if alibi else None
     path = save_onnx(encoder, tmp_path, "card", CONFIG, head)
     for num_samples, num_tokens in ((3, 11), (1, 1000)):
         waveforms = torch.randn(num_samples, 30 + 20 * (num_tokens - 1) + 7)

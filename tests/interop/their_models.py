@@ -56,7 +56,8 @@ def inputs_of(modality: str) -> tuple[dict[str, Tensor], Tensor | None]:
 def our_output(encoder: Encoder, modality: str) -> EncoderOutput:
     inputs, padding = inputs_of(modality)
     with torch.no_grad():
-        return encoder(Batch(modality, next(iter(inputs.values())), torch.arange(2), padding_mask=padding))
+        batch = Batch(modality, next(iter(inputs.values())), torch.arange(2), padding_mask=padding)
+        return encoder(batch, return_layers=True)
 
 
 def their_output(model: nn.Module, modality: str) -> Any:

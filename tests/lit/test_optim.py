@@ -108,6 +108,15 @@ def test_layer_decay_lowers_learning_rates_towards_the_input(build: Callable[...
     assert all(any(name.startswith(part) for name, _ in model.named_parameters()) for part in expected)
 
 
+@pytest.mark.parametrize("build", [adamw, muon])
+def test_a_head_can_have_a_learning_rate_of_its_own(build: Callable[..., torch.optim.Optimizer]) -> None:
+    model = _finetuned()
+    optimizer = build(model, lr=0.5, head_lr_factor=10.0)
+    lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert lr[id(parameter)] == (5.0 if name.startswith("head.") else 0.5), name
+
+
 def test_muon_updates_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     model = _finetuned()
     optimizer = muon(model, lr=0.1, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.3, momentum=0.9, newton_schulz_steps=3)

@@ -46,6 +46,18 @@ def test_frames_are_read_one_by_one() -> None:
     torch.testing.assert_close(head(out)[:, 2], head(EncoderOutput(out.x[:, 2:3], (), 0))[:, 0])
 
 
+def test_a_head_on_frames_reads_every_layer_side_by_side() -> None:
+    frontend = SpeechFrontend(DIM, 2, ((8, 10, 5), (8, 4, 4)), pos_depth=1, pos_groups=4, num_prefix_tokens=1)
+    encoder = transformer_encoder({"speech": frontend}, embed_dim=DIM, depth=3, num_heads=2)
+    model = FinetunedModel(encoder, FrameHead(3 * DIM, 5, layers="concat"))
+    batch = Batch("speech", torch.randn(2, 400), torch.arange(2))
+    layers = encoder(batch, return_layers=True).hidden_states
+    wanted = sum(
+        layer[:, 1:] @ weight.T for layer, weight in zip(layers, model.head.proj.weight.split(DIM, 1), strict=True)
+    )
+    torch.testing.assert_close(model(batch), wanted + model.head.proj.bias)
+
+
 def test_spans_of_time_and_channels_become_zero_in_training_only() -> None:
     x = torch.ones(64, 50, 32)
     mask = FeatureMask(time_prob=0.4, time_length=5)

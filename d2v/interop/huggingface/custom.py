@@ -97,6 +97,8 @@ def save_custom_huggingface(
         if head_arguments:
             config |= label_config(modality, head_arguments, labels)
             config["head_drop_rate"] = head_arguments["drop_rate"]
+            if "layers" in head_arguments:
+                config["head_layers"] = head_arguments["layers"]
             if "norm_eps" in head_arguments:
                 config["head_norm_eps"] = head_arguments["norm_eps"]
         write_weights(part, state)

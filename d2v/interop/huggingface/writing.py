@@ -231,6 +231,8 @@ def problems(modality: str, own: Node, frontend: Node, head: Node | None) -> lis
             "never": "there padded frames are zeroed before the first convolution, which this encoder does not",
         }
         check(f"{f}.zero_padding", frontend["zero_padding"], "first", why.get(frontend["zero_padding"], ""))
+        if head:
+            check("head.layers", head["layers"], "last", "ForCTC reads no others")
     return not_fitting
 
 

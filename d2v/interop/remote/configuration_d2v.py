@@ -33,6 +33,7 @@ class D2VConfig(PretrainedConfig):
         layer_drop_rate: probability of skipping a block in training.
         head_drop_rate: dropout in the head.
         head_norm_eps: epsilon of the head's LayerNorm (images).
+        head_layers: "last", or "concat" for a head on the outputs of all blocks of the trunk side by side (speech).
         vocab_size: ids of tokens (text), or outputs of CTC (speech).
         pad_token_id: of padding (text), or CTC's blank (speech).
         kwargs: what all configurations have.
@@ -64,6 +65,7 @@ class D2VConfig(PretrainedConfig):
         layer_drop_rate: float = 0.0,
         head_drop_rate: float = 0.0,
         head_norm_eps: float = 1e-6,
+        head_layers: str = "last",
         vocab_size: int | None = None,
         pad_token_id: int | None = None,
         **kwargs: Any,
@@ -89,6 +91,7 @@ class D2VConfig(PretrainedConfig):
         self.layer_drop_rate = layer_drop_rate
         self.head_drop_rate = head_drop_rate
         self.head_norm_eps = head_norm_eps
+        self.head_layers = head_layers
         self.vocab_size = vocab_size
         self.pad_token_id = pad_token_id
         kwargs["pad_token_id"] = pad_token_id

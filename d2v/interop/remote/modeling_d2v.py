@@ -469,7 +469,8 @@ class FrameHead(nn.Module):
     def __init__(self, config: D2VConfig, num_outputs: int) -> None:
         super().__init__()
         self.drop = nn.Dropout(config.head_drop_rate)
-        self.proj = nn.Linear(config.embed_dim, num_outputs)
+        num_layers = config.depth if config.head_layers == "concat" else 1
+        self.proj = nn.Linear(num_layers * config.embed_dim, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return outputs (B, T, C) of tokens (B, T, D)."""
@@ -498,15 +499,20 @@ class D2VForTask(D2VPreTrainedModel):
 
     def forward(self, *args: Any, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any) -> Any:
         """Return outputs of the encoder and the head, and the loss if there are labels."""
-        out = self.encoder(*args, **kwargs)
+        wanted = kwargs.pop("output_hidden_states", None)
+        wanted = self.config.output_hidden_states if wanted is None else wanted
+        reads_layers = self.config.head_layers == "concat"
+        out = self.encoder(*args, output_hidden_states=wanted or reads_layers, **kwargs)
+        x = torch.cat(out.hidden_states[1:], dim=-1) if reads_layers else out.last_hidden_state
         num_prefix = self.encoder.frontends[self.encoder.modality].num_prefix_tokens
-        logits = self.head(out.last_hidden_state[:, num_prefix:])
+        logits = self.head(x[:, num_prefix:])
         loss = None
         if labels is not None:
             mask, inputs = kwargs.get("attention_mask"), kwargs.get(self.main_input_name)
             shape = torch.ones_like(inputs) if mask is None and inputs is not None else mask
             loss = self.loss(logits, labels, None if shape is None else shape.long().sum(1))
-        output = self.output_class(loss=loss, logits=logits, hidden_states=out.hidden_states)
+        hidden_states = out.hidden_states if wanted else None
+        output = self.output_class(loss=loss, logits=logits, hidden_states=hidden_states)
         return output.to_tuple() if return_dict is False else output
 
 
