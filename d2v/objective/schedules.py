@@ -100,7 +100,7 @@ def reconstruction_first(
     max_steps: PositiveSteps,
     start_fraction: Fraction = 0.3,
     end_fraction: Fraction = 0.5,
-    end_share: Fraction = 1.0,
+    end_share: Fraction = 0.8,
 ) -> float:
     """Share of the loss on the teacher's targets at update ``step`` (0-based); the rest is on the input values.
 

@@ -5,12 +5,14 @@
     python scripts/bench/time_to_accuracy.py masks DIR --steps 300
     python scripts/bench/time_to_accuracy.py layers DIR --budgets 80
     python scripts/bench/time_to_accuracy.py widths DIR --budgets 160
+    python scripts/bench/time_to_accuracy.py candidates DIR --budgets 80 --choose
 
 DIR holds train/ and val/ with a folder for every class, such as CIFAR-10. First every variant's steps a second are
 measured, in turns, one process on one core with nothing beside it. A budget of seconds then becomes a number of steps:
 a run of its own, with its own schedule to the end, and what else the machine does meanwhile changes nothing; with
 --steps every run takes as many, and the seconds are what they cost by the rates. Frozen features are read out by the
-linear and kNN probes of ``d2v evaluate``. Runs that are there already are not run again.
+linear and kNN probes of ``d2v evaluate``. Runs that are there already are not run again. With --choose a fifth of the
+training images takes the place of the held-out ones, which are then not looked at.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from common import available_cores, machine_facts, table, write_json
 from omegaconf import OmegaConf
 
@@ -38,8 +41,10 @@ from d2v.runs.metrics import METRICS
 from d2v.runs.record import CONFIG
 from d2v.runs.results import read_results
 
-DATA2VEC2 = ["experiment=image_tiny32", "mask.num_masks=1", "mask.mask_length=2"]  # the best of what was tried
+DATA2VEC2 = ["experiment=image_tiny32"]
+WITHOUT = [*DATA2VEC2, "~curriculum", "model.reconstruction=false"]  # targets of the teacher from the first step
 AUTOENCODER = ["experiment=mae_image_tiny32"]
+MEAN_KEPT = ["model.layer_norms=[batch]", "model.sample_mean_share=0.5"]
 
 
 def wide(width: int, lr: float) -> list[str]:
@@ -54,18 +59,35 @@ def wide(width: int, lr: float) -> list[str]:
 STUDIES = {
     "methods": {
         "data2vec 2.0": DATA2VEC2,
+        "data2vec 2.0, no curriculum": WITHOUT,
         "data2vec 1.0": ["experiment=v1_image_tiny32"],
         "masked autoencoder": AUTOENCODER,
     },
-    "masks": {f"{m} masks" if m > 1 else "1 mask": ["experiment=image_tiny32", f"mask.num_masks={m}"]
+    "masks": {f"{m} masks" if m > 1 else "1 mask": [*WITHOUT, "mask.mask_length=3", f"mask.num_masks={m}"]
               for m in (1, 2, 4, 8, 16)},
-    "layers": {f"top {k}": ["experiment=image_tiny32", "mask.num_masks=2", f"model.average_top_k_layers={k}"]
-               for k in (1, 2, 3)},
+    "layers": {f"top {k}": [*WITHOUT, "mask.mask_length=3", "mask.num_masks=2",
+                            f"model.average_top_k_layers={k}"] for k in (1, 2, 3)},
     "widths": {f"{name}, {width} wide": [*overrides, *wide(width, lr)] for width in (128, 256, 512)
-               for name, overrides, lr in (("data2vec 2.0", DATA2VEC2, 2e-3), ("autoencoder", AUTOENCODER, 1e-3))},
+               for name, overrides, lr in (("data2vec 2.0", WITHOUT, 2e-3), ("autoencoder", AUTOENCODER, 1e-3))},
+    "candidates": {
+        "no option": WITHOUT,
+        "batch norm of targets, half of the mean": [*WITHOUT, *MEAN_KEPT],
+        "inputs first": [*DATA2VEC2, "curriculum.end_share=1"],
+        "inputs first, a fifth to the end": DATA2VEC2,
+        "inputs longer, a fifth to the end": [*DATA2VEC2, "curriculum.start_fraction=0.5",
+                                              "curriculum.end_fraction=0.7"],
+        "inputs first, half of the mean": [*DATA2VEC2, *MEAN_KEPT],
+        "contrastive in a sample": [*WITHOUT, "model.contrastive_share=0.5", "model.contrastive_negatives=sample"],
+        "Muon": [*WITHOUT, "optim=muon", "optim.lr=2e-3"],
+        "Muon of three iterations, inputs first": [*DATA2VEC2, "optim=muon", "optim.lr=2e-3",
+                                                  "optim.newton_schulz_steps=3"],
+        "autoencoder": AUTOENCODER,
+        "autoencoder, Muon of three iterations": [*AUTOENCODER, "optim=muon", "optim.lr=1e-3",
+                                                  "optim.newton_schulz_steps=3"],
+    },
 }  # fmt: skip
 ONE_CORE = "trainer.accelerator=cpu"
-RATE_STEPS, RATE_ROUNDS = 50, 2
+RATE_STEPS, RATE_ROUNDS = 100, 2  # of the whole schedule: a curriculum's steps differ in cost
 MIN_STEPS = 8
 IDLE = 0.5  # processes that run, at most, before rates are measured
 PROBES = {"linear": "linear (%)", "knn": "kNN (%)"}
@@ -102,6 +124,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=available_cores(), help="runs at a time, one thread each")
     parser.add_argument("--output", type=Path, help="folder; outputs/bench/STUDY if not given")
+    parser.add_argument("--choose", action="store_true", help="evaluate on a fifth of train/, drawn once, not on val/")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides of every run")
     args = parser.parse_intermixed_args()
     if args.steps is not None and args.steps < MIN_STEPS:
@@ -110,7 +133,8 @@ def main() -> None:
         parser.error(f"{args.data}: needs folders train/ and val/")
     output: Path = (args.output or Path("outputs/bench") / args.study).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    own = [f"data.root={args.data.resolve()}", *args.words]
+    folder = third_split(args.data / "train", output / "images") if args.choose else args.data
+    own = [f"data.root={folder.resolve()}", *args.words]
     variants = {name: [*overrides, *own] for name, overrides in STUDIES[args.study].items()}
     record = output / "variants.json"
     if record.exists() and json.loads(record.read_text()) != variants:
@@ -141,8 +165,20 @@ def main() -> None:
     write_json(output / "scores.json", content)
 
 
+def third_split(train: Path, folder: Path) -> Path:
+    """Return a folder with links to the images of ``train``: train/ and, a fifth of them drawn once, val/."""
+    files = sorted(path for path in train.glob("*/*") if path.is_file())
+    for place, index in enumerate(np.random.default_rng(123).permutation(len(files))):
+        part = "val" if place < len(files) // 5 else "train"
+        link = folder / part / files[index].parent.name / files[index].name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(files[index].resolve())
+    return folder
+
+
 def measured_rates(variants: dict[str, list[str]], output: Path) -> dict[str, float]:
-    """Steps a second of every variant, the best of several rounds; from the file, if they were measured before."""
+    """Steps a second of every variant, the best of two rounds; from the file, if they were measured before."""
     path = output / "rates.json"
     rates: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     missing = [name for name in variants if name not in rates]
@@ -155,7 +191,7 @@ def measured_rates(variants: dict[str, list[str]], output: Path) -> dict[str, fl
             with (run / METRICS).open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row.get("perf/samples_per_s")]
             batch_size = OmegaConf.load(run / CONFIG).global_batch_size
-            rate = statistics.median(float(row["perf/samples_per_s"]) for row in rows[1:]) / batch_size
+            rate = statistics.harmonic_mean(float(row["perf/samples_per_s"]) for row in rows[1:]) / batch_size
             rates[name] = max(rate, rates.get(name, 0.0))
     path.write_text(json.dumps(rates, indent=2) + "\n")
     return rates

@@ -12,7 +12,8 @@ from tests.lit.tiny_runs import checkpoints, d2v_command, differences, load, met
 TINY = [
     "model.reconstruction=true",
     "curriculum=reconstruction_first",
-    *("curriculum.start_fraction=0.5", "curriculum.end_fraction=0.75", "trainer.max_steps=8"),
+    *("curriculum.start_fraction=0.5", "curriculum.end_fraction=0.75", "curriculum.end_share=1"),
+    "trainer.max_steps=8",
     *("callbacks.checkpoint.every_n_steps=1", "callbacks.checkpoint.keep=20", "trainer.log_every_n_steps=1"),
 ]
 
@@ -32,9 +33,6 @@ def test_the_teacher_waits_and_then_starts_as_the_student(run: Path) -> None:
     first, waiting = _part(run, 1, "teacher"), _part(run, 4, "teacher")
     assert differences(first, waiting) == []
     assert differences(_part(run, 1, "student"), _part(run, 4, "student")) != []
-    # Step 5 is the first that needs the teacher; with a share of 0 of the loss it still has no say.
-    ema = 0.5
-    del ema
     assert differences(waiting, _part(run, 6, "teacher")) != []
 
 

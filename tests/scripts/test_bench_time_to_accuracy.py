@@ -44,7 +44,7 @@ def test_tables_have_means_over_seeds(bench: Any) -> None:
     assert "| 52.0 | 10 | 20 |" in _squeezed(bench.time_table(scores))
 
 
-@pytest.mark.parametrize("study", ["methods", "masks", "layers", "widths"])
+@pytest.mark.parametrize("study", ["methods", "masks", "layers", "widths", "candidates"])
 def test_studies_compose(bench: Any, study: str) -> None:
     from common import compose_recipe
 
@@ -52,6 +52,21 @@ def test_studies_compose(bench: Any, study: str) -> None:
         assert bench.slug(name).isidentifier() or bench.slug(name)[0].isdigit()  # a comma would end the folder's name
         recipe, *rest = overrides
         assert compose_recipe(recipe.removeprefix("experiment="), rest).model
+
+
+def test_a_third_split_parts_the_training_images_once(bench: Any, tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for i in range(10):
+            (tmp_path / "train" / label / f"{i}.png").write_bytes(f"{label}{i}".encode())
+    for _ in range(2):  # the second time from links that are there
+        folder = bench.third_split(tmp_path / "train", tmp_path / "images")
+        parts = {
+            part: sorted(path.read_bytes() for path in folder.glob(f"{part}/*/*.png")) for part in ("train", "val")
+        }
+        assert [len(parts["train"]), len(parts["val"])] == [16, 4]
+        assert sorted(parts["train"] + parts["val"]) == sorted(f"{x}{i}".encode() for x in "ab" for i in range(10))
+    assert all(path.read_bytes().decode()[0] == path.parent.name for path in folder.glob("*/*/*.png"))
 
 
 @pytest.mark.slow
