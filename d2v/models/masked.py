@@ -70,7 +70,7 @@ class MaskedModel(nn.Module):
         """
         raise ValueError(
             f"curriculum: a {type(self).__name__} does not predict both the teacher's targets and input values; "
-            "set curriculum=null, or choose a Data2Vec2 with reconstruction=true"
+            "leave out curriculum, or choose a Data2Vec2 with reconstruction=true"
         )
 
     def check_mask(self, mask: MaskGenerator | None) -> None:

@@ -50,7 +50,7 @@ def test_a_model_that_needs_no_mask_trains_without(
     module.Whole = Whole  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, HERE, module)
     size = [word for word in runs.TINY if not word.startswith(("mask.", "ema.", "model.average", "model.cls"))]
-    size = [word for word in size if not word.startswith("model.decoders.image.groups")]
+    size = [word for word in size if not word.startswith(("model.decoders.image.groups", "model.reconstruction"))]
     result = runs.d2v_command(
         "pretrain", "model=mae/image_tiny", f"model._target_={HERE}.Whole", "model.decoders.image.num_heads=2",
         *size, "~mask", "trainer.max_steps=2", f"hydra.run.dir={tmp_path}",

@@ -52,7 +52,9 @@ SMALL = {
     ],
     "text": [*SIZE, "model.decoders.text.decoder_dim=16", "model.decoders.text.depth=1", "data.block_size=32"],
 }  # fmt: skip
+PLAIN = ["~curriculum", "model.reconstruction=false"]  # a teacher from the first step on
 TINY = [
+    *PLAIN,
     *MODEL,
     "data.patch_size=7",  # 4 x 4 tokens
     "mask.num_masks=2",

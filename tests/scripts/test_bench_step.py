@@ -70,7 +70,8 @@ def _on_paper(run: Any, batch: Any) -> dict[str, float]:
         2 * views * tokens * wide * (fan_in // decoder.groups) * decoder.kernel_size**2
         for fan_in in [dim] + [wide] * (decoder.depth - 1)
     )
-    project = 2 * views * (tokens - visible) * wide * dim
+    values = frontend.in_chans * frontend.patch_size**2 if cfg.reconstruction else 0
+    project = 2 * views * (tokens - visible) * wide * (dim + values)
     student = blocks(views, 1 + visible)
     return {
         "teacher": patches + blocks(samples, 1 + tokens),
