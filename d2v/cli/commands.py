@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -194,6 +195,12 @@ def configuration_folder() -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent
+
+
+@cache
+def groups() -> frozenset[str]:
+    """Return the names of the configuration groups."""
+    return frozenset(path.name for path in configuration_folder().iterdir() if path.is_dir())
 
 
 def options(group: str) -> list[str]:

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
-from d2v.cli.commands import COMMANDS, configuration_folder, options
+from d2v.cli.commands import COMMANDS, configuration_folder, groups, options
 from d2v.cli.words import for_the_shell
 
 # Corrections of keys that users expect from other frameworks, by command.
@@ -83,12 +83,11 @@ def _explain_syntax(override: str) -> str:
 
 def _explain_group_value(arguments: list[str]) -> str:
     """Return the message for a group set to null, a number or a flag."""
-    groups = {path.name for path in configuration_folder().iterdir() if path.is_dir()}
     for word in arguments:
         group, _, value = word.partition("=")
-        if group in groups and value.lower() == "null":
+        if group in groups() and value.lower() == "null":
             return f"{word}: to leave a group out write '~{group}'"
-        if group in groups and value not in options(group):
+        if group in groups() and value not in options(group):
             return f"{word}: choose from {', '.join(options(group))}"
     return f"{' '.join(arguments)}: give key=value"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from d2v.cli.commands import configuration_folder, options
+from d2v.cli.commands import configuration_folder, groups, options
 
 # Sections of a configuration, and how deep in them arguments stand. Of a name in several sections, the first one's is
 # meant; a name that a section has twice is left as it is.
@@ -42,14 +42,9 @@ def argument_keys(cfg: Mapping[str, Any]) -> dict[str, str]:
         counts = Counter(map(_name, paths))
         for path in paths:
             name = _name(path)
-            if counts[name] == 1 and name not in plain and name not in _groups():
+            if counts[name] == 1 and name not in plain and name not in groups():
                 keys.setdefault(name, f"{section}.{path}")
     return keys | dict(_references(plain, ""))
-
-
-@cache
-def _groups() -> frozenset[str]:
-    return frozenset(path.name for path in configuration_folder().iterdir() if path.is_dir())
 
 
 @cache

@@ -14,7 +14,7 @@ from d2v.cli.launch import configuring, run
 from d2v.cli.paths import absolute
 from d2v.cli.resuming import check_same_data, own_configuration
 from d2v.cli.run_dir import claim
-from d2v.cli.settings import Pretrain, check_modality, checked, plain
+from d2v.cli.settings import Pretrain, check_modality, checked, plain, with_left_out
 from d2v.cli.starting import (
     build_curriculum,
     build_parts,
@@ -43,7 +43,11 @@ def pretrain(cfg: DictConfig) -> None:
         if before is None:
             check_modality(cfg)
             cfg, found = with_found_inputs(cfg, Pretrain, start)
-        config = absolute(plain(cfg), Pretrain) if before is None else own_configuration(cfg, before, Pretrain)
+        config = (
+            absolute(with_left_out(plain(cfg)), Pretrain)
+            if before is None
+            else own_configuration(cfg, before, Pretrain)
+        )
         settings = checked(Pretrain, config)
         seed(settings)
         check_warmup(settings)

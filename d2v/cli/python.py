@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from d2v.cli.commands import groups
 from d2v.cli.folders import tidying
 from d2v.cli.hints import explain
 from d2v.cli.launch import missing_keys, noting_end
@@ -109,7 +110,7 @@ def _composed(command: str, words: list[str]) -> DictConfig:
 
 
 def words_of(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the overrides that are equivalent to settings.
+    """Yield the overrides that are equivalent to settings; None leaves a group of the configuration out.
 
     Raises:
         ValueError: a configuration cannot hold the key or value, or only the command line accepts it.
@@ -122,6 +123,8 @@ def words_of(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             raise ValueError(f"{key}: is for the command line only; leave it out")
         if isinstance(value, Mapping) and value:
             yield from words_of(value, f"{key}.")
+        elif value is None and key in groups():
+            yield f"~{key}"
         else:
             yield f"{key}={_word(value, key)}"
 

@@ -106,6 +106,11 @@ class Pretrain(Training):
         return self.mask if isinstance(self.mask, Mapping) and "_target_" in self.mask else None
 
 
+def with_left_out(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration of pretraining with null for a group that was left out, so that a resumed run keeps it."""
+    return {"mask": None, "curriculum": None} | config
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """Settings of an encoder that may differ from those in pretraining."""

@@ -30,7 +30,7 @@ def tiny(runs: ModuleType, images: Path) -> dict[str, Any]:
     """The settings of a tiny run on two classes of images."""
     words = [*runs.TINY, *runs.folder_data(images)]
     parsed = OverridesParser.create().parse_overrides(words)
-    return {override.key_or_group: override.value() for override in parsed}
+    return {override.key_or_group: override.value() for override in parsed}  # None for a group that is left out
 
 
 def test_a_call_is_the_command(
