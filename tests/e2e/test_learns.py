@@ -40,7 +40,7 @@ RUN = [
     "num_threads=1",
 ]
 
-MARGIN = 0.04  # seeds 0 to 3: 0.724 to 0.747 after 0.645 untrained; the loss falls to a quarter to a third of step 20's
+MARGIN = 0.04  # seeds 0 and 1: 0.735 and 0.745 after 0.645 untrained
 
 
 @pytest.mark.slow
@@ -49,9 +49,12 @@ def test_a_short_run_learns(runs: ModuleType, tmp_path: Path) -> None:
     assert result.status in (0, None), result.err
     (run,) = (tmp_path / "image_tiny").iterdir()
     rows = runs.metrics(run)
-    losses = [float(row["train/loss"]) for row in rows]
-    assert max(losses[-3:]) < 0.5 * losses[1]
-    assert all(float(row["train/target_std"]) > 0.3 for row in rows)
+    pixels = {int(row["step"]): float(row["train/loss_reconstruction"]) for row in rows}
+    targets = {int(row["step"]): float(row["train/loss_regression"]) for row in rows}
+    assert pixels[80] < 0.6 * pixels[1]  # of the loss on pixels alone, 90 steps
+    assert targets[80] == 0 < targets[100]
+    assert max(targets[step] for step in (260, 280, 300)) < 0.95 * targets[160]  # at the last share, from step 150
+    assert all(float(row["train/target_std"]) > 0.3 for row in rows if int(row["step"]) >= 100)
     assert all(float(row["train/relative_spread"]) > 0.1 for row in rows)
 
     checkpoint = RunCheckpoint.load(next((run / "checkpoints").glob("*.ckpt")))
