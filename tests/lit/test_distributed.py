@@ -49,6 +49,9 @@ def test_two_compiled_processes_are_one(
         torch.testing.assert_close(b[name], value, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
+BOTH_LOSSES = ["curriculum.start_fraction=0", "curriculum.end_fraction=0"]  # from the first step on
+
+
 def check_first_gradient(runs: ModuleType, own: list[str], end: dict[str, Any]) -> list[LossOutput]:
     """The first step's gradient, which two processes found, against that of the sum over all tokens, by hand.
 
@@ -64,6 +67,8 @@ def check_first_gradient(runs: ModuleType, own: list[str], end: dict[str, Any]) 
         data, mask, model = (built(cfg, key) for key in ("data", "mask", "model"))
         split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, 2)
     model.load_state_dict({name.removeprefix("model."): value for name, value in end["state_dict"].items()})
+    if cfg.get("curriculum") is not None:
+        model.set_latent_share(cfg.curriculum.end_share)
     dataset, collate = data.pretrain_dataset(0), data.pretrain_collate(mask, 0)
     outputs = []
     for rank in range(2):
@@ -93,6 +98,7 @@ def test_unequal_masked_counts(
     own += ["trainer.gradient_clip_val=null"]
     # Clips of one step mask equally many tokens, but the processes get two and three of them; others take odd masks.
     own += ["global_batch_size=11"] if modality == "speech" else ["mask._target_=two_processes.Uneven"]
+    own += [] if modality == "text" else BOTH_LOSSES
     run = launch(tmp_path / "run", *own, *WAYS[way], "trainer.max_steps=1")
 
     outputs = check_first_gradient(runs, own, runs.load(run, 1))
@@ -106,7 +112,7 @@ def test_processes_that_skip_different_blocks(
 ) -> None:
     """No process waits for the gradient of a block that it skips: it is zeros, and part of the sum over both."""
     own = [*recipes[modality], "trainer.gradient_clip_val=null", "model.encoder.layer_drop_rate=0.5",
-           "model.encoder.depth=3"]  # fmt: skip
+           "model.encoder.depth=3", *BOTH_LOSSES]  # fmt: skip
     run = launch(tmp_path / "run", *own, *WAYS[way], "trainer.max_steps=6")
     assert [int(row["step"]) for row in runs.metrics(run)] == [1, 2, 3, 4, 5, 6]
 
