@@ -137,9 +137,9 @@ class Data2Vec2(SelfDistillation):
         visible_NKD = out.patch_tokens
         outputs = decoder(visible_NKD, mask, frontend.token_grid(batch.inputs))  # (N, T - K, D), or D + V
         pred = outputs[..., : self.student.embed_dim]
+        target = None
         if target_BTD is None:  # no loss, but a gradient for every parameter, which DDP wants
-            target = pred.detach()
-            terms = {"regression": regression_loss_sum(pred, target, scale)}
+            terms = {"regression": regression_loss_sum(pred, pred.detach(), scale)}
         else:
             target = gather_tokens(target_BTD, mask.ids_mask, mask.num_masks)  # (N, T - K, D)
             terms = self.latent_terms(batch.modality, pred, target, target_BTD, mask)

@@ -86,7 +86,7 @@ def masked_loss(
     mask: TokenMask,
     terms: Mapping[str, Tensor],
     pred: Tensor,
-    target: Tensor,
+    target: Tensor | None,
     visible_NKD: Tensor,
     features_BTD: Tensor,
 ) -> LossOutput:
@@ -96,7 +96,7 @@ def masked_loss(
         mask: N masks, M a sample.
         terms: parts of the loss by name, summed over all masked tokens.
         pred: (N, T - K, D) predictions.
-        target: their targets.
+        target: their targets; None while there are none.
         visible_NKD: (N, K, D) student's output at the visible tokens.
         features_BTD: (B, T, D) local features.
     """
@@ -104,8 +104,8 @@ def masked_loss(
         loss_sum=torch.stack(list(terms.values())).sum(),
         count=torch.tensor(mask.ids_mask.numel(), device=pred.device),
         terms={name: value.detach() for name, value in terms.items()},
-        logged={
-            "target_std": feature_std(target),
+        logged=({} if target is None else {"target_std": feature_std(target)})
+        | {
             "pred_std": feature_std(pred),
             "masked_fraction": torch.tensor(mask.masked_fraction, device=pred.device),
         },

@@ -37,9 +37,9 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def _assert_agree(runs: ModuleType, plain: Path, compiled: Path) -> None:
-    assert counters["stats"]["unique_graphs"] == 1
-    expected, found = (runs.load(run, 2)["state_dict"] for run in (plain, compiled))
+def _assert_agree(runs: ModuleType, plain: Path, compiled: Path, graphs: int = 1, step: int = 2) -> None:
+    assert counters["stats"]["unique_graphs"] == graphs
+    expected, found = (runs.load(run, step)["state_dict"] for run in (plain, compiled))
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=lambda t, n=name: f"{n}: {t}")
@@ -52,6 +52,22 @@ def test_compiled_pretraining_agrees(runs: ModuleType, tmp_path: Path) -> None:
     """The weights' names, too, are those of a run that is not compiled."""
     ways = [runs.pretrain(tmp_path / way, *EXACT, *QUIET, f"compile={way}") for way in ("false", "true")]
     _assert_agree(runs, *ways)
+
+
+@pytest.mark.compiled
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_a_compiled_curriculum_has_a_graph_without_the_teacher_and_one_with(runs: ModuleType, tmp_path: Path) -> None:
+    first = ["curriculum=reconstruction_first", "curriculum.start_fraction=0.25", "curriculum.end_fraction=0.5"]
+    options = [*EXACT[1:], *QUIET, *first, "model.reconstruction=true", "trainer.max_steps=4"]
+    ways = []
+    for way in ("false", "true"):
+        torch._dynamo.reset()
+        ways.append(tmp_path / way)
+        tiny = runs.TINY[len(runs.PLAIN) :]
+        result = runs.d2v_command("pretrain", f"hydra.run.dir={ways[-1]}", *tiny, *options, f"compile={way}")
+        assert result.status in (0, None), result.err
+    _assert_agree(runs, *ways, graphs=2, step=4)
 
 
 @pytest.mark.compiled

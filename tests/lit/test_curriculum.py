@@ -50,6 +50,10 @@ def test_the_terms_of_the_loss_follow_the_curriculum(run: Path) -> None:
     assert [value == 0 for value in inputs] == [False] * 6 + [True] * 2
 
 
+def test_spread_of_targets_is_logged_once_there_are_targets(run: Path) -> None:
+    assert [bool(row["train/target_std"]) for row in metrics(run)] == [False] * 5 + [True] * 3
+
+
 @pytest.mark.parametrize("step", [3, 4, 5, 6])
 def test_a_resume_is_exact_in_every_phase(run: Path, step: int, tmp_path: Path) -> None:
     resumed = tmp_path / "run"
