@@ -1,24 +1,27 @@
 """Linear probe: multinomial logistic regression on frozen, standardised features.
 
-The protocol of CLIP (arXiv:2103.00020, appendix A): L-BFGS, the L2 strength chosen on a held-out part of the training
-set, then a fit on all of it. Deviation: features are standardised, so that one coarse grid of strengths serves every
-encoder. On raw Fashion-MNIST pixels (first 8,000 test images to train, last 2,000 to test) the result is 83.0 %.
+The protocol of CLIP (arXiv:2103.00020, appendix A): the L2 strength chosen on a held-out part of the training set, then
+a fit on all of it. Deviations: features are standardised, so that one coarse grid of strengths serves every encoder;
+and fits converge (:mod:`d2v.eval.logistic`), each starting from that of the next stronger penalty. On raw Fashion-MNIST
+pixels (first 8,000 test images to train, last 2,000 to test) the result is 83.0 %.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from d2v.eval.features import check_probe_data, standardize
+from d2v.eval.logistic import Logistic, fit_logistic
 
 _INNER_FRACTION = 0.2  # of the training set, held out to choose C
 
@@ -58,7 +61,8 @@ def linear_probe(
     c_grid: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
     seed: int = 0,
     *,
-    max_iter: int = 500,
+    max_iter: int = 50,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> LinearProbe:
     """Fit a linear classifier on the training features and measure it on the validation features.
 
@@ -72,7 +76,8 @@ def linear_probe(
         val_y: (V,) int class labels. A class that is missing from ``train_y`` is never predicted.
         c_grid: values of C to try; C multiplies the loss summed over samples, so the best one falls as N grows.
         seed: seed of the split that chooses C.
-        max_iter: largest number of L-BFGS iterations of a fit. Stopping early regularises; the result reports it.
+        max_iter: largest number of Newton steps of a fit. Stopping early regularises; the result reports it.
+        tell: called with a line before every fit.
 
     Returns:
         The accuracy, and how it was reached.
@@ -83,22 +88,25 @@ def linear_probe(
     """
     check_probe_data(train_x, train_y, val_x, val_y)
     grid = _check_grid(c_grid)
-    train_labels, val_labels = train_y.cpu().numpy(), val_y.cpu().numpy()
-    num_classes = len(np.unique(train_labels))
-    if num_classes < 2:
+    train_x, val_x, val_y = train_x.cpu(), val_x.cpu(), val_y.cpu()
+    classes, train_ids = train_y.cpu().unique(return_inverse=True)
+    if len(classes) < 2:
         raise ValueError(f"a linear probe needs at least two classes, the {len(train_x)} training samples have one")
 
     inner_accuracies: dict[float, float] = {}
+    start, c = None, grid[0]
     if len(grid) > 1:
-        inner_accuracies = _score_grid(train_x.cpu(), train_labels, grid, seed, max_iter)
-    # max takes the first of equal values, and the grid ascends: the strongest regularisation.
-    c = max(inner_accuracies, key=lambda c: inner_accuracies[c]) if inner_accuracies else grid[0]
+        inner_accuracies, fits = _score_grid(train_x, train_ids, grid, seed, max_iter, tell)
+        # max takes the first of equal values, and the grid ascends: the strongest regularisation.
+        c = max(inner_accuracies, key=lambda c: inner_accuracies[c])
+        start = fits[c]
 
-    model = LogisticRegression(C=c, max_iter=max_iter)
-    train_features, val_features = (x.numpy() for x in standardize(train_x.cpu(), val_x.cpu()))
-    converged = fit_quietly(model, train_features, train_labels)
-    accuracy = float(np.mean(model.predict(val_features) == val_labels))
-    return LinearProbe(accuracy, c, converged, inner_accuracies)
+    tell(f"linear probe, C={c:g}, fit to {len(train_x):,} samples")
+    train_features, val_features = standardize(train_x, val_x)
+    with torch.inference_mode():
+        fit = fit_logistic(train_features, train_ids, len(classes), c, start, max_iter)
+        accuracy = float((classes[fit.predict(val_features)] == val_y).double().mean())
+    return LinearProbe(accuracy, c, fit.converged, inner_accuracies)
 
 
 def _check_grid(c_grid: Sequence[float]) -> list[float]:
@@ -108,27 +116,35 @@ def _check_grid(c_grid: Sequence[float]) -> list[float]:
     return grid
 
 
-def _score_grid(train_x: Tensor, labels: np.ndarray, grid: list[float], seed: int, max_iter: int) -> dict[float, float]:
+def _score_grid(
+    train_x: Tensor, train_ids: Tensor, grid: list[float], seed: int, max_iter: int, tell: Callable[[str], None]
+) -> tuple[dict[float, float], dict[float, Logistic]]:
     """Return accuracies on a held-out part of the training set, C ascending, until two in a row are below the best.
 
     Weakly regularised fits on many features are the slowest by far and rarely the best.
+
+    Returns:
+        For each C tried the accuracy, and the fit.
     """
-    is_inner_val = split_stratified(labels, seed)
+    is_inner_val = torch.from_numpy(split_stratified(train_ids.numpy(), seed))
     if not is_inner_val.any():
         raise ValueError(
-            f"{len(labels)} training samples, one a class, leave none to choose C on: set c_grid to a single value"
+            f"{len(train_x)} training samples, one a class, leave none to choose C on: set c_grid to a single value"
         )
     # The held-out part must not influence the standardisation either.
-    fit_x, held_out_x = (x.numpy() for x in standardize(train_x[~is_inner_val], train_x[is_inner_val]))
-    accuracies = {}
-    for c in grid:
-        # No warm start: stopping early regularises, too, so every fit must start from the same point.
-        model = LogisticRegression(C=c, max_iter=max_iter)
-        fit_quietly(model, fit_x, labels[~is_inner_val])
-        accuracies[c] = float(np.mean(model.predict(held_out_x) == labels[is_inner_val]))
-        if len(accuracies) > 2 and max(accuracies.values()) > max(list(accuracies.values())[-2:]):
-            break
-    return accuracies
+    fit_x, held_out_x = standardize(train_x[~is_inner_val], train_x[is_inner_val])
+    fit_ids, held_out_ids = train_ids[~is_inner_val], train_ids[is_inner_val]
+    accuracies: dict[float, float] = {}
+    fits: dict[float, Logistic] = {}
+    fit = None
+    with torch.inference_mode():
+        for i, c in enumerate(grid, 1):
+            tell(f"linear probe, C={c:g} ({i} of up to {len(grid)})")
+            fit = fits[c] = fit_logistic(fit_x, fit_ids, int(train_ids.max()) + 1, c, fit, max_iter)
+            accuracies[c] = float((fit.predict(held_out_x) == held_out_ids).double().mean())
+            if len(accuracies) > 2 and max(accuracies.values()) > max(list(accuracies.values())[-2:]):
+                break
+    return accuracies, fits
 
 
 def split_stratified(labels: np.ndarray, seed: int) -> np.ndarray:
