@@ -76,6 +76,32 @@ def watched(loader: Any, what: str) -> Iterator[Any]:
         _overwrite("")
 
 
+class StatusLine:
+    """Line on standard error that says what a long command does now.
+
+    A terminal shows and replaces it; other outputs get only the lines of :meth:`done`. As a context manager it clears
+    the terminal's line at the end.
+    """
+
+    def __enter__(self) -> StatusLine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if sys.stderr.isatty():
+            _overwrite("")
+
+    def tell(self, line: str) -> None:
+        """Replace the line."""
+        if sys.stderr.isatty():
+            _overwrite(line)
+
+    def done(self, line: str) -> None:
+        """Print a line that stays."""
+        if sys.stderr.isatty():
+            _overwrite("")
+        say(line)
+
+
 def _overwrite(line: str) -> None:
     """Replace the terminal's last line."""
     try:

@@ -50,3 +50,17 @@ def test_what_is_said_of_a_loader(
         assert said == "".join(f"\r\x1b[Kscoring val: {line}" for line in lines) + "\r\x1b[K"
     else:
         assert said == "".join(f"scoring val: {line}\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("tty", "said"), [(True, "\r\x1b[Kfitting\r\x1b[K83 %\n\r\x1b[Kmore\r\x1b[K"), (False, "83 %\n")]
+)
+def test_the_status_line_is_replaced_on_a_terminal_and_only_results_stay_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tty: bool, said: str
+) -> None:
+    monkeypatch.setattr(terminal.sys.stderr, "isatty", lambda: tty, raising=False)
+    with terminal.StatusLine() as status:
+        status.tell("fitting")
+        status.done("83 %")
+        status.tell("more")
+    assert capsys.readouterr().err == said

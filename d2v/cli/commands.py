@@ -42,7 +42,7 @@ COMMANDS = {
             ("d2v pretrain -m seed=0,1,2", "several runs"),
             ("d2v pretrain resume=auto", "continue the newest run of this very command"),
             ("d2v pretrain init_from=PATH", "start a new run from a checkpoint's weights"),
-            ("d2v pretrain callbacks=probe logger=wandb", "online kNN probe, metrics in wandb"),
+            ("d2v pretrain callbacks=probe logger=wandb", "online probes, metrics in wandb"),
             ("d2v pretrain launcher=slurm trainer.devices=8", "a Slurm job; seed=0,1,2 makes an array"),
             ("d2v pretrain --cfg job", "print the configuration and stop"),
         ),
@@ -97,6 +97,7 @@ COMMANDS = {
         (
             ("d2v evaluate checkpoint=RUN", "linear and kNN probes on the run's own data"),
             ("d2v evaluate checkpoint=RUN probe=knn probe.layers=average", "kNN on the average of all layers"),
+            ("d2v evaluate 'checkpoint=[RUN_A,RUN_B]'", "several checkpoints in one table"),
             ("d2v evaluate checkpoint=FINETUNED", "score what was fine-tuned, on its own evaluation sets"),
             ("d2v evaluate checkpoint=FINETUNED decoder=beam decoder.lm=FILE", "transcripts, with a language model"),
             ("d2v evaluate checkpoint=RUN data=image_folder data.root=DIR", "on other data (DIR/train, DIR/val)"),

@@ -22,20 +22,21 @@ from d2v.interop.checkpoints import Checkpoint
 WORDS_OF_WRITING = ("cache", "download")
 
 
-def load_data(cfg: DictConfig, trained: Checkpoint) -> Any:
+def load_data(cfg: DictConfig, trained: Checkpoint, first: Checkpoint | None = None) -> Any:
     """Return the data set of ``cfg.data``, or that of the encoder's training, with the encoder's form of inputs.
 
     Args:
         cfg: configuration of the command.
         trained: checkpoint with the form of inputs, unless the command line overrides it.
+        first: checkpoint whose training data are read; None for ``trained``.
 
     Raises:
         ValueError: the encoder does not read the modality or the length of the data.
     """
     if cfg.get("data") is None:
-        data = _built_data(trained.data_node, {}, trained.path)
+        data = _built_data(_training_data(trained, first), {}, trained.path)
     elif "_target_" not in cfg.data:  # data.root=DIR alone: the data that it was trained on, but for that
-        data = _built_data(trained.data_node, plain_value(cfg.data), trained.path)
+        data = _built_data(_training_data(trained, first), plain_value(cfg.data), trained.path)
     else:
         data = build(data_node(cfg, trained), key="data", trusted=True)
     check_fits(data, trained)
@@ -124,6 +125,14 @@ def inert(value: Any, key: str, path: Path) -> Any:
         elif not isinstance(inner, bool | int | float | str | None):
             raise ValueError(f"checkpoint={path}: its {key} is no plain value: refused, it could execute code")
     return value
+
+
+def _training_data(trained: Checkpoint, first: Checkpoint | None) -> Mapping[str, Any]:
+    """Return the node of the training data of ``first``, with the form of inputs of ``trained``."""
+    if first is None or first is trained:
+        return trained.data_node
+    node = first.data_node
+    return node | {key: value for key, value in trained.inputs.items() if key in node}
 
 
 def _built_data(node: Mapping[str, Any], typed: Mapping[str, Any], path: Path) -> Any:

@@ -156,11 +156,14 @@ def _choose(output_dir: str, name: str | None, resume: str | None, overrides: Se
     return str(new_folder(parent))
 
 
-def results_parent(checkpoint: str | None, output_dir: str, overrides: Sequence[str]) -> str:
+def results_parent(checkpoint: str | Sequence[str] | None, output_dir: str, overrides: Sequence[str]) -> str:
     """Return the parent folder for results of a checkpoint (the Hydra resolver ``d2v.results_parent``).
 
-    It is the run's folder, unless ``output_dir`` is given, the checkpoint is not of a run, or the folder is read-only.
+    It is the run's folder, unless ``output_dir`` is given, the checkpoint is not of a run, the folder is read-only, or
+    there are several checkpoints.
     """
+    if checkpoint is not None and not isinstance(checkpoint, str):
+        return output_dir
     path = Path(checkpoint or "")
     folder = path.parent if path.is_file() else path
     folder = folder.parent if folder.name == FOLDER else folder

@@ -42,14 +42,14 @@ def score_finetuned(cfg: DictConfig, settings: Evaluate, trained: Checkpoint, ru
                 "d2v export it"
             )
     config = trained.config
-    dataset = whole_as_val(load_data(cfg, trained), settings.checkpoint)
+    dataset = whole_as_val(load_data(cfg, trained), str(settings.checkpoint))
     # The share of labels used in training does not matter here.
     labels = build(config["labels"], key="labels")
     data: FinetuneSet[Any] = dataset.finetune(**{key: value for key, value in labels.items() if key != "hours"})
     if settings.batch_size != "auto":
         data = replace(data, eval_batch_size=settings.batch_size)
     known = config["label_names"]
-    data = with_known_labels(data, known, settings.checkpoint)
+    data = with_known_labels(data, known, str(settings.checkpoint))
     task: Any = build(config["task"], {"labels": known}, key="task")
     if settings.decoder is not None:
         set_decoder(task, settings.decoder)

@@ -18,6 +18,7 @@ from d2v.interop.build import build, check_node, check_settings, part_named
 from d2v.values import (
     Count,
     Fraction,
+    Length,
     Node,
     NodeOf,
     PathStr,
@@ -188,7 +189,7 @@ class Evaluate(Machine):
     probe: Probe
     data: Node = None
     decoder: Annotated[Any, NodeOf(("letters",))] = None
-    checkpoint: PathStr
+    checkpoint: PathStr | Annotated[list[PathStr], Length()]
     network: Network
     seed: Seed
     batch_size: Auto | PositiveInt

@@ -28,6 +28,7 @@ TEXT_KEYS = {
     *("label_pattern", "group_pattern", "text_column", "label_column", "image_column", "audio_column", "column"),
 }
 _TEXT_KEYS_IN_FULL = {"hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "data.probe_train", "data.probe_val"}
+_LIST_KEYS = {"checkpoint"}  # d2v evaluate checkpoint=[A,B]
 _KEY = re.compile(r"(\+\+?)?([\w./@-]+)=(.*)", re.DOTALL)
 
 
@@ -72,7 +73,8 @@ def is_text_key(key: str) -> bool:
 def as_typed(override: str, parse: Any, multirun: bool = False) -> str:
     """Return the override, with its value quoted if its key takes strings and the grammar would misread it.
 
-    ``null`` stays null, ``${...}`` a reference and, in a multirun, ``a,b`` two values, unless a file has that name.
+    ``null`` stays null, ``${...}`` a reference, ``checkpoint=[a,b]`` a list and, in a multirun, ``a,b`` two values,
+    unless a file has that name.
 
     Args:
         override: ``key=value``.
@@ -93,7 +95,7 @@ def as_typed(override: str, parse: Any, multirun: bool = False) -> str:
         keep = multirun and not exists
     elif isinstance(value, str):
         keep = not exists or (value == text and "${" not in text)
-    elif value is None:
+    elif value is None or (isinstance(value, list) and match[2] in _LIST_KEYS):
         keep = not exists
     else:
         keep = isinstance(value, QuotedString) and not exists

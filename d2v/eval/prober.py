@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v.eval.features import extract, extract_frames
-from d2v.eval.probes import Labelled, Settings, Split, classify, hold_out_groups, transcribe
+from d2v.eval.probes import Labelled, Settings, Split, Tell, classify, hold_out_groups, transcribe
 from d2v.runs.results import Row
 from d2v.types import Batch
 
@@ -24,6 +24,7 @@ class Prober:
         settings: settings of the probes; probes without labels in the data are left out.
         batches: returns the batches of "train" or "val".
         report: called with the samples that could not be read, as "name: reason".
+        tell: called with a line before everything that takes long.
 
     Raises:
         ValueError: the data have nothing to probe with.
@@ -35,10 +36,12 @@ class Prober:
         settings: Settings,
         batches: Callable[[str], Iterable[Batch]],
         report: Callable[[Sequence[str]], None] = lambda skipped: None,
+        tell: Tell = lambda line: None,
     ) -> None:
         self.data = data
         self.batches = batches
         self.report = report
+        self.tell = tell
         self.groups = None
         if data.probe_train is not None and data.val is None:
             self.groups = getattr(data.eval_dataset("train").source, "groups", None)
@@ -63,8 +66,9 @@ class Prober:
         row = Row(name, {})
         if self.settings.linear or self.settings.knn:
             parts = [self._features(encoder, split) for split in self.splits]
-            row = classify(name, self._pair([part for part, _ in parts], parts[0][1]), self.settings)
+            row = classify(name, self._pair([part for part, _ in parts], parts[0][1]), self.settings, self.tell)
         if self.settings.ctc:
+            self.tell(f"{name}: CTC probe")
             train, val = (self._frames(encoder, split) for split in ("train", "val"))
             row = replace(row, scores={**row.scores, **transcribe(name, train, val, self.settings).scores})
         return row
@@ -72,12 +76,14 @@ class Prober:
     def probe_inputs(self) -> Row:
         """Return the row of the inputs themselves."""
         name = self.data.input_name
+        self.tell(f"{name}: reading the samples")
         row = Row(name, {})
         if self.settings.linear or self.settings.knn:
             inputs = [Labelled(*self.data.raw(split)) for split in self.splits]
             ids = [] if self.groups is None else self.data.raw_frames("train")[1].tolist()
-            row = classify(name, self._pair(inputs, ids), self.settings)
+            row = classify(name, self._pair(inputs, ids), self.settings, self.tell)
         if self.settings.ctc:
+            self.tell(f"{name}: CTC probe")
             train, val = (self._transcribed(split, *self.data.raw_frames(split)) for split in ("train", "val"))
             row = replace(row, scores={**row.scores, **transcribe(name, train, val, self.settings).scores})
         return row

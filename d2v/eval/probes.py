@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,23 +63,27 @@ class Labelled:
 
 
 Split = tuple[Labelled, Labelled]  # training, validation
+Tell = Callable[[str], None]
 
 
-def classify(name: str, splits: Sequence[Split], settings: Settings) -> Row:
+def classify(name: str, splits: Sequence[Split], settings: Settings, tell: Tell = lambda line: None) -> Row:
     """Return the accuracies "linear" and "knn", over all splits together, and how the linear ones were reached.
 
     Args:
         name: name of the row.
         splits: one split, or one for every held-out group.
         settings: settings of the probes.
+        tell: called with a line before everything that takes long.
     """
     scores: dict[str, float] = {}
     fits: list[LinearProbe] = []
+    tells = [_prefixed(tell, f"{name}: " + _which(i, len(splits))) for i in range(len(splits))]
     if settings.linear:
-        fits = [_linear(train, val, settings) for train, val in splits]
+        fits = [_linear(*split, settings, tell_split) for split, tell_split in zip(splits, tells, strict=True)]
         scores["linear"] = _pooled(splits, [fit.accuracy for fit in fits])
     if settings.knn:
-        scores["knn"] = _pooled(splits, [_knn(train, val, settings) for train, val in splits])
+        found = [_knn(*split, settings, tell_split) for split, tell_split in zip(splits, tells, strict=True)]
+        scores["knn"] = _pooled(splits, found)
     converged = all(fit.converged for fit in fits) if fits else None
     tried = f"c_grid=[{','.join(f'{c:g}' for c in settings.c_grid)}]"
     of_texts = any(not isinstance(train.x, Tensor) for train, _ in splits)
@@ -105,13 +109,23 @@ def _pooled(splits: Sequence[Split], accuracies: Sequence[float]) -> float:
     return sum(accuracy * n for accuracy, n in zip(accuracies, counts, strict=True)) / sum(counts)
 
 
-def _linear(train: Labelled, val: Labelled, settings: Settings) -> LinearProbe:
+def _which(i: int, count: int) -> str:
+    return f"split {i + 1} of {count}, " if count > 1 else ""
+
+
+def _prefixed(tell: Tell, prefix: str) -> Tell:
+    return lambda line: tell(prefix + line)
+
+
+def _linear(train: Labelled, val: Labelled, settings: Settings, tell: Tell) -> LinearProbe:
+    tell("linear probe")
     if isinstance(train.x, Tensor) and isinstance(val.x, Tensor):
-        return linear_probe(train.x, train.y, val.x, val.y, settings.c_grid, settings.seed)
+        return linear_probe(train.x, train.y, val.x, val.y, settings.c_grid, settings.seed, tell=tell)
     return tfidf_linear(_texts(train.x), train.y, _texts(val.x), val.y, seed=settings.seed)
 
 
-def _knn(train: Labelled, val: Labelled, settings: Settings) -> float:
+def _knn(train: Labelled, val: Labelled, settings: Settings, tell: Tell) -> float:
+    tell("kNN probe")
     if isinstance(train.x, Tensor) and isinstance(val.x, Tensor):
         return knn_accuracy(train.x, train.y, val.x, val.y, settings.k, settings.temperature)
     return tfidf_knn(_texts(train.x), train.y, _texts(val.x), val.y, settings.k, settings.temperature)

@@ -48,5 +48,10 @@ def scores_table(rows: Iterable[tuple[str, Mapping[str, float | str]]], first: s
     return "\n".join([f"| {lines[0]} |", rule, *(f"| {line} |" for line in lines[1:])]) + "\n"
 
 
+def scores_in_words(scores: Mapping[str, float]) -> str:
+    """Return scores in percent on one line: "linear 83.0 %, kNN 82.4 %"."""
+    return ", ".join(f"{_TITLES.get(name, name)} {_cell(value)} %" for name, value in scores.items())
+
+
 def _cell(value: float | str) -> str:
     return value if isinstance(value, str) else f"{100 * value:.1f}"

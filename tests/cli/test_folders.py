@@ -103,5 +103,6 @@ def test_results_lie_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / "missing", [], "outputs"), (None, [], "outputs"), (run, ["output_dir=x"], "outputs"),
     ):  # fmt: skip
         assert results_parent(path and str(path), "outputs", given) == str(expected)
+    assert results_parent([str(run), str(run)], "outputs", []) == "outputs"
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert results_parent(str(run), "outputs", []) == "outputs"

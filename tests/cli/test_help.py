@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -97,7 +98,7 @@ def test_every_example_is_a_command_that_composes(
     examples = re.findall(r"^  d2v (\w+) ?(.*)$", runs.d2v_command(command, "--help").out, re.MULTILINE)
     assert command in {name for name, _ in examples}
     for name, words in examples:
-        overrides = [word for word in words.split() if word not in ("-m", "--cfg", "job", *COMMANDS[name].actions)]
+        overrides = [word for word in shlex.split(words) if word not in ("-m", "--cfg", "job", *COMMANDS[name].actions)]
         overrides = [word.replace("seed=0,1,2", "seed=0") for word in overrides]
         if name == "import" and "=" not in overrides[0]:  # the path comes first
             overrides[0] = f"checkpoint={overrides[0]}"

@@ -67,6 +67,27 @@ def test_a_row_of_an_encoder_and_of_the_inputs() -> None:
     assert bad.scores["knn"] < inputs.scores["knn"] < 1
 
 
+def test_every_part_that_takes_long_is_told() -> None:
+    told: list[str] = []
+    prober = Prober(make_data(val=None), replace(SETTINGS, linear=True, c_grid=(0.1, 1.0)), batches, tell=told.append)
+    chosen = prober.probe_inputs().c
+    assert told == [
+        "raw points: reading the samples",
+        *(
+            f"raw points: split {split} of 2, {line}"
+            for split in (1, 2)
+            for line in (
+                "linear probe",
+                "linear probe, C=0.1 (1 of up to 2)",
+                "linear probe, C=1 (2 of up to 2)",
+                f"linear probe, C={chosen[split - 1]:g}, fit to 20 samples",
+            )
+        ),
+        "raw points: split 1 of 2, kNN probe",
+        "raw points: split 2 of 2, kNN probe",
+    ]
+
+
 def test_groups_are_held_out_where_there_is_no_validation_split() -> None:
     seen: list[str] = []
 

@@ -114,7 +114,7 @@ def test_the_row_says_which_strength_was_chosen_and_whether_the_fits_converged(m
             LinearProbe(0.5, 0.01, False, {0.01: 0.4, 0.1: 0.3, 1.0: 0.3}),
         ]
     )
-    monkeypatch.setattr(probes, "linear_probe", lambda *data: next(fits))
+    monkeypatch.setattr(probes, "linear_probe", lambda *data, **options: next(fits))
     row = classify("", [(blobs(9, 1), blobs(9, 2))] * 3, Settings(knn=False, c_grid=(0.01, 0.1, 1.0)))
     assert (row.c, row.converged) == ([0.1, 1.0, 0.01], False)
     assert row.notes == [

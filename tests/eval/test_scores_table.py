@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from d2v.eval.results import probes_table, scores_table
+from d2v.eval.results import probes_table, scores_in_words, scores_table
 from d2v.runs.results import Row
 
 
@@ -40,3 +40,7 @@ def test_probes_say_how_they_came_about() -> None:
         "\nheld out: C=10 is odd\n"
     )
     assert "converged" not in probes_table([Row("kNN alone", {"knn": 0.5})])
+
+
+def test_scores_on_one_line() -> None:
+    assert scores_in_words({"linear": 0.8304, "knn": 0.5}) == "linear 83.0 %, kNN 50.0 %"
