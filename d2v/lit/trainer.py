@@ -61,7 +61,7 @@ class TrainerOptions:
 
 _STEPS = "a run is counted in optimizer steps: set max_steps (d2v finetune: or epochs)"
 _NO_VALIDATION = (
-    "there is no validation loop: set every_n_steps of the callbacks ScoreEvery (d2v finetune) and OnlineKNN (d2v "
+    "there is no validation loop: set every_n_steps of the callbacks ScoreEvery (d2v finetune) and OnlineProbe (d2v "
     "pretrain callbacks=probe)"
 )
 _SHORT = "the data are read in the order of the seed, as far as max_steps goes: set that, or use less data"

@@ -27,7 +27,7 @@ MARKED = {
     "d2v.lit.callbacks.checkpoint": {"CheckpointEvery"},
     "d2v.lit.callbacks.finite": {"SkippedSteps"},
     "d2v.lit.callbacks.health": {"HealthMonitor"},
-    "d2v.lit.callbacks.probe": {"OnlineKNN"},
+    "d2v.lit.callbacks.probe": {"OnlineProbe"},
     "d2v.lit.callbacks.progress": {"ProgressReport", "Throughput"},
     "d2v.lit.callbacks.score": {"ScoreEvery"},
     "d2v.lit.loggers": {"CSVLogger", "tensorboard_logger", "wandb_logger"},

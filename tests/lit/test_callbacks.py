@@ -12,11 +12,12 @@ import torch
 from d2v.eval.features import extract
 from d2v.eval.health import effective_rank, relative_spread
 from d2v.eval.knn import knn_accuracy
+from d2v.eval.linear import linear_probe
 from d2v.interop.build import build
 from d2v.interop.checkpoints import load_encoder
 from d2v.lit.callbacks import health
 from d2v.lit.callbacks.health import Collapse, HealthMonitor
-from d2v.lit.callbacks.probe import OnlineKNN
+from d2v.lit.callbacks.probe import OnlineProbe
 
 
 class Log:
@@ -214,19 +215,18 @@ def test_a_collapsed_run_ends_with_advice_not_a_stack_trace(
     assert 2 <= len(runs.metrics(run)) < 8  # early, and what was logged is there
 
 
-def test_online_knn_is_the_accuracy_of_the_checkpoint(runs: ModuleType, images: Path, tmp_path: Path) -> None:
+def test_online_probes_are_those_of_the_checkpoint(runs: ModuleType, images: Path, tmp_path: Path) -> None:
     common = [*runs.folder_data(images), "callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=4"]
     run = runs.pretrain(
         tmp_path, *common, "callbacks=probe", "callbacks.probe.every_n_steps=2", "callbacks.checkpoint.keep=-1"
     )
-    logged = {int(row["step"]): float(row["probe/knn"]) for row in runs.metrics(run) if row["probe/knn"]}
-    assert len(logged) == 2
-    assert all(0 <= accuracy <= 1 for accuracy in logged.values())
+    logged = [row for row in runs.metrics(run) if row["probe/knn"]]
+    assert [row["step"] for row in logged] == ["2", "4"]
     with runs.configuration("pretrain", *runs.TINY, *common) as cfg:
         from d2v.cli.settings import built
 
         data = built(cfg, "data")
-    for step, accuracy in zip((2, 4), logged.values(), strict=True):
+    for step, row in zip((2, 4), logged, strict=True):
         encoder = load_encoder(run / "checkpoints" / f"step-{step:08d}.ckpt")
         train, val = (
             extract(
@@ -237,7 +237,9 @@ def test_online_knn_is_the_accuracy_of_the_checkpoint(runs: ModuleType, images: 
         )
         assert train.labels is not None
         assert val.labels is not None
-        assert accuracy == pytest.approx(knn_accuracy(train.features, train.labels, val.features, val.labels))
+        parts = train.features, train.labels, val.features, val.labels
+        assert float(row["probe/knn"]) == pytest.approx(knn_accuracy(*parts))
+        assert float(row["probe/linear"]) == pytest.approx(linear_probe(*parts, (0.1,)).accuracy)
 
 
 def test_probing_changes_nothing(runs: ModuleType, images: Path, tmp_path: Path) -> None:
@@ -245,6 +247,19 @@ def test_probing_changes_nothing(runs: ModuleType, images: Path, tmp_path: Path)
     plain = runs.pretrain(tmp_path / "plain", *common)
     probed = runs.pretrain(tmp_path / "probed", *common, "callbacks=probe", "callbacks.probe.every_n_steps=1")
     assert not runs.differences(runs.load(plain, 4)["state_dict"], runs.load(probed, 4)["state_dict"])
+
+
+@pytest.mark.parametrize(("left_out", "kept"), [("knn", "linear"), ("linear", "knn")])
+def test_each_online_probe_can_be_left_out(
+    runs: ModuleType, images: Path, tmp_path: Path, left_out: str, kept: str
+) -> None:
+    run = runs.pretrain(
+        tmp_path, *runs.folder_data(images), "trainer.max_steps=1",
+        "callbacks=probe", "callbacks.probe.every_n_steps=1", f"callbacks.probe.{left_out}=false",
+    )  # fmt: skip
+    (row,) = runs.metrics(run)
+    assert row[f"probe/{kept}"]
+    assert f"probe/{left_out}" not in row
 
 
 def test_probe_results_survive_a_sparser_log(runs: ModuleType, images: Path, tmp_path: Path) -> None:
@@ -257,9 +272,11 @@ def test_probe_results_survive_a_sparser_log(runs: ModuleType, images: Path, tmp
 
 def test_probe_needs_labels() -> None:
     with pytest.raises(ValueError, match=r"callbacks=probe.*val_root.*callbacks=default"):
-        OnlineKNN(data=SimpleNamespace(probe_train=None, val=None))
+        OnlineProbe(data=SimpleNamespace(probe_train=None, val=None))
     with pytest.raises(ValueError, match="callbacks=probe needs labelled"):  # only transcripts
-        OnlineKNN(data=SimpleNamespace(probe_train=[1], val=[1], class_names=None))
+        OnlineProbe(data=SimpleNamespace(probe_train=[1], val=[1], class_names=None))
+    with pytest.raises(ValueError, match=r"knn=false linear=false: .*callbacks=default"):
+        OnlineProbe(data=SimpleNamespace(probe_train=[1], val=[1], class_names=["a"]), knn=False, linear=False)
 
 
 @pytest.mark.parametrize("micro_batch_size", ["null", "2"])

@@ -44,18 +44,23 @@ _PANELS = (
         (_Curve("train/effective_rank", "effective rank", GREEN),),
         True,
     ),
-    _Panel("Online kNN probe", "accuracy (%)", (_Curve("probe/knn", "kNN accuracy", PURPLE),), False),
+    _Panel(
+        "Online probes",
+        "accuracy (%)",
+        (_Curve("probe/knn", "kNN", PURPLE), _Curve("probe/linear", "linear", ORANGE)),
+        False,
+    ),
 )
 
 
 def plot_curves(metrics: Path | str | Mapping[str, Sequence[float | None]], path: Path | str) -> Path:
-    """Draw the curves of a pretraining run: loss, spread of targets and predictions, effective rank, online kNN.
+    """Draw the curves of a pretraining run: loss, spread of targets and predictions, effective rank, online probes.
 
     Args:
         metrics: a run's ``metrics.csv``, or its columns: "step" (optimizer steps) and any of "train/loss",
-            "train/target_std", "train/pred_std", "train/effective_rank", "probe/knn" (a fraction, 0 to 1), with None
-            where a row lacks a metric. If steps repeat, because the run was resumed from an earlier step, the later
-            rows count. Panels without values are left out.
+            "train/target_std", "train/pred_std", "train/effective_rank", "probe/knn", "probe/linear" (fractions, 0
+            to 1), with None where a row lacks a metric. If steps repeat, because the run was resumed from an earlier
+            step, the later rows count. Panels without values are left out.
         path: PNG file to write; missing folders are created.
 
     Returns:
@@ -111,7 +116,7 @@ def _draw_panel(axes: Axes, panel: _Panel, curves: Mapping[str, tuple[np.ndarray
     drawn = [c for c in panel.curves if c.column in curves]
     for curve in drawn:
         steps, values = curves[curve.column]
-        if curve.column == "probe/knn":
+        if curve.column.startswith("probe/"):
             values = 100 * values
         if len(steps) >= _MIN_POINTS_TO_SMOOTH:
             axes.plot(steps, values, color=curve.colour, alpha=0.25, linewidth=0.8)

@@ -120,8 +120,9 @@ class ProgressReport(ProgressBar):
         if "perf/samples_per_s" in metrics:
             parts.append(f"{metrics['perf/samples_per_s']:,.0f} samples/s")
             parts.append(f"data wait {metrics['perf/data_wait_fraction']:.0%}")
-        if "probe/knn" in metrics:
-            parts.append(f"kNN {metrics['probe/knn']:.1%}")
+        for name, title in (("probe/knn", "kNN"), ("probe/linear", "linear")):
+            if name in metrics:
+                parts.append(f"{title} {metrics[name]:.1%}")
         parts += [f"{name} {value:.1%}" for name, value in metrics.items() if name.startswith("val/")][:2]
         done = trainer.global_step - self._first_step
         left = (trainer.max_steps - trainer.global_step) * (time.monotonic() - self._started_at) / max(1, done)
