@@ -15,7 +15,7 @@ from d2v.cli.settings import Extract, checked, plain
 from d2v.data.eval_loader import eval_loader
 from d2v.errors import in_keys
 from d2v.eval.feature_files import holds_features, write_features
-from d2v.eval.features import extract as extract_features
+from d2v.eval.features import extract_batches
 from d2v.interop.checkpoints import open_checkpoint
 from d2v.lit.machine import choose_workers, set_threads
 from d2v.runs.files import refuse_foreign
@@ -41,13 +41,12 @@ def extract(cfg: DictConfig) -> None:
         split = ("train" if data.val is None else "val") if settings.split == "auto" else settings.split
         batches = eval_loader(data, split, None if settings.batch_size == "auto" else settings.batch_size, num_workers)
         seen = watched(batches, f"encoding {split}")
-        features = extract_features(trained.encoder.to(best_device()), seen, layers=settings.layers, pool=settings.pool)
-        features = features.by_id()
+        parts = extract_batches(trained.encoder.to(best_device()), seen, layers=settings.layers, pool=settings.pool)
         source: Any = batches.dataset
-        names = [source.source.name(i) for i in features.sample_ids.tolist()]
-        write_features(output, features, names, getattr(source.source, "class_names", None))
-        print(f"{tuple(features.features.shape)} features, {len(features.skipped)} samples skipped: {output}")
-        name_skipped(features.skipped)
+        class_names = getattr(source.source, "class_names", None)
+        written = write_features(output, parts, source.source.name, class_names)
+        print(f"{written.shape} features, {len(written.skipped)} samples skipped: {output}")
+        name_skipped(written.skipped)
 
 
 if __name__ == "__main__":

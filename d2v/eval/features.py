@@ -82,39 +82,64 @@ def extract(
         ValueError: ``layers`` or ``pool`` is unknown, the encoder lacks the block or, for ``pool="cls"``, a prefix
             token, there are no batches, or only some batches have labels.
     """
+    parts = list(extract_batches(encoder, batches, layers=layers, pool=pool, device=device))
+    skipped = tuple(entry for part in parts for entry in part.skipped)
+    parts = [part for part in parts if len(part.sample_ids)]
+    if not parts:
+        raise ValueError("there were no batches to extract features from: is the data set, or its split, empty?")
+    # Concatenated outside inference mode, because tensors made inside cannot be used in a backward pass.
+    ids, labels = torch.cat([part.sample_ids for part in parts]), labels_of_all([part.labels for part in parts])
+    lengths = [part.lengths for part in parts if part.lengths is not None]
+    if len({n for part in lengths for n in part.tolist()}) > 1:
+        ragged = [real_tokens(part.features, n) for part, n in zip(parts, lengths, strict=True)]
+        return Features(torch.cat(ragged), labels, ids, skipped, torch.cat(lengths))
+    return Features(torch.cat([part.features for part in parts]), labels, ids, skipped)
+
+
+def extract_batches(
+    encoder: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    layers: Layers = "last",
+    pool: Pool = "mean",
+    device: torch.device | str | None = None,
+) -> Iterator[Features]:
+    """Yield the features of each batch as they come; arguments as in :func:`extract`.
+
+    A batch without a readable sample yields no rows. ``pool="none"`` pads samples to the longest of the batch;
+    ``lengths`` says how many tokens are real.
+    """
     _check_options(layers, pool)
     device = _device_of(encoder) if device is None else torch.device(device)
-    features: list[Tensor] = []
-    labels: list[Tensor | None] = []
-    sample_ids: list[Tensor] = []
-    skipped: list[str] = []
-    lengths: list[Tensor] = []
-    with eval_mode(encoder), torch.inference_mode():
+    before: Features | None = None
+    with eval_mode(encoder):
         for batch in batches:
-            skipped.extend(batch.skipped)
-            if len(batch.sample_ids) == 0:  # no sample in it could be read
-                continue
-            on_device = replace(batch, mask=None).to(device, non_blocking=True)
-            out: EncoderOutput = encoder(on_device, return_layers=layers != "last")
-            pooled = pool_tokens(_select_layers(out, layers), out.num_prefix_tokens, pool, on_device.padding_mask)
-            features.append(pooled.float().cpu())
-            if pool == "none":
-                padding = 0 if batch.padding_mask is None else batch.padding_mask.sum(1).cpu()
-                lengths.append(torch.full((len(pooled),), pooled.shape[-2]) - padding)
-            labels.append(batch.labels)
-            sample_ids.append(batch.sample_ids)
-    # Concatenated outside inference mode, because tensors made inside cannot be used in a backward pass.
-    if not sample_ids:
-        raise ValueError("there were no batches to extract features from: is the data set, or its split, empty?")
-    ids, all_labels = torch.cat(sample_ids).cpu(), _concatenate_labels(labels)
-    if len({n for part in lengths for n in part.tolist()}) > 1:
-        ragged = [_real_tokens(*part) for part in zip(features, lengths, strict=True)]
-        return Features(torch.cat(ragged), all_labels, ids, tuple(skipped), torch.cat(lengths))
-    return Features(torch.cat(features), all_labels, ids, tuple(skipped))
+            now = _encode(encoder, batch, layers, pool, device)
+            if before is not None:  # copied while an accelerator computes the next batch
+                yield replace(before, features=before.features.cpu())
+            before = now
+        if before is not None:
+            yield replace(before, features=before.features.cpu())
 
 
-def _real_tokens(x: Tensor, lengths: Tensor) -> Tensor:
-    """Drop padding at the end: (N, ..., T, D) to (sum of lengths, ..., D)."""
+def _encode(encoder: nn.Module, batch: Batch, layers: Layers, pool: Pool, device: torch.device) -> Features:
+    """Return the features of a batch, on the encoder's device."""
+    if len(batch.sample_ids) == 0:  # no sample in it could be read
+        return Features(torch.empty(0), None, batch.sample_ids.cpu(), batch.skipped)
+    with torch.inference_mode():
+        on_device = replace(batch, mask=None).to(device, non_blocking=True)
+        out: EncoderOutput = encoder(on_device, return_layers=layers != "last")
+        pooled = pool_tokens(_select_layers(out, layers), out.num_prefix_tokens, pool, on_device.padding_mask).float()
+    lengths = None
+    if pool == "none":
+        padding = 0 if batch.padding_mask is None else batch.padding_mask.sum(1).cpu()
+        lengths = torch.full((len(pooled),), pooled.shape[-2]) - padding
+    labels = None if batch.labels is None else batch.labels.cpu()
+    return Features(pooled, labels, batch.sample_ids.cpu(), batch.skipped, lengths)
+
+
+def real_tokens(x: Tensor, lengths: Tensor) -> Tensor:
+    """Drop padding at the end: (N, ..., T, D) to (sum of ``lengths``, ..., D)."""
     return torch.cat([tokens.movedim(-2, 0)[:n] for tokens, n in zip(x, lengths.tolist(), strict=True)])
 
 
@@ -274,7 +299,8 @@ def _select_layers(out: EncoderOutput, layers: Layers) -> Tensor:
     return out.hidden_states[layers]
 
 
-def _concatenate_labels(labels: Sequence[Tensor | None]) -> Tensor | None:
+def labels_of_all(labels: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the labels of all batches, or None if none has any. Raises ValueError if only some have."""
     present = [y for y in labels if y is not None]
     if present and len(present) < len(labels):
         raise ValueError(f"only {len(present)} of {len(labels)} batches have labels: label all samples or none")
