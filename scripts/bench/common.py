@@ -138,8 +138,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a result as JSON; missing folders are created."""
+def write_json(path: Path, content: dict[str, Any], quiet: bool = False) -> None:
+    """Write a result as JSON; missing folders are created.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        quiet: whether nothing is printed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"\nwritten: {path}")
+    if not quiet:
+        print(f"\nwritten: {path}")

@@ -83,7 +83,7 @@ def measure(
         raise SystemExit(f"{recipe}: streams are not measured; give data with data.streaming=false")
     split = data.split_batch(cfg.global_batch_size, cfg.micro_batch_size, 1)
     batch = next(batches(data, mask, split, 0))
-    rates = {n: Spread(tuple(rate(data, mask, split, n, seconds) for _ in range(repeats))) for n in workers}
+    rates = {n: [rates_of(data, mask, split, n, seconds) for _ in range(repeats)] for n in workers}
     return {
         "recipe": recipe,
         "overrides": list(overrides),
@@ -91,7 +91,8 @@ def measure(
         "inputs": list(batch.inputs.shape),
         "masks": mask.num_masks,
         "tokens": batch.mask.mask.shape[1] if batch.mask else 0,
-        "samples_per_s": {str(n): spread.record() for n, spread in rates.items()},
+        "samples_per_s": {str(n): Spread(tuple(samples for samples, _ in rates[n])).record() for n in rates},
+        "values_per_s": {str(n): Spread(tuple(values for _, values in rates[n])).record() for n in rates},
         "seconds_per_sample": {name: spread.record() for name, spread in costs(data, mask, split).items()},
     }
 
@@ -112,15 +113,18 @@ def endless_sampler(data: Any, split: BatchSplit) -> Any:
     return data.pretrain_sampler(SEED, split, num_batches=STEPS * split.accumulate, accumulate=split.accumulate)
 
 
-def rate(data: Any, mask: MaskGenerator, split: BatchSplit, num_workers: int, seconds: float) -> float:
-    """Samples a second in the long run."""
+def rates_of(
+    data: Any, mask: MaskGenerator, split: BatchSplit, num_workers: int, seconds: float
+) -> tuple[float, float]:
+    """Samples and input values (channels of pixels, samples of a waveform, tokens) a second in the long run."""
     loaded = batches(data, mask, split, num_workers)
     for _ in islice(loaded, 1 + PREFETCHED * num_workers):
         pass
-    count, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds or not count:
-        count += len(next(loaded).inputs)
-    return count / elapsed
+    samples, values, start = 0, 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds or not samples:
+        inputs = next(loaded).inputs
+        samples, values = samples + len(inputs), values + inputs.numel()
+    return samples / elapsed, values / elapsed
 
 
 def costs(data: Any, mask: MaskGenerator, split: BatchSplit) -> dict[str, Spread]:

@@ -163,12 +163,26 @@ def main() -> None:
 
 def in_own_process(case: Case, threads: int) -> dict[str, Any]:
     """:func:`measure` in a fresh process: its peak of memory is the case's own."""
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}  # as d2v sets it
-    command = [sys.executable, __file__, "--case", json.dumps(asdict(case))]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    environment = {**os.environ, **case_environment(threads)}
+    done = subprocess.run(case_command(case), env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:  # it has said why
         raise SystemExit(done.returncode)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return case_result(done.stdout)
+
+
+def case_command(case: Case) -> list[str]:
+    """Words of the command that measures a case."""
+    return [sys.executable, __file__, "--case", json.dumps(asdict(case))]
+
+
+def case_environment(threads: int) -> dict[str, str]:
+    """Variables that the command needs, as d2v sets them."""
+    return {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "OMP_NUM_THREADS": str(threads)}
+
+
+def case_result(output: str) -> dict[str, Any]:
+    """The result of :func:`measure` from what the command printed."""
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result
 
 
@@ -182,7 +196,7 @@ def measure(case: Case) -> dict[str, Any]:
     for epoch in range(WARM_UP_STEPS):
         run.step(run.batch(epoch))
     used = memory.read(run.optimizer)
-    products = block_products(run, run.batch(WARM_UP_STEPS))
+    products, square = block_products(run, run.batch(WARM_UP_STEPS)), square_product(run)
 
     times: defaultdict[str, list[float]] = defaultdict(list)
     for repetition in range(case.steps):
@@ -197,8 +211,7 @@ def measure(case: Case) -> dict[str, Any]:
             times[stage].append(seconds)
         for name, product in products.items():
             times[name].append(product.seconds(run.now))
-    square = square_product(run)
-    best_square = min(square.seconds(run.now) for _ in range(3))
+        times["square"].append(square.seconds(run.now))
     flops = count_flops(run, batch)
     if case.compiled:
         flops["forward"] = sum(flops.pop(stage) for stage in ("teacher", "student", "decoder"))
@@ -208,23 +221,30 @@ def measure(case: Case) -> dict[str, Any]:
     gemm_times = [sum(parts) for parts in zip(*(times[name] for name in products), strict=True)]
     achieved = Spread(tuple(total / seconds for seconds in times["step"]))
     gemm = Spread(tuple(gemm_flops / seconds for seconds in gemm_times))
-    share = Spread(tuple(a / g for a, g in zip(achieved.values, gemm.values, strict=True)))
+    peak = Spread(tuple(square.flops / seconds for seconds in times["square"]))
     return {
         **asdict(case),
         "batch": len(batch.inputs),
+        "inputs": list(batch.inputs.shape),
         **run.shapes(batch),
         "loss": float(run.loss),
         "seconds": {name: Spread(tuple(times[name])).record() for name in ("data", "step", *STAGES) if name in times},
         "flops": {**flops, "step": total},
         "flops_per_s": achieved.record(),
         "gemm_flops_per_s": gemm.record(),
-        "share_of_gemm": share.record(),
+        "share_of_gemm": share(achieved, gemm).record(),
+        "share_of_square": share(achieved, peak).record(),
         "gemm_by_shape": {
             name: product.flops / Spread(tuple(times[name])).median for name, product in products.items()
         },
-        "square_flops_per_s": square.flops / best_square,
+        "square_flops_per_s": peak.record(),
         "memory": used,
     }
+
+
+def share(achieved: Spread, possible: Spread) -> Spread:
+    """One rate over another, repetition by repetition."""
+    return Spread(tuple(a / p for a, p in zip(achieved.values, possible.values, strict=True)))
 
 
 class Run:

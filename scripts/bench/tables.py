@@ -32,10 +32,10 @@ def sweep_table(axis: str, results: Sequence[dict[str, Any]]) -> str:
         rows.append(
             [
                 result[axis],
-                _ms(step["median"]),
-                f"{_ms(step['min'])}-{_ms(step['max'])}",
+                ms(step["median"]),
+                f"{ms(step['min'])}-{ms(step['max'])}",
                 f"{_power(axis, results[i - 1], result):.2f}" if i else "",
-                *(_ms(seconds[stage]["median"]) for stage in stages),
+                *(ms(seconds[stage]["median"]) for stage in stages),
                 f"{result['flops']['step'] / 1e9:.1f}",
                 f"{result['flops_per_s']['median'] / 1e9:.0f}",
                 f"{result['share_of_gemm']['median']:.0%}",
@@ -91,14 +91,14 @@ def stage_table(result: dict[str, Any]) -> str:
     rows = []
     for name in ("step", *(stage for stage in STAGES if stage in seconds), "data"):
         spread = seconds[name]
-        row = [name, _ms(spread["median"]), f"{_ms(spread['min'])}-{_ms(spread['max'])}"]
+        row = [name, ms(spread["median"]), f"{ms(spread['min'])}-{ms(spread['max'])}"]
         row += ["" if name == "data" else f"{spread['median'] / step:.1%}"]
         rate = flops.get(name, 0) / spread["median"]
         share = result["share_of_gemm"]["median"] if name == "step" else rate / gemm
         row += [f"{flops[name] / 1e9:.2f}", f"{rate / 1e9:.1f}", f"{share:.0%}"] if rate else ["", "", ""]
         rows.append(row)
     rows.append(["block's products", "", "", "", "", f"{gemm / 1e9:.1f}", "100%"])
-    square = result["square_flops_per_s"]
+    square = result["square_flops_per_s"]["median"]
     rows.append(["square product", "", "", "", "", f"{square / 1e9:.1f}", f"{square / gemm:.0%}"])
     memory = {name: f"{count / 1e6:.0f} MB" for name, count in result["memory"].items()}
     return table(["part", "ms", "min-max", "of step", "GFLOP", "GFLOP/s", "of GEMM"], rows) + (
@@ -118,8 +118,8 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
                 result["recipe"],
                 result["precision"],
                 f"{result['batch']} x {result['masks']}",
-                _ms(step["median"]),
-                f"{_ms(step['min'])}-{_ms(step['max'])}",
+                ms(step["median"]),
+                f"{ms(step['min'])}-{ms(step['max'])}",
                 f"{result['batch'] / step['median']:.2f}",
                 f"{result['flops']['step'] / 1e9:.1f}",
                 f"{result['flops_per_s']['median'] / 1e9:.1f}",
@@ -129,7 +129,7 @@ def summary_table(results: Sequence[dict[str, Any]]) -> str:
     return table(header, rows)
 
 
-def _ms(seconds: float) -> str:
+def ms(seconds: float) -> str:
     """Milliseconds to three digits or more."""
-    ms = 1000 * seconds
-    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
+    value = 1000 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
