@@ -78,8 +78,10 @@ def test_letters_there_and_back() -> None:
             check_letters(letters)
 
 
-def test_global_generators_are_put_back() -> None:
+def test_global_generators_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     import random
+
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("changes generators that are not put back"))
 
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002

@@ -76,7 +76,8 @@ def check_first_gradient(runs: ModuleType, own: list[str], end: dict[str, Any]) 
         plan = {"num_batches": split.accumulate, "accumulate": split.accumulate, "rank": rank, "world_size": 2}
         sampler = data.pretrain_sampler(0, split, **plan)
         for number, keys in enumerate(sampler):
-            PretrainModule._seed_step(SimpleNamespace(seed=0, trainer=trainer), number)  # type: ignore[arg-type]
+            module = SimpleNamespace(seed=0, trainer=trainer, device=torch.device("cpu"))
+            PretrainModule._seed_step(module, number)  # type: ignore[arg-type]
             outputs.append(model.train()(collate([dataset[key] for key in keys])))
     (sum(out.loss_sum for out in outputs) / sum(int(out.count) for out in outputs)).backward()
     trained = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad]

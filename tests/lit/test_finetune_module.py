@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from d2v.lit.finetune import FinetuneModule
-from d2v.lit.module import TrainingModule
+from d2v.lit.module import TrainingModule, seed_generators
 
 
 def average_after(steps: range, ema_decay: float, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
@@ -66,3 +66,22 @@ def test_every_micro_batch_of_every_step_and_rank_has_a_seed_of_its_own() -> Non
     assert seed() == seed()
     assert len({seed(), seed(run_seed=1), seed(step=1), seed(micro_batch=1), seed(rank=1)}) == 5
     assert seed(step=1, micro_batch=0) != seed(step=0, micro_batch=1)
+
+
+def test_a_seeded_cpu_draws_what_torch_would() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    seed_generators(5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_the_device_of_the_model_is_seeded_and_no_other(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[tuple[str, int]] = []
+    for name in ("cuda", "mps"):
+        part = getattr(torch, name)
+        monkeypatch.setattr(part, "manual_seed", lambda seed, name=name: seeded.append((name, seed)))
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds every device"))
+    seed_generators(7, torch.device(device))
+    assert seeded == [(device, 7)]
+    assert torch.initial_seed() == 7

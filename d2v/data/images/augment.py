@@ -35,7 +35,7 @@ def seeded(rng: np.random.Generator) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would change a GPU's, too, and is slow
             yield
     finally:
         random.setstate(python)
