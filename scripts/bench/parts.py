@@ -31,11 +31,11 @@ class Commands:
     """Runs commands until a deadline, one after the other, each in a process group of its own.
 
     Args:
-        seconds: until the deadline.
+        seconds: until the deadline; None for no deadline.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
+    def __init__(self, seconds: float | None = None) -> None:
+        self.deadline = None if seconds is None else time.monotonic() + seconds
 
     def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
         """Return what a command prints on standard output.
@@ -57,7 +57,8 @@ class Commands:
             start_new_session=True,
         )
         try:
-            output, errors = process.communicate(timeout=max(0.0, self.deadline - time.monotonic()))
+            left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+            output, errors = process.communicate(timeout=left)
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
