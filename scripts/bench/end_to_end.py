@@ -29,7 +29,7 @@ import torch
 from common import Spread, available_cores, machine_facts, table, write_json
 from environment import rerun_inside
 from loops import WARM_UP_STEPS, Loop, command
-from parts import CommandError, Commands
+from parts import CommandError, Commands, end_with_commands
 from step import case_environment
 
 from d2v.lit.machine import choose_precision, choose_workers
@@ -63,6 +63,7 @@ def main() -> None:
         if absent := [module for module in PEERS[name] if find_spec(module) is None]:
             print(f"{name}: left out, {' and '.join(absent)} not installed (--env DIR)", flush=True)
             libraries.remove(name)
+    end_with_commands()
     precision = choose_precision("auto", args.device)
     workers = choose_workers("auto", args.device)
     turns: dict[str, list[dict[str, Any]]] = {f"{name} {form}": [] for name in libraries for form in FORMS}

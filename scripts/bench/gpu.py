@@ -28,7 +28,7 @@ import torch
 from common import available_cores, machine_facts, write_json
 from gpu_report import report
 from omegaconf import OmegaConf
-from parts import CommandError, Commands, LeftOutError, Outcome, Part, run_parts
+from parts import CommandError, Commands, LeftOutError, Outcome, Part, end_with_commands, run_parts
 from step import BATCHES, Case, case_command, case_environment, case_result
 
 from d2v.data.images.sources import SampleImages
@@ -67,6 +67,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no GPU")
+    end_with_commands()
     budget = args.budget if args.budget is not None else BUDGETS["short" if args.short else "full"]
     facts = machine_facts(available_cores())
 

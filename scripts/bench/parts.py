@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Status = Literal["measured", "failed", "left out"]
 ERROR_LINES = 30  # of a command that failed
+_running: set[int] = set()  # process groups of commands
 
 
 class CommandError(Exception):
@@ -25,6 +26,22 @@ class TimeIsUpError(Exception):
 
 class LeftOutError(Exception):
     """A part does not apply to this machine; the message says why."""
+
+
+def end_with_commands() -> None:
+    """From now on SIGTERM ends this process and the commands that it runs, which it would outlive otherwise."""
+
+    def end(number: int, frame: object) -> None:
+        for group in list(_running):
+            _kill(group)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 class Commands:
@@ -56,16 +73,18 @@ class Commands:
             text=True,
             start_new_session=True,
         )
+        _running.add(process.pid)
         try:
             left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
             output, errors = process.communicate(timeout=left)
         except BaseException as error:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process.pid)
             process.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
                 raise TimeIsUpError from error
             raise
+        finally:
+            _running.discard(process.pid)
         if process.returncode:
             last = "\n".join((output + errors).strip().splitlines()[-ERROR_LINES:])
             raise CommandError(f"exit status {process.returncode}: {' '.join(command)}\n{last}")

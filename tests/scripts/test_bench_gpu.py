@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -76,6 +78,28 @@ def test_a_part_is_stopped_with_its_children(
             time.sleep(0.1)
         else:
             pytest.fail("the child of a stopped command still runs")
+
+
+def test_a_benchmark_that_is_ended_ends_its_commands(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    scripts = str(Path(importlib.import_module("parts").__file__ or "").parent)
+    code = (
+        f"import sys; sys.path.append({scripts!r}); import parts; parts.end_with_commands(); "
+        f"parts.Commands().run([sys.executable, '-c', {child!r}])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
+        for _ in range(600):
+            if pid.exists() and pid.read_text():
+                break
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+    for _ in range(50):
+        if not _runs(int(pid.read_text())):
+            return
+        time.sleep(0.1)
+    pytest.fail("the command still runs")
 
 
 def _runs(pid: int) -> bool:
