@@ -105,6 +105,7 @@ BlockSize = Annotated[int, Range(4, 10**7)]
 WindowSize = Annotated[int, Range(2, 10**6)]
 BeamSize = Annotated[int, Range(1, 10**5)]
 ImageSize = Annotated[int, Range(1, 2**15)]  # pixels
+NumFrames = Annotated[int, Range(1, 10**6)]  # of a spectrogram
 Channels = Annotated[int, Range(1, 4096)]
 BitDepth = Annotated[int, Range(8, 16)]
 SampleRate = Annotated[int, Range(1, 10**7)]  # Hz
