@@ -101,19 +101,7 @@ class SpeechData(PretrainSet):
                 raise ValueError(f"{name}={getattr(self, name)}: such a clip holds no frame; raise it")
         for name, clips in (("train", self.train), ("probe_train", self.probe_train), ("val", self.val)):
             if isinstance(clips, AudioClips) and not (name == "probe_train" and clips is self.train):
-                self._report(clips)
-
-    def _report(self, clips: AudioClips) -> None:
-        """Log clips that were left out when listing, and raise an error if there are too many."""
-        total = len(clips) + len(clips.bad) + len(clips.too_short)
-        for entry in BadSampleCounter(self.max_bad_fraction, total).update(clips.bad):
-            log.warning("skipped %s", entry)
-        if clips.too_short:
-            log.warning(
-                "left out %d of %d clips shorter than min_seconds=%g: %s%s",
-                len(clips.too_short), total, self.min_seconds, ", ".join(clips.too_short[:5]),
-                ", ..." if len(clips.too_short) > 5 else "",
-            )  # fmt: skip
+                report_left_out(clips, self.max_bad_fraction, self.min_seconds)
 
     def _samples(self, seconds: float) -> int:
         return round(seconds * self.sample_rate)
@@ -335,3 +323,16 @@ def check_seconds(min_seconds: float, max_seconds: float) -> None:
     """Raise ValueError, naming keys and fix, if the shortest clip is longer than the longest."""
     if min_seconds > max_seconds:
         raise ValueError(f"min_seconds={min_seconds}, max_seconds={max_seconds}: choose min_seconds <= max_seconds")
+
+
+def report_left_out(clips: AudioClips, max_bad_fraction: float, min_seconds: float) -> None:
+    """Log clips that were left out when listing. Raises TooManyBadSamples if too many cannot be read."""
+    total = len(clips) + len(clips.bad) + len(clips.too_short)
+    for entry in BadSampleCounter(max_bad_fraction, total).update(clips.bad):
+        log.warning("skipped %s", entry)
+    if clips.too_short:
+        log.warning(
+            "left out %d of %d clips shorter than min_seconds=%g: %s%s",
+            len(clips.too_short), total, min_seconds, ", ".join(clips.too_short[:5]),
+            ", ..." if len(clips.too_short) > 5 else "",
+        )  # fmt: skip

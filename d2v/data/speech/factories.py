@@ -82,7 +82,7 @@ def librispeech(
             notes = (*notes, f"trained on, too: {', '.join(trained_on)}")
         contents = Contents(f"{printable(root)} ({', '.join(names)})", "clips", left_out, notes)
         base = home_path(root, "root")
-        return AudioClips(partial(_below, base), listed, sample_rate, min_samples, key=key, contents=contents)
+        return AudioClips(partial(below, base), listed, sample_rate, min_samples, key=key, contents=contents)
 
     pretrained_on = clips(train, "train", shortest)
     return SpeechData(
@@ -97,7 +97,8 @@ def _as_list(parts: Sequence[str] | str) -> list[str]:
     return [parts] if isinstance(parts, str) else list(parts)
 
 
-def _below(root: Path, name: str) -> Path:
+def below(root: Path, name: str) -> Path:
+    """Return the path of a file in a folder; as a partial function, it is pickled for data workers."""
     return root / name
 
 
@@ -156,7 +157,7 @@ def audio_folder(
         base = require_folder(folder, key)
         listed, contents = audio_listing(folder, key, held_out)
         return AudioClips(
-            partial(_below, base), listed, sample_rate, min_samples, label_pattern, group_pattern, names,
+            partial(below, base), listed, sample_rate, min_samples, label_pattern, group_pattern, names,
             f"{key}={folder}", contents,
         )  # fmt: skip
 
@@ -202,7 +203,7 @@ def audio_manifest(
             listed = with_transcripts(listed, texts, f"{prefix}transcripts")
         key = f"{prefix}manifest={path}"
         contents = Contents(printable(path), "clips")
-        return AudioClips(partial(_below, root), listed, sample_rate, min_samples, key=key, contents=contents)
+        return AudioClips(partial(below, root), listed, sample_rate, min_samples, key=key, contents=contents)
 
     train = clips(manifest, transcripts, "", shortest)
     return SpeechData(
