@@ -1,10 +1,10 @@
 """Compare d2v with what the authors' code computed: ``python scripts/check_parity.py DIR``.
 
 DIR holds cases as NAME.json (recipe, overrides, losses, trajectory) and NAME.safetensors (parameters, source, mask and
-every quantity the reference computed from them), and in checkpoints/ files of its trainer with what the model in them
-gives (NAME.pt, NAME.expected.safetensors). A case runs if the project has its modality. Prints one line a
-quantity with the largest error relative to the quantity's largest magnitude; exits 1 if any is out of tolerance or no
-case ran.
+every quantity the reference computed from them). Its checkpoints/ holds files of the reference's trainer, or folders
+for Hugging Face, with what the model in them gives (NAME.pt or NAME/, NAME.expected.safetensors). A case runs if the
+project has its modality. Prints one line a quantity with the largest error relative to the quantity's largest
+magnitude; exits 1 if any is out of tolerance or no case ran.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2v.interop.build import build, load_exactly
-from d2v.interop.fairseq.config import PAD_ID, model_node
+from d2v.interop.checkpoints import open_checkpoint
+from d2v.interop.fairseq.config import PAD_ID
 from d2v.interop.fairseq.files import FairseqCheckpoint, save_fairseq
-from d2v.interop.fairseq.names import MODALITIES, Layout, to_d2v_state, to_d2v_teacher
+from d2v.interop.fairseq.layouts import model_node, to_d2v_state, to_d2v_teacher
+from d2v.interop.fairseq.names import MODALITIES
 from d2v.models.data2vec import Data2Vec
 from d2v.models.data2vec2 import Data2Vec2
+from d2v.nn.encoder import Encoder
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.objective.schedules import ema_decay
 from d2v.types import Batch, TokenMask, num_frames
-from reference_recipes import RECIPES, RECIPES_OF_1, merge
+from front_parity import FRONTS, relative_error
+from reference_recipes import LAYOUTS, RECIPES, RECIPES_OF_1, merge
 
 FORWARD, TRAINED = 1e-5, 1e-4  # tolerances: one pass; after five training steps
 
@@ -55,7 +59,7 @@ class Case:
     spec: dict[str, Any]
     tensors: dict[str, Tensor]
     cfg: dict[str, Any]
-    layout: Layout
+    layout: str
     model: Data2Vec2 | Data2Vec
     batches: list[Batch]
 
@@ -92,11 +96,11 @@ class Case:
         return cls(path.stem, spec, tensors, cfg, layout, model.train(), batches_of(tensors, cfg, model))
 
 
-def configuration(spec: dict[str, Any]) -> tuple[Layout, dict[str, Any]]:
+def configuration(spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Owner of the names of a case's parameters, and the authors' configuration of its model."""
     if "name" in spec:
         base, differences = RECIPES[spec["name"]]
-        return "2.0", merge(merge(base, differences), spec["overrides"])
+        return LAYOUTS.get(spec["name"], "2.0"), merge(merge(base, differences), spec["overrides"])
     layout, cfg = RECIPES_OF_1[spec["model"]]
     cfg = {**cfg, **spec, **spec.get("overrides", {})}
     ema = spec.get("ema")
@@ -143,14 +147,6 @@ def token_padding(padding_mask: Tensor | None, frontend: Frontend) -> Tensor | N
 def group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors with keys that start with ``prefix``, which is removed."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def relative_error(ours: Tensor | float, theirs: Tensor | float) -> float:
-    """Largest absolute difference over the largest magnitude of ``theirs``; infinite if shapes differ or not finite."""
-    a, b = torch.as_tensor(ours, dtype=torch.float64), torch.as_tensor(theirs, dtype=torch.float64)
-    if a.shape != b.shape or not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-        return float("inf")
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
 
 
 Check = tuple[str, float, float]  # quantity, relative error, tolerance
@@ -205,7 +201,7 @@ def check_case(case: Case) -> Iterator[Check]:
     yield "target_masked", relative_error(masked_target, tensors["target_masked"]), FORWARD
     yield "pred", relative_error(recorder.pred, tensors["pred"]), FORWARD
 
-    theirs_of = {ours: theirs for theirs, ours in MODALITIES.items()}
+    theirs_of = {"spectrogram": "IMAGE"} | {ours: theirs for theirs, ours in MODALITIES.items()}
     names = {"cls": "cls", "regression": f"{theirs_of[case.batch.modality]}_regression"}
     if {names[term] for term in out.terms} != set(spec["losses"]):
         yield f"loss terms {sorted(spec['losses'])}", float("inf"), FORWARD
@@ -283,23 +279,55 @@ def check_training(case: Case) -> Iterator[Check]:
     yield "features_after", relative_error(features, tensors["features_after"]), TRAINED
 
 
-def check_checkpoint(path: Path) -> Iterator[Check]:
-    """A file of the authors' trainer: its encoder on the input beside it, and that writing gives the file back."""
-    expected = load_file(path.with_suffix(".expected.safetensors"))
-    checkpoint = FairseqCheckpoint.load(path)
-    inputs = expected["source"]
-    encoder = checkpoint.to_imported().build_encoder()
+def outputs_of(encoder: Encoder, modality: str, inputs: Tensor, head: nn.Module | None = None) -> dict[str, Tensor]:
+    """What an encoder makes of inputs, by the names of the golden files."""
     layers: list[Tensor] = []
-    for block in encoder.trunk.units():
-        block.register_forward_hook(lambda _m, _i, out: layers.append(out[1]))
+    handles = [
+        block.register_forward_hook(lambda _m, _i, out: layers.append(out[1])) for block in encoder.trunk.units()
+    ]
     with torch.no_grad():
-        out = encoder(Batch(checkpoint.modality, inputs, torch.arange(len(inputs))))
-    yield "features", relative_error(out.x, expected["features"]), FORWARD
-    for i, layer in enumerate(layers):
-        yield f"layer/{i}", relative_error(layer, expected[f"layer/{i}"]), FORWARD
-    missing = len(group(expected, "layer/")) - len(layers)
-    yield "layers that the encoder lacks", float(abs(missing)), 0.0
+        out = encoder(Batch(modality, inputs, torch.arange(len(inputs))), return_layers=True)
+        logits = {} if head is None else {"logits": head(out)}
+    for handle in handles:
+        handle.remove()
+    pooled = {"mean": out.patch_tokens.mean(1)} | ({"cls": out.cls_token} if out.num_prefix_tokens else {})
+    hidden = {f"hidden/{i}": x for i, x in enumerate(out.hidden_states)}
+    return {"features": out.x, **pooled, **hidden, **{f"layer/{i}": x for i, x in enumerate(layers)}, **logits}
 
+
+def by_input(expected: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors that belong to each input, by what follows "source" in its key; their keys are without it."""
+    suffixes = sorted((key.removeprefix("source") for key in expected if key.startswith("source")), key=len)
+    groups: dict[str, dict[str, Tensor]] = {suffix: {} for suffix in suffixes}
+    for key, value in expected.items():
+        name, slash, number = key.partition("/")
+        suffix = next(suffix for suffix in reversed(suffixes) if name.endswith(suffix))  # the longest that fits
+        groups[suffix][f"{name.removesuffix(suffix)}{slash}{number}"] = value
+    return groups
+
+
+def check_outputs(path: Path) -> Iterator[Check]:
+    """All that a checkpoint's encoder and head are expected to give for every input beside it."""
+    trained = open_checkpoint(path)
+    (modality,) = trained.encoder.frontends
+    for suffix, wanted in by_input(load_file(path.with_suffix(".expected.safetensors"))).items():
+        inputs = wanted.pop("source")
+        ours = outputs_of(trained.encoder, modality, inputs, trained.head)
+        if "teacher_features" in wanted:
+            teacher = open_checkpoint(path, "teacher").encoder
+            ours["teacher_features"] = outputs_of(teacher, modality, inputs)["features"]
+        for key, theirs in wanted.items():
+            name, slash, number = key.partition("/")
+            yield f"{name}{suffix}{slash}{number}", relative_error(ours[key], theirs), FORWARD
+        kinds = [kind for kind in ("layer/", "hidden/") if group(wanted, kind)]
+        lacking = [kind for kind in kinds if len(group(ours, kind)) != len(group(wanted, kind))]
+        yield "layers that the encoder lacks", float(len(lacking)), 0.0
+
+
+def check_checkpoint(path: Path) -> Iterator[Check]:
+    """What a file of the authors' trainer gives, and that writing gives the file back."""
+    yield from check_outputs(path)
+    checkpoint = FairseqCheckpoint.load(path)
     node = checkpoint.model_node()
     model = build(node)
     load_exactly(model, checkpoint.model_state())
@@ -321,7 +349,9 @@ def main() -> int:
     args = parser.parse_args()
     torch.manual_seed(0)
     ran, failed = 0, 0
-    checkpoints = sorted(path for path in args.dir.glob("checkpoints/*.pt"))
+    stems = [path.name.removesuffix(".expected.safetensors") for path in args.dir.glob("checkpoints/*.safetensors")]
+    files = [args.dir / "checkpoints" / f"{stem}.pt" for stem in stems]
+    checkpoints = sorted(path if path.is_file() else path.with_suffix("") for path in files)
     for path in [*sorted(args.dir.glob("*.json")), *checkpoints]:
         name = path.stem if path.suffix == ".json" else f"checkpoints/{path.stem}"
         if args.case and name != args.case:
@@ -329,13 +359,17 @@ def main() -> int:
         if path.suffix == ".json":
             spec = json.loads(path.read_text())
             recipe = spec.get("name", spec.get("model"))
-            if recipe not in RECIPES and recipe not in RECIPES_OF_1:
+            if recipe not in RECIPES and recipe not in RECIPES_OF_1 and recipe not in FRONTS:
                 print(f"{name}: skipped, no model of this project runs the recipe {recipe!r}")
                 continue
         case_failed, checks = 0, 0
-        for quantity, error, tolerance in (
-            check_checkpoint(path) if path in checkpoints else check_case(Case.load(path))
-        ):
+        if path in checkpoints:
+            found = check_checkpoint(path) if path.suffix else check_outputs(path)
+        elif recipe in FRONTS:
+            found = FRONTS[recipe](spec, load_file(path.with_suffix(".safetensors")))
+        else:
+            found = check_case(Case.load(path))
+        for quantity, error, tolerance in found:
             ok = error <= tolerance
             checks, case_failed = checks + 1, case_failed + (not ok)
             print(f"{name:16} {quantity:70} {error:9.2e} {'ok' if ok else f'FAILED (over {tolerance:g})'}")

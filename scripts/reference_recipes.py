@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from d2v.interop.fairseq.names import Layout
-
 # What the reference's recipes and the defaults of its code say where a case's overrides are silent.
 COMMON: dict[str, Any] = {
     "embed_dim": 768,
@@ -136,6 +134,7 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "modalities": {"audio": {"prenet_depth": 8, "decoder": {"decoder_dim": 768}}},
         },
     ),
+    "eat": (COMMON, {}),  # its case states all settings
     "base_text_only_task": (TEXT_RECIPE, {}),
     "large_text_only_task": (
         TEXT_RECIPE,
@@ -162,8 +161,11 @@ def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# Layouts of recipes that are not data2vec's own.
+LAYOUTS = {"eat": "eat"}
+
 # What 1.0's golden cases say of the kinds of model, where their overrides are silent.
-RECIPES_OF_1: dict[str, tuple[Layout, dict[str, Any]]] = {
+RECIPES_OF_1: dict[str, tuple[str, dict[str, Any]]] = {
     "Data2VecTextModel": ("text", {"loss_beta": 4.0, "loss_scale": 1.0}),
     "Data2VecAudioModel": ("speech", {"loss_beta": 0.0}),
     "Data2VecVisionModel": ("image", {"loss_beta": 2.0}),

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from d2v.interop.build import build
-from d2v.interop.fairseq.config import Node, model_node, parse_convs
-from d2v.interop.fairseq.names import Layout, to_d2v_state
+from d2v.interop.fairseq.config import Node, parse_convs
+from d2v.interop.fairseq.layouts import model_node, to_d2v_state
 from d2v.interop.fairseq.recipe import recipe_of
 
 GOLDEN = ["image_base", "image_variant", "audio_base", "audio_padded", "text_base", "text_padded"]
 GOLDEN_OF_1 = ["v1_image", "v1_audio", "v1_text"]
 
-Case = tuple[dict[str, Any], dict[str, Tensor], Layout]
+Case = tuple[dict[str, Any], dict[str, Tensor], str]
 
 
 @pytest.fixture

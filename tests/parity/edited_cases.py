@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from d2v.interop.fairseq.names import to_d2v_state, to_d2v_teacher
+from d2v.interop.fairseq.layouts import to_d2v_state, to_d2v_teacher
 
 GOLDEN_OF_1 = ["v1_audio", "v1_image", "v1_text"]
 

@@ -7,19 +7,21 @@ A node is plain containers: ``_target_`` names a class of d2v, the other keys it
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from d2v.interop.fairseq.names import MODALITIES, Layout
+from d2v.interop.fairseq.names import MODALITIES
 
 Node = dict[str, Any]
+# From the configurations of a model and of its modality, and the student's parameters.
+FrontendNode = Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Tensor]], Node]
 
 _MAX_CONVS = 64
 PAD_ID = 1  # of fairseq's dictionaries
 _FAIRSEQ_TEXT = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
-_TEACHER_SCOPES = {"image": "encoder", "speech": "context", "text": "blocks"}  # of the released 2.0 recipes
+_TEACHER_SCOPES = {"IMAGE": "encoder", "AUDIO": "context", "TEXT": "blocks"}  # of the released 2.0 recipes
 
 
 def parse_convs(spec: str) -> list[list[int]]:
@@ -40,43 +42,40 @@ def parse_convs(spec: str) -> list[list[int]]:
     return layers
 
 
-def model_node(cfg: Mapping[str, Any], state: Mapping[str, Tensor], layout: Layout, batch_size: int = 1) -> Node:
-    """Return the node of the model that an authors' configuration describes.
+def node_of_2(
+    cfg: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    batch_size: int,
+    modalities: Mapping[str, str] = MODALITIES,
+    frontends: Mapping[str, FrontendNode] | None = None,
+) -> Node:
+    """Return the node of a model of 2.0.
 
     Args:
-        cfg: configuration of the model: ``cfg.model`` of a checkpoint, or a recipe of the same form.
-        state: state dict of the student under the authors' names, for sizes that the configuration may lack.
-        layout: naming scheme of the parameters.
-        batch_size: samples of a device at a time, on which the reference's CLS loss depends (docs/algorithm.md).
+        cfg: configuration of the model.
+        state: student under the authors' names.
+        batch_size: samples of a device at a time.
+        modalities: our names of the modalities, by theirs.
+        frontends: nodes of frontends, by their name of the modality; None for those of data2vec.
 
     Raises:
-        ValueError: the configuration has a setting that d2v does not support, or lacks a key; the message names it.
+        KeyError: the configuration lacks a key.
+        ValueError: a setting that d2v does not support.
     """
-    try:
-        if layout == "2.0":
-            return _node_of_2(cfg, state, batch_size)
-        return {"text": _node_of_1_text, "speech": _node_of_1_speech, "image": _node_of_1_image}[layout](cfg, state)
-    except KeyError as error:
-        raise ValueError(f"the checkpoint's configuration of its model lacks {error}") from error
-
-
-def _node_of_2(cfg: Mapping[str, Any], state: Mapping[str, Tensor], batch_size: int) -> Node:
-    modalities = [name for name in MODALITIES if any(key.startswith(f"modality_encoders.{name}.") for key in state)]
-    if len(modalities) != 1:
+    found = [name for name in modalities if any(key.startswith(f"modality_encoders.{name}.") for key in state)]
+    if len(found) != 1:
         raise ValueError(
-            f"the checkpoint has encoders for {modalities or 'no modality'}: d2v reads one of {list(MODALITIES)}"
+            f"the checkpoint has encoders for {found or 'no modality'}: d2v reads one of {list(modalities)}"
         )
-    theirs = modalities[0]
-    modality, own = MODALITIES[theirs], cfg["modalities"][theirs.lower()]
-    _refuse(cfg, {"batch_norm_target_layer": False, "recon_loss": 0, "shared_decoder": None, "norm_affine": True})
-    _refuse(own, {"encoder_zero_mask": True, "keep_masked_pct": 0, "learned_alibi_scale": own.get("use_alibi_encoder")})
-    _refuse(own, {"conv_pos_pre_ln": False, "learned_alibi": False, "learned_alibi_scale_per_layer": False})
-    _refuse(
-        own, {"fixed_positions": True, "learned_pos": True, "layernorm_embedding": True, "no_scale_embedding": True}
-    )
+    theirs = found[0]
+    modality, own = modalities[theirs], cfg["modalities"][theirs.lower()]
+    refuse(cfg, {"batch_norm_target_layer": False, "recon_loss": 0, "shared_decoder": None, "norm_affine": True})
+    refuse(own, {"encoder_zero_mask": True, "keep_masked_pct": 0, "learned_alibi_scale": own.get("use_alibi_encoder")})
+    refuse(own, {"conv_pos_pre_ln": False, "learned_alibi": False, "learned_alibi_scale_per_layer": False})
+    refuse(own, {"fixed_positions": True, "learned_pos": True, "layernorm_embedding": True, "no_scale_embedding": True})
     encoder = {
         "_target_": "d2v.nn.encoder.transformer_encoder",
-        "frontends": {modality: _FRONTENDS_OF_2[modality](cfg, own, state)},
+        "frontends": {modality: (frontends or _FRONTENDS_OF_2)[theirs](cfg, own, state)},
         "embed_dim": cfg["embed_dim"],
         "depth": cfg["depth"],
         "num_heads": cfg["num_heads"],
@@ -92,9 +91,9 @@ def _node_of_2(cfg: Mapping[str, Any], state: Mapping[str, Tensor], batch_size: 
         "layer_drop_rate": cfg.get("layerdrop", 0.0),
     }
     conv = own["decoder"]
-    _refuse(conv, {"add_positions_masked": False, "add_positions_all": False})
+    refuse(conv, {"add_positions_masked": False, "add_positions_all": False})
     decoder = {
-        "_target_": f"d2v.nn.decoders.ConvDecoder{2 if modality == 'image' else 1}d",
+        "_target_": f"d2v.nn.decoders.ConvDecoder{2 if theirs == 'IMAGE' else 1}d",
         "embed_dim": cfg["embed_dim"],
         "decoder_dim": conv["decoder_dim"],
         "depth": conv["decoder_layers"],
@@ -112,14 +111,14 @@ def _node_of_2(cfg: Mapping[str, Any], state: Mapping[str, Tensor], batch_size: 
         "decoders": {modality: decoder},
         **_targets(cfg),
         "cls_loss_weight": cfg["cls_loss"] * batch_size * cfg["clone_batch"],
-        "teacher_scope": _teacher_scope(cfg, own, modality),
+        "teacher_scope": _teacher_scope(cfg, own, theirs),
     }
 
 
-def _teacher_scope(cfg: Mapping[str, Any], own: Mapping[str, Any], modality: str) -> str:
+def _teacher_scope(cfg: Mapping[str, Any], own: Mapping[str, Any], theirs: str) -> str:
     """Return the teacher scope of a configuration; missing keys have the values of the modality's released recipe."""
     if "ema_encoder_only" not in cfg or "ema_local_encoder" not in own:
-        return _TEACHER_SCOPES[modality]
+        return _TEACHER_SCOPES[theirs]
     if cfg["ema_encoder_only"]:
         return "blocks"
     return "encoder" if own["ema_local_encoder"] else "context"
@@ -166,7 +165,7 @@ def _text_of_2(cfg: Mapping[str, Any], own: Mapping[str, Any], state: Mapping[st
     }
 
 
-_FRONTENDS_OF_2 = {"image": _image_of_2, "speech": _speech_of_2, "text": _text_of_2}
+_FRONTENDS_OF_2: dict[str, FrontendNode] = {"IMAGE": _image_of_2, "AUDIO": _speech_of_2, "TEXT": _text_of_2}
 
 
 def _node_of_1_text(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node:
@@ -175,8 +174,8 @@ def _node_of_1_text(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node
     hidden = len(state[f"{names}.layers.0.fc1.weight"])
     transformer = cfg.get("transformer") or {}
     sizes = transformer.get("encoder") or {}
-    _refuse(transformer, {"activation_fn": "gelu", "no_scale_embedding": True, "layernorm_embedding": True})
-    _refuse(cfg, {"batch_norm_target_layer": False})
+    refuse(transformer, {"activation_fn": "gelu", "no_scale_embedding": True, "layernorm_embedding": True})
+    refuse(cfg, {"batch_norm_target_layer": False})
     head = [key for key in state if key.startswith("encoder.regression_head.") and key.endswith("weight")]
     return {
         "_target_": "d2v.models.data2vec.Data2Vec",
@@ -212,8 +211,8 @@ def _node_of_1_text(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node
 
 
 def _node_of_1_speech(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Node:
-    _refuse(cfg, {"extractor_mode": "layer_norm", "conv_bias": False, "layer_norm_first": False})
-    _refuse(cfg, {"batch_norm_target_layer": False, "group_norm_target_layer": False})
+    refuse(cfg, {"extractor_mode": "layer_norm", "conv_bias": False, "layer_norm_first": False})
+    refuse(cfg, {"batch_norm_target_layer": False, "group_norm_target_layer": False})
     if int(cfg.get("pos_conv_depth", 1)) < 2:
         raise ValueError("pos_conv_depth=1: positions of a single convolution with weight norm are not data2vec's")
     dim = cfg["encoder_embed_dim"]
@@ -294,6 +293,14 @@ def _node_of_1_image(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Nod
     }
 
 
+# Nodes of models of 1.0, by modality.
+NODES_OF_1: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Node]] = {
+    "text": _node_of_1_text,
+    "speech": _node_of_1_speech,
+    "image": _node_of_1_image,
+}
+
+
 def _head(dim: int, depth: int) -> Node:
     return {"_target_": "d2v.models.data2vec.RegressionHead", "embed_dim": dim, "depth": depth}
 
@@ -315,7 +322,7 @@ def _depth(state: Mapping[str, Tensor], layers: str) -> int:
     return 1 + max(int(key.removeprefix(f"{layers}.").split(".")[0]) for key in state if key.startswith(f"{layers}."))
 
 
-def _refuse(cfg: Mapping[str, Any], only: Mapping[str, Any]) -> None:
+def refuse(cfg: Mapping[str, Any], only: Mapping[str, Any]) -> None:
     """Raise ValueError if a key has another value than the only one that d2v supports; missing keys are accepted."""
     for key, value in only.items():
         if cfg.get(key, value) != value:

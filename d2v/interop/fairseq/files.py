@@ -15,41 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2v.interop.build import check_node, part_of
-from d2v.interop.fairseq.config import Node, model_node
-from d2v.interop.fairseq.names import (
-    MODALITIES,
-    Layout,
+from d2v.interop.build import part_of
+from d2v.interop.fairseq.config import Node
+from d2v.interop.fairseq.layouts import (
+    LAYOUTS,
     layout_of,
+    model_node,
     to_d2v_state,
     to_d2v_teacher,
     to_fairseq_state,
     to_fairseq_teacher,
+    writing,
 )
-from d2v.interop.fairseq.recipe import recipe_of
 from d2v.interop.imported import Imported
 from d2v.interop.native import Network, read_safely
 from d2v.models.distillation import SelfDistillation, averages
 from d2v.nn.encoder import Encoder
-from d2v.nn.positions import sincos_2d
 from d2v.runs.files import replacing
 from d2v.types import TeacherScope
 
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
-_MAX_SIDE = 1024  # patches: positions that no file holds are computed for so many
-
-# Prefixes of an encoder's names in fine-tuned models, and the names of their heads: theirs, ours.
+# Prefixes of an encoder's names in fine-tuned models.
 _WRAPPERS = ("w2v_encoder.w2v_model.", "model.")
-_HEADS: dict[str, dict[str, str]] = {
-    "image": {"fc_norm": "norm", "head": "proj"},
-    "speech": {"w2v_encoder.proj": "proj"},
-    "text": {
-        "classification_heads.sentence_classification_head.dense": "dense",
-        "classification_heads.sentence_classification_head.out_proj": "proj",
-    },
-}
-_HEAD_CLASSES = {"image": "MeanPoolHead", "speech": "FrameHead", "text": "FirstTokenHead"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +44,7 @@ class FairseqCheckpoint:
 
     Attributes:
         path: path of the file.
-        layout: naming scheme of its parameters.
+        layout: name of its layout (:mod:`d2v.interop.fairseq.layouts`).
         cfg: configuration of the (pretrained) model.
         task: configuration of its task, which describes the inputs.
         student: parameters of the student under the authors' names.
@@ -67,7 +53,7 @@ class FairseqCheckpoint:
     """
 
     path: Path
-    layout: Layout
+    layout: str
     cfg: dict[str, Any]
     task: dict[str, Any]
     student: dict[str, Tensor]
@@ -105,29 +91,24 @@ class FairseqCheckpoint:
         if not isinstance(teacher, Mapping):
             raise ValueError(f"checkpoint={path}: its teacher ('_ema') is no dictionary of parameters")
         heads, own = {}, {}
-        names = {theirs: ours for group in _HEADS.values() for theirs, ours in group.items()}
+        names = {theirs: ours for layout in LAYOUTS.values() for theirs, ours in layout.head_names.items()}
         for name, value in state.items():
             module, _, parameter = name.rpartition(".")
             if module in names:
                 heads[f"{names[module]}.{parameter}"] = value
             else:
                 own[name.removeprefix(wrapper)] = value
+        model_cfg, task = _model_cfg(cfg), cfg.get("task") or {}
         try:
-            layout = layout_of(own)
+            name = layout_of(own, model_cfg, task)
         except ValueError as error:
             raise ValueError(f"checkpoint={path}: {error}") from error
-        return cls(path, layout, _model_cfg(cfg), cfg.get("task") or {}, own, dict(teacher), heads)
+        return cls(path, name, model_cfg, task, own, dict(teacher), heads)
 
     @property
     def modality(self) -> str:
         """Modality of the model, as named in d2v."""
-        if self.layout != "2.0":
-            return self.layout
-        return next(
-            ours
-            for theirs, ours in MODALITIES.items()
-            if any(name.startswith(f"modality_encoders.{theirs}.") for name in self.student)
-        )
+        return LAYOUTS[self.layout].modality(self.student)
 
     def model_node(self, batch_size: int = 1) -> Node:
         """Builds the pretrained model: :class:`d2v.models.data2vec2.Data2Vec2` or 1.0's."""
@@ -183,48 +164,24 @@ class FairseqCheckpoint:
         if self.head:
             outputs = len(self.head["proj.bias"])
             head_node = {
-                "_target_": f"d2v.models.heads.{_HEAD_CLASSES[self.modality]}",
+                "_target_": LAYOUTS[self.layout].head_class(self.modality),
                 "embed_dim": encoder["embed_dim"],
                 "num_outputs": outputs,
             }
-        return Imported(encoder, self.encoder_state(network), self._inputs(encoder), head_node, self.head or None, None)
-
-    def _inputs(self, encoder: Node) -> Node:
-        frontend = encoder["frontends"][self.modality]
-        if self.modality == "image":
-            return {
-                "img_size": frontend["img_size"],
-                "patch_size": frontend["patch_size"],
-                "in_chans": frontend["in_chans"],
-                "mean": IMAGENET_MEAN,
-                "std": IMAGENET_STD,
-            }
-        if self.modality == "speech":
-            rate = int(self.task.get("sample_rate") or 16_000)
-            return {"sample_rate": rate, "conv_layers": frontend["conv_layers"]}
-        keys = {"pad_id": "pad_id", "vocab_size": "vocab_size", "max_positions": "block_size"}
-        return {ours: frontend[key] for key, ours in keys.items()} | {"tokenizer": None}
+        inputs = LAYOUTS[self.layout].inputs(encoder["frontends"][self.modality], self.task)
+        return Imported(encoder, self.encoder_state(network), inputs, head_node, self.head or None, None)
 
     def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert parameters to our names; constant positions are computed if the file lacks them."""
+        """Convert parameters to our names; constants are computed if the file lacks them."""
         try:
             renamed = to_d2v_state(state, self.layout)
         except KeyError as error:
             raise ValueError(f"checkpoint={self.path}: {error.args[0]}") from error
-        if self.layout == "2.0" and self.modality == "image":
-            weight = renamed["student.frontends.image.proj.weight"]
-            frontend = self.model_node()["encoder"]["frontends"]["image"]
-            side = self._side(frontend)
-            renamed.setdefault("student.frontends.image.positions", sincos_2d((side, side), len(weight)))
-        return renamed
-
-    def _side(self, frontend: Node) -> int:
-        """Return the patches in a row of an image."""
-        check_node(frontend, key="model.encoder.frontends.image")
-        side: int = frontend["img_size"] // frontend["patch_size"]
-        if side > _MAX_SIDE:
-            raise ValueError(f"checkpoint={self.path}: images of {side} x {side} patches; at most {_MAX_SIDE} are read")
-        return side
+        frontend = self.model_node()["encoder"]["frontends"][self.modality]
+        try:
+            return LAYOUTS[self.layout].constants(renamed, frontend) | renamed
+        except ValueError as error:
+            raise ValueError(f"checkpoint={self.path}: {error}") from error
 
     def _teacher(self) -> dict[str, Tensor]:
         try:
@@ -259,15 +216,19 @@ def save_fairseq(model: nn.Module, node: Node, path: str | Path, inputs: Mapping
             "format=fairseq: is for pretrained data2vec 2.0 models with their decoder: give a run of d2v pretrain"
         )
     assert isinstance(model, SelfDistillation)
-    cfg = recipe_of(node)
+    modality = next(iter(node["encoder"]["frontends"]))
+    layout = writing(modality)
+    cfg = layout.recipe(node)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("teacher.")}
     averaged = {name for name in model.teacher.state_dict() if model.is_averaged(name)}
     teacher = {f"student.{n}": value for n, value in model.teacher.state_dict().items() if n in averaged}
     try:
-        content = to_fairseq_state(state) | {"_ema": to_fairseq_teacher(teacher, blocks_only=cfg["ema_encoder_only"])}
+        content = to_fairseq_state(state, layout.name) | {
+            "_ema": to_fairseq_teacher(teacher, cfg["ema_encoder_only"], layout.name)
+        }
     except KeyError as error:
         raise ValueError(f"format=fairseq: {error.args[0]}") from error
-    task: dict[str, Any] = {"sample_rate": inputs["sample_rate"]} if "sample_rate" in inputs else {}
+    task = layout.task(inputs)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:

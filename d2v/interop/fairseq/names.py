@@ -1,17 +1,12 @@
-"""Table of parameter names in the authors' code (fairseq, examples/data2vec), 2.0 and 1.0, and in d2v."""
+"""Tables of parameter names in the authors' code (fairseq, examples/data2vec), 2.0 and 1.0, and in d2v."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
-
-from torch import Tensor
 
 from d2v.interop.renaming import Renaming, Rule
 
 MODALITIES = {"IMAGE": "image", "AUDIO": "speech", "TEXT": "text"}
-
-Layout = Literal["2.0", "text", "speech", "image"]  # 2.0 of any modality, 1.0 of each
 
 
 def _attention(theirs: str, ours: str) -> list[Rule]:
@@ -33,9 +28,14 @@ def _blocks(theirs: str, ours: str) -> list[Rule]:
     return [Rule(f"{theirs}.{{n}}.{name}.{{p}}", f"{ours}.{{n}}.{name}.{{p}}") for name in names]
 
 
-def _rules_of_2() -> list[Rule]:
+def rules_of_2(modalities: Mapping[str, str] = MODALITIES) -> list[Rule]:
+    """Return the rules of 2.0.
+
+    Args:
+        modalities: our names of the modalities, by theirs.
+    """
     rules = _blocks("blocks", "student.trunk.blocks")
-    for theirs, modality in MODALITIES.items():
+    for theirs, modality in modalities.items():
         t, f = f"modality_encoders.{theirs}", f"student.frontends.{modality}"
         rules += [
             Rule(f"{t}.context_encoder.norm.{{p}}", f"student.input_norms.{modality}.{{p}}"),
@@ -44,27 +44,37 @@ def _rules_of_2() -> list[Rule]:
             Rule(f"{t}.decoder.blocks.{{n}}.0.{{p}}", f"decoders.{modality}.convs.{{n}}.{{p}}"),
             Rule(f"{t}.decoder.proj.{{p}}", f"decoders.{modality}.proj.{{p}}"),
             Rule(f"{t}.decoder.proj.{{n}}.{{p}}", f"decoders.{modality}.proj.{{n}}.{{p}}"),
+            *_FRONTENDS_OF_2[theirs](t, f),
         ]
-    t, f = "modality_encoders.IMAGE", "student.frontends.image"
-    rules += [
+    return rules
+
+
+def _patches_of_2(t: str, f: str) -> list[Rule]:
+    return [
         Rule(f"{t}.local_encoder.proj.{{p}}", f"{f}.proj.{{p}}"),
         Rule(f"{t}.fixed_positional_encoder.positions", f"{f}.positions", (0,)),
     ]
-    t, f = "modality_encoders.AUDIO", "student.frontends.speech"
-    rules += [
+
+
+def _speech_of_2(t: str, f: str) -> list[Rule]:
+    return [
         *_convs(f"{t}.local_encoder.conv_layers", f),
         Rule(f"{t}.project_features.1.{{p}}", f"{f}.norm.{{p}}"),
         Rule(f"{t}.project_features.2.{{p}}", f"{f}.proj.{{p}}"),
         Rule(f"{t}.relative_positional_encoder.{{n+1}}.0.{{p}}", f"{f}.positions.convs.{{n}}.{{p}}"),
         Rule(f"{t}.alibi_scale", f"{f}.alibi_scale", (0, 1, 3, 4)),
     ]
-    t, f = "modality_encoders.TEXT", "student.frontends.text"
-    rules += [
+
+
+def _text_of_2(t: str, f: str) -> list[Rule]:
+    return [
         Rule(f"{t}.local_encoder.embed_tokens.weight", f"{f}.token_embed.weight"),
         Rule(f"{t}.local_encoder.embed_positions.weight", f"{f}.pos_embed.weight"),
         Rule(f"{t}.local_encoder.layernorm_embedding.{{p}}", f"{f}.norm.{{p}}"),
     ]
-    return rules
+
+
+_FRONTENDS_OF_2 = {"IMAGE": _patches_of_2, "AUDIO": _speech_of_2, "TEXT": _text_of_2}
 
 
 def _convs(theirs: str, frontend: str) -> list[Rule]:
@@ -122,64 +132,10 @@ def _rules_of_1_image() -> list[Rule]:
     ]
 
 
-RENAMINGS: dict[Layout, Renaming] = {
-    "2.0": Renaming(_rules_of_2()),
+# Of 1.0, by modality.
+RENAMINGS_OF_1 = {
     "text": Renaming(_rules_of_1_text(), [r".*\.version"]),
     "speech": Renaming(_rules_of_1_speech()),
     # The image model has an unused projection.
     "image": Renaming(_rules_of_1_image(), [r"final_proj\.(weight|bias)", r".*relative_position_index"]),
 }
-
-# Names of a teacher's parameters lack the prefix of their encoder's.
-_TEACHER_PREFIXES: dict[Layout, str] = {"text": "encoder.sentence_encoder.", "speech": "encoder.", "image": "encoder."}
-
-
-def layout_of(names: Mapping[str, object]) -> Layout:
-    """Return the naming scheme of these parameters.
-
-    Raises:
-        ValueError: the naming scheme is unknown.
-    """
-    if any(name.startswith("modality_encoders.") for name in names):
-        return "2.0"
-    for layout, mark in (
-        ("text", "encoder.sentence_encoder.embed_tokens.weight"),
-        ("speech", "feature_extractor.conv_layers.0.0.weight"),
-        ("image", "patch_embed.conv.weight"),
-    ):
-        if mark in names:
-            return layout  # type: ignore[return-value]  # one of the three
-    raise ValueError("these are not the parameters of a data2vec model of the authors'")
-
-
-def to_d2v_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
-    """Convert an authors' state dict to our names: ``student.``, and ``decoders.`` (2.0) or ``heads.`` (1.0).
-
-    Raises:
-        KeyError: a name is unknown; the message names it.
-    """
-    return RENAMINGS[layout].read(state)
-
-
-def to_d2v_teacher(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
-    """Convert the averaged parameters of an authors' teacher to our names, ``teacher.``; these may be a part only."""
-    prefix = _TEACHER_PREFIXES.get(layout, "")
-    if layout == "2.0" and all(name[0].isdigit() for name in state):
-        prefix = "blocks."  # the teacher is a stack of blocks
-    renamed = to_d2v_state({f"{prefix}{name}": value for name, value in state.items()}, layout)
-    return {f"teacher.{name.removeprefix('student.')}": value for name, value in renamed.items()}
-
-
-def to_fairseq_state(state: Mapping[str, Tensor], layout: Layout = "2.0") -> dict[str, Tensor]:
-    """Convert our state dict to the authors' names: the inverse of :func:`to_d2v_state`.
-
-    Raises:
-        KeyError: a parameter has no counterpart; the message names it.
-    """
-    return RENAMINGS[layout].write(state)
-
-
-def to_fairseq_teacher(state: Mapping[str, Tensor], blocks_only: bool) -> dict[str, Tensor]:
-    """Convert the averaged parameters of a 2.0 teacher, under ``student.`` names, to the authors' names."""
-    written = to_fairseq_state(state)
-    return {name.removeprefix("blocks."): value for name, value in written.items()} if blocks_only else written

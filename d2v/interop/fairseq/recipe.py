@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from d2v.interop.fairseq.names import MODALITIES
 from d2v.nn.frontends.speech import CONV_LAYERS
 
+FrontendRecipe = Callable[[Mapping[str, Any]], dict[str, Any]]
 
-def recipe_of(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the authors' configuration of a 2.0 model from our node: the inverse of :func:`model_node`.
+
+def recipe_of(
+    node: Mapping[str, Any],
+    modalities: Mapping[str, str] = MODALITIES,
+    frontends: Mapping[str, FrontendRecipe] | None = None,
+) -> dict[str, Any]:
+    """Return the authors' configuration of a 2.0 model from our node: the inverse of ``node_of_2``.
+
+    Args:
+        node: builds the model.
+        modalities: our names of the modalities, by theirs.
+        frontends: configurations of frontends, by our modality; None for those of data2vec.
 
     Raises:
         ValueError: the authors' code has no such model.
@@ -20,7 +31,7 @@ def recipe_of(node: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("format=fairseq: models of several modalities are not written")
     ((modality, frontend),) = encoder["frontends"].items()
     node = {**node, **(node.get("targets") or {}).get(modality, {})}
-    theirs = next(name.lower() for name, ours in MODALITIES.items() if ours == modality)
+    theirs = next(name.lower() for name, ours in modalities.items() if ours == modality)
     for part, key in (
         (encoder, "layer_scale_init"),
         (encoder, "rel_pos_grid"),
@@ -37,7 +48,7 @@ def recipe_of(node: Mapping[str, Any]) -> dict[str, Any]:
         "prenet_depth": encoder.get("prenet_depth", 0),
         "prenet_dropout": frontend.get("input_drop_rate", 0.0),
         "prenet_layerdrop": encoder.get("layer_drop_rate", 0.0),
-        "num_extra_tokens": frontend.get("num_prefix_tokens", 1 if modality == "image" else 0),
+        "num_extra_tokens": frontend.get("num_prefix_tokens", 1 if theirs == "image" else 0),
         "mask_noise_std": decoder.get("mask_noise_std", 0.01),
         "ema_local_encoder": node["teacher_scope"] == "encoder",
         "decoder": {
@@ -50,7 +61,7 @@ def recipe_of(node: Mapping[str, Any]) -> dict[str, Any]:
             "projection_layers": decoder.get("proj_depth", 1),
             "projection_ratio": decoder.get("proj_ratio", 2.0),
         },
-        **_RECIPES_OF_FRONTENDS[modality](frontend),
+        **(frontends or _RECIPES_OF_FRONTENDS)[modality](frontend),
     }
     layer_norms, target_norms = node.get("layer_norms", ["instance"]), node.get("target_norms", ["layer"])
     for norms, order in ((layer_norms, ["instance", "layer"]), (target_norms, ["layer", "instance"])):
@@ -129,4 +140,8 @@ def _recipe_of_text(frontend: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_RECIPES_OF_FRONTENDS = {"image": _recipe_of_images, "speech": _recipe_of_speech, "text": _recipe_of_text}
+_RECIPES_OF_FRONTENDS: dict[str, FrontendRecipe] = {
+    "image": _recipe_of_images,
+    "speech": _recipe_of_speech,
+    "text": _recipe_of_text,
+}
