@@ -7,6 +7,7 @@ import math
 import torch
 
 from d2v.interop.checkpoints import ORIGINS, Checkpoint
+from d2v.interop.huggingface import ARGUMENTS
 from d2v.version import __version__
 
 _HEADER = """---
@@ -49,7 +50,6 @@ model({example}).last_hidden_state  # (1, tokens, {embed_dim}) features""",
 session = onnxruntime.InferenceSession("{onnx}")
 session.run(None, {{"inputs": np.zeros(({shape}), np.{numpy_dtype}){padding}}})[0]  # (1, tokens, {embed_dim})""",
 }
-_ARGUMENTS = {"image": "pixel_values", "speech": "input_values", "text": "input_ids"}  # in transformers
 _FILES = {
     "d2v": "; `config.yaml` rebuilds the encoder, `encoder.safetensors` holds its weights",
     "ONNX": "; `config.yaml` says how the encoder was built",
@@ -77,7 +77,7 @@ def model_card(trained: Checkpoint, network: str, library: str = "d2v") -> str:
         "modality": modality,
         "embed_dim": trained.encoder.embed_dim,
         "inputs_are": frontend.inputs_are,
-        "example": f"{_ARGUMENTS.get(modality, 'inputs')}=torch.zeros({shape}, dtype={dtype})",
+        "example": f"{ARGUMENTS.get(modality, 'inputs')}=torch.zeros({shape}, dtype={dtype})",
         "padding": "" if len(example.shape) > 2 else f', "padding_mask": np.zeros((1, {num_tokens}), bool)',
         "onnx": "encoder.onnx" if trained.head is None else "model.onnx",
         "pooler": "; pooler_output means nothing" if dtype == "torch.int64" else "",

@@ -23,7 +23,7 @@ from d2v.errors import how_to_install
 from d2v.interop.build import build, load_exactly, part_of
 from d2v.interop.exports import WEIGHTS, load_export, refuse_damaged
 from d2v.interop.fairseq.files import FairseqCheckpoint, is_fairseq
-from d2v.interop.huggingface.reading import load_huggingface
+from d2v.interop.huggingface.layouts import READERS
 from d2v.interop.imported import Imported
 from d2v.interop.native import Network, RunCheckpoint, read_safely, resolve_checkpoint
 from d2v.models.heads import FinetunedModel
@@ -223,15 +223,14 @@ def _open_huggingface(folder: Path, path: str | Path, network: Network) -> Check
             f"checkpoint={path}: was written by d2v export format=huggingface, for transformers; give what it was "
             "written from"
         )
-    if not model_type.startswith("data2vec-"):
+    if model_type not in READERS:
         raise ValueError(
-            f"checkpoint={path}: is a Hugging Face model of the type {model_type!r}; d2v reads data2vec-text, "
-            "data2vec-audio and data2vec-vision"
+            f"checkpoint={path}: is a Hugging Face model of the type {model_type!r}; d2v reads {', '.join(READERS)}"
         )
     if network == "teacher":
         raise ValueError(f"checkpoint={folder}: Hugging Face's models hold no teacher: set network=student")
     with _describing_a_model(folder):
-        return _of_import("huggingface", folder, load_huggingface(folder))
+        return _of_import("huggingface", folder, READERS[model_type](folder))
 
 
 def _of_import(origin: Origin, path: Path, imported: Imported, fairseq: FairseqCheckpoint | None = None) -> Checkpoint:

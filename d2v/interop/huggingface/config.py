@@ -94,15 +94,15 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Family]:
         if config.get(key, only) != only:
             raise ValueError(f"{path}: {key}={config[key]!r}: d2v has {key}={only!r} only")
     for key, default in _DEFAULTS[family.modality].items():
-        if default is not None and key not in _SIDES and not _is_like(config[key], default):
+        if default is not None and key not in _SIDES and not is_like(config[key], default):
             raise ValueError(f"{path}: {key}={config[key]!r}: must be of the form of {default!r}")
     return config, family
 
 
-def _is_like(value: Any, default: Any) -> bool:
+def is_like(value: Any, default: Any) -> bool:
     """Return whether a value has the type of its default: a flag, a number, or a list of numbers."""
     if isinstance(default, list):
-        return isinstance(value, list) and all(_is_like(item, default[0]) for item in value)
+        return isinstance(value, list) and all(is_like(item, default[0]) for item in value)
     if isinstance(default, bool):
         return isinstance(value, bool)
     return isinstance(value, int | type(default)) and not isinstance(value, bool)

@@ -33,10 +33,15 @@ from d2v.runs.files import replace_text
 REMOTE = Path(__file__).parents[1] / "remote"
 MODELING, CONFIGURATION = "modeling_d2v.py", "configuration_d2v.py"
 
-_TASKS = {"image": "ForImageClassification", "speech": "ForCTC", "text": "ForSequenceClassification"}
+_TASKS = {
+    "image": "ForImageClassification",
+    "speech": "ForCTC",
+    "text": "ForSequenceClassification",
+    "spectrogram": "ForAudioClassification",
+}
 # BEiT's frontend is that for images, with other positions.
 _BEIT = {"num_prefix_tokens": 1, "fixed_positions": False}
-_NOT_REBUILT = {"embed_dim", "num_heads", "token_init_std", "pos_init_std", "mask_id"}
+_NOT_REBUILT = {"embed_dim", "num_heads", "token_init_std", "pos_init_std", "mask_id", "num_frames"}
 
 
 def save_custom_huggingface(
@@ -56,7 +61,8 @@ def save_custom_huggingface(
         encoder_node: node that builds it.
         folder: created if missing.
         inputs: form of its inputs (:class:`d2v.interop.imported.Imported`).
-        head: head of a fine-tuned model: a FrameHead (speech), a FirstTokenHead (text) or a MeanPoolHead (image).
+        head: head of a fine-tuned model: a FrameHead (speech), a FirstTokenHead (text), a MeanPoolHead (image) or
+            a ClsHead (spectrogram).
         head_node: node that builds it.
         labels: names of the head's outputs: the classes, or the letters after CTC's blank.
         card: model card in Markdown.

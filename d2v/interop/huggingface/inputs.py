@@ -19,6 +19,13 @@ PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG, VOCAB = (
     *("preprocessor_config.json", "tokenizer.json"),
     *("tokenizer_config.json", "vocab.json"),
 )
+# Arguments for the inputs of a model of transformers, by modality.
+ARGUMENTS = {
+    "image": "pixel_values",
+    "speech": "input_values",
+    "text": "input_ids",
+    "spectrogram": "input_values",
+}
 BLANK, WORD_BOUNDARY = "<pad>", "|"  # CTC's, as Hugging Face's tokenizers write them
 _IMAGE_MEAN = _IMAGE_STD = 0.5  # BeitImageProcessor's defaults
 
@@ -148,6 +155,26 @@ def write_feature_extractor(folder: Path, data: Mapping[str, Any]) -> None:
         "padding_value": 0.0,
         "do_normalize": True,
         "return_attention_mask": True,
+    }
+    write_json(folder / PREPROCESSOR, content)
+
+
+def write_spectrogram_extractor(folder: Path, data: Mapping[str, Any], num_frames: int, num_mels: int) -> None:
+    """Write the processor of sounds: the same filter bank, padding and normalisation, of waveforms at one rate.
+
+    It does not subtract a waveform's mean, which the filter bank subtracts from every window.
+    """
+    content = {
+        "feature_extractor_type": "ASTFeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": int(data.get("sample_rate", 16000)),
+        "num_mel_bins": num_mels,
+        "max_length": num_frames,
+        "padding_value": 0.0,
+        "do_normalize": True,
+        "mean": float(data["mean"]),
+        "std": float(data["std"]),
+        "return_attention_mask": False,
     }
     write_json(folder / PREPROCESSOR, content)
 

@@ -50,7 +50,7 @@ def load_huggingface(folder: str | Path) -> Imported:
     refuse_damaged(folder)
     config, family = read_config(folder)
     with_head = has_head(config, family, folder)
-    state = _own_names(_load_state(folder), family, with_head)
+    state = _own_names(load_state(folder), family, with_head)
 
     try:
         node = encoder_node(config, family, state, folder)
@@ -91,7 +91,7 @@ def load_huggingface(folder: str | Path) -> Imported:
     return Imported(node, encoder_state, inputs, node_of_head, head_state, labels)
 
 
-def _load_state(folder: Path) -> dict[str, Tensor]:
+def load_state(folder: Path) -> dict[str, Tensor]:
     """Load all parameters, in float32."""
     for name in SINGLE_FILES:
         index = folder / f"{name}.index.json"

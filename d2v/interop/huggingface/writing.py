@@ -19,13 +19,16 @@ from d2v.interop.huggingface.inputs import (
     write_image_processor,
     write_json,
     write_letters,
+    write_spectrogram_extractor,
     write_tokenizer,
 )
 from d2v.interop.huggingface.names import FAMILIES, HEAD, TOKEN_TYPES
 from d2v.interop.imported import Node
+from d2v.models.cls_head import ClsHead
 from d2v.models.heads import FirstTokenHead, FrameHead, MeanPoolHead
 from d2v.nn.encoder import Encoder, transformer_encoder
 from d2v.nn.frontends.image import BeitFrontend, ImageFrontend
+from d2v.nn.frontends.spectrogram import SpectrogramFrontend
 from d2v.nn.frontends.speech import SpeechFrontend
 from d2v.nn.frontends.text import TextFrontend
 from d2v.runs.exports import CARD, export_folder
@@ -36,12 +39,17 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _CLASSES: dict[str, Callable[..., Any]] = {
     f"{part.__module__}.{part.__name__}": part
     for part in (
-        *(transformer_encoder, ImageFrontend, BeitFrontend, SpeechFrontend, TextFrontend),
-        *(MeanPoolHead, FirstTokenHead, FrameHead),
+        *(transformer_encoder, ImageFrontend, BeitFrontend, SpeechFrontend, TextFrontend, SpectrogramFrontend),
+        *(MeanPoolHead, FirstTokenHead, FrameHead, ClsHead),
     )
 }
-_MODALITIES: dict[str, type] = {"image": ImageFrontend, "speech": SpeechFrontend, "text": TextFrontend}
-HEADS: dict[str, type] = {"image": MeanPoolHead, "speech": FrameHead, "text": FirstTokenHead}
+_MODALITIES: dict[str, type] = {
+    "image": ImageFrontend,
+    "speech": SpeechFrontend,
+    "text": TextFrontend,
+    "spectrogram": SpectrogramFrontend,
+}
+HEADS: dict[str, type] = {"image": MeanPoolHead, "speech": FrameHead, "text": FirstTokenHead, "spectrogram": ClsHead}
 
 
 def arguments(node: Mapping[str, Any]) -> Node:
@@ -173,6 +181,9 @@ def write_inputs(
     if modality == "image":
         write_image_processor(folder, data, frontend["img_size"], frontend["in_chans"])
         return {}
+    if modality == "spectrogram":
+        write_spectrogram_extractor(folder, data, frontend["num_frames"], frontend["num_mels"])
+        return {}
     if modality == "speech":
         write_feature_extractor(folder, data)
         if labels is not None:
@@ -201,6 +212,8 @@ def label_config(modality: str, head: Node, labels: Sequence[str] | str | None) 
 def problems(modality: str, own: Node, frontend: Node, head: Node | None) -> list[str]:
     """List settings that Hugging Face's classes cannot represent, each with the only value that they support."""
     e, f = "model.encoder", f"model.encoder.frontends.{modality}"
+    if not any(family.modality == modality for family in FAMILIES.values()):
+        return [f"{f}: data2vec's classes in transformers read other inputs"]
     not_fitting = []
 
     def check(key: str, value: Any, only: Any, why: str = "") -> None:

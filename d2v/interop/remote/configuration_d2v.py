@@ -12,7 +12,7 @@ class D2VConfig(PretrainedConfig):
     """The encoder's arguments, as in d2v, one frontend's, and a head's.
 
     Args:
-        modality: "image", "speech" or "text".
+        modality: "image", "speech", "text" or "spectrogram".
         frontend: the arguments of its frontend (see the classes of their names in modeling_d2v.py).
         embed_dim: features D.
         depth: Transformer blocks.
@@ -32,7 +32,7 @@ class D2VConfig(PretrainedConfig):
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
         layer_drop_rate: probability of skipping a block in training.
         head_drop_rate: dropout in the head.
-        head_norm_eps: epsilon of the head's LayerNorm (images).
+        head_norm_eps: epsilon of the head's LayerNorm (images, spectrograms).
         head_layers: "last", or "concat" for a head on the outputs of all blocks of the trunk side by side (speech).
         vocab_size: ids of tokens (text), or outputs of CTC (speech).
         pad_token_id: of padding (text), or CTC's blank (speech).

@@ -198,10 +198,10 @@ class Frontend(nn.Module):
         return x, bias
 
 
-def sincos_2d(side: int, dim: int) -> Tensor:
-    """Return (side * side, dim): positions on a square grid; the first half encodes columns, the second rows."""
+def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
+    """Return (rows * columns, dim): positions on a grid; the first half encodes columns, the second rows."""
     frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     parts = []
     for coordinates in (columns, rows):
         angles = coordinates.flatten().double()[:, None] * frequencies
@@ -227,7 +227,7 @@ class ImageFrontend(Frontend):
         self.img_size = img_size
         side = img_size // patch_size
         self.proj = nn.Conv2d(in_chans, config.embed_dim, kernel_size=patch_size, stride=patch_size)
-        self.register_buffer("positions", sincos_2d(side, config.embed_dim) if fixed_positions else None)
+        self.register_buffer("positions", sincos_2d((side, side), config.embed_dim) if fixed_positions else None)
         self.rel_pos = RelativePositionBias(side, side, config.num_heads) if shared_bias else None
 
     def embed(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -242,6 +242,36 @@ class ImageFrontend(Frontend):
     def attn_bias(self, num_tokens: int) -> Tensor | None:
         """Return the bias of relative positions, (1, H, 1 + T, 1 + T), or None."""
         return None if self.rel_pos is None else self.rel_pos()
+
+
+class SpectrogramFrontend(Frontend):
+    """Patches of log-mel spectrograms of any length, with sine-cosine positions of time and mel bins."""
+
+    def __init__(
+        self,
+        config: D2VConfig,
+        num_mels: int = 128,
+        patch_size: int = 16,
+        max_frames: int = 12288,
+        num_prefix_tokens: int = 1,
+    ) -> None:
+        super().__init__(config, num_prefix_tokens, mask_token=False)
+        self.num_mels, self.max_frames = num_mels, max_frames
+        self.proj = nn.Conv2d(1, config.embed_dim, kernel_size=patch_size, stride=patch_size)
+        grid = (max_frames // patch_size, num_mels // patch_size)
+        self.register_buffer("positions", sincos_2d(grid, config.embed_dim))
+        self.positions: Tensor
+
+    def embed(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return patch features of (B, frames, mel bins) or (B, 1, frames, mel bins) spectrograms, without padding."""
+        x = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs
+        if x.shape[-1] != self.num_mels or x.shape[-2] > self.max_frames:
+            raise ValueError(
+                f"spectrograms of {tuple(x.shape[-2:])}, but the model reads up to {self.max_frames} frames of "
+                f"{self.num_mels} mel bins"
+            )
+        x = self.proj(x.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+        return x + self.positions[: x.shape[1]].to(x.dtype), None
 
 
 class ConvPositions(nn.Module):
@@ -365,7 +395,14 @@ class TextFrontend(Frontend):
         return x, ~(real if attention_mask is None else attention_mask.bool())
 
 
-FRONTENDS: dict[str, Any] = {"image": ImageFrontend, "speech": SpeechFrontend, "text": TextFrontend}
+FRONTENDS: dict[str, Any] = {
+    "image": ImageFrontend,
+    "speech": SpeechFrontend,
+    "text": TextFrontend,
+    "spectrogram": SpectrogramFrontend,
+}
+# Arguments for the inputs, by modality.
+INPUTS = {"image": "pixel_values", "speech": "input_values", "text": "input_ids", "spectrogram": "input_values"}
 
 
 class D2VPreTrainedModel(PreTrainedModel):
@@ -392,7 +429,7 @@ class D2VModel(D2VPreTrainedModel):
         prenet_rates, trunk_rates = rates[: config.prenet_depth], rates[config.prenet_depth :]
         self.prenets = nn.ModuleDict({config.modality: Trunk(config, prenet_rates, False)} if prenet_rates else {})
         self.trunk = Trunk(config, trunk_rates, config.final_norm)
-        self.main_input_name = {"image": "pixel_values", "speech": "input_values", "text": "input_ids"}[config.modality]
+        self.main_input_name = INPUTS[config.modality]
         self.post_init()
 
     def forward(
@@ -405,11 +442,11 @@ class D2VModel(D2VPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Features of images (B, C, H, W), waveforms (B, samples) or token ids (B, tokens).
+        """Features of images (B, C, H, W), waveforms (B, samples), spectrograms or token ids (B, tokens).
 
         Args:
             pixel_values: images.
-            input_values: waveforms, each of zero mean and unit variance.
+            input_values: waveforms, each of zero mean and unit variance; or spectrograms, normalised.
             input_ids: token ids.
             attention_mask: 1 for samples or tokens, 0 for padding, in the shape of the inputs.
             output_hidden_states: also return the input of the blocks and the output of each.
@@ -449,6 +486,20 @@ class MeanPoolHead(nn.Module):
         return self.proj(self.drop(self.norm(x.mean(dim=1))))
 
 
+class ClsHead(nn.Module):
+    """Head for spectrograms: a LayerNorm and a linear layer on the CLS token."""
+
+    def __init__(self, config: D2VConfig, num_outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.head_norm_eps)
+        self.drop = nn.Dropout(config.head_drop_rate)
+        self.proj = nn.Linear(config.embed_dim, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return outputs (B, C) of prefix tokens (B, P, D), the CLS token last."""
+        return self.proj(self.drop(self.norm(x[:, -1])))
+
+
 class FirstTokenHead(nn.Module):
     """Head for texts: a linear layer, tanh and a linear layer on the first token."""
 
@@ -478,7 +529,7 @@ class FrameHead(nn.Module):
 
 
 class D2VForTask(D2VPreTrainedModel):
-    """An encoder and a head on its tokens, the prefix tokens left out."""
+    """An encoder and a head on its tokens without the prefix tokens, or on these alone."""
 
     head_class: Any = None
     output_class: Any = None
@@ -505,7 +556,7 @@ class D2VForTask(D2VPreTrainedModel):
         out = self.encoder(*args, output_hidden_states=wanted or reads_layers, **kwargs)
         x = torch.cat(out.hidden_states[1:], dim=-1) if reads_layers else out.last_hidden_state
         num_prefix = self.encoder.frontends[self.encoder.modality].num_prefix_tokens
-        logits = self.head(x[:, num_prefix:])
+        logits = self.head(x[:, :num_prefix] if self.head_class is ClsHead else x[:, num_prefix:])
         loss = None
         if labels is not None:
             mask, inputs = kwargs.get("attention_mask"), kwargs.get(self.main_input_name)
@@ -520,6 +571,12 @@ class D2VForImageClassification(D2VForTask):
     """Classes of images."""
 
     head_class, output_class = MeanPoolHead, ImageClassifierOutput
+
+
+class D2VForAudioClassification(D2VForTask):
+    """Classes of sounds."""
+
+    head_class, output_class = ClsHead, SequenceClassifierOutput
 
 
 class D2VForSequenceClassification(D2VForTask):
