@@ -5,4 +5,5 @@ from __future__ import annotations
 
 def modality_of(name: str) -> str:
     """The modality of an experiment."""
-    return name.removeprefix("v1_").removeprefix("mae_").partition("_")[0]
+    first = name.removeprefix("v1_").removeprefix("mae_").partition("_")[0]
+    return {"eat": "spectrogram"}.get(first, first)

@@ -61,6 +61,8 @@ def _own_data(runs: ModuleType, folder: Path, name: str) -> list[str]:
     if modality_of(name) == "speech":
         parts = ["data.train=train-clean-100", "data.val=null", "data.probe_train=null"]
         return [f"data.root={runs.librispeech(folder)}", *parts]
+    if modality_of(name) == "spectrogram":
+        return [f"data.root={runs.sounds(folder)}"]
     folder.mkdir()
     return [f"data.root={runs.text_file(folder / 'text.txt')}", "data.vocab_size=300"]
 
@@ -76,7 +78,7 @@ def _small(runs: ModuleType, name: str) -> list[str]:
 def test_experiment_takes_a_step(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """On little data, with its own masks, optimizer and schedules; only sizes are smaller."""
     monkeypatch.setenv("D2V_CACHE", str(tmp_path / "cache"))
-    batch = {"image": 2, "speech": 6, "text": 2}[modality_of(name)]
+    batch = 6 if modality_of(name) == "speech" else 2
     result = runs.d2v_command(
         "pretrain", f"experiment={name}", f"output_dir={tmp_path / 'out'}", *_own_data(runs, tmp_path / "data", name),
         *_small(runs, name), f"global_batch_size={batch}", "micro_batch_size=null", "num_threads=1",
@@ -105,7 +107,9 @@ def test_experiment_instantiates(runs: ModuleType, name: str) -> None:
         schedule = built(cfg, "schedule", max_steps=cfg.trainer.max_steps)
         ema, mask = built(cfg, "ema"), built(cfg, "mask")
         node = cfg.model.encoder
-        frontend = {"image": _patches, "speech": _convolutions, "text": _embeddings}[modality_of(name)]
+        frontend = {
+            "image": _patches, "speech": _convolutions, "text": _embeddings, "spectrogram": _squares
+        }[modality_of(name)]  # fmt: skip
         blocks = (node.depth + node.prenet_depth) * _block_parameters(node.embed_dim)
         if node.get("layer_scale_init") is not None:
             blocks += node.depth * 2 * node.embed_dim
@@ -134,6 +138,12 @@ def _patches(cfg: Any) -> int:
         side = cfg.data.img_size // node.patch_size
         total += width + ((2 * side - 1) ** 2 + 3) * cfg.model.encoder.num_heads
     return total
+
+
+def _squares(cfg: Any) -> int:
+    """Patch embedding of one channel, CLS token, norm of the input; positions are no parameters."""
+    width: int = cfg.model.encoder.embed_dim
+    return (cfg.data.patch_size**2 + 1) * width + width + 2 * width
 
 
 def _convolutions(cfg: Any) -> int:
@@ -177,11 +187,15 @@ def _nodes(config: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _nodes(value, f"{path}[{i}]")
 
 
+# First words of experiments, by what options and their files say of their modality.
+FIRST = {"spectrogram": "eat", "eat_": "eat", "speech": "speech", "text": "text"}
+
+
 def _choice(group: str, option: str) -> list[str]:
     """An option with an experiment whose data and model are of its modality."""
     file = (CONF / group / f"{option}.yaml").read_text()
     about = option if group == "model" else f"{option} {file}".lower()
-    fitting = [name for name in ("speech", "text") if name in about]
+    fitting = [first for word, first in FIRST.items() if word in about]
     if (group, option) == ("mask", "block"):  # experiments set lengths of others
         return ["mask=block", "~mask.mask_length", "~mask.mask_ratio_adjust"]
     if (group, option) == ("mask", "random"):
@@ -288,7 +302,7 @@ def test_every_file_is_an_option_of_a_listed_group() -> None:
     assert {path.relative_to(CONF).with_suffix("").as_posix() for path in FILES if path not in parts} == listed
 
 
-@pytest.mark.parametrize("modality", ["image", "speech", "text"])
+@pytest.mark.parametrize("modality", ["image", "speech", "text", "spectrogram"])
 def test_inputs_are_what_the_data_call_their_inputs(runs: ModuleType, modality: str) -> None:
     """One file says what data and model share; data of the modality hold all of it, and the model reads data only."""
     inputs = yaml.safe_load((CONF / "inputs" / f"{modality}.yaml").read_text())

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from composing import modality_of
 from omegaconf import OmegaConf
 
@@ -93,7 +94,20 @@ TEXT = SEQUENCES | {
     "model.decoders.text.input_drop_rate": 0.1, "data.block_size": 512,
 }  # fmt: skip
 
-COMMON = {"image": IMAGES, "speech": SPEECH, "text": TEXT}
+SPECTROGRAMS = {
+    **{
+        key.replace("image.", "spectrogram."): value
+        for key, value in IMAGES.items()
+        if not key.startswith("data.") and "mask_length" not in key
+    },
+    "mask.mask_length": 5, "mask.num_masks": 16, "model.encoder.prenet_depth": 0, "model.cls_loss_weight": 1 * 12 * 16,
+    "model.encoder.frontends.spectrogram.max_frames": 768 * 16, "ema.decay_start": 0.9998, "ema.decay_end": 0.99999,
+    "schedule.warmup_steps": 53_333, "trainer.max_steps": 400_000, "global_batch_size": 4 * 12, "micro_batch_size": 12,
+    "data.num_frames": 1024, "data.num_mels": 128, "data.patch_size": 16, "data.sample_rate": 16_000,
+    "data.mean": -4.268, "data.std": 4.569, "data.crop": "start", "data.min_seconds": 10_000 / 16_000,
+}  # fmt: skip
+
+COMMON = {"image": IMAGES, "speech": SPEECH, "text": TEXT, "spectrogram": SPECTROGRAMS}
 
 PUBLISHED |= {
     "speech_base": {
@@ -125,6 +139,21 @@ PUBLISHED |= {
         "mask.num_masks": 8, "mask.mask_ratio": 0.5, "ema.decay_start": 0.9999, "ema.decay_end": 0.99999,
         "ema.anneal_steps": 100_000, "optim.lr": 1e-4, "schedule.warmup_steps": 4000, "trainer.max_steps": 600_000,
         "global_batch_size": 2 * 32, "micro_batch_size": 2,
+    },
+}  # fmt: skip
+
+PUBLISHED |= {
+    "eat_base": {
+        "model.encoder.depth": 12, "model.encoder.embed_dim": 768, "model.encoder.num_heads": 12,
+        "model.average_top_k_layers": 12, "mask.mask_ratio": 0.8, "mask.mask_ratio_adjust": 0.07,
+        "model.decoders.spectrogram.depth": 6, "model.decoders.spectrogram.kernel_size": 3,
+        "model.decoders.spectrogram.decoder_dim": 768, "ema.anneal_steps": 100_000, "optim.lr": 5e-4,
+    },
+    "eat_large": {
+        "model.encoder.depth": 24, "model.encoder.embed_dim": 1024, "model.encoder.num_heads": 16,
+        "model.average_top_k_layers": 24, "mask.mask_ratio": 0.75, "mask.mask_ratio_adjust": 0.1,
+        "model.decoders.spectrogram.depth": 3, "model.decoders.spectrogram.kernel_size": 5,
+        "model.decoders.spectrogram.decoder_dim": 1024, "ema.anneal_steps": 150_000, "optim.lr": 4e-4,
     },
 }  # fmt: skip
 
@@ -174,6 +203,7 @@ TOKENS = {
     "image_base": (196, 39), "image_large": (196, 49), "image_huge14": (256, 64), "speech_base": (999, 500),
     "speech_large": (999, 999 - 549), "text_base": (512, 266), "text_large": (512, 256),
     "v1_text_base": (512, 512 - 158), "v1_speech_base": (999, 999 - 489), "v1_image_base": (196, 196 - 120),
+    "eat_base": (512, 102), "eat_large": (512, 128),
 }  # fmt: skip
 
 
@@ -187,6 +217,21 @@ def test_published_recipe(runs: ModuleType, name: str) -> None:
         mask = built(cfg, "mask")
         tokens, visible = TOKENS[name]
         assert mask.num_visible(tokens) == visible
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "decoder"),
+    [("eat_base", 85_254_144, 2_585_856), ("eat_large", 302_575_616, 5_967_872)],
+)
+def test_sizes_of_eat(runs: ModuleType, name: str, encoder: int, decoder: int) -> None:
+    """88M and 309M parameters in all; 768 x 8 fixed positions are none."""
+    with runs.configuration("pretrain", f"experiment={name}") as cfg:
+        cfg.data.root = "somewhere"
+        with torch.device("meta"):
+            model = built(cfg, "model")
+    assert sum(p.numel() for p in model.student.parameters()) == encoder
+    assert sum(p.numel() for p in model.decoders.parameters()) == decoder
+    assert model.student.frontend("spectrogram").positions.shape == (768 * 8, cfg.model.encoder.embed_dim)
 
 
 IMAGENET = {

@@ -51,6 +51,10 @@ SMALL = {
         "model.decoders.speech.depth=1",
     ],
     "text": [*SIZE, "model.decoders.text.decoder_dim=16", "model.decoders.text.depth=1", "data.block_size=32"],
+    "spectrogram": [
+        *SIZE, "model.encoder.prenet_depth=0", "model.encoder.frontends.spectrogram.max_frames=256",
+        "model.decoders.spectrogram.decoder_dim=16", "model.decoders.spectrogram.depth=1", "data.num_frames=96",
+    ],
 }  # fmt: skip
 PLAIN = ["~curriculum", "model.reconstruction=false"]  # a teacher from the first step on
 TINY = [
@@ -237,6 +241,21 @@ def librispeech(root: Path, speakers: int = 2, clips: int = 3, part: str = "trai
             soundfile.write(folder / f"{name}.flac", wave.astype("float32"), 16000)
             lines.append(f"{name} {'HIGH' if speaker else 'LOW'} TONE\n")
         (folder / f"{100 + speaker}-1.trans.txt").write_text("".join(lines))
+    return root
+
+
+def sounds(root: Path, classes: int = 2, clips: int = 4, seconds: float = 1.0) -> Path:
+    """Folders of tones and noise, so many recordings of a class."""
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True)
+        for i in range(clips):
+            time = np.arange(int(16000 * seconds * (1 + i / clips))) / 16000
+            wave = 0.3 * np.sin(2 * np.pi * (300 + 900 * label + 40 * i) * time) + 0.02 * rng.normal(size=len(time))
+            soundfile.write(folder / f"{i}.flac", wave.astype("float32"), 16000)
     return root
 
 
