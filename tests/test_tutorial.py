@@ -50,4 +50,4 @@ def test_the_package_does_not_know_the_tutorial() -> None:
     root = TUTORIAL.parents[2]
     files = [*(root / "d2v").rglob("*.py"), *(root / "conf").rglob("*.yaml")]
     assert len(files) > 50
-    assert not [path for path in files if "SpectrogramFrontend" in path.read_text()]
+    assert not [path for path in files if "SmallFrontend" in path.read_text()]

@@ -124,7 +124,10 @@ class EvalData(Protocol):
         """Samples of ``eval_dataset`` to a batch without masks."""
 
     def raw(self, split: str) -> tuple[Tensor | list[str], Tensor]:
-        """Inputs as features, (N, D) float32 or texts, and labels (N,) int64: the baseline to beat."""
+        """Inputs as features, (N, D) float32 or texts, and labels (N,) int64: the baseline to beat.
+
+        Data whose source has ``groups`` also define ``raw_ids(split)``, the indices of these N samples.
+        """
 
     def describe(self) -> list[str]:
         """Lines of a summary: splits, sizes, classes, files left out."""

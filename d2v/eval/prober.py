@@ -80,7 +80,7 @@ class Prober:
         row = Row(name, {})
         if self.settings.linear or self.settings.knn:
             inputs = [Labelled(*self.data.raw(split)) for split in self.splits]
-            ids = [] if self.groups is None else self.data.raw_frames("train")[1].tolist()
+            ids = [] if self.groups is None else self.data.raw_ids("train")
             row = classify(name, self._pair(inputs, ids), self.settings, self.tell)
         if self.settings.ctc:
             self.tell(f"{name}: CTC probe")

@@ -49,7 +49,7 @@ def make_data(**changes: Any) -> Any:
     own = {
         "probe_train": object(), "val": object(), "class_names": ("minus", "plus"), "input_name": "raw points",
         "raw": points, "eval_dataset": lambda split: SimpleNamespace(source=source),
-        "raw_frames": lambda split: ([], torch.arange(40)),
+        "raw_ids": lambda split: list(range(40)),
     }  # fmt: skip
     return SimpleNamespace(**{**own, **changes})
 

@@ -153,7 +153,9 @@ def test_transformers_reads_exports(files: Path, tmp_path: Path, name: str) -> N
     model = auto.from_pretrained(tmp_path / "hf", trust_remote_code=True).eval()
     expected = load_file(files / f"{name.removesuffix('.pt')}.expected.safetensors")
     with torch.no_grad():
-        three = model(input_values=expected["source"][:, 0], output_hidden_states=True)  # (B, frames, mel bins), as processors give
+        three = model(
+            input_values=expected["source"][:, 0], output_hidden_states=True
+        )  # (B, frames, mel bins), as processors give
         four = model(input_values=expected["source"])
     if trained.head is None:
         torch.testing.assert_close(three.last_hidden_state, expected["features"], atol=1e-5, rtol=1e-5)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +22,16 @@ from oracle_cases import golden_case
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-GOLDEN = ["audio_base", "audio_padded", "image_base", "image_variant", "text_base", "text_padded", *GOLDEN_OF_1]
+GOLDEN = [
+    "audio_base",
+    "audio_padded",
+    "eat_base",
+    "image_base",
+    "image_variant",
+    "text_base",
+    "text_padded",
+    *GOLDEN_OF_1,
+]
 
 
 @pytest.fixture
@@ -38,7 +49,9 @@ def run_script(repo: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-CHECKPOINTS = ["audio", "image", "text"]
+FILES = ["audio", "eat", "eat_before_april_2024", "image", "text"]  # of fairseq's trainer
+
+CHECKPOINTS = [*FILES, "eat_hf", "eat_hf_finetuned"]
 
 READ_OF_1 = {"source", "target_tokens", "mask", "padding_mask", "student", "teacher", "teacher_after", "grad"}
 
@@ -67,7 +80,7 @@ def test_every_quantity_of_a_golden_case_agrees(check_parity: ModuleType, golden
             "target", "target_masked", "pred", "sample_size", "masked_fraction", "target_std", "pred_std"
         } <= quantities  # fmt: skip
         assert {"features_after", "loss/regression"} <= quantities
-        assert ("positions" in quantities) == name.startswith("image")  # the others learn theirs
+        assert ("positions" in quantities) == name.startswith(("image", "eat"))  # the others learn theirs
         assert ("loss/cls" in quantities) == ("cls" in case.spec["losses"])
     # The tolerances are those of the golden files' README, and there is room below them.
     assert {c[2] for c in checks} <= {0.0, 1e-5, 1e-4}
@@ -80,8 +93,8 @@ def test_script_accepts_the_golden_cases(
     done = run_script(golden_dir)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert done.stderr == ""
-    assert "12 cases ran, 0 quantities out of tolerance" in done.stdout
-    for name in [*GOLDEN, *(f"checkpoints/{name}" for name in CHECKPOINTS)]:
+    assert "18 cases ran, 0 quantities out of tolerance" in done.stdout
+    for name in [*GOLDEN, "eat_front", *(f"checkpoints/{name}" for name in CHECKPOINTS)]:
         assert f"\n{name}: " in done.stdout
 
 
@@ -89,16 +102,52 @@ def test_script_accepts_the_golden_cases(
 def test_every_output_of_a_checkpoint_is_checked(
     check_parity: ModuleType, golden_dir: Path, tmp_path: Path, name: str
 ) -> None:
-    path = tmp_path / f"{name}.pt"
-    path.write_bytes((golden_dir / "checkpoints" / path.name).read_bytes())
+    path = tmp_path / (f"{name}.pt" if name in FILES else name)
+    if name in FILES:
+        path.write_bytes((golden_dir / "checkpoints" / path.name).read_bytes())
+    else:
+        shutil.copytree(golden_dir / "checkpoints" / name, path)
     expected = load_file(golden_dir / "checkpoints" / f"{name}.expected.safetensors")
-    outputs = expected.keys() - {"source"}
-    moved = {k: v if k == "source" else v * 1.001 for k, v in expected.items()}
+    outputs = {key for key in expected if not key.startswith("source")}
+    moved = {k: v * 1.001 if k in outputs else v for k, v in expected.items()}
     for tensors, broken in ((expected, set()), (moved, outputs)):
         save_file(tensors, path.with_suffix(".expected.safetensors"))
-        checks = list(check_parity.check_checkpoint(path))
+        check = check_parity.check_checkpoint if name in FILES else check_parity.check_outputs
+        checks = list(check(path))
         assert {c[0] for c in checks if not c[1] <= c[2]} == broken
-        assert outputs | {"round trip of the student", "round trip of the teacher"} <= {c[0] for c in checks}
+        round_trips = {f"round trip of the {who}" for who in ("student", "teacher") if name in FILES}
+        assert outputs | round_trips <= {c[0] for c in checks}
+
+
+def test_every_quantity_of_the_front_is_checked(
+    main: Callable[..., int], golden_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is moved a little is out of tolerance: spectrograms, positions, rates, counts."""
+
+    def move(spec: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        for key, value in tensors.items():
+            if key.startswith(("fbank", "padded", "truncated", "esc50", "spcv2", "positions")):
+                value[0, 0] += 1e-3
+            elif key.startswith("visible_rate"):
+                value[0, 0] += 0.2
+            elif key.startswith("mask/"):
+                value[0, 0] = 1 - value[0, 0]
+
+    assert main(copy_case(golden_dir, tmp_path, "eat_front", move)) == 1
+    lines = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
+    moved = {key for key in load_file(golden_dir / "eat_front.safetensors") if not key.startswith("waveform")}
+    assert {key for key in moved if any(line.startswith(key) for line in lines)} == moved
+    for case in json.loads((golden_dir / "eat_front.json").read_text())["masks"]:
+        folder = tmp_path / case
+
+        def count(spec: dict[str, Any], _: dict[str, Tensor], case: str = case) -> None:
+            spec["masks"][case]["masked"] += 1
+
+        folder.mkdir()
+        assert main(copy_case(golden_dir, folder, "eat_front", count)) == 1
+        failed = [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
+        assert failed
+        assert all(f"mask/{case}" in line or f"masked/{case}" in line for line in failed)
 
 
 def test_script_fails_where_nothing_ran(

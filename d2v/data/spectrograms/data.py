@@ -142,6 +142,11 @@ class SpectrogramData(EqualSamples):
             raise ValueError(f"split {split!r}: none of these recordings can be read")
         return torch.stack([row for row, _ in rows]), torch.tensor([-1 if y is None else y for _, y in rows])
 
+    def raw_ids(self, split: str) -> list[int]:
+        """Indices of the recordings of :meth:`raw`."""
+        dataset = self.eval_dataset(split)
+        return [i for i in range(len(dataset)) if dataset[i].inputs is not None]
+
     def measures(self) -> dict[str, SpectrogramMeasures]:
         """Measurements to be made for ``d2v check``, by the name of the source."""
         return {name: SpectrogramMeasures(clips, self._view()) for name, clips in self._sources().items()}

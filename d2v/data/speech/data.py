@@ -267,6 +267,11 @@ class SpeechData(PretrainSet):
         labels = [self._eval_clips(split).label(i) for i in ids.tolist()]
         return features, torch.tensor([-1 if label is None else label for label in labels])
 
+    def raw_ids(self, split: str) -> list[int]:
+        """Indices of the clips of :meth:`raw`."""
+        ids: list[int] = self.raw_frames(split)[1].tolist()
+        return ids
+
     def raw_frames(self, split: str) -> tuple[list[Tensor], Tensor]:
         """40 log-mels every 20 ms of every clip that can be read, (T, 40) float32 each, and sample ids (N,) int64."""
         dataset = self.eval_dataset(split)

@@ -139,6 +139,8 @@ def test_unreadable_recordings_are_bad_samples(root: Path) -> None:
     report = check_data(data, 0.5)
     assert [entry.partition(":")[0] for entry in report.bad] == ["low/c.wav"]
     assert report.num_samples == 5
+    assert data.raw_ids("train") == [0, 1, 2, 3]
+    assert data.raw("train")[0].shape == (4, 256)
     with pytest.raises(BadSample):
         data.train.every().load(4)
 

@@ -47,10 +47,10 @@ class LogMel:
 
 
 @buildable
-class SpectrogramData(EqualSamples):
+class SmallData(EqualSamples):
     """Spectrograms of ``num_steps`` times 10 ms, and how they become batches."""
 
-    modality: ClassVar[str] = "spectrogram"
+    modality: ClassVar[str] = "small_spectrogram"
     input_name: ClassVar[str] = "raw spectrograms"
     eval_batch_size: ClassVar[int] = 64
 

@@ -13,7 +13,7 @@ from d2v.values import buildable
 
 
 @buildable
-class SpectrogramFrontend(Frontend):
+class SmallFrontend(Frontend):
     """(B, time, mels) spectrograms to one token a patch of ``patch_size`` x ``patch_size``.
 
     Args:
