@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[Any, list[list[str]]]] = {
             ["data=hf_images", "data.path=images", *_RGB],
             ["experiment=speech_tiny", "data=audio_folder", "data.root=recordings"],
             ["experiment=speech_tiny", "data=audio_manifest", "data.manifest=a.tsv"],
+            ["experiment=eat_tiny", "data=sound_folder", "data.root=recordings"],
+            ["experiment=eat_tiny", "data=sound_manifest", "data.manifest=a.tsv"],
             _TEXT,
             [*_TEXT[:1], "data=hf_text", "data.path=texts"],
             ["experiment=v1_image_tiny32", "mask=block", *_RGB],

@@ -68,6 +68,15 @@ def test_a_file_is_eats_by_its_configuration(files: Path, tmp_path: Path) -> Non
         open_checkpoint(tmp_path / "image.pt")
 
 
+@pytest.mark.parametrize(("key", "value"), [("in_chans", 3), ("patch_size", 8)])
+def test_other_sizes_in_their_files_are_refused(files: Path, tmp_path: Path, key: str, value: int) -> None:
+    content = torch.load(files / "eat.pt", weights_only=True)
+    content["cfg"]["model"]["modalities"]["image"][key] = value
+    torch.save(content, tmp_path / "eat.pt")
+    with pytest.raises(ValueError, match=rf"eat\.pt: {key}={value} in the checkpoint's configuration"):
+        open_checkpoint(tmp_path / "eat.pt")
+
+
 def test_a_fine_tuned_file_of_their_trainer_has_a_head_on_the_cls_token(files: Path, tmp_path: Path) -> None:
     content = torch.load(files / "eat.pt", weights_only=True)
     state = {f"model.{key}": value for key, value in content["model"].items() if "decoder" not in key and key != "_ema"}
