@@ -35,8 +35,10 @@ class Renumbered(Generic[T_co]):
         return self.source.load(index)
 
     def label(self, index: int) -> Any:
-        """The model's number of the sample's class; None if it has no label."""
+        """The model's number of the sample's class, or its numbers of several; None if it has no label."""
         number: Any = self.source.label(index)
+        if isinstance(number, tuple):
+            return tuple(self.numbers[n] for n in number)
         return None if number is None else self.numbers[number]
 
     def name(self, index: int) -> str:

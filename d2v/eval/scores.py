@@ -43,6 +43,28 @@ def pearson_spearman(predicted: np.ndarray, labels: np.ndarray) -> Scores:
     return {"pearson_spearman": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 
+def unweighted_accuracy(predicted: np.ndarray, labels: np.ndarray) -> Scores:
+    """Return the mean recall of the classes that occur, accuracy, and the mean of their F1: sounds, emotions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of predicted classes that do not occur
+        recall = float(metrics.balanced_accuracy_score(labels, predicted))
+    f1 = float(metrics.f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0))
+    return {"unweighted_accuracy": recall, **accuracy(predicted, labels), "macro_f1": f1}
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> Scores:
+    """Return the mean over classes of the average precision (AudioSet's mAP), of classes that occur.
+
+    Args:
+        scores: (N, C), higher for classes that a sample is more likely to have.
+        labels: (N, C) bool, the classes of every sample.
+    """
+    occur = labels.any(0)
+    if not occur.any():
+        return {"map": 0.0}
+    return {"map": float(metrics.average_precision_score(labels[:, occur], scores[:, occur], average="macro"))}
+
+
 def top_k(scores: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 5)) -> Scores:
     """Return the share of samples with their class among the k highest of (N, C) scores; k is at most C."""
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -63,4 +85,5 @@ SCORES: dict[str, Score] = {
     "accuracy_f1": accuracy_f1,
     "matthews": matthews,
     "pearson_spearman": pearson_spearman,
+    "unweighted_accuracy": unweighted_accuracy,
 }

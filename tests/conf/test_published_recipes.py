@@ -276,6 +276,12 @@ TASKS: dict[str, dict[str, Any]] = {  # sources: docs/recipes/finetuning.md
             ("qnli", 32, "accuracy"), ("rte", 16, "accuracy"), ("wnli", 32, "accuracy"),
         )
     },
+    "audio_tagging": {  # of EAT: docs/recipes/eat.md
+        "global_batch_size": 48, "trainer.max_steps": 40_000, "optim.lr": 5e-5, "optim.weight_decay": 0.05,
+        "optim.layer_decay": 0.65, "encoder.drop_path_rate": 0.1, "schedule.warmup_fraction": 4000 / 40_000,
+        "head._target_": "d2v.models.cls_head.ClsHead", "head.norm_eps": 1e-6, "labels.augment.time_mask": 0.2,
+        "labels.augment.mel_mask": 0.2, "labels.augment.roll": True, "data.num_frames": 1024,
+    },
     "glue/stsb": {**GLUE, "global_batch_size": 16, "task._target_": "d2v.tasks.classification.Regression"},
     "glue/qqp": {**GLUE, "global_batch_size": 32, "task.metric": "accuracy_f1", "schedule.warmup_fraction": 0.25},
     "glue_all": {**GLUE, "sweep.lrs": [1e-5, 2e-5, 4e-5, 6e-5], "sweep.seeds": [0, 1, 2, 3, 4]},
@@ -292,7 +298,7 @@ TASKS: dict[str, dict[str, Any]] = {  # sources: docs/recipes/finetuning.md
 
 
 def test_every_published_task_is_here() -> None:
-    own = {"image_classification", "ctc", "ctc_base"}  # any folder, any clips
+    own = {"image_classification", "ctc", "ctc_base", "audio_classification"}  # any folder, any clips
     assert TASKS.keys() == set(options("task")) - own
 
 

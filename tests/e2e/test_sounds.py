@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import d2v
+from d2v.runs.results import read_results
 
 OK = (0, None)
 
@@ -103,3 +104,59 @@ def test_a_run_starts_from_their_file(runs: ModuleType, golden_dir: Path, sounds
     assert result.status in OK, result.err
     assert "its encoder alone" not in result.err  # teacher and decoder, too
     assert runs.checkpoints(tmp_path / "run") == ["step-00000001.ckpt"]
+
+
+def finetuned(runs: ModuleType, output: Path, *overrides: str) -> tuple[str, Path]:
+    """What a short fine-tuning prints, and its folder."""
+    result = runs.d2v_command(
+        "finetune", *overrides, "trainer.max_steps=2", "global_batch_size=4", "num_threads=1",
+        "trainer.accelerator=cpu", f"hydra.run.dir={output}",
+    )  # fmt: skip
+    assert result.status in OK, result.err
+    return result.out, output
+
+
+def test_fine_tuning_on_classes_is_scored_and_exported(
+    runs: ModuleType, run: Path, sounds: Path, tmp_path: Path
+) -> None:
+    folders = [f"data.root={sounds / 'train'}", f"data.val_root={sounds / 'val'}", "data.class_folders=true"]
+    _, tuned = finetuned(
+        runs, tmp_path / "run", "task=audio_classification", f"checkpoint={run}", *folders,
+        "head._target_=d2v.models.cls_head.ClsHead",
+    )  # fmt: skip
+    (row,) = read_results(tuned).rows
+    assert row.scores.keys() == {"unweighted_accuracy", "accuracy", "macro_f1"}
+    again = runs.d2v_command("evaluate", f"checkpoint={tuned}", f"output_dir={tmp_path / 'out'}")
+    assert again.status in OK, again.err
+    exported = runs.d2v_command("export", f"checkpoint={tuned}", f"output={tmp_path / 'hf'}", "format=huggingface")
+    assert exported.status in OK, exported.err
+    assert '"D2VForAudioClassification"' in (tmp_path / "hf" / "config.json").read_text()
+
+
+def test_waveform_encoders_are_fine_tuned_on_classes(runs: ModuleType, sounds: Path, tmp_path: Path) -> None:
+    _, tuned = finetuned(
+        runs, tmp_path / "run", "task=audio_classification", "checkpoint=null", "model=data2vec2/speech_tiny",
+        "data=audio_folder", f"data.root={sounds / 'train'}", f"data.val_root={sounds / 'val'}",
+        r"data.label_pattern='^([^/]+)/'", "data.min_seconds=0.5", "optim.layer_decay=1",
+        *runs.SMALL["speech"],
+    )  # fmt: skip
+    (row,) = read_results(tuned).rows
+    assert row.metric == "unweighted_accuracy"
+
+
+def test_tagging_is_scored_by_mean_average_precision(runs: ModuleType, run: Path, sounds: Path, tmp_path: Path) -> None:
+    given = []
+    for split, prefix in (("train", ""), ("val", "val_")):
+        files = sorted((sounds / split).rglob("*.flac"))
+        lines = [f"{file.relative_to(sounds)}\t16000" for file in files]
+        (tmp_path / f"{split}.tsv").write_text("\n".join([str(sounds), *lines]) + "\n")
+        (tmp_path / f"{split}.txt").write_text("".join(f"{file.parent.name};sound\n" for file in files))
+        given += [f"data.{prefix}manifest={tmp_path / split}.tsv", f"data.{prefix}classes={tmp_path / split}.txt"]
+    _, tuned = finetuned(
+        runs, tmp_path / "run", "task=audio_tagging", f"checkpoint={run}", *given, "data.separator=';'",
+        "data.min_seconds=0.1",
+    )  # fmt: skip
+    (row,) = read_results(tuned).rows
+    assert row.scores.keys() == {"map"}
+    assert 0 < row.scores["map"] <= 1
+    assert "sound" in (tuned / "predictions_val.tsv").read_text()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import average_precision_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from d2v.eval import scores
@@ -126,3 +126,28 @@ def test_per_class(pairs: Pairs) -> None:
         recall = ratio(hits, sum(label == c for _, label in pairs))
         f1 = ratio(2 * precision * recall, precision + recall)
         assert table[c].tolist() == pytest.approx([precision, recall, f1])
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1))
+@example([(3, 0), (0, 0), (1, 1)])  # a class that is predicted and does not occur
+def test_unweighted_accuracy_is_a_mean_over_the_classes_that_occur(pairs: Pairs) -> None:
+    found = scores.unweighted_accuracy(*arrays(pairs))
+    occur = sorted({label for _, label in pairs})
+    recalls, f1s = [], []
+    for c in occur:
+        hits = pairs.count((c, c))
+        recalls.append(ratio(hits, sum(label == c for _, label in pairs)))
+        f1s.append(ratio(2 * hits, sum(p == c for p, _ in pairs) + sum(label == c for _, label in pairs)))
+    assert found["unweighted_accuracy"] == pytest.approx(np.mean(recalls))
+    assert found["macro_f1"] == pytest.approx(np.mean(f1s))
+    assert found["accuracy"] == pytest.approx(np.mean([p == label for p, label in pairs]))
+
+
+def test_mean_average_precision_leaves_out_classes_that_do_not_occur() -> None:
+    rng = np.random.default_rng(1)
+    values, labels = rng.standard_normal((50, 5)), rng.random((50, 5)) < 0.3
+    labels[:, 2] = False
+    expected = np.mean([average_precision_score(labels[:, c], values[:, c]) for c in (0, 1, 3, 4)])
+    assert scores.mean_average_precision(values, labels)["map"] == pytest.approx(expected, abs=1e-12)
+    assert scores.mean_average_precision(values, np.zeros((50, 5), bool)) == {"map": 0.0}

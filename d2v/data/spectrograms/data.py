@@ -12,12 +12,24 @@ from torch import Tensor
 from d2v.data.bad_samples import BadSampleCounter
 from d2v.data.contents import distinct
 from d2v.data.datasets import EqualSamples, EvalCollate, EvalSamples, PretrainSamples
+from d2v.data.labelled import FinetuneSet, part
+from d2v.data.spectrograms.augment import AugmentedView, SoundAugment
 from d2v.data.spectrograms.batches import MODALITY, SpectrogramView
 from d2v.data.spectrograms.filter_bank import FilterBank
 from d2v.data.spectrograms.measures import SpectrogramMeasures
 from d2v.data.speech.clips import AudioClips
 from d2v.data.speech.data import report_left_out
-from d2v.values import FiniteFloat, Fraction, ImageSize, NumFrames, PositiveFloat, SampleRate, Seconds, Width
+from d2v.values import (
+    FiniteFloat,
+    Fraction,
+    ImageSize,
+    NumFrames,
+    PositiveFloat,
+    PositiveFraction,
+    SampleRate,
+    Seconds,
+    Width,
+)
 
 Crop = Literal["start", "random"]
 
@@ -110,6 +122,36 @@ class SpectrogramData(EqualSamples):
         """Views by SampleKey. Raises ValueError if all recordings are too short."""
         self.train.check_not_empty()
         return PretrainSamples(self.train, self._view(), seed)
+
+    def finetune(
+        self, augment: SoundAugment | None = None, label_fraction: PositiveFraction = 1.0, seed: int = 0
+    ) -> FinetuneSet[np.ndarray]:
+        """The labelled recordings, to train on and to score.
+
+        Args:
+            augment: how recordings are varied in training; None for not at all.
+            label_fraction: train on this share of every class only.
+            seed: decides which.
+
+        Raises:
+            ValueError: training or validation recordings have no classes.
+        """
+        if self.train.class_names is None or self.val is None or self.val.class_names is None:
+            raise ValueError(
+                "fine-tuning needs classes of training and validation recordings: class_folders=true or label_pattern "
+                "and val_root, or classes, val_manifest and val_classes"
+            )
+        view = self._view()
+        return FinetuneSet(
+            train=part(self.train, label_fraction, seed),
+            evals={"val": self.val},
+            labels=self.train.class_names,
+            train_view=view if augment is None else AugmentedView(view, augment),
+            eval_view=view,
+            collate=self.eval_collate,
+            eval_batch_size=self.eval_batch_size,
+            max_bad_fraction=self.max_bad_fraction,
+        )
 
     def bad_sample_counter(self) -> BadSampleCounter:
         """A counter for ``Batch.skipped`` with this data's limit."""

@@ -13,11 +13,11 @@ from typing import Unpack
 from d2v.data.contents import Contents
 from d2v.data.files import printable
 from d2v.data.spectrograms.data import SpectrogramData, SpectrogramOptions
-from d2v.data.spectrograms.sources import LabelledClips
 from d2v.data.speech.clips import AudioClips, audio_listing, require_folder
 from d2v.data.speech.corpora import manifest_clips, with_transcripts
 from d2v.data.speech.factories import below
-from d2v.values import PathStr, buildable
+from d2v.data.speech.labelled_clips import LabelledClips
+from d2v.values import Name, PathStr, buildable
 
 _TOP_FOLDER = "^([^/]+)/"
 
@@ -77,6 +77,7 @@ def sound_manifest(
     classes: PathStr | None = None,
     val_manifest: PathStr | None = None,
     val_classes: PathStr | None = None,
+    separator: Name | None = None,
     **options: Unpack[SpectrogramOptions],
 ) -> SpectrogramData:
     """Build data from a list of audio files with lengths, so that no file is opened before it is used.
@@ -86,6 +87,7 @@ def sound_manifest(
         classes: a text file with the class of a recording a line, in the order of the recordings; or None.
         val_manifest: manifest of the recordings to evaluate on, or None.
         val_classes: of these.
+        separator: between the classes of a recording that has several, for ``task=audio_tagging``; None for one class.
         **options: as in :class:`SpectrogramData`.
 
     Raises:
@@ -103,13 +105,20 @@ def sound_manifest(
             return AudioClips(partial(below, root), listed, rate, min_samples, key=key, contents=contents)
         listed = with_transcripts(listed, texts, f"{prefix}classes")
         return LabelledClips(
-            partial(below, root), listed, rate, min_samples, key=key, contents=contents, class_names=names
+            partial(below, root),
+            listed,
+            rate,
+            min_samples,
+            key=key,
+            contents=contents,
+            class_names=names,
+            separator=separator,
         )
 
     train = clips(manifest, classes, "", _shortest(options), None)
     return SpectrogramData(
         train=train,
-        probe_train=None if classes is None else train,
+        probe_train=None if classes is None or separator is not None else train,
         val=None if val_manifest is None else clips(val_manifest, val_classes, "val_", 1, train.class_names),
         **options,
     )

@@ -72,9 +72,7 @@ class FilterBank:
         low, high = (1127 * math.log1p(hertz / 700) for hertz in (_LOWEST, self.sample_rate / 2))
         edges = low + torch.arange(self.num_mels + 2) * ((high - low) / (self.num_mels + 1))
         left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-        bands = torch.minimum((mels - left) / (centre - left), (right - mels) / (right - centre)).clamp(min=0)
-        bands[-1] = 0  # Kaldi leaves the highest frequency out
-        return bands
+        return torch.minimum((mels - left) / (centre - left), (right - mels) / (right - centre)).clamp(min=0)
 
 
 def _mels(hertz: Tensor) -> Tensor:

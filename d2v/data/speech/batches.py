@@ -115,6 +115,25 @@ class CropView:
 
 
 @dataclass(frozen=True)
+class SectionView:
+    """A whole clip, or a random crop of a longer one, for fine-tuning on classes.
+
+    Attributes:
+        min_samples: shortest clip with a frame.
+        max_samples: longer clips are cropped to this.
+    """
+
+    min_samples: int
+    max_samples: int
+
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Return (S,) float32. Raises BadSample for clips without a frame."""
+        if len(waveform) < self.min_samples:
+            raise BadSample(f"{len(waveform)} samples do not hold one frame")
+        return crop(waveform, min(len(waveform), self.max_samples), rng)
+
+
+@dataclass(frozen=True)
 class EvalView:
     """A whole clip.
 

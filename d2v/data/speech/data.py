@@ -23,7 +23,7 @@ from d2v.data.letters import LETTERS, check_letters
 from d2v.data.samplers import BatchPlan
 from d2v.data.shards import ShardedBatches, stream_batches
 from d2v.data.source import Source
-from d2v.data.speech.batches import MODALITY, ClipCollate, CropView, EvalView, PretrainClips
+from d2v.data.speech.batches import MODALITY, ClipCollate, CropView, EvalView, PretrainClips, SectionView
 from d2v.data.speech.clips import AudioClips
 from d2v.data.speech.measures import ClipMeasures
 from d2v.data.speech.transcripts import TranscribedClips, WholeView, choose_hours, name_unlearnable
@@ -225,7 +225,7 @@ class SpeechData(PretrainSet):
         on_bad_text: Literal["error", "skip"] = "error",
         seed: int = 0,
     ) -> FinetuneSet[np.ndarray]:
-        """The clips with transcripts, to train on and to score.
+        """The clips with transcripts, to train on and to score; or those with classes, where there are no transcripts.
 
         Args:
             letters: what they are spelled with (see :mod:`d2v.data.letters`).
@@ -235,11 +235,13 @@ class SpeechData(PretrainSet):
             seed: decides which clips.
 
         Raises:
-            ValueError: there are no transcripts, or one cannot be spelled.
+            ValueError: there are no transcripts and no classes, or a transcript cannot be spelled.
         """
         clips = self.train if isinstance(self.train, AudioClips) and self.train.has_transcripts else self.probe_train
         if clips is None or self.val is None:
             raise ValueError("fine-tuning needs clips with transcripts to train on and to score: see val=...")
+        if clips.class_names is not None and not clips.has_transcripts:
+            return self._finetune_on_classes(clips, self.val, label_fraction, seed)
         check_letters(letters)
         every = TranscribedClips(clips, letters, self._samples(self.max_seconds), on_bad_text, "max_seconds")
         train: Source[np.ndarray] = every if hours is None else choose_hours(every, hours, self.sample_rate, seed)
@@ -255,6 +257,22 @@ class SpeechData(PretrainSet):
             collate=self.eval_collate,
             eval_batch_size=self.eval_batch_size,
             batching=InSeconds(self.sample_rate, self.pool_size),
+            max_bad_fraction=self.max_bad_fraction,
+        )
+
+    def _finetune_on_classes(
+        self, clips: AudioClips, val: AudioClips, label_fraction: float, seed: int
+    ) -> FinetuneSet[np.ndarray]:
+        """Return clips with classes; a batch is a number of clips."""
+        assert clips.class_names is not None
+        return FinetuneSet(
+            train=part(clips, label_fraction, seed),
+            evals={"val": val},
+            labels=clips.class_names,
+            train_view=SectionView(self._min_eval_samples, self._samples(self.max_seconds)),
+            eval_view=EvalView(self._min_eval_samples, self._samples(self.eval_max_seconds)),
+            collate=self.eval_collate,
+            eval_batch_size=self.eval_batch_size,
             max_bad_fraction=self.max_bad_fraction,
         )
 
