@@ -165,7 +165,9 @@ def test_lightly_trains(methods: Any, images: Path) -> None:
 def _trains(methods: Any, images: Path, name: str) -> None:
     method = methods.METHODS[name](str(images), 1e-3, 2, 0, torch.device("cpu"))
     off = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
+    method.model.eval()  # nothing is masked or dropped
     before = method.encode(torch.zeros(2, 3, 32, 32)).detach().clone()
+    method.model.train()
     methods.train(method, 2, lambda step: 1.0, 0, torch.device("cpu"), off)
     method.model.eval()
     after = method.encode(torch.zeros(2, 3, 32, 32))
