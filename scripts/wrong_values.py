@@ -77,7 +77,7 @@ _BY_KIND: dict[str, dict[type, list[Any]]] = {
 # Keys that also take what is a wrong value of other keys with such defaults.
 _MAY_BE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("layers", "num_workers", "num_threads", "batch_size"), ("a number for a text",)),
-    "devices": ("a list for one value",),
+    **dict.fromkeys(("devices", "checkpoint"), ("a list for one value",)),  # of evaluate: several checkpoints
     **dict.fromkeys(("train", "val", "probe_train"), ("one value for a list", "a list for one value")),
 }
 

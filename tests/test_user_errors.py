@@ -101,7 +101,7 @@ def test_errors_of_the_system_and_of_programs_are_left_alone() -> None:
 D2V = Path(__file__).parent.parent / "d2v"
 NAMES = "data|mask|model|optim|schedule|ema|trainer|task|labels|probe|decoder|callbacks|logger"
 SECTIONS = rf"(?<![\w./~@+-])({NAMES})\.(?!safetensors|onnx)[a-z_{{]"
-ABOUT_CONFIGURATIONS = ("cli", "runs/resuming.py", "interop/fairseq/files.py", "interop/huggingface/writing.py")
+ABOUT_CONFIGURATIONS = ("cli", "runs/resuming.py", "interop/fairseq/data2vec.py", "interop/huggingface/writing.py")
 
 
 def keys_named(source: str) -> list[str]:

@@ -42,7 +42,7 @@ class Tagging:
         """Return the binary cross entropy, the mean over classes, summed over samples."""
         assert batch.labels is not None
         if batch.labels.ndim != 2:
-            raise ValueError("separator=null: tagging needs recordings with lists of classes; set data.separator=','")
+            raise ValueError("separator=null: tagging needs recordings with lists of classes; set separator=','")
         total = F.binary_cross_entropy_with_logits(outputs.float(), self._target(batch.labels), reduction="sum")
         return Loss(total / self.num_outputs, torch.tensor(len(outputs), device=outputs.device))
 

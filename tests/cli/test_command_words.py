@@ -154,7 +154,10 @@ finally:
         (["pretrain", "+seed=1"], "without the plus"),
         (["pretrain", "~data.rot"], "unknown key 'data.rot'"),
         (["pretrain", "--seed=3"], "write seed=3"),
-        (["finetune", "checkpoint=x"], "choose task=...: one of ctc, ctc_base, glue/cola"),
+        (
+            ["finetune", "checkpoint=x"],
+            "choose task=...: one of audio_classification, audio_tagging, ctc, ctc_base, glue/cola",
+        ),
         (["pretrain", "data=image_folder"], "needs data.root=VALUE"),
         (["export", "checkpoint=x"], "needs output=VALUE"),
         (["extract"], "needs checkpoint=VALUE and output=VALUE"),

@@ -144,7 +144,7 @@ def test_only_divergence_is_noted(tmp_path: Path) -> None:
         ("sweep.seeds=[0,1,0]", "sweep.seeds=[0, 1, 0]: 0 is there twice; give it once"),
         ("sweep.lrs=[1e-4,0.0001]", "sweep.lrs=[0.0001, 0.0001]: 0.0001 is there twice"),
         (f"sweep.tasks=[{TASK},{TASK}]", f"{TASK} is there twice"),
-        ("sweep.tasks=[glue/foo]", "glue/foo is no single task; choose from ctc, ctc_base, glue/cola"),
+        ("sweep.tasks=[glue/foo]", "glue/foo is no single task; choose from audio_classification, audio_tagging, ctc"),
         ("sweep.tasks=[glue_all]", "glue_all is no single task"),
     ],
 )

@@ -19,6 +19,8 @@ from d2v.values import is_buildable
 # (d2v.values.buildable): nothing listed here may write, execute or import what its arguments name.
 MARKED = {
     "d2v.data.images.augment": {"ImageAugment"},
+    "d2v.data.spectrograms.augment": {"SoundAugment"},
+    "d2v.data.spectrograms.factories": {"sound_folder", "sound_manifest"},
     "d2v.data.texts.glue": {"glue"},
     "d2v.data.images.factories": {"hf_images", "image_folder", "imagenet", "samples"},
     "d2v.data.speech.factories": {"audio_folder", "audio_manifest", "hf_audio", "librispeech", "samples_speech"},
@@ -32,6 +34,7 @@ MARKED = {
     "d2v.lit.callbacks.score": {"ScoreEvery"},
     "d2v.lit.loggers": {"CSVLogger", "tensorboard_logger", "wandb_logger"},
     "d2v.lit.optim": {"adamw", "muon"},
+    "d2v.models.cls_head": {"ClsHead"},
     "d2v.models.data2vec": {"Data2Vec", "RegressionHead"},
     "d2v.models.data2vec2": {"Data2Vec2"},
     "d2v.models.heads": {"FeatureMask", "FinetunedModel", "FirstTokenHead", "FrameHead", "MeanPoolHead"},
@@ -39,6 +42,7 @@ MARKED = {
     "d2v.nn.decoders": {"ConvDecoder1d", "ConvDecoder2d", "PixelDecoder"},
     "d2v.nn.encoder": {"Encoder", "transformer_encoder"},
     "d2v.nn.frontends.image": {"BeitFrontend", "ImageFrontend"},
+    "d2v.nn.frontends.spectrogram": {"SpectrogramFrontend"},
     "d2v.nn.frontends.speech": {"SpeechFrontend"},
     "d2v.nn.frontends.text": {"TextFrontend"},
     "d2v.nn.trunk": {"Transformer"},
@@ -47,6 +51,7 @@ MARKED = {
         *("cosine", "ema_decay", "reconstruction_first", "tri_stage", "warmup_cosine", "warmup_linear")
     },
     "d2v.tasks.classification": {"Classification", "Regression"},
+    "d2v.tasks.tagging": {"Tagging"},
     "d2v.tasks.transcription": {"Transcription"},
 }
 

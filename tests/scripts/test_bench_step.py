@@ -215,7 +215,7 @@ def test_a_sweep_changes_one_size(bench_step: ModuleType, recipe: str, axis: str
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["image_tinny"], "no recipe image_tinny: choose from image_base"),
+        (["image_tinny"], "no recipe image_tinny: choose from eat_base"),
         (["image_tiny", "--batch", "0"], "--batch 0: at least 1"),
         (["image_tiny", "--sweep", "batch", "--values", "2", "2.5"], "--values 2 2.5: whole numbers"),
         (["image_tiny", "--sweep", "masks", "--values", "2", "2"], "--values 2 2: whole numbers, each of them once"),
