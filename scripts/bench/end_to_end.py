@@ -63,7 +63,6 @@ def main() -> None:
         if absent := [module for module in PEERS[name] if find_spec(module) is None]:
             print(f"{name}: left out, {' and '.join(absent)} not installed (--env DIR)", flush=True)
             libraries.remove(name)
-    end_with_commands()
     precision = choose_precision("auto", args.device)
     workers = choose_workers("auto", args.device)
     turns: dict[str, list[dict[str, Any]]] = {f"{name} {form}": [] for name in libraries for form in FORMS}
@@ -201,4 +200,5 @@ def range_of(shares: Spread) -> str:
 
 
 if __name__ == "__main__":
+    end_with_commands()
     main()

@@ -67,7 +67,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no GPU")
-    end_with_commands()
     budget = args.budget if args.budget is not None else BUDGETS["short" if args.short else "full"]
     facts = machine_facts(available_cores())
 
@@ -197,4 +196,5 @@ def learned(steps: int, device: str, short: bool, scratch: Path, commands: Comma
 
 
 if __name__ == "__main__":
+    end_with_commands()
     sys.exit(main())

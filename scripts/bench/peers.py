@@ -96,7 +96,6 @@ def main() -> None:
         parser.error(f"--methods {wrong[0]}: choose among {listed}")
     if args.env is not None:
         rerun_inside(args.env)
-    end_with_commands()
     output: Path = args.output.resolve()
     study = Study(
         output, args.data.resolve(), args.device, args.jobs or (1 if args.device == "cuda" else available_cores())
@@ -242,4 +241,5 @@ def features(
 
 
 if __name__ == "__main__":
+    end_with_commands()
     main()
