@@ -87,7 +87,8 @@ def labels_of(samples: Sequence[Sample]) -> Tensor | None:
     if len(labels) < len(samples):
         return None
     if labels and isinstance(labels[0], tuple):
-        return pad_sequence([torch.tensor(label) for label in labels], batch_first=True, padding_value=NO_LETTER)
+        rows = [torch.tensor(label, dtype=torch.int64) for label in labels]  # () has no type of its own
+        return pad_sequence(rows, batch_first=True, padding_value=NO_LETTER)
     return torch.tensor(labels, dtype=torch.float32 if labels and isinstance(labels[0], float) else torch.int64)
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.types import Batch, EncoderOutput
+from d2v.types import NO_LETTER, Batch, EncoderOutput
 
 Layers = Literal["last", "average", "concat", "all"] | int
 Pool = Literal["mean", "mean_std", "cls", "none"]
@@ -300,8 +301,14 @@ def _select_layers(out: EncoderOutput, layers: Layers) -> Tensor:
 
 
 def labels_of_all(labels: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the labels of all batches, or None if none has any. Raises ValueError if only some have."""
+    """Return the labels of all batches, or None if none has any. Raises ValueError if only some have.
+
+    Samples of several classes have rows of labels, (n, L), filled up with ``NO_LETTER`` to the longest of all batches.
+    """
     present = [y for y in labels if y is not None]
     if present and len(present) < len(labels):
         raise ValueError(f"only {len(present)} of {len(labels)} batches have labels: label all samples or none")
+    if present and present[0].ndim == 2:
+        longest = max(y.shape[1] for y in present)
+        present = [F.pad(y, (0, longest - y.shape[1]), value=NO_LETTER) for y in present]
     return torch.cat(present).cpu() if present else None

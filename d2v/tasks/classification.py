@@ -51,8 +51,14 @@ class Classification:
         return len(self.class_names)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Loss:
-        """Return the cross entropy, summed over samples."""
+        """Return the cross entropy, summed over samples.
+
+        Raises:
+            ValueError: samples have several classes each.
+        """
         assert batch.labels is not None
+        if batch.labels.ndim == 2 and not batch.labels.is_floating_point():
+            raise ValueError("separator: a sample has one class in a classification; set it to null, or choose tagging")
         smoothing = 0.0 if batch.labels.is_floating_point() else self.label_smoothing
         total = F.cross_entropy(outputs.float(), batch.labels, reduction="sum", label_smoothing=smoothing)
         return Loss(total, torch.tensor(len(outputs), device=outputs.device))

@@ -67,7 +67,7 @@ class Clock:
     """Times of steps, by the wall clock and by the processor time of this process.
 
     Args:
-        loop: whose steps they are.
+        loop: the loop that takes the steps.
     """
 
     def __init__(self, loop: Loop) -> None:

@@ -28,7 +28,7 @@ from d2v.data.samplers import StepPlan
 from d2v.lit.module import seed_generators, step_seed
 from d2v.types import Batch
 
-RECIPE = "image_tiny32"  # whose encoder, images and views all methods have
+RECIPE = "image_tiny32"  # all methods have its encoder, images and views
 WEIGHT_DECAY, BETAS = 0.05, (0.9, 0.95)
 VIEWS = 4  # of an image, for LeJEPA: two global ones and two smaller crops
 LEARNING_RATES = (5e-4, 1e-3, 2e-3)

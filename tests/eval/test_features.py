@@ -102,6 +102,14 @@ def test_unlabelled_batches_have_no_labels() -> None:
     assert extract(RowEncoder(), make_batches(4, 2, labelled=False)).labels is None
 
 
+def test_samples_of_several_classes_have_rows_of_one_length() -> None:
+    first, second = make_batches(4, 2)
+    several = torch.tensor([[1, 0], [2, -1]]), torch.tensor([[3], [-1]])
+    labels = extract(RowEncoder(), [replace(first, labels=several[0]), replace(second, labels=several[1])]).labels
+    assert labels is not None
+    assert labels.tolist() == [[1, 0], [2, -1], [3, -1], [-1, -1]]
+
+
 def test_errors_name_the_setting() -> None:
     batches = make_batches(2, 2)
     with pytest.raises(ValueError, match=r"pool=cls.*set pool=mean"):

@@ -68,7 +68,7 @@ def test_a_file_is_eats_by_its_configuration(files: Path, tmp_path: Path) -> Non
         open_checkpoint(tmp_path / "image.pt")
 
 
-@pytest.mark.parametrize(("key", "value"), [("in_chans", 3), ("patch_size", 8)])
+@pytest.mark.parametrize(("key", "value"), [("in_chans", 3), ("patch_size", 8), ("num_extra_tokens", 2)])
 def test_other_sizes_in_their_files_are_refused(files: Path, tmp_path: Path, key: str, value: int) -> None:
     content = torch.load(files / "eat.pt", weights_only=True)
     content["cfg"]["model"]["modalities"]["image"][key] = value

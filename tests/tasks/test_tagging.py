@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from d2v.data.keys import SampleKey
 from d2v.data.source import Sample, labels_of
+from d2v.tasks.classification import Classification
 from d2v.tasks.tagging import Tagging
 from d2v.types import Batch
 
@@ -51,3 +52,8 @@ def test_predictions_are_probabilities_of_each_class() -> None:
     assert TASK.answer(prediction) == [0, 2]
     assert TASK.cells(prediction, [1, 2]) == ("cat; rain; dog", "0.8808; 0.5250; 0.2689", "dog; rain")
     assert TASK.num_outputs == len(TASK.class_names) == 3
+
+
+def test_a_classification_refuses_several_classes() -> None:
+    with pytest.raises(ValueError, match="separator: a sample has one class in a classification; set it to null"):
+        Classification(["cat", "dog"]).loss(torch.zeros(2, 2), batch((0, 1), (1,)))

@@ -143,7 +143,7 @@ class SpectrogramData(EqualSamples):
             )
         view = self._view()
         return FinetuneSet(
-            train=part(self.train, label_fraction, seed),
+            train=part(self.train, label_fraction, seed, stratify=not isinstance(self.train.label(0), tuple)),
             evals={"val": self.val},
             labels=self.train.class_names,
             train_view=view if augment is None else AugmentedView(view, augment),

@@ -59,8 +59,8 @@ class LabelledClips(AudioClips):
         return [name.strip() for name in names if name.strip()]
 
     def label(self, index: int) -> int | tuple[int, ...] | None:  # type: ignore[override]  # of several classes
-        """The recording's class, its classes if there is a separator, or None for an empty line."""
+        """The recording's class, or None for an empty line; its classes, or (), if there is a separator."""
         numbers = tuple(dict.fromkeys(self._numbers[name] for name in self.names(index)))
-        if not numbers:
-            return None
-        return numbers[0] if self._separator is None else numbers
+        if self._separator is not None:
+            return numbers
+        return numbers[0] if numbers else None

@@ -57,7 +57,7 @@ def _is_eat(state: State, cfg: Settings, task: Settings) -> bool:
 
 
 def _frontend(cfg: Settings, own: Settings, state: State) -> Node:
-    refuse(own, {"in_chans": 1, "patch_size": PATCH_SIZE})
+    refuse(own, {"in_chans": 1, "patch_size": PATCH_SIZE, "num_extra_tokens": 1})
     return frontend_of_eat(cfg["embed_dim"], own.get("target_length", 1024), state[_POSITIONS], own["num_extra_tokens"])
 
 

@@ -54,6 +54,31 @@ def test_several_classes_are_tuples(root: Path) -> None:
     assert sorted(map(tuple, whole.labels.tolist())) == [(1, -1), (1, -1), (1, 0)]
 
 
+def test_an_empty_line_is_a_recording_of_no_class(root: Path) -> None:
+    (train, classes), (val, val_classes) = (
+        manifest(root, "train", "dog;cat", "", "cat", "dog"),
+        manifest(root, "val", ""),
+    )
+    data = sound_manifest(
+        train, classes=classes, val_manifest=val, val_classes=val_classes, separator=";", num_frames=64
+    )
+    assert [data.train.label(i) for i in range(4)] == [(1, 0), (), (0,), (1,)]
+    batch = next(iter(data.finetune().eval_loader("val")))
+    assert batch.labels is not None
+    assert (batch.labels.dtype, batch.labels.tolist()) == (torch.int64, [[]])
+
+
+def test_a_share_of_recordings_of_several_classes_is_of_all(root: Path) -> None:
+    (train, classes), (val, val_classes) = (
+        manifest(root, "train", "dog;cat", "", "cat", "dog"),  # four combinations
+        manifest(root, "val", "cat"),
+    )
+    data = sound_manifest(
+        train, classes=classes, val_manifest=val, val_classes=val_classes, separator=";", num_frames=64
+    )
+    assert data.finetune(label_fraction=0.5).size == 2
+
+
 def sampler(labelled):  # type: ignore[no-untyped-def]
     split = labelled.split_batch(3, None, 1)
     return labelled.train_sampler(0, split, num_batches=1, start_batch=0, rank=0, world_size=1, accumulate=1)
