@@ -7,6 +7,7 @@ sample that cannot be read is replaced by the next readable one, as if that had 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic
@@ -167,13 +168,11 @@ class EvalCollate:
         return padding if bool(padding.any()) else None
 
 
-class PretrainSet:
+class PretrainSet(ABC):
     """Base class of pretraining data, which builds ``loader`` from the parts of a modality.
 
-    Abstract: a subclass sets ``modality`` and ``train``, and defines ``bad_sample_counter``, then ``pretrain_dataset``,
-    ``pretrain_sampler`` and ``pretrain_collate``, or for streams ``pretrain_stream``; and the rest of
-    :class:`d2v.data.protocol.PretrainData`. No method is abstract to Python, because data of one kind lack those of the
-    other: calling such a method is an error.
+    A subclass sets ``modality`` and ``train``, and defines the abstract methods, ``pretrain_stream`` if the data can be
+    streamed, and the rest of :class:`d2v.data.protocol.PretrainData`.
     """
 
     modality: ClassVar[str]
@@ -197,30 +196,34 @@ class PretrainSet:
         """Training batches of one rank (:meth:`d2v.data.protocol.PretrainData.loader`)."""
         if self.streaming:
             batches = BatchPlan(micro_batch_size=int(split.micro_batch_size), **asdict(plan))
-            return stream_loader(self.pretrain_stream(mask, seed, batches), workers, self.bad_sample_counter())
+            stream = self.pretrain_stream(mask, seed, batches)
+            assert stream is not None, "data that stream define pretrain_stream"
+            return stream_loader(stream, workers, self.bad_sample_counter())
         sampler = self.pretrain_sampler(seed, split, **asdict(plan))
         collate = self.pretrain_collate(mask, seed)
         return sample_loader(self.pretrain_dataset(seed), sampler, collate, workers, self.bad_sample_counter())
 
+    @abstractmethod
     def pretrain_dataset(self, seed: int) -> Dataset[Sample]:
         """Samples by the keys that ``pretrain_sampler`` gives."""
-        raise NotImplementedError("data define pretrain_dataset")
 
+    @abstractmethod
     def pretrain_sampler(self, seed: int, split: BatchSplit, **plan: int) -> Iterable[Sequence[object]]:
         """Batches of keys; ``plan`` are the arguments of a :class:`StepPlan`."""
-        raise NotImplementedError("data define pretrain_sampler")
 
+    @abstractmethod
     def pretrain_collate(self, mask: MaskGenerator | None, seed: int) -> Callable[[Sequence[Sample]], Batch]:
         """Samples to a batch with masks."""
-        raise NotImplementedError("data define pretrain_collate")
 
-    def pretrain_stream(self, mask: MaskGenerator | None, seed: int, plan: BatchPlan) -> StreamBatches | ShardedBatches:
-        """Batches with masks, of data that is read in the order in which it is stored."""
-        raise NotImplementedError("data that stream define pretrain_stream")
+    def pretrain_stream(
+        self, mask: MaskGenerator | None, seed: int, plan: BatchPlan
+    ) -> StreamBatches | ShardedBatches | None:
+        """Batches with masks, of data that is read in the order in which it is stored; None of all other data."""
+        return None
 
+    @abstractmethod
     def bad_sample_counter(self) -> BadSampleCounter:
         """A counter for ``Batch.skipped`` with this data's limit."""
-        raise NotImplementedError("data define bad_sample_counter")
 
     def describe(self) -> list[str]:
         """Lines of the summary before a run: splits, sizes, classes, files left out."""
@@ -237,21 +240,21 @@ class PretrainSet:
 class EqualSamples(PretrainSet):
     """Base class of data with the same number of tokens in each sample, so that a batch is a number of samples.
 
-    Abstract: a subclass defines ``token_grid`` and ``size``, and the data sets.
+    A subclass defines ``token_grid`` and ``size``, and the data sets.
     """
 
     batch_unit: ClassVar[str] = "samples"
     tokens_are: ClassVar[str] = "each"
 
     @property
+    @abstractmethod
     def token_grid(self) -> tuple[int, ...]:
         """The shape in which the tokens of a sample lie."""
-        raise NotImplementedError("data define token_grid")
 
     @property
+    @abstractmethod
     def size(self) -> float | None:
         """Samples to pretrain on; None for a stream."""
-        raise NotImplementedError("data define size")
 
     def split_batch(self, global_batch_size: float, micro_batch_size: float | None, world_size: int) -> BatchSplit:
         """Derive accumulation (:func:`d2v.data.batching.split_batch`)."""

@@ -5,6 +5,7 @@ Decoding by ``datasets`` is switched off, so that an undecodable row is a ``BadS
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -111,10 +112,10 @@ class Rows:
         self._data.load_state_dict(state)
 
 
-class HubStream:
+class HubStream(ABC):
     """Base class of streams of files: rows in the order they are stored, without downloading all first.
 
-    Abstract: images and speech define ``decode``, because a row is decoded into what the modality reads.
+    Images and speech define ``decode``, because a row is decoded into what the modality reads.
 
     Args:
         path: name on the Hub, or a local directory of parquet, arrow or webdataset files.
@@ -143,9 +144,9 @@ class HubStream:
         """One reader's share of the rows."""
         return self._rows.share(reader, num_readers)
 
+    @abstractmethod
     def decode(self, record: Any) -> Any:
         """The decoded sample of a row. Raises BadSample."""
-        raise NotImplementedError("streams of files define decode")
 
     def name(self, index: int) -> str:
         """The row's number."""

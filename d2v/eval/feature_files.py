@@ -28,7 +28,7 @@ _TYPES = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """Shape of the features in a file, and the samples left out.
 
     Attributes:
         shape: of the features.

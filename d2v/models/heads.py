@@ -19,9 +19,8 @@ from d2v.types import Batch, EncoderOutput
 from d2v.values import Epsilon, Fraction, PositiveInt, Rate, Width, buildable
 
 
-@buildable
-class MeanPoolHead(nn.Module):
-    """Head for images: mean of the patch tokens, LayerNorm, linear layer; output (B, C)."""
+class PooledHead(nn.Module):
+    """Base class of heads on one vector a sample: LayerNorm, dropout, linear layer; :meth:`classify`."""
 
     def __init__(self, embed_dim: Width, num_outputs: Width, norm_eps: Epsilon = 1e-6, drop_rate: Rate = 0.0) -> None:
         super().__init__()
@@ -31,13 +30,22 @@ class MeanPoolHead(nn.Module):
         nn.init.trunc_normal_(self.proj.weight, std=0.02)
         nn.init.zeros_(self.proj.bias)
 
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Return (B, C) outputs of (B, D) vectors."""
+        return self.proj(self.drop(self.norm(pooled)))
+
+
+@buildable
+class MeanPoolHead(PooledHead):
+    """Head for images: mean of the patch tokens, LayerNorm, linear layer; output (B, C)."""
+
     def forward(self, out: EncoderOutput, padding_mask: Tensor | None = None) -> Tensor:
         """Return (B, C) outputs; padded tokens are ignored."""
         x = out.patch_tokens
         if padding_mask is None:
-            return self.proj(self.drop(self.norm(x.mean(dim=1))))
+            return self.classify(x.mean(dim=1))
         real = ~padding_mask.unsqueeze(-1)
-        return self.proj(self.drop(self.norm((x * real).sum(dim=1) / real.sum(dim=1))))
+        return self.classify((x * real).sum(dim=1) / real.sum(dim=1))
 
 
 @buildable

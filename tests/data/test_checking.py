@@ -151,6 +151,7 @@ def test_glue_is_measured_in_characters(tmp_path: Path) -> None:
 def test_a_modality_without_measures_of_its_own_has_formats_and_classes() -> None:
     class Pictures(PretrainSet):
         modality = "pictures"
+        pretrain_dataset = pretrain_sampler = pretrain_collate = bad_sample_counter = None  # not asked for
 
         def __init__(self) -> None:
             self.train = self.probe_train = SampleImages("val")
@@ -164,6 +165,7 @@ def test_a_modality_without_measures_of_its_own_has_formats_and_classes() -> Non
 def test_streams_are_refused() -> None:
     class Stream(PretrainSet):
         streaming = True
+        pretrain_dataset = pretrain_sampler = pretrain_collate = bad_sample_counter = None  # not asked for
 
     with pytest.raises(ValueError, match=r"streaming=true: .* set streaming=false"):
         check_data(Stream(), 0.0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v.nn.tokens import gather_tokens
+from d2v.objective.targets import normalize_patches
 from d2v.types import TokenMask
 from d2v.values import NumPrefixTokens, Rate, Width
 
@@ -17,8 +18,8 @@ class Frontend(nn.Module):
     """Base class of frontends: inputs to tokens.
 
     Abstract: a subclass for a modality defines :meth:`embed`, :meth:`token_grid` and :meth:`example`; if its tokens are
-    patches, also ``patch_values`` and :meth:`patches`; if decoders can predict input values of masked tokens, also
-    ``num_values`` and :meth:`values`.
+    patches, also ``patch_values`` and :meth:`patches`; if decoders can predict other values of masked tokens than
+    those of patches, also ``num_values`` and :meth:`values`.
 
     Args:
         embed_dim: features D.
@@ -70,14 +71,15 @@ class Frontend(nn.Module):
     @property
     def num_values(self) -> int:
         """V, number of values of each token that :meth:`values` returns; 0 for none."""
-        return 0
+        return self.patch_values
 
     def values(self, inputs: Tensor) -> Tensor:
         """Return normalised values of each token's part of the inputs, (B, T, V) float32, if ``num_values`` is not 0.
 
-        A decoder can predict them at masked tokens, beside the teacher's targets.
+        A decoder can predict them at masked tokens, beside the teacher's targets. Of patches they are the input values,
+        normalised to zero mean and unit variance (MAE, arXiv:2111.06377, table 1d).
         """
-        raise NotImplementedError("a frontend of values that can be predicted defines values")
+        return normalize_patches(self.patches(inputs))
 
     @property
     def can_hide(self) -> bool:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.positions import RelativePositionBias, sincos_2d
-from d2v.objective.targets import normalize_patches
 from d2v.types import TokenMask
 from d2v.values import Channels, ImageSize, NumHeads, NumPrefixTokens, Width, buildable
 
@@ -55,8 +54,6 @@ class ImageFrontend(Frontend):
             )
         if fixed_positions and embed_dim % 4:
             raise ValueError(f"embed_dim={embed_dim}: 2-d sine-cosine positions need a multiple of 4")
-        if fixed_positions and embed_dim % 4:
-            raise ValueError(f"embed_dim={embed_dim}: 2-d sine-cosine positions need a multiple of 4")
         self.img_size = img_size
         self.patch_size = patch_size
         self.in_chans = in_chans
@@ -97,15 +94,6 @@ class ImageFrontend(Frontend):
     def patches(self, inputs: Tensor) -> Tensor:
         """Cut (B, C, H, W) images into (B, T, C * patch_size**2) pixel values, row-major."""
         return F.unfold(inputs, self.patch_size, stride=self.patch_size).transpose(1, 2)
-
-    @property
-    def num_values(self) -> int:
-        """Number of pixel values of a patch."""
-        return self.patch_values
-
-    def values(self, inputs: Tensor) -> Tensor:
-        """Return the pixel values of every patch, normalised to zero mean and unit variance (MAE, table 1d)."""
-        return normalize_patches(self.patches(inputs))
 
 
 @buildable

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from d2v.nn.frontends.base import Frontend
 from d2v.nn.positions import sincos_2d
-from d2v.objective.targets import normalize_patches
 from d2v.values import ImageSize, NumFrames, NumPrefixTokens, Width, buildable
 
 
@@ -91,12 +90,3 @@ class SpectrogramFrontend(Frontend):
     def patches(self, inputs: Tensor) -> Tensor:
         """Cut (B, 1, frames, mel bins) spectrograms into (B, T, patch_size**2) values."""
         return F.unfold(inputs, self.patch_size, stride=self.patch_size).transpose(1, 2)
-
-    @property
-    def num_values(self) -> int:
-        """Number of values of a patch."""
-        return self.patch_values
-
-    def values(self, inputs: Tensor) -> Tensor:
-        """Return the values of every patch, normalised to zero mean and unit variance."""
-        return normalize_patches(self.patches(inputs))
