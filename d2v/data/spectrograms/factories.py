@@ -13,9 +13,8 @@ from typing import Unpack
 from d2v.data.contents import Contents
 from d2v.data.files import printable
 from d2v.data.spectrograms.data import SpectrogramData, SpectrogramOptions
-from d2v.data.speech.clips import AudioClips, audio_listing, require_folder
-from d2v.data.speech.corpora import manifest_clips, with_transcripts
-from d2v.data.speech.factories import below
+from d2v.data.speech.clips import AudioClips
+from d2v.data.speech.corpora import below, folder_clips, manifest_clips, with_transcripts
 from d2v.data.speech.labelled_clips import LabelledClips
 from d2v.values import Name, PathStr, buildable
 
@@ -50,24 +49,8 @@ def sound_folder(
     if class_folders and label_pattern is not None:
         raise ValueError(f"label_pattern={label_pattern}: class_folders=true already names the classes; leave one out")
     pattern = _TOP_FOLDER if class_folders else label_pattern
-
-    def clips(
-        folder: str, key: str, min_samples: int, held_out: str | None = None, names: tuple[str, ...] | None = None
-    ) -> AudioClips:
-        base = require_folder(folder, key)
-        listed, contents = audio_listing(folder, key, held_out)
-        return AudioClips(
-            partial(below, base), listed, _rate(options), min_samples, pattern, group_pattern, names,
-            f"{key}={folder}", contents,
-        )  # fmt: skip
-
-    train = clips(root, "root", _shortest(options), val_root)
-    return SpectrogramData(
-        train=train,
-        probe_train=train if pattern is not None else None,
-        val=None if val_root is None else clips(val_root, "val_root", 1, None, train.class_names),
-        **options,
-    )
+    train, val = folder_clips(root, val_root, _rate(options), _shortest(options), pattern, group_pattern)
+    return SpectrogramData(train=train, probe_train=train if pattern is not None else None, val=val, **options)
 
 
 @buildable

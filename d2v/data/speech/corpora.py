@@ -1,14 +1,59 @@
-"""Corpora of speech: LibriSpeech's folders and fairseq's manifests."""
+"""Collections of recordings: folders, LibriSpeech's folders and fairseq's manifests."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from d2v.data.files import Listing, home_path, list_files
 from d2v.data.plain_text import utf8_of
-from d2v.data.speech.clips import MAX_SAMPLES, Clip, num_resampled, sampling_rate
+from d2v.data.speech.clips import (
+    MAX_SAMPLES,
+    AudioClips,
+    Clip,
+    audio_listing,
+    num_resampled,
+    require_folder,
+    sampling_rate,
+)
+
+
+def below(root: Path, name: str) -> Path:
+    """Return the path of a file in a folder; as a partial function, it is pickled for data workers."""
+    return root / name
+
+
+def folder_clips(
+    root: str,
+    val_root: str | None,
+    sample_rate: int,
+    min_samples: int,
+    label_pattern: str | None,
+    group_pattern: str | None,
+) -> tuple[AudioClips, AudioClips | None]:
+    """Return the recordings of a tree of files to train on, and those of ``val_root``, which has no shortest length.
+
+    Recordings that are in both are only evaluated on.
+
+    Raises:
+        FileNotFoundError: there is no folder, or no audio file in it.
+        ValueError: a pattern does not match, or ``val_root`` has a class that ``root`` lacks.
+    """
+
+    def clips(
+        folder: str, key: str, shortest: int, held_out: str | None = None, names: tuple[str, ...] | None = None
+    ) -> AudioClips:
+        base = require_folder(folder, key)
+        listed, contents = audio_listing(folder, key, held_out)
+        return AudioClips(
+            partial(below, base), listed, sample_rate, shortest, label_pattern, group_pattern, names,
+            f"{key}={folder}", contents,
+        )  # fmt: skip
+
+    train = clips(root, "root", min_samples, val_root)
+    return train, None if val_root is None else clips(val_root, "val_root", 1, None, train.class_names)
 
 
 def librispeech_parts(root: str, parts: Sequence[str], key: str) -> tuple[list[Clip], Counter[str], tuple[str, ...]]:

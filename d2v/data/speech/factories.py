@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Unpack
 
 from filelock import FileLock
@@ -19,8 +18,15 @@ from d2v.data.contents import Contents
 from d2v.data.files import home_path, printable
 from d2v.data.hub import check_other_split
 from d2v.data.shards import SHARDED, Streaming
-from d2v.data.speech.clips import AudioClips, audio_listing, prompt_clips, read_prompt, require_folder
-from d2v.data.speech.corpora import librispeech_folder, librispeech_parts, manifest_clips, with_transcripts
+from d2v.data.speech.clips import AudioClips, prompt_clips, read_prompt, require_folder
+from d2v.data.speech.corpora import (
+    below,
+    folder_clips,
+    librispeech_folder,
+    librispeech_parts,
+    manifest_clips,
+    with_transcripts,
+)
 from d2v.data.speech.data import SpeechData, SpeechOptions, check_seconds
 from d2v.data.speech.hub import HFAudioStream, hf_clips
 from d2v.data.streams import Stream
@@ -97,11 +103,6 @@ def _as_list(parts: Sequence[str] | str) -> list[str]:
     return [parts] if isinstance(parts, str) else list(parts)
 
 
-def below(root: Path, name: str) -> Path:
-    """Return the path of a file in a folder; as a partial function, it is pickled for data workers."""
-    return root / name
-
-
 def _download(root: str, parts: Sequence[str], key: str) -> None:
     """Download parts; a part appears only when complete, and other processes wait for the first."""
     from torchaudio.datasets import LIBRISPEECH
@@ -150,24 +151,8 @@ def audio_folder(
         ValueError: a pattern does not match, or values do not fit each other.
     """
     sample_rate, shortest = _shortest(options)
-
-    def clips(
-        folder: str, key: str, min_samples: int, held_out: str | None = None, names: tuple[str, ...] | None = None
-    ) -> AudioClips:
-        base = require_folder(folder, key)
-        listed, contents = audio_listing(folder, key, held_out)
-        return AudioClips(
-            partial(below, base), listed, sample_rate, min_samples, label_pattern, group_pattern, names,
-            f"{key}={folder}", contents,
-        )  # fmt: skip
-
-    train = clips(root, "root", shortest, val_root)
-    return SpeechData(
-        train=train,
-        probe_train=train if label_pattern is not None else None,
-        val=None if val_root is None else clips(val_root, "val_root", 1, None, train.class_names),
-        **options,
-    )
+    train, val = folder_clips(root, val_root, sample_rate, shortest, label_pattern, group_pattern)
+    return SpeechData(train=train, probe_train=train if label_pattern is not None else None, val=val, **options)
 
 
 @buildable
